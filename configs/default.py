@@ -1,0 +1,92 @@
+"""Every field there is, with its meaning. The experiments import this and change it.
+
+Any field can be changed on the command line: `--config.train.epochs=20`,
+`--config.data.degradation.sigma_x="(5.0, 5.0)"`. A run keeps its fields in `config.json`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from restore_jax.errors import UsageError
+
+
+def get_config(data: str = "mvtec_ad") -> ConfigDict:
+    """Returns the fields that all experiments share.
+
+    Args:
+      data: which images, the part of `--config=FILE.py:DATA` after the colon.
+
+    Raises:
+      UsageError: for data that does not exist.
+    """
+    config = ConfigDict()
+    config.name = "default"  # names the default workdir, together with the data
+    config.seed = 0  # initial parameters, order of the images, noise and blur, dropout
+    config.dtype = "float32"  # arithmetic of the model: float32 or bfloat16
+
+    config.model = ConfigDict()
+    config.model.name = "sca_unet"  # a name of restore_jax.models.MODELS; options follow it
+
+    # Weight of each loss term; a term of weight 0 is not computed.
+    config.loss = ConfigDict()
+    config.loss.charbonnier = 1.0  # mean of sqrt(error² + 1e-6)
+    config.loss.ssim = 0.0  # 1 − SSIM
+    config.loss.edge = 0.0  # Charbonnier of the Laplacians
+    config.loss.edge_pyramid = 0.0  # the same with the Gaussian-pyramid Laplacian
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"  # adam or adamw
+    config.optimizer.learning_rate = 1e-3  # the highest of the schedule
+    config.optimizer.weight_decay = 0.0  # adamw only
+    config.optimizer.schedule = "constant"  # constant, cosine or warm_restarts
+    config.optimizer.warmup_epochs = 0.0  # linear rise from 0 before the schedule
+    config.optimizer.final_fraction = 0.0  # of the learning rate, at a cosine's end
+    config.optimizer.restart_epochs = 10.0  # warm_restarts: length of the first cycle
+    config.optimizer.restart_factor = 2.0  # warm_restarts: each cycle is so much longer
+    config.optimizer.clip_norm = 0.0  # largest global gradient norm; 0 = no clipping
+    config.optimizer.ema_decay = 0.0  # average of the parameters, used to restore; 0 = off
+
+    config.train = ConfigDict()
+    config.train.epochs = 250
+    config.train.batch_size = 8  # over all devices together
+    config.train.log_every_steps = 20  # how often the loss is fetched, shown and checked
+
+    config.eval = ConfigDict()
+    config.eval.every_epochs = 1  # validate and save a checkpoint so often
+    config.eval.batch_size = 8  # over all devices together
+    config.eval.split = "val"  # of --mode=evaluate: val, train or all
+    config.eval.pictures = 8  # rows in the picture of degraded, restored and clean images
+
+    config.data = ConfigDict()
+    config.data.name = data
+    config.data.root = ""  # mvtec_ad: the extracted data set, or its archives
+    config.data.split = "defects"  # defects (the reports'), good or all
+    config.data.image_size = 256  # both sides, after degrading; 0 = native size
+    config.data.crop_size = 256  # training crops, only with image_size=0
+    config.data.resize = "bilinear"  # bilinear (antialiased, as Pillow's) or area
+    config.data.realisations = 1  # fixed draws of noise and blur per image; 0 = new every epoch
+    config.data.augment = "none"  # none, flips, or all8 (with rotations)
+    config.data.cache_dir = ""  # prepared data; "" = restore_jax/tfds in the user's cache
+
+    # The law that turns clean photographs into degraded ones, at native size, in this order.
+    # None keeps the preset's value. Ranges are (low, high), drawn anew for every image.
+    config.data.degradation = ConfigDict()
+    config.data.degradation.preset = "kla"  # kla (the reports'), mild or blind
+    config.data.degradation.blur = placeholder(tuple)  # kinds to draw from: none, gaussian, …
+    config.data.degradation.sigma_x = placeholder(tuple)  # gaussian: px along the columns
+    config.data.degradation.sigma_y = placeholder(tuple)  # gaussian: px along the rows
+    config.data.degradation.motion_length = placeholder(tuple)  # motion: px
+    config.data.degradation.motion_angle = placeholder(tuple)  # motion: degrees
+    config.data.degradation.defocus_radius = placeholder(tuple)  # defocus: px
+    config.data.degradation.noise_sigma = placeholder(tuple)  # grey levels, per channel
+    config.data.degradation.poisson_peak = placeholder(tuple)  # photons at white; (0, 0) = off
+    config.data.degradation.gain = placeholder(tuple)  # per channel
+    config.data.degradation.quantise = placeholder(str)  # truncate, round or none
+
+    if data == "sample":
+        config.data.image_size = 64
+        config.data.sample_size = 256  # native side of the rendered images
+        config.data.sample_count = 8  # images per defect type, and per category without defect
+    elif data != "mvtec_ad":
+        raise UsageError(f"--config=…:{data}: no such data; there are mvtec_ad and sample")
+    return config

@@ -1,0 +1,117 @@
+"""Reads tar archives that come from the network, as a stream and without extracting them.
+
+Such an archive is not trusted: nothing in it is ever written under a name it chose. A member
+that points outside, is not a plain file or folder, or is far larger than any photograph is
+refused, and so is an archive that ends early, which `tarfile` alone takes for a complete one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from restore_jax.errors import UsageError
+
+SUFFIXES = (".tar.xz", ".tar.gz", ".tar", ".txz", ".tgz")
+# MVTec AD's largest photograph takes about 3 MB, and the whole set has about 7,000 members.
+MAX_MEMBER_BYTES = 64 << 20
+MAX_MEMBERS = 100_000
+
+_MAGIC_BYTES = 6
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file's name is that of an archive that can be read here."""
+    return not path.name.startswith(".") and path.name.lower().endswith(SUFFIXES)
+
+
+def refused(path: Path, problem: str) -> UsageError:
+    """The error that names an archive and what is wrong with it."""
+    return UsageError(
+        f"config.data.root: the archive {str(path)!r} was refused: {problem};"
+        " get it again from its official page"
+    )
+
+
+def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+    """Yields the name of every file in an archive, with its bytes where it is wanted.
+
+    Raises:
+        UsageError: The archive cannot be read to its end, or a member is refused.
+    """
+    seen: set[str] = set()
+    try:
+        with _open(path) as stream:
+            guarded = _Guarded(stream)
+            with tarfile.open(fileobj=guarded, mode="r:") as tar:
+                for count, member in enumerate(tar):
+                    if count >= MAX_MEMBERS:
+                        raise refused(path, f"it has more than {MAX_MEMBERS:,} members")
+                    name = _checked_name(path, member)
+                    if member.isdir():
+                        continue
+                    if name in seen:
+                        raise refused(path, f"it has {name!r} twice")
+                    seen.add(name)
+                    content = tar.extractfile(member) if wanted(name) else None
+                    yield name, content and content.read()
+            if guarded.last != bytes(tarfile.BLOCKSIZE):
+                raise refused(path, "it has no end mark: it is cut short or damaged")
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        raise refused(path, f"it cannot be read to its end, is it whole? ({error})") from error
+
+
+class _Guarded:
+    """The file under `tarfile`: bounds every single read and remembers the last block.
+
+    `tarfile` reads extended headers whole, whatever size they claim, and takes a header it
+    cannot read for the end of the archive.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.last = b""
+        self.seek = stream.seek
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_MEMBER_BYTES + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        self.last = self._stream.read(size)
+        return self.last
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """Opens an archive for reading, through the decompressor its first bytes ask for."""
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(path.open("rb"))
+        magic = stream.read(_MAGIC_BYTES)
+        stream.seek(0)
+        if magic.startswith(b"\xfd7zXZ"):
+            stream = stack.enter_context(lzma.open(stream))
+        elif magic.startswith(b"\x1f\x8b"):
+            stream = stack.enter_context(gzip.open(stream))
+        yield stream
+
+
+def _checked_name(path: Path, member: tarfile.TarInfo) -> str:
+    """The member's name without `./`, once it is known to be a harmless file or folder."""
+    parts = member.name.split("/")
+    if member.name.startswith("/") or ".." in parts:
+        raise refused(path, f"its member {member.name!r} points outside of it")
+    if not (member.isfile() or member.isdir()):
+        raise refused(path, f"its member {member.name!r} is a link or a device")
+    if not 0 <= member.size <= MAX_MEMBER_BYTES:
+        raise refused(
+            path,
+            f"its member {member.name!r} claims {member.size:,} bytes"
+            f" (at most {MAX_MEMBER_BYTES:,} are read)",
+        )
+    return "/".join(part for part in parts if part not in ("", "."))

@@ -1,0 +1,175 @@
+"""TensorFlow Datasets builder of MVTec AD, from a local folder or its archives; no download.
+
+`data.mvtec_ad.load` is what this project reads it with. On its own the builder works like any
+other: `tfds.load("mvtec_ad", builder_kwargs={"root": ROOT})`, or without `root` from TensorFlow
+Datasets' folder for data fetched by hand.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from data.mvtec_ad import source
+from restore_jax.errors import UsageError
+
+_DESCRIPTION = """\
+MVTec AD: photographs of 15 kinds of objects and textures for industrial inspection, free of
+defects for training, with and without defects for testing, and a mask of each defect.
+"""
+_CITATION = """\
+@article{bergmann2021mvtec,
+  title = {The {MVTec} Anomaly Detection Dataset: A Comprehensive Real-World Dataset for
+           Unsupervised Anomaly Detection},
+  author = {Bergmann, Paul and Batzner, Kilian and Fauser, Michael and Sattlegger, David and
+            Steger, Carsten},
+  journal = {International Journal of Computer Vision},
+  volume = {129},
+  number = {4},
+  pages = {1038--1059},
+  year = {2021}
+}
+"""
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_DECODING_THREADS = 4
+# TensorFlow Datasets sorts what exceeds 1 GB in files of equal shares of the 128-bit keys, all
+# open at once. 64 of them stay clear of the limit on open files and small in memory.
+_SORTING_FILES_BITS = 6
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """MVTec AD with its own splits, `train` and `test`, in the order of the ids.
+
+    Features: `image`, the photograph as its original PNG file, [H, W, 3] uint8 once decoded
+    (grey ones with three equal channels); `mask`, [H, W, 1] uint8, positive on the defect and
+    zero elsewhere; `has_mask`, whether the mask is known: True for photographs without defects
+    (it is empty) and for those with a mask file, False for a defective one without (its zeros
+    mean nothing); `category`; `defect_type`, `good` where there is none; `id`,
+    `<category>/<train|test>/<defect type>/<name>`.
+
+    `info.metadata["ids"]` lists the ids of each split in the order of the records. A split of
+    which the source has no photographs does not exist.
+
+    Args:
+        root: The data set's folder or archive, or what `source.find` made of it; None: the
+            folder for data fetched by hand.
+        **kwargs: As for `tfds.core.GeneratorBasedBuilder`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Initial release."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        f"Get MVTec AD from {source.HOMEPAGE} (CC BY-NC-SA 4.0) and put its archive, those of"
+        " its categories or what they hold there; nothing needs to be extracted."
+    )
+
+    def __init__(
+        self, *, root: str | source.Tree | source.Archives | None = None, **kwargs: Any
+    ) -> None:
+        self._root = root
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                    "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                    "has_mask": np.bool_,
+                    "category": tfds.features.Text(),
+                    "defect_type": tfds.features.Text(),
+                    "id": tfds.features.Text(),
+                }
+            ),
+            disable_shuffling=True,
+            homepage=source.HOMEPAGE,
+            citation=_CITATION,
+            license="CC BY-NC-SA 4.0",
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        found = dl_manager.manual_dir if self._root is None else self._root
+        if not isinstance(found, source.Tree | source.Archives):
+            found = source.find(found)
+        ids = {
+            split: [p.id for p in found.photographs if p.split == split]
+            for split in ("train", "test")
+        }
+        ids = {split: members for split, members in ids.items() if members}
+        self.info.metadata["ids"] = ids
+        return {split: self._generate_examples(found, split, ids[split]) for split in ids}
+
+    def _generate_examples(
+        self, found: source.Tree | source.Archives, split: source.Split, ids: list[str]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        ranks = {example: rank for rank, example in enumerate(ids)}
+        with concurrent.futures.ThreadPoolExecutor(_DECODING_THREADS) as threads:
+            checking: collections.deque[concurrent.futures.Future[dict[str, Any]]]
+            checking = collections.deque()
+            # Few at a time: a photograph takes about a megabyte and the set 5 GB.
+            for record in found.read(split):
+                checking.append(threads.submit(_example, record))
+                if len(checking) > 2 * _DECODING_THREADS:
+                    example = checking.popleft().result()
+                    yield _sorting_key(ranks[example["id"]], len(ids)), example
+            for example in (waiting.result() for waiting in checking):
+                yield _sorting_key(ranks[example["id"]], len(ids)), example
+
+
+def _sorting_key(rank: int, count: int) -> int:
+    """The key that sorts an example to its rank, spread over the 128 bits a key may have."""
+    return ((rank << _SORTING_FILES_BITS) // count << (128 - _SORTING_FILES_BITS)) + rank
+
+
+def _example(record: source.Record) -> dict[str, Any]:
+    """The features of one photograph, whose files are decoded once to know that they can be.
+
+    Raises:
+        UsageError: A file is no PNG that can be decoded, or the mask is of another size.
+    """
+    photograph, image, mask = record
+    size = _decoded_size(image, channels=3)
+    if mask is not None and (mask_size := _decoded_size(mask, channels=1)) != size:
+        raise UsageError(
+            f"{mask.where}: the mask has {mask_size[0]} rows and {mask_size[1]} columns, its"
+            f" photograph {size[0]} and {size[1]}"
+        )
+    return {
+        "image": image.data,
+        "mask": _empty_mask(*size) if mask is None else mask.data,
+        "has_mask": mask is not None or photograph.defect_type == "good",
+        "category": photograph.category,
+        "defect_type": photograph.defect_type,
+        "id": photograph.id,
+    }
+
+
+def _decoded_size(picture: source.Picture, channels: int) -> tuple[int, int]:
+    """Height and width of a picture that the training pipeline's decoder accepts."""
+    try:
+        if picture.data.startswith(_PNG_SIGNATURE):
+            height, width, _ = tf.io.decode_png(picture.data, channels=channels).shape
+            return height, width
+    except tf.errors.InvalidArgumentError:
+        pass
+    raise UsageError(
+        f"{picture.where}: not a PNG file that can be decoded (cut short or damaged?),"
+        " get it again"
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _empty_mask(height: int, width: int) -> bytes:
+    return tf.io.encode_png(tf.zeros((height, width, 1), tf.uint8)).numpy()

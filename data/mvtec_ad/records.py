@@ -1,0 +1,213 @@
+"""MVTec AD as records for training: prepared once on disk, then read in order of the ids."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import fcntl
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from data import splits
+from data.mvtec_ad import source
+from data.mvtec_ad.mvtec_ad_dataset_builder import Builder
+from restore_jax.errors import RunError, UsageError
+
+# Small files: a share of the photographs is then read without passing over the others.
+_SHARD_BYTES = 32 << 20
+_NEEDED = 1.1  # disk space to prepare, as a multiple of the data set's size
+
+
+def load(
+    root: str, split: str = "defects", cache_dir: str | None = None
+) -> dict[str, tuple[tf.data.Dataset, int]]:
+    """Reads MVTec AD for training and validation.
+
+    The first call on a data set copies its files, checked and undecoded, into a folder of the
+    cache that belongs to just this content (names, sizes and times of change), so a changed or
+    another data set never meets records of the old one. That takes as much disk space as the
+    data set; the folder may be deleted at any time. Later calls only list the data set's files.
+    Several processes may call at once: one prepares and the others wait for it.
+
+    Args:
+        root: `config.data.root`: the extracted data set or its archives (`source.find`).
+        split: `config.data.split`: `defects`, `good` or `all` (`splits.divide`).
+        cache_dir: Where to keep prepared data; None: `restore_jax/tfds` in the user's cache
+            folder (`$XDG_CACHE_HOME`, else `~/.cache`).
+
+    Returns:
+        For `train` and `val`, the records in the order of their ids and their number. A record
+        is a dict of scalars: `image` and `mask`, encoded PNG files; `has_mask`, bool, whether
+        the mask is known (it is, and empty, for photographs without defects); `id`, `category`
+        and `defect_type`, strings.
+
+    Raises:
+        UsageError: There is no such split, no MVTec AD at `root` or no photographs in it that
+            the split asks for, a file cannot be decoded, or the cache cannot be written to.
+        RunError: Preparing failed for want of disk space or the like.
+    """
+    splits.check_split(split)
+    found = source.find(root)
+    folder = _cache(cache_dir) / f"mvtec_ad-{found.fingerprint()[:16]}"
+    with _quiet():
+        builder = _prepared(folder)
+    if builder is None:
+        builder = _prepare(root, found, folder)
+
+    ids = builder.info.metadata["ids"]
+    positions = {
+        example: (name, position)
+        for name, members in ids.items()
+        for position, example in enumerate(members)
+    }
+    train, val = splits.divide(positions, split)
+    _check_some(train, val, split, root)
+    with _quiet():
+        return {
+            part: (_read(builder, [positions[example] for example in members]), len(members))
+            for part, members in (("train", train), ("val", val))
+        }
+
+
+def _check_some(train: list[str], val: list[str], split: str, root: str) -> None:
+    """Refuses a data set of which a split leaves nothing to train on or to validate on."""
+    where = f"config.data.root={root!r} with config.data.split={split!r}"
+    if split == "good" and not train:
+        raise UsageError(
+            f"{where}: there are no photographs in <category>/train/good to train on:"
+            " add them, or choose another split (defects, all)"
+        )
+    if (split == "good" and not val) or (split == "defects" and not train):
+        raise UsageError(
+            f"{where}: there are no defective photographs (<category>/test/<defect type>):"
+            " add them, or train on all photographs with config.data.split=all"
+        )
+    if not val:
+        raise UsageError(
+            f"{where}: no category has two photographs, one to train on and one to validate"
+            " on: add photographs"
+        )
+
+
+def _cache(cache_dir: str | None) -> Path:
+    if cache_dir:
+        return Path(cache_dir).expanduser()
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user) / "restore_jax" / "tfds"
+
+
+def _prepared(folder: Path) -> Builder | None:
+    """The builder of what is prepared in a folder; None unless all of it is there."""
+    if not (folder / Builder.name / str(Builder.VERSION) / "dataset_info.json").exists():
+        return None
+    builder = Builder(data_dir=folder)
+    shards = [path for part in builder.info.splits.values() for path in part.filepaths]
+    complete = shards and builder.is_prepared() and all(path.exists() for path in shards)
+    return builder if complete else None
+
+
+def _prepare(root: str, found: source.Tree | source.Archives, folder: Path) -> Builder:
+    """Prepares the data set in a folder, unless another process does so meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: prepared data cannot be kept there ({error.strerror}):"
+            " choose another cache folder"
+        ) from error
+    with lock:
+        alone = _locked(lock)
+        with _quiet():
+            if builder := _prepared(folder):
+                return builder
+        version = folder / Builder.name / str(Builder.VERSION)
+        # What a killed process left behind, or a preparation with files deleted since.
+        shutil.rmtree(version.parent if alone else version, ignore_errors=True)
+        free, needed = shutil.disk_usage(folder).free, _NEEDED * found.bytes
+        if free < needed:
+            raise UsageError(
+                f"{folder}: {free / 1e9:.1f} GB are free and preparing mvtec_ad takes about"
+                f" {needed / 1e9:.1f} GB: make room or choose another cache folder"
+            )
+        print(
+            f"preparing mvtec_ad from {root} ({found.summary}) in {folder} ...", file=sys.stderr
+        )
+        with _quiet():
+            builder = Builder(root=found, data_dir=folder)
+            try:
+                builder.download_and_prepare(
+                    download_config=tfds.download.DownloadConfig(
+                        try_download_gcs=False, num_shards=_shards(found)
+                    )
+                )
+            # RuntimeError: what TensorFlow Datasets makes of the others at the end of a split.
+            except (OSError, tf.errors.OpError, RuntimeError) as error:
+                # Where locks do not work, another process may have been the first to finish.
+                builder = _prepared(folder)
+                if builder is None:
+                    reason = " ".join(str(error).split())[:300]
+                    raise RunError(f"{folder}: preparing mvtec_ad failed: {reason}") from error
+        return builder
+
+
+def _locked(file: IO[str]) -> bool:
+    """Waits until this process alone has the lock; False where files cannot be locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _shards(found: source.Tree | source.Archives) -> int:
+    """Into how many files each split goes: none may be left empty."""
+    per_split = collections.Counter(p.split for p in found.photographs)
+    return max(1, min(found.bytes // _SHARD_BYTES, *per_split.values()))
+
+
+def _read(builder: Builder, positions: list[tuple[str, int]]) -> tf.data.Dataset:
+    """Reads records by split and position, in the order given."""
+    runs: list[list[Any]] = []
+    for name, position in positions:
+        if runs and runs[-1][0] == name and runs[-1][2] == position:
+            runs[-1][2] = position + 1
+        else:
+            runs.append([name, position, position + 1])
+    instructions = [tfds.core.ReadInstruction(*run, unit="abs") for run in runs]
+    return builder.as_dataset(
+        split=_sum(instructions),
+        decoders={"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()},
+        # What is worth keeping in memory is for the pipeline that decodes to say.
+        read_config=tfds.ReadConfig(try_autocache=False, skip_prefetch=True),
+    )
+
+
+def _sum(instructions: list[Any]) -> Any:
+    """Adds in halves: a sum is nested as deep as it was added up, and there may be hundreds."""
+    if len(instructions) == 1:
+        return instructions[0]
+    half = len(instructions) // 2
+    return _sum(instructions[:half]) + _sum(instructions[half:])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back TensorFlow Datasets' progress bars, printed notices and log lines."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,294 @@
+"""From records to batches: decode, degrade, resize, cache, shuffle, augment, batch.
+
+A source yields *records*: encoded photographs with their masks. The pipeline degrades each at
+its native size, resizes the pair and keeps it as 8-bit pixels in memory. Every random draw is
+stateless, keyed on the seed, the image's id and the number of the draw, so the same step of the
+same run sees the same batch, whenever it is asked for.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from data import degrade, records
+from restore_jax.batches import Batch, Data
+from restore_jax.errors import RunError, UsageError
+
+# The seed of the draws of evaluation, whatever the run's own: figures of runs that differ in
+# their seed are of the same degraded images.
+EVAL_SEED = 20_240_613
+
+# The SSIM of training and evaluation has a window of 11 pixels.
+MIN_SIZE = 11
+
+_STRINGS = ("category", "defect_type", "id")
+_AUGMENTATIONS = ("none", "flips", "all8")
+
+
+def make_data(config: ConfigDict) -> Data:
+    """Makes the data that a configuration asks for; nothing is decoded yet.
+
+    Args:
+      config: all fields; `config.data`, `config.seed` and the batch sizes matter.
+
+    Returns:
+      The data, with its batches as `restore_jax.batches` describes them.
+
+    Raises:
+      UsageError: for a wrong field, or a root without data.
+    """
+    # TensorFlow only reads and degrades; the GPU's memory is JAX's.
+    tf.config.set_visible_devices([], "GPU")
+    settings = config.data
+    law = degrade.law_from_config(settings.degradation)
+    _check(settings, law)
+    sources = records.load(settings)
+    train = sources["train"]
+
+    def train_batches(step: int) -> Iterator[Batch]:
+        return _train_batches(config, law, train, step)
+
+    def eval_batches(split: str) -> Iterator[Batch]:
+        return group_by_size(iter(eval_pairs[split]), config.eval.batch_size)
+
+    eval_pairs = {
+        split: _NumpyView(
+            _realise(source.dataset, settings, law, EVAL_SEED, realisation=0).cache()
+        )
+        for split, source in sources.items()
+    }
+    return Data(
+        name=settings.name,
+        counts={split: source.count for split, source in sources.items()},
+        train_images=train.count * max(1, settings.realisations),
+        train_batches=train_batches,
+        eval_batches=eval_batches,
+    )
+
+
+def _check(settings: ConfigDict, law: degrade.Law) -> None:
+    for field in ("image_size", "crop_size"):
+        used = field == "image_size" or settings.image_size == 0
+        if used and settings[field] and settings[field] < MIN_SIZE:
+            raise UsageError(
+                f"config.data.{field}: {settings[field]} is too small; SSIM needs {MIN_SIZE} px"
+            )
+    if settings.resize not in ("bilinear", "area"):
+        raise UsageError(f"config.data.resize: {settings.resize!r} is not bilinear or area")
+    if settings.realisations < 0:
+        raise UsageError(
+            f"config.data.realisations: {settings.realisations} is negative; 0 is a new draw "
+            "every epoch"
+        )
+    if settings.augment not in _AUGMENTATIONS:
+        raise UsageError(
+            f"config.data.augment: {settings.augment!r} is not one of {list(_AUGMENTATIONS)}"
+        )
+    allowed = degrade.symmetries(law)
+    if _AUGMENTATIONS.index(settings.augment) > _AUGMENTATIONS.index(allowed):
+        raise UsageError(
+            f"config.data.augment: {settings.augment!r} would show pairs that the degradation "
+            f"never makes (its blur is directed); take {allowed}"
+        )
+
+
+def _decode(record: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes the photograph, uint8 [H, W, 3], and its mask, uint8 [H, W, 1]."""
+    image = tf.io.decode_image(record["image"], channels=3, expand_animations=False)
+    mask = tf.io.decode_image(record["mask"], channels=1, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(mask, [None, None, 1])
+
+
+def _to_bytes(image: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
+
+
+def _pair(
+    record: dict[str, tf.Tensor],
+    settings: ConfigDict,
+    law: degrade.Law,
+    seed: int,
+    realisation: tf.Tensor | int,
+) -> dict[str, tf.Tensor]:
+    """Degrades one photograph at native size and resizes the pair, all in 8 bits."""
+    clean, mask = _decode(record)
+    key = degrade.draw_seed(seed, record["id"], realisation)
+    degraded = degrade.degrade(clean, law, key)
+    size = settings.image_size
+    if size:
+        degraded = degrade.resize(degraded, size, settings.resize)
+        clean = degrade.resize(clean, size, settings.resize)
+        mask = degrade.resize_mask(mask, size)
+    return {
+        "degraded": _to_bytes(degraded),
+        "clean": _to_bytes(tf.cast(clean, tf.float32)),
+        "mask": tf.cast(mask > 0, tf.uint8),
+        **{name: record[name] for name in ("has_mask", *_STRINGS)},
+    }
+
+
+def _realise(
+    source: tf.data.Dataset,
+    settings: ConfigDict,
+    law: degrade.Law,
+    seed: int,
+    realisation: tf.Tensor | int,
+) -> tf.data.Dataset:
+    return source.map(
+        lambda record: _pair(record, settings, law, seed, realisation),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def _as_floats(pair: dict[str, Any]) -> dict[str, Any]:
+    floats = {name: tf.cast(pair[name], tf.float32) / 255.0 for name in ("degraded", "clean")}
+    return pair | floats | {"mask": tf.cast(pair["mask"], tf.float32)}
+
+
+def _augment(
+    pair: dict[str, tf.Tensor], settings: ConfigDict, seed: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Crops, flips and rotates the three images of a pair alike.
+
+    Args:
+      pair: uint8 images of one pair, with its other fields.
+      settings: `config.data`.
+      seed: int64 [2], of this pair in this epoch.
+
+    Returns:
+      The pair, its images cropped to the crop size if the image size is the native one.
+    """
+    if settings.image_size and settings.augment == "none":
+        return pair
+    channels = (3, 3, 1)
+    stack = tf.concat([pair["degraded"], pair["clean"], pair["mask"]], axis=-1)
+    draws = tf.random.stateless_uniform([5], seed, alg="philox")
+    if not settings.image_size:
+        side = settings.crop_size
+        room = tf.shape(stack)[:2] - side
+        enough = tf.reduce_all(room >= 0)
+        refusal = tf.strings.join(
+            ["config.data.crop_size: ", str(side), " is larger than ", pair["id"]]
+        )
+        with tf.control_dependencies([tf.debugging.Assert(enough, [refusal])]):
+            start = tf.cast(draws[:2] * tf.cast(room + 1, tf.float32), tf.int32)
+        # A draw next to 1 can round up to the excluded end.
+        start = tf.minimum(start, room)
+        stack = tf.slice(stack, [start[0], start[1], 0], [side, side, sum(channels)])
+    if settings.augment != "none":
+        stack = tf.cond(draws[2] < 0.5, lambda: tf.reverse(stack, [0]), lambda: stack)
+        stack = tf.cond(draws[3] < 0.5, lambda: tf.reverse(stack, [1]), lambda: stack)
+    if settings.augment == "all8":
+        stack = tf.cond(draws[4] < 0.5, lambda: tf.transpose(stack, [1, 0, 2]), lambda: stack)
+    degraded, clean, mask = tf.split(stack, channels, axis=-1)
+    return pair | {"degraded": degraded, "clean": clean, "mask": mask}
+
+
+def _train_batches(
+    config: ConfigDict, law: degrade.Law, source: records.Records, step: int
+) -> Iterator[Batch]:
+    settings, batch_size = config.data, config.train.batch_size
+    draws = settings.realisations
+    if draws:
+        realised = [
+            _realise(source.dataset, settings, law, config.seed, draw) for draw in range(draws)
+        ]
+        stored = realised[0]
+        for more in realised[1:]:
+            stored = stored.concatenate(more)
+    else:
+        stored = source.dataset
+    count = source.count * max(1, draws)
+    stored = stored.cache()
+    steps_per_epoch = math.ceil(count / batch_size)
+    first_epoch, first_step = divmod(step, steps_per_epoch)
+
+    def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        key = tf.random.experimental.stateless_fold_in(
+            tf.constant([config.seed, 0], tf.int64), epoch, alg="philox"
+        )
+        # Everything up to here is in memory, so skipping what was seen costs next to nothing.
+        done = tf.where(epoch == first_epoch, first_step * batch_size, 0)
+        # Drawn, since no single half of a key differs from all others'.
+        order = tf.random.stateless_uniform([], key, None, None, tf.int64, alg="philox")
+        dataset = stored.shuffle(count, seed=order, reshuffle_each_iteration=False)
+        dataset = dataset.enumerate().skip(tf.cast(done, tf.int64))
+
+        def prepare(position: tf.Tensor, item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            pair = item if draws else _pair(item, settings, law, config.seed, epoch)
+            seed = tf.random.experimental.stateless_fold_in(key, position, alg="philox")
+            return _augment(pair, settings, seed)
+
+        dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return dataset.batch(batch_size).map(_as_floats)
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+    dataset = epochs.flat_map(epoch_of).prefetch(tf.data.AUTOTUNE)
+    iterator = dataset.as_numpy_iterator()
+    while True:
+        try:
+            batch = next(iterator)
+        except tf.errors.InvalidArgumentError as error:
+            raise _refusal(error) from error
+        yield fill_up(batch, batch_size)
+
+
+def _refusal(error: tf.errors.InvalidArgumentError) -> Exception:
+    """Finds the line that was meant for the user in what TensorFlow says of a failed check."""
+    for line in error.message.splitlines():
+        if "config.data." in line:
+            return UsageError(line[line.index("config.data.") :].rstrip("'] "))
+    return RunError(f"an image could not be read: {error.message.splitlines()[0]}")
+
+
+class _NumpyView:
+    """A tf.data set of pairs as NumPy, to be gone over as often as needed."""
+
+    def __init__(self, dataset: tf.data.Dataset) -> None:
+        self._dataset = dataset.map(_as_floats).prefetch(tf.data.AUTOTUNE)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return iter(self._dataset.as_numpy_iterator())
+
+
+def fill_up(batch: Batch, batch_size: int) -> Batch:
+    """Fills up a batch to its size with copies of its last row, which are not valid."""
+    count = len(batch["id"])
+    rows = np.minimum(np.arange(batch_size), count - 1)
+    filled = {
+        name: value[rows] if count < batch_size else value for name, value in batch.items()
+    }
+    strings = {name: filled[name].astype(str) for name in _STRINGS}
+    return filled | strings | {"valid": np.arange(batch_size) < count}
+
+
+def group_by_size(pairs: Iterator[dict[str, np.ndarray]], batch_size: int) -> Iterator[Batch]:
+    """Batches pairs, those of one image size together; the last batch of a size is filled up.
+
+    Args:
+      pairs: pairs of one image each, of any sizes.
+      batch_size: images of a batch.
+
+    Yields:
+      Batches as `restore_jax.batches` describes them.
+    """
+    waiting: dict[tuple[int, ...], list[dict[str, np.ndarray]]] = {}
+
+    def batch_of(group: list[dict[str, np.ndarray]]) -> Batch:
+        stacked = {name: np.stack([pair[name] for pair in group]) for name in group[0]}
+        return fill_up(stacked, batch_size)
+
+    for pair in pairs:
+        group = waiting.setdefault(pair["clean"].shape, [])
+        group.append(pair)
+        if len(group) == batch_size:
+            yield batch_of(group)
+            group.clear()
+    for group in waiting.values():
+        if group:
+            yield batch_of(group)

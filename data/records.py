@@ -1,0 +1,87 @@
+"""The sources of photographs, by the name that `config.data.name` gives.
+
+A record is a dict of scalars: `image` and `mask`, encoded pictures of one size; `has_mask`,
+bool, false where the mask is not known and therefore black; `id`, `category` and `defect_type`,
+strings.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from data import mvtec_ad, sample, splits
+from restore_jax.errors import UsageError
+
+
+class Records(NamedTuple):
+    """The records of one split, in the order of their ids, and how many there are."""
+
+    dataset: tf.data.Dataset
+    count: int
+
+
+def _load_mvtec_ad(settings: ConfigDict) -> dict[str, Records]:
+    loaded = mvtec_ad.load(settings.root, settings.split, settings.cache_dir)
+    return {split: Records(*found) for split, found in loaded.items()}
+
+
+def _load_sample(settings: ConfigDict) -> dict[str, Records]:
+    for field, least in (("sample_size", sample.MIN_SIZE), ("sample_count", 2)):
+        if settings[field] < least:
+            raise UsageError(f"config.data.{field}: {settings[field]} is below {least}")
+    # Named as MVTec AD names its files, so that the same splits apply.
+    listing = {}
+    for category, defect_type, index in sample.listing(settings.sample_count):
+        section = "train" if defect_type == sample.GOOD else "test"
+        listing[f"{category}/{section}/{defect_type}/{index:03d}"] = index
+    train, val = splits.divide(listing, settings.split)
+    return {
+        split: _render({i: listing[i] for i in ids}, settings.sample_size)
+        for split, ids in (("train", train), ("val", val))
+    }
+
+
+def _render(indices: Mapping[str, int], size: int) -> Records:
+    """Renders the sample's images as they are read; `indices` holds their number by id."""
+
+    def generate() -> Iterator[dict[str, Any]]:
+        for image_id, index in indices.items():
+            category, kind = splits.category(image_id), splits.defect_type(image_id)
+            image, mask = sample.render(category, kind, index, size)
+            yield {
+                "image": tf.io.encode_png(image),
+                "mask": tf.io.encode_png(mask),
+                "has_mask": True,
+                "id": image_id,
+                "category": category,
+                "defect_type": kind,
+            }
+
+    strings = dict.fromkeys(
+        ("image", "mask", "id", "category", "defect_type"), tf.TensorSpec([], tf.string)
+    )
+    dataset = tf.data.Dataset.from_generator(
+        generate, output_signature=strings | {"has_mask": tf.TensorSpec([], tf.bool)}
+    )
+    return Records(dataset.cache(), len(indices))
+
+
+SOURCES: dict[str, Callable[[ConfigDict], dict[str, Records]]] = {
+    "mvtec_ad": _load_mvtec_ad,
+    "sample": _load_sample,
+}
+
+
+def load(settings: ConfigDict) -> dict[str, Records]:
+    """Loads the records of "train" and "val" that `config.data` asks for.
+
+    Raises:
+      UsageError: for an unknown name or split, or a root without data.
+    """
+    if settings.name not in SOURCES:
+        raise UsageError(
+            f"config.data.name: no data {settings.name!r}; there are {', '.join(SOURCES)}"
+        )
+    return SOURCES[settings.name](settings)

@@ -1,0 +1,78 @@
+"""Which photographs are trained on and which are validated on, decided by their ids alone.
+
+An id is a path in MVTec AD's layout: `<category>/<train|test>/<defect type or good>/<name>`.
+
+The reports used MVTec AD's defective test photographs alone, 932 for training and 88 for
+validation, with metal_nut's `flip` (the whole nut on its other side, no local defect) left out.
+Their list is not public, so the same shares are drawn here by a hash of the id.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Iterable
+
+from restore_jax.errors import UsageError
+
+SPLITS = ("defects", "good", "all")
+VALIDATION_SHARE = 0.09
+
+
+def check_split(split: str) -> None:
+    """Refuses an unknown value of `config.data.split`.
+
+    Raises:
+        UsageError: It is none of `SPLITS`.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"config.data.split={split!r} is none of {', '.join(SPLITS)}")
+
+
+def category(example: str) -> str:
+    """Returns the category in an id, such as `bottle`."""
+    return example.split("/", maxsplit=1)[0]
+
+
+def defect_type(example: str) -> str:
+    """Returns the defect type in an id, such as `broken_large`, or `good`."""
+    return example.split("/")[2]
+
+
+def divide(ids: Iterable[str], split: str) -> tuple[list[str], list[str]]:
+    """Divides photographs into those for training and those for validation.
+
+    Args:
+        ids: `<category>/<train|test>/<defect type or good>/<name>`.
+        split: `defects`: defective photographs but `flip`, about 91/9 in each category;
+            `good`: training on train/good, validation on all defective photographs, so that
+            no defect is ever trained on; `all`: every photograph, about 91/9 in each category.
+
+    Returns:
+        The ids for training and those for validation, each sorted; no id is in both.
+
+    Raises:
+        UsageError: `split` is none of `SPLITS`.
+    """
+    check_split(split)
+    ids = sorted(ids)
+    defective = [i for i in ids if defect_type(i) != "good"]
+    if split == "good":
+        return [i for i in ids if i.split("/")[1] == "train"], defective
+    if split == "defects":
+        ids = [i for i in defective if defect_type(i) != "flip"]
+    held_out = _held_out(ids)
+    return [i for i in ids if i not in held_out], [i for i in ids if i in held_out]
+
+
+def _held_out(ids: list[str]) -> set[str]:
+    """Draws the validation share of each category by a hash, whatever the other categories."""
+    categories: dict[str, list[str]] = collections.defaultdict(list)
+    for example in ids:
+        categories[category(example)].append(example)
+    held_out: set[str] = set()
+    for members in categories.values():
+        count = max(round(VALIDATION_SHARE * len(members)), 1) if len(members) > 1 else 0
+        ranked = sorted(members, key=lambda i: hashlib.sha256(i.encode()).digest())
+        held_out.update(ranked[:count])
+    return held_out

@@ -1,0 +1,1 @@
+"""Training, evaluation and use of networks that restore images and keep their defects."""

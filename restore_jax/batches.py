@@ -1,0 +1,89 @@
+"""What the training loop and the evaluation take as data, and its way onto the devices.
+
+A batch is a dict of NumPy arrays:
+  degraded, clean: float32 [B, H, W, 3] in [0, 1];
+  mask: float32 [B, H, W, 1] in {0, 1}, 1 on the defect, all zeros where it is not known;
+  has_mask: bool [B], false where the mask is not known;
+  valid: bool [B], false on the rows that fill up a last batch; no figure counts them;
+  category, defect_type, id: strings [B], which stay on the host.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from restore_jax.errors import UsageError
+
+Batch = Mapping[str, np.ndarray]
+
+ARRAYS = ("degraded", "clean", "mask", "has_mask", "valid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set, ready to be read.
+
+    Attributes:
+      name: as it stands in the results, e.g. "mvtec_ad".
+      counts: number of images by split, "train" and "val".
+      train_images: images of one training epoch; each fixed draw of an image counts.
+      train_batches: from a step (0 = the start) on, the batches of training without end. Every
+        epoch has ceil(train_images / batch size) of them, its last one filled up with rows that
+        are not valid. The same step always yields the same batch.
+      eval_batches: the batches of a split ("train" or "val"), once, in the order of the ids.
+    """
+
+    name: str
+    counts: Mapping[str, int]
+    train_images: int
+    train_batches: Callable[[int], Iterator[Batch]]
+    eval_batches: Callable[[str], Iterator[Batch]]
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of one axis, "data", over the devices (all there are, if None)."""
+    devices = jax.devices() if devices is None else devices
+    # Some releases of JAX default to explicit axes, others to automatic ones.
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of the state: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_over(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its first axis divided among the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
+    """Checks that every device gets as many images.
+
+    Args:
+      batch_size: images of a batch over all devices.
+      mesh: the devices.
+      field: the config field to name.
+
+    Raises:
+      UsageError: with the nearest sizes that divide.
+    """
+    devices = mesh.size
+    if batch_size < 1 or batch_size % devices:
+        below, above = batch_size // devices * devices, (batch_size // devices + 1) * devices
+        fitting = f"{below} or {above}" if below > 0 else f"{above}"
+        raise UsageError(
+            f"{field}: {batch_size} images do not divide among {devices} devices; "
+            f"take {fitting}"
+        )
+
+
+def to_devices(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts a batch's arrays on the devices, the images divided among them."""
+    sharding = split_over(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ARRAYS
+    }

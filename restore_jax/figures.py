@@ -1,0 +1,171 @@
+"""Pictures for people: the curves of a training, and images before and after."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+OUTLINE = (255, 60, 60)
+_ROW_HEIGHT = 256
+_GAP = 6
+_CAPTION = 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One image of an evaluation, kept for a look: arrays [H, W, C] in [0, 1]."""
+
+    category: str
+    defect_type: str
+    degraded: np.ndarray
+    restored: np.ndarray
+    clean: np.ndarray
+    mask: np.ndarray
+    input_psnr: float
+    psnr: float
+
+
+class Selection:
+    """Keeps the first few images of every category, then picks an even share of each.
+
+    Args:
+      limit: how many pictures there will be.
+    """
+
+    _PER_CATEGORY = 2
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: dict[str, list[Picture]] = {}
+
+    def wants(self, category: str) -> bool:
+        """Tells whether one more picture of the category is of use."""
+        return self._limit > 0 and len(self._kept.get(category, ())) < self._PER_CATEGORY
+
+    def add(self, picture: Picture) -> None:
+        """Keeps a picture."""
+        self._kept.setdefault(picture.category, []).append(picture)
+
+    def pictures(self) -> list[Picture]:
+        """Returns the pictures: the first of each category, then the second, sorted."""
+        by_turn = [
+            (turn, category, picture)
+            for category, pictures in self._kept.items()
+            for turn, picture in enumerate(pictures)
+        ]
+        by_turn.sort(key=lambda item: item[:2])
+        chosen = by_turn[: self._limit]
+        return [picture for _, _, picture in sorted(chosen, key=lambda item: item[1::-1])]
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Turns values in [0, 1] into grey levels, clipped and rounded."""
+    return np.round(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def outline(mask: np.ndarray, width: int = 1) -> np.ndarray:
+    """Returns the pixels just outside a mask, bool [H, W], for a mask [H, W, 1] in {0, 1}."""
+    inside = mask[..., 0] > 0
+    return ndimage.binary_dilation(inside, iterations=width) & ~inside
+
+
+def _panel(image: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
+    """Scales an image to the row height; small ones by whole pixels, so that they stay true."""
+    height = image.shape[0]
+    zoom = max(1, _ROW_HEIGHT // height)
+    pixels = np.repeat(np.repeat(to_uint8(image), zoom, 0), zoom, 1)
+    if mask is not None:
+        large = np.repeat(np.repeat(mask, zoom, 0), zoom, 1)
+        # Wide enough to survive the scaling below.
+        pixels[outline(large, max(1, height * zoom // _ROW_HEIGHT))] = OUTLINE
+    panel = Image.fromarray(pixels)
+    if panel.height > _ROW_HEIGHT:
+        size = (max(1, round(panel.width * _ROW_HEIGHT / panel.height)), _ROW_HEIGHT)
+        panel = panel.resize(size, Image.Resampling.LANCZOS)
+    return panel
+
+
+def draw_triplets(pictures: Sequence[Picture], path: pathlib.Path) -> None:
+    """Draws rows of degraded | restored | clean | clean with the defect outlined.
+
+    Args:
+      pictures: one per row.
+      path: the PNG to write.
+    """
+    font = ImageFont.load_default(size=14)
+    rows = []
+    for picture in pictures:
+        defect = (
+            picture.defect_type if picture.mask.any() else f"{picture.defect_type}, no mask"
+        )
+        rows.append(
+            [
+                (_panel(picture.degraded), f"degraded, {picture.input_psnr:.2f} dB"),
+                (_panel(picture.restored), f"restored, {picture.psnr:.2f} dB"),
+                (_panel(picture.clean), f"clean: {picture.category}"),
+                (_panel(picture.clean, picture.mask), defect),
+            ]
+        )
+    widths = [max(row[i][0].width for row in rows) for i in range(4)]
+    heights = [max(panel.height for panel, _ in row) + _CAPTION for row in rows]
+    sheet = Image.new(
+        "RGB",
+        (sum(widths) + _GAP * 5, sum(heights) + _GAP * (len(rows) + 1)),
+        (255, 255, 255),
+    )
+    draw = ImageDraw.Draw(sheet)
+    top = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        left = _GAP
+        for (panel, caption), column in zip(row, widths, strict=True):
+            draw.text((left + 2, top + 1), caption, fill=(30, 30, 30), font=font)
+            sheet.paste(panel, (left, top + _CAPTION))
+            left += column + _GAP
+        top += height + _GAP
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Draws loss, PSNR and SSIM of training and validation over the epochs.
+
+    Args:
+      records: the lines of metrics.jsonl.
+      path: the PNG to write.
+    """
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = (
+        ("loss", "loss", "log"),
+        ("psnr", "PSNR (dB)", "linear"),
+        ("ssim", "SSIM", "linear"),
+    )
+    colours = {"train": "#7f8c8d", "val": "#1f6fb4"}
+    for axes, (name, label, scale) in zip(figure.subplots(1, 3), panels, strict=True):
+        for split, colour in colours.items():
+            points = [
+                (record["epoch"], record[name])
+                for record in records
+                if record["split"] == split and record.get(name) is not None
+            ]
+            if points:
+                marker = "o" if len(points) < 40 else None
+                axes.plot(
+                    *zip(*points, strict=True), color=colour, label=split, marker=marker, ms=3
+                )
+        baseline = [r[f"input_{name}"] for r in records if r.get(f"input_{name}") is not None]
+        if baseline:
+            axes.axhline(baseline[-1], color="#c0392b", ls="--", lw=1, label="degraded input")
+        axes.set_xlabel("epoch")
+        axes.set_title(label)
+        axes.set_yscale(scale)
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,179 @@
+"""Terms of a training loss, one figure per image, and their weighted sum.
+
+A term is a pure function `(restored, clean, mask) -> [B]` in float32. `restored` and `clean`
+are `[B, H, W, 3]`, on the scale 0 to 1 but not clipped to it (a clip has no gradient where the
+model is most wrong), in any floating dtype: bfloat16 is cast to float32 first. `mask` is
+`[B, H, W, 1]`, one on the defect, or None where it is unknown; terms that need none ignore it.
+
+The loss of the SCA U-Net (Sarvesan and Mendhe, "Image Denoising and Deblurring", IIT Madras
+2024) is `{"charbonnier": 1.0, "edge": 0.1, "ssim": 0.3}`; its released code has `edge_pyramid`
+in place of `edge`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from restore_jax.errors import UsageError
+from restore_jax.metrics import check_images, check_mask, unclipped_ssim_map
+
+LossTerm = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
+BatchLoss = Callable[
+    [jax.Array, jax.Array, jax.Array | None, jax.Array],
+    tuple[jax.Array, dict[str, jax.Array]],
+]
+
+CHARBONNIER_EPSILON = 1e-3
+_PYRAMID_TAPS = (0.05, 0.25, 0.4, 0.25, 0.05)
+
+
+def charbonnier(
+    restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """Charbonnier loss, the mean of `sqrt(d² + ε²)` with ε = 1e-3, `[B]`.
+
+    Its least value, for equal images, is ε.
+    """
+    return _mean_charbonnier(_difference(restored, clean, mask))
+
+
+def ssim(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """One less the mean structural similarity, `[B]`, 0 (equal) to 2.
+
+    The variant of `restore_jax.metrics.ssim`, but on values that are not clipped. Where a
+    window of either image is flat, `dm_pix.ssim` holds its variance at a tiny positive number,
+    so that the gradient stays finite (and nearly vanishes where `restored` is exactly flat).
+
+    Raises:
+        ValueError: a side under 11 px, besides the shapes.
+    """
+    _check(restored, clean, mask)
+    return 1.0 - jnp.mean(unclipped_ssim_map(restored, clean), axis=(1, 2, 3))
+
+
+def edge(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Charbonnier loss of the Laplacians, `[B]`; the report's form.
+
+    The Laplacian is the four neighbours less four times the pixel, per channel, with replicated
+    borders.
+    """
+    # The Laplacian is linear: that of the difference is the difference of the two.
+    d = _difference(restored, clean, mask)
+    p = jnp.pad(d, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    vertical = p[:, :-2, 1:-1] + p[:, 2:, 1:-1]
+    horizontal = p[:, 1:-1, :-2] + p[:, 1:-1, 2:]
+    return _mean_charbonnier(vertical + horizontal - 4.0 * d)
+
+
+def edge_pyramid(
+    restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """Charbonnier loss of the Gaussian-pyramid Laplacians, `[B]`; the released code's form.
+
+    `L(x) = x - G(4 · U(D(G(x))))`: G a separable 5x5 Gaussian with replicated borders, D every
+    second pixel from the first, U back to the size of x with zeros between; any H and W.
+    """
+    d = _difference(restored, clean, mask)
+    blurred = _pyramid_blur(d)
+    # Down and up again is the image with three pixels of four set to zero.
+    even_rows = jnp.arange(d.shape[1])[:, None, None] % 2 == 0
+    even_columns = jnp.arange(d.shape[2])[:, None] % 2 == 0
+    coarse = jnp.where(even_rows & even_columns, 4.0 * blurred, 0.0)
+    return _mean_charbonnier(d - _pyramid_blur(coarse))
+
+
+LOSSES: dict[str, LossTerm] = {
+    "charbonnier": charbonnier,
+    "ssim": ssim,
+    "edge": edge,
+    "edge_pyramid": edge_pyramid,
+}
+
+
+def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
+    """Makes the training loss of a config's `loss = {name: weight}`.
+
+    Args:
+        weights: weight by name in `LOSSES`, 0 or more. A term of weight 0 is not computed.
+
+    Returns:
+        A function `(restored, clean, mask, valid) -> (total, terms)`. `valid` is bool `[B]`,
+        false on rows of padding; each term is its mean over the valid rows (0 where there is
+        none), `terms` holds them by name without their weights, and `total` is their weighted
+        sum; all are float32 scalars. Rows that are not valid reach neither the value nor the
+        gradient, whatever they hold.
+
+    Raises:
+        UsageError: an unknown name, a weight that is not a finite number of 0 or more, or no
+            weight above 0.
+    """
+    for name, weight in weights.items():
+        if name not in LOSSES:
+            raise UsageError(
+                f"config.loss.{name}: no such loss term; the terms are {', '.join(LOSSES)}"
+            )
+        if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+            raise UsageError(
+                f"config.loss.{name}: the weight is {weight!r}; give a number of 0 or more"
+            )
+    chosen = {name: float(weight) for name, weight in weights.items() if weight > 0}
+    if not chosen:
+        raise UsageError(
+            f"config.loss: no term has a weight above 0; give one to any of {', '.join(LOSSES)}"
+        )
+
+    def loss(
+        restored: jax.Array, clean: jax.Array, mask: jax.Array | None, valid: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        _check(restored, clean, mask)
+        if valid.shape != restored.shape[:1]:
+            raise ValueError(
+                f"expected valid of shape {restored.shape[:1]} for images of shape "
+                f"{restored.shape}, got {valid.shape}"
+            )
+        # A weight of zero would still let a NaN through (0 · NaN is NaN, in the gradient too),
+        # so rows of padding are replaced before any term sees them.
+        keep = valid[:, None, None, None]
+        restored, clean = jnp.where(keep, restored, 0), jnp.where(keep, clean, 0)
+        if mask is not None:
+            mask = jnp.where(keep, mask, 0)
+        count = jnp.maximum(jnp.sum(valid), 1)
+        terms = {
+            name: jnp.sum(jnp.where(valid, LOSSES[name](restored, clean, mask), 0.0)) / count
+            for name in chosen
+        }
+        total = sum((weight * terms[name] for name, weight in chosen.items()), start=0.0)
+        return total, terms
+
+    return loss
+
+
+def _check(restored: jax.Array, clean: jax.Array, mask: jax.Array | None) -> None:
+    check_images(restored, clean)
+    if mask is not None:
+        check_mask(restored, mask)
+
+
+def _difference(restored: jax.Array, clean: jax.Array, mask: jax.Array | None) -> jax.Array:
+    _check(restored, clean, mask)
+    return restored.astype(jnp.float32) - clean.astype(jnp.float32)
+
+
+def _mean_charbonnier(difference: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.sqrt(jnp.square(difference) + CHARBONNIER_EPSILON**2), axis=(1, 2, 3))
+
+
+def _pyramid_blur(image: jax.Array) -> jax.Array:
+    # Shifted multiply-adds: XLA runs a depthwise convolution several times slower on a CPU.
+    for axis in (1, 2):
+        length = image.shape[axis]
+        pad = [(0, 0)] * image.ndim
+        pad[axis] = (2, 2)
+        padded = jnp.pad(image, pad, mode="edge")
+        image = sum(
+            tap * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
+            for i, tap in enumerate(_PYRAMID_TAPS)
+        )
+    return image

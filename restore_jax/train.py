@@ -1,0 +1,302 @@
+"""Training: a pure, jitted step, and the loop around it that has all the side effects."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import tqdm
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from restore_jax import batches, checkpoint, evaluate, losses, metrics, models, optim, workdir
+from restore_jax.errors import RunError, UsageError
+from restore_jax.logs import Logs
+from restore_jax.state import TrainState, abstract_state, create_state, inference_variables
+
+Scalars = dict[str, jax.Array]
+StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Scalars]]
+
+
+def train_step(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    loss_fn: losses.BatchLoss,
+    seed: int,
+    ema_decay: float,
+) -> tuple[TrainState, Scalars]:
+    """One step of gradient descent, a pure function.
+
+    Args:
+      state: the state before.
+      batch: the arrays of a batch (see `batches`).
+      model: the architecture.
+      optimizer: turns gradients into updates.
+      loss_fn: from `losses.weighted_sum`.
+      seed: of the run; with the step it gives the key of everything random in the model.
+      ema_decay: of the averaged parameters, used where the state has them.
+
+    Returns:
+      The state after, and scalars of this batch: "loss", "loss_NAME" for each term, "psnr"
+      (dB), "ssim", "grad_norm" and "count" (valid images).
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def objective(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+        restored, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch["degraded"],
+            mask=batch["mask"],
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        total, terms = loss_fn(restored, batch["clean"], batch["mask"], batch["valid"])
+        return total, (terms, restored, updates.get("batch_stats", {}))
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (total, (terms, restored, batch_stats)), grads = gradient(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+    after = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema_params=ema_params,
+    )
+
+    count = jnp.sum(batch["valid"])
+
+    def mean(values: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(batch["valid"], values, 0.0)) / jnp.maximum(count, 1)
+
+    scalars = {
+        "loss": total,
+        **{f"loss_{name}": value for name, value in terms.items()},
+        "psnr": mean(metrics.psnr(restored, batch["clean"])),
+        "ssim": mean(metrics.ssim(restored, batch["clean"])),
+        "grad_norm": optax.tree.norm(grads),
+        "count": count,
+    }
+    return after, scalars
+
+
+def _fetch(step: int, scalars: Scalars) -> dict[str, float]:
+    """Fetches the scalars of a step; stops the run if one is not finite."""
+    values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+    # The terms before their sum, so that the message names the culprit.
+    for name in sorted(values, key=lambda name: (not name.startswith("loss_"), name)):
+        if not math.isfinite(values[name]):
+            raise RunError(
+                f"step {step}: {name} is {values[name]}, the run stops; its checkpoints are "
+                "kept. In a new workdir, lower config.optimizer.learning_rate or set "
+                "config.optimizer.clip_norm"
+            )
+    return values
+
+
+def _epoch_means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the means over the images of an epoch's steps."""
+    counts = np.array([step["count"] for step in steps])
+    return {
+        name: float(np.dot([step[name] for step in steps], counts) / counts.sum())
+        for name in steps[0]
+        if name != "count"
+    }
+
+
+def _check(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses wrong fields before anything is written or prepared."""
+    for section, field in (
+        ("train", "epochs"),
+        ("train", "log_every_steps"),
+        ("eval", "every_epochs"),
+    ):
+        if config[section][field] < 1:
+            raise UsageError(f"config.{section}.{field}: {config[section][field]} is below 1")
+    batches.check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
+    batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same from the first step of a run to its last."""
+
+    config: ConfigDict
+    folder: pathlib.Path
+    data: batches.Data
+    mesh: Mesh
+    model: nn.Module
+    schedule: optax.Schedule
+    step_fn: StepFn
+    steps_per_epoch: int
+
+
+def train_and_evaluate(
+    config: ConfigDict,
+    folder: pathlib.Path,
+    make_data: Callable[[ConfigDict], batches.Data],
+    devices: Sequence[jax.Device] | None = None,
+) -> TrainState:
+    """Trains a run to its end, from wherever it stands.
+
+    Validates every `config.eval.every_epochs` epochs and saves that state with its figures. A
+    run that was cut off goes on from its latest checkpoint and ends in the same bits; a
+    finished one is left as it is.
+
+    Args:
+      config: all fields, see configs/default.py.
+      folder: the workdir.
+      make_data: makes the data that a configuration asks for.
+      devices: those to train on; all there are, if None.
+
+    Returns:
+      The last state.
+
+    Raises:
+      UsageError: for a wrong field, or a workdir of another configuration.
+      RunError: for a loss or gradient that is not finite, with its step and name.
+    """
+    mesh = batches.make_mesh(devices)
+    _check(config, mesh)
+    model = models.from_config(config)
+    loss_fn = losses.weighted_sum(config.loss)
+    ema = config.optimizer.ema_decay > 0
+    template = abstract_state(
+        model, optim.make_optimizer(config.optimizer), ema, batches.replicated(mesh)
+    )
+    claimed = workdir.is_claimed(folder, config)
+    if claimed and checkpoint.epochs_done(folder) >= config.train.epochs:
+        print(
+            f"{folder}: finished, all {config.train.epochs} epochs are done; nothing to train."
+        )
+        with checkpoint.open_manager(folder, read_only=True) as manager:
+            return checkpoint.restore(manager, manager.latest_step(), template)[0]
+
+    data = make_data(config)
+    steps_per_epoch = math.ceil(data.train_images / config.train.batch_size)
+    schedule = optim.make_schedule(
+        config.optimizer, steps_per_epoch, steps_per_epoch * config.train.epochs
+    )
+    optimizer = optim.make_optimizer(config.optimizer, schedule)
+    step_fn = jax.jit(
+        functools.partial(
+            train_step,
+            model=model,
+            optimizer=optimizer,
+            loss_fn=loss_fn,
+            seed=config.seed,
+            ema_decay=config.optimizer.ema_decay,
+        ),
+        in_shardings=(batches.replicated(mesh), batches.split_over(mesh)),
+        out_shardings=batches.replicated(mesh),
+        donate_argnums=0,
+    )
+    if not claimed:
+        workdir.claim(folder, config)
+    run = _Run(config, folder, data, mesh, model, schedule, step_fn, steps_per_epoch)
+    with checkpoint.open_manager(folder) as manager:
+        if manager.latest_step() is None:
+            state = create_state(model, optimizer, config.seed, ema)
+            state = jax.device_put(state, batches.replicated(mesh))
+        else:
+            state, _ = checkpoint.restore(manager, manager.latest_step(), template)
+            print(f"{folder}: going on from step {int(state.step)}.")
+        return _loop(run, manager, state)
+
+
+def _loop(run: _Run, manager: ocp.CheckpointManager, state: TrainState) -> TrainState:
+    config, images = run.config, run.data.train_images
+    first = int(state.step) // run.steps_per_epoch
+    bar = tqdm.tqdm(
+        total=config.train.epochs * images,
+        initial=first * images,
+        unit=" images",
+        desc=config.name,
+        # A log file is no terminal: a line every ten seconds is enough there.
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        dynamic_ncols=True,
+    )
+    with bar, Logs(run.folder, int(state.step)) as logs:
+        shown: dict[str, str] = {}
+
+        def show(values: Mapping[str, float], count: int) -> None:
+            shown.update(loss=f"{values['loss']:.4f}", PSNR=f"{values['psnr']:.2f}")
+            shown.update(SSIM=f"{values['ssim']:.3f}")
+            bar.set_postfix(shown, refresh=False)
+            bar.update(count)
+
+        stream = run.data.train_batches(int(state.step))
+        for epoch in range(first + 1, config.train.epochs + 1):
+            started = time.perf_counter()
+            state, trained = _train_epoch(run, state, stream, show)
+            step = int(state.step)
+            logs.write_speed(step, images / (time.perf_counter() - started))
+            trained["learning_rate"] = float(run.schedule(step - 1))
+            logs.write(step, epoch, "train", trained)
+            if epoch % config.eval.every_epochs == 0 or epoch == config.train.epochs:
+                figures = _validate(run, state)
+                shown["val"] = f"{figures['psnr']:.2f} dB/{figures['ssim']:.3f}"
+                logs.write(step, epoch, "val", figures)
+                logs.refresh()
+                # After its evaluation, so that every checkpoint carries its own figures.
+                checkpoint.save(manager, state, {"epoch": epoch, **figures})
+    return state
+
+
+def _train_epoch(
+    run: _Run,
+    state: TrainState,
+    stream: Iterator[batches.Batch],
+    show: Callable[[Mapping[str, float], int], None],
+) -> tuple[TrainState, dict[str, float]]:
+    """Takes the steps of one epoch; fetches their scalars only now and then."""
+    fetched: list[dict[str, float]] = []
+    pending: list[Scalars] = []
+    first = int(state.step)
+    for done in range(1, run.steps_per_epoch + 1):
+        state, scalars = run.step_fn(state, batches.to_devices(next(stream), run.mesh))
+        pending.append(scalars)
+        if done % run.config.train.log_every_steps == 0 or done == run.steps_per_epoch:
+            for scalars in pending:
+                fetched.append(_fetch(first + len(fetched) + 1, scalars))
+            show(fetched[-1], int(sum(step["count"] for step in fetched[-len(pending) :])))
+            pending.clear()
+    return state, _epoch_means(fetched)
+
+
+def _validate(run: _Run, state: TrainState) -> dict[str, float | None]:
+    """Returns the validation figures: the loss and its terms, and the means over the images."""
+    weights = {name: weight for name, weight in run.config.loss.items() if weight}
+    rows, _ = evaluate.evaluate(
+        run.model,
+        inference_variables(state),
+        run.data.eval_batches("val"),
+        run.mesh,
+        terms=tuple(weights),
+    )
+    figures = evaluate.mean_losses(rows, weights) | metrics.summarise(rows)["micro"]
+    for name in ("loss", "psnr", "ssim"):
+        if figures[name] is None or not math.isfinite(figures[name]):
+            raise RunError(
+                f"step {int(state.step)}: validation {name} is {figures[name]}, the run stops; "
+                f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
+            )
+    return figures

@@ -1,0 +1,98 @@
+"""A run's folder: what is where, and whose configuration it is."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from restore_jax.errors import UsageError
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file in one step: a reader sees the old content or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _as_json(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields as JSON has them: tuples become lists."""
+    return json.loads(json.dumps(config.to_dict(), allow_nan=False))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        path = f"{prefix}.{name}"
+        flat.update(_flatten(value, path) if isinstance(value, dict) else {path: value})
+    return flat
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns a text for each field that differs, e.g. "config.seed (0, now 1)"."""
+    a, b = _flatten(_as_json(old)), _flatten(_as_json(new))
+    return [
+        f"{field} ({a.get(field, 'absent')}, now {b.get(field, 'absent')})"
+        for field in sorted(a.keys() | b.keys())
+        if field not in a or field not in b or a[field] != b[field]
+    ]
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """Reads the configuration that a workdir was made with.
+
+    Raises:
+      UsageError: where there is no workdir, or its config.json cannot be read.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UsageError(f"--workdir={workdir}: no run in it ({path.name} is missing)")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: not a configuration ({error}); restore the file or take another workdir"
+        ) from error
+    return ConfigDict(fields)
+
+
+def is_claimed(workdir: pathlib.Path, config: ConfigDict) -> bool:
+    """Tells whether a workdir is this configuration's already; false where there is none yet.
+
+    Raises:
+      UsageError: where the folder belongs to another configuration, field by field, or holds
+        other files.
+    """
+    if (workdir / "config.json").exists():
+        differing = differences(read_config(workdir), config)
+        if differing:
+            raise UsageError(
+                f"--workdir={workdir}: belongs to a run of another configuration; take another "
+                f"workdir, or the same fields: {', '.join(differing)}"
+            )
+        return True
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UsageError(
+            f"--workdir={workdir}: exists and is not a run's folder; take an empty or a new one"
+        )
+    return False
+
+
+def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Makes a workdir for a configuration.
+
+    Raises:
+      UsageError: where it cannot be written.
+    """
+    text = json.dumps(_as_json(config), indent=2, allow_nan=False)
+    try:
+        write_text(workdir / "config.json", text + "\n")
+    except OSError as error:
+        raise UsageError(
+            f"--workdir={workdir}: cannot be written ({error.strerror})"
+        ) from error

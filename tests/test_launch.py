@@ -1,0 +1,125 @@
+"""The command line, as a user types it."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = (
+    "--config=configs/sca_unet.py:sample",
+    "--config.train.epochs=1",
+    "--config.data.image_size=16",
+    "--config.data.sample_size=32",
+    "--config.data.sample_count=2",
+    "--config.model.widths=(2, 4)",
+    "--config.eval.pictures=2",
+)
+
+
+def launch(*flags, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *flags],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launch") / "run"
+    return folder, launch(*TINY, f"--workdir={folder}")
+
+
+@pytest.mark.slow
+def test_training_ends_with_a_table_a_checkpoint_and_a_picture(trained):
+    folder, done = trained
+    assert done.returncode == 0, done.stderr
+    assert "PSNR of input" in done.stdout
+    assert "mean of images" in done.stdout
+    for line in done.stdout.splitlines():
+        if line.startswith(("checkpoint ", "figures ", "picture ")):
+            assert pathlib.Path(line.split(maxsplit=1)[1]).exists()
+    assert done.stdout.count("\npicture ") == 1
+    for shown in ("loss=", "PSNR=", "SSIM=", "images/s"):
+        assert shown in done.stderr
+    metrics = json.loads((folder / "evaluation" / "sample-best" / "metrics.json").read_text())
+    assert metrics["data"]["image_size"] == 16
+    assert metrics["micro"]["count"] > 0
+
+
+@pytest.mark.slow
+def test_the_same_command_again_finds_the_run_finished(trained):
+    folder, _ = trained
+    records = (folder / "metrics.jsonl").read_bytes()
+    again = launch(*TINY, f"--workdir={folder}")
+    assert again.returncode == 0, again.stderr
+    assert "finished" in again.stdout
+    assert "mean of images" in again.stdout
+    assert (folder / "metrics.jsonl").read_bytes() == records
+
+
+@pytest.mark.slow
+def test_evaluation_needs_the_workdir_alone_and_takes_other_data(trained):
+    folder, _ = trained
+    done = launch("--mode=evaluate", f"--workdir={folder}", "--checkpoint=latest")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "evaluation" / "sample-latest" / "images.csv").exists()
+    done = launch("--mode=evaluate", f"--workdir={folder}", *TINY, "--config.eval.split=train")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "evaluation" / "sample_train-best" / "metrics.json").exists()
+
+
+def assert_one_line(done, status, *words):
+    assert done.returncode == status, done.stderr
+    lines = done.stderr.strip().splitlines()
+    message = lines[-1]
+    assert message.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in message
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), ["--config: missing", "configs/sca_unet.py:sample"]),
+        (("--mode=evaluate",), ["--workdir: missing"]),
+        (("--mode=dream",), ["mode", "dream"]),
+        (("--config=configs/none.py",), ["configs/none.py"]),
+        (("--config=configs/sca_unet.py:cats",), ["cats", "mvtec_ad", "sample"]),
+        (("--config=configs/sca_unet.py", "--config.train.epoch=3"), ["epoch"]),
+        (("--config=configs/sca_unet.py", "--config.train.epochs=many"), ["epochs", "many"]),
+        (("--config=configs/sca_unet.py:sample", "runs/mine"), ["runs/mine: not a flag"]),
+        (("--nonsense",), ["nonsense"]),
+    ],
+    ids=str,
+)
+def test_wrong_usage_is_one_line_and_status_2(flags, words):
+    lines = assert_one_line(launch(*flags), 2, *words)
+    assert len(lines) == 1
+
+
+@pytest.mark.slow
+def test_a_missing_data_set_says_where_to_get_it(tmp_path):
+    done = launch(
+        "--config=configs/sca_unet.py",
+        f"--config.data.root={tmp_path / 'nothing'}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert_one_line(
+        done, 2, "config.data.root", "mvtec.com", "CC BY-NC-SA", "configs/sca_unet.py:sample"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_workdir_of_another_configuration_is_refused(trained):
+    folder, _ = trained
+    done = launch(*TINY, "--config.seed=3", f"--workdir={folder}")
+    assert_one_line(done, 2, "config.seed (0, now 3)")

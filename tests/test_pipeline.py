@@ -1,0 +1,295 @@
+import functools
+import io
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from configs import sca_unet
+from data import pipeline, records, sample
+from restore_jax.errors import RunError, UsageError
+
+FIELDS = {
+    "degraded", "clean", "mask", "has_mask", "valid", "category", "defect_type", "id",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _render_once():
+    """Rendering takes longer than all the rest; the images are the same every time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "render", functools.cache(sample.render))
+        yield
+
+
+def options(**data):
+    config = sca_unet.get_config("sample")
+    config.data.sample_size = 32
+    config.data.sample_count = 2
+    config.data.image_size = 16
+    config.train.batch_size = 10
+    config.eval.batch_size = 3
+    config.data.update(data)
+    return config
+
+
+def first_batches(config, count, step=0):
+    return list(itertools.islice(pipeline.make_data(config).train_batches(step), count))
+
+
+def assert_same(a, b):
+    for name in FIELDS:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_batches_are_as_described():
+    config = options()
+    data = pipeline.make_data(config)
+    steps = -(-data.train_images // 10)
+    seen = list(itertools.islice(data.train_batches(0), steps))
+    for batch in seen:
+        assert batch.keys() == FIELDS
+        for name, channels in (("degraded", 3), ("clean", 3), ("mask", 1)):
+            assert batch[name].shape == (10, 16, 16, channels)
+            assert batch[name].dtype == np.float32
+            assert batch[name].min() >= 0
+            assert batch[name].max() <= 1
+        assert set(np.unique(batch["mask"])) <= {0.0, 1.0}
+        assert batch["has_mask"].dtype == batch["valid"].dtype == np.bool_
+        assert batch["id"].dtype.kind == "U"
+    assert [batch["valid"].sum() for batch in seen] == [10] * (steps - 1) + [
+        data.train_images - 10 * (steps - 1)
+    ]
+    ids = [i for batch in seen for i in batch["id"][batch["valid"]]]
+    assert len(ids) == len(set(ids)) == data.train_images == data.counts["train"]
+    held_out = [i for b in data.eval_batches("val") for i in b["id"][b["valid"]]]
+    assert len(held_out) == data.counts["val"]
+    assert not set(ids) & set(held_out)
+
+
+def test_every_epoch_has_another_order_of_the_same_pairs():
+    config = options()
+    data = pipeline.make_data(config)
+    steps = -(-data.train_images // 10)
+    stream = data.train_batches(0)
+    epochs = []
+    for _ in range(2):
+        pairs = {}
+        for batch in itertools.islice(stream, steps):
+            for i in np.flatnonzero(batch["valid"]):
+                pairs[batch["id"][i]] = batch["degraded"][i]
+        epochs.append(pairs)
+    assert list(epochs[0]) != list(epochs[1])
+    assert epochs[0].keys() == epochs[1].keys()
+    for name, image in epochs[0].items():
+        np.testing.assert_array_equal(image, epochs[1][name])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"realisations": 0, "augment": "flips"},
+        {"realisations": 2},
+        {"image_size": 0, "crop_size": 16},
+    ],
+    ids=str,
+)
+def test_any_step_can_be_gone_on_from(changes):
+    config = options(**changes)
+    steps = -(-pipeline.make_data(config).train_images // 10)
+    whole = first_batches(config, 2 * steps + 2)
+    for step in (1, steps, steps + 2):
+        later = first_batches(config, len(whole) - step, step)
+        for expected, found in zip(whole[step:], later, strict=True):
+            assert_same(expected, found)
+
+
+def test_the_seed_decides():
+    config = options()
+    other = options()
+    other.seed = 1
+    assert_same(*(first_batches(config, 1)[0] for _ in range(2)))
+    a, b = first_batches(config, 1)[0], first_batches(other, 1)[0]
+    assert (a["id"] != b["id"]).any()
+    val = [next(pipeline.make_data(c).eval_batches("val")) for c in (config, other)]
+    assert_same(*val)  # runs of different seeds are compared on the same images
+
+
+def draws_of_one_image(config, epochs):
+    data = pipeline.make_data(config)
+    steps = -(-data.train_images // 10)
+    found = []
+    for batch in itertools.islice(data.train_batches(0), epochs * steps):
+        for i in np.flatnonzero(batch["valid"]):
+            if batch["id"][i] == "wood/test/hole/000":
+                found.append(batch["degraded"][i])
+    return found
+
+
+def test_realisations_are_fixed_draws_or_new_ones():
+    def distinct(images):
+        return len({image.tobytes() for image in images})
+
+    assert distinct(draws_of_one_image(options(realisations=1), 3)) == 1
+    twice = draws_of_one_image(options(realisations=2), 2)
+    assert len(twice) == 4
+    assert distinct(twice) == 2
+    assert distinct(draws_of_one_image(options(realisations=0), 3)) == 3
+
+
+def test_flips_turn_the_pair_and_its_mask_alike():
+    plain = {}
+    for batch in pipeline.make_data(options()).eval_batches("train"):
+        plain |= {name: batch["clean"][i] for i, name in enumerate(batch["id"])}
+    seen = set()
+    for batch in first_batches(options(augment="flips"), 6):
+        for i in np.flatnonzero(batch["valid"]):
+            original = plain[batch["id"][i]]
+            flips = {
+                (a, b): original[:: -1 if a else 1, :: -1 if b else 1]
+                for a in (0, 1)
+                for b in (0, 1)
+            }
+            match = [k for k, v in flips.items() if np.array_equal(v, batch["clean"][i])]
+            assert match
+            seen.update(match)
+    assert len(seen) == 4
+
+
+def test_the_mask_lies_on_the_defect():
+    config = options(sample_size=64, image_size=0)
+    batch = next(pipeline.make_data(config).eval_batches("val"))
+    assert batch["mask"].any(axis=(1, 2, 3)).all()
+    assert batch["mask"].mean() < 0.3
+
+
+def write(folder, count, size=(20, 20), suffix="png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(count)
+    encoded = []
+    for number in range(count):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        path = folder / f"{number:03d}.{suffix}"
+        Image.fromarray(pixels).save(path)
+        encoded.append(path.read_bytes())
+    return encoded
+
+
+def patched(monkeypatch, images):
+    """Makes records of given encoded images, all for training and validation alike."""
+    blank = [
+        tf.io.encode_png(np.zeros((*Image.open(io.BytesIO(image)).size[::-1], 1), np.uint8))
+        for image in images
+    ]
+    names = [f"a/test/scratch/{i:03d}" for i in range(len(images))]
+    dataset = tf.data.Dataset.from_tensor_slices(
+        {
+            "image": images,
+            "mask": blank,
+            "has_mask": [False] * len(images),
+            "id": names,
+            "category": ["a"] * len(images),
+            "defect_type": ["scratch"] * len(images),
+        }
+    )
+    found = records.Records(dataset, len(images))
+    monkeypatch.setattr(records, "load", lambda settings: {"train": found, "val": found})
+
+
+def test_resizing_follows_pillow_after_degrading(monkeypatch, tmp_path):
+    images = write(tmp_path, 2, (48, 48))
+    patched(monkeypatch, images)
+    batch = next(pipeline.make_data(options()).eval_batches("val"))
+    for i in range(2):
+        original = Image.open(tmp_path / f"{i:03d}.png")
+        expected = np.asarray(original.resize((16, 16), Image.Resampling.BILINEAR))
+        assert np.abs(batch["clean"][i] * 255 - expected).max() <= 1.001
+    assert not batch["has_mask"].any()
+    assert not batch["mask"].any()
+
+
+def test_native_images_of_several_sizes_batch_by_size(monkeypatch, tmp_path):
+    images = write(tmp_path / "a", 4, (20, 20)) + write(tmp_path / "b", 2, (24, 18))
+    patched(monkeypatch, images)
+    found = list(pipeline.make_data(options(image_size=0)).eval_batches("val"))
+    shapes = [(batch["clean"].shape[1:3], int(batch["valid"].sum())) for batch in found]
+    assert sorted(shapes) == [((20, 20), 1), ((20, 20), 3), ((24, 18), 2)]
+    for batch in found:
+        assert batch["mask"].shape == (*batch["clean"].shape[:3], 1)
+
+
+def test_training_on_crops_of_native_images(monkeypatch, tmp_path):
+    patched(monkeypatch, write(tmp_path, 6, (24, 30)))
+    config = options(image_size=0, crop_size=16)
+    batches = first_batches(config, 4)
+    whole = {
+        name: batch["clean"][i]
+        for batch in pipeline.make_data(config).eval_batches("train")
+        for i, name in enumerate(batch["id"])
+    }
+    places = set()
+    for batch in batches:
+        for i in np.flatnonzero(batch["valid"]):
+            windows = np.lib.stride_tricks.sliding_window_view(
+                whole[batch["id"][i]], (16, 16), axis=(0, 1)
+            )
+            hits = (windows == batch["clean"][i].transpose(2, 0, 1)).all(axis=(2, 3, 4))
+            places.update(zip(*np.nonzero(hits), strict=True))
+            assert hits.sum() == 1
+    assert len(places) > 10
+
+
+def test_a_crop_larger_than_an_image_is_refused(monkeypatch, tmp_path):
+    patched(monkeypatch, write(tmp_path, 3))
+    with pytest.raises(UsageError, match=r"^config\.data\.crop_size: 32 is larger than a/test"):
+        first_batches(options(image_size=0, crop_size=32), 1)
+
+
+def test_an_image_that_cannot_be_decoded_stops_with_a_line(monkeypatch, tmp_path):
+    images = write(tmp_path, 2)
+    patched(monkeypatch, [images[0], images[1][: len(images[1]) // 2]])
+    with pytest.raises(RunError, match="could not be read"):
+        first_batches(options(), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "mvtec"}, r"config\.data\.name: no data 'mvtec'; there are"),
+        ({"image_size": 8}, r"config\.data\.image_size: 8 is too small"),
+        ({"image_size": 0, "crop_size": 4}, r"config\.data\.crop_size: 4 is too small"),
+        ({"resize": "cubic"}, r"config\.data\.resize: 'cubic'"),
+        ({"realisations": -1}, r"config\.data\.realisations: -1"),
+        ({"augment": "mirror"}, r"config\.data\.augment: 'mirror' is not one of"),
+        ({"augment": "all8"}, r"config\.data\.augment: 'all8' would .*; take flips"),
+        ({"split": "test"}, r"config\.data\.split"),
+        ({"sample_size": 8}, r"config\.data\.sample_size: 8 is below"),
+        ({"sample_count": 1}, r"config\.data\.sample_count: 1 is below"),
+    ],
+)
+def test_wrong_fields_are_named(changes, message):
+    with pytest.raises(UsageError, match=message):
+        pipeline.make_data(options(**changes))
+
+
+def test_rotations_are_allowed_where_the_law_has_no_direction():
+    config = options(augment="all8")
+    config.data.degradation.preset = "mild"
+    first_batches(config, 1)
+
+
+@pytest.mark.parametrize("split", ["good", "all"])
+def test_other_splits_of_the_sample(split):
+    data = pipeline.make_data(options(split=split))
+    kinds = {
+        part: {kind for batch in data.eval_batches(part) for kind in batch["defect_type"]}
+        for part in ("train", "val")
+    }
+    if split == "good":
+        assert kinds["train"] == {"good"}
+        assert "good" not in kinds["val"]
+    else:
+        assert {"good", "scratch"} <= kinds["train"]

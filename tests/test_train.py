@@ -1,0 +1,253 @@
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from restore_jax import batches, checkpoint, losses, models, train
+from restore_jax.errors import RunError, UsageError
+from restore_jax.logs import Logs
+from restore_jax.state import create_state
+from tests import tiny
+
+
+def run(config, folder, make_data=tiny.data, devices=1):
+    return train.train_and_evaluate(config, folder, make_data, jax.devices()[:devices])
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    config = tiny.config(epochs=3)
+    return config, folder, run(config, folder)
+
+
+def test_a_run_leaves_what_the_layout_promises(finished):
+    _, folder, state = finished
+    assert int(state.step) == 9  # 3 epochs of ceil(10 / 4) steps
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "curves.png"}
+    assert list((folder / "tensorboard").glob("events*"))
+    records = lines(folder)
+    assert [(r["epoch"], r["step"], r["split"]) for r in records] == [
+        (epoch, 3 * epoch, split) for epoch in (1, 2, 3) for split in ("train", "val")
+    ]
+    for record in records:
+        expected = {"loss", "loss_charbonnier", "loss_edge", "loss_ssim", "psnr", "ssim"}
+        assert expected <= record.keys()
+        total = (
+            record["loss_charbonnier"] + 0.1 * record["loss_edge"] + 0.3 * record["loss_ssim"]
+        )
+        assert record["loss"] == pytest.approx(total, rel=1e-5)
+    assert {"mae", "input_psnr", "defect_psnr", "defect_contrast"} <= records[1].keys()
+
+
+def test_training_lowers_the_loss(finished):
+    _, folder, _ = finished
+    trained = [record["loss"] for record in lines(folder) if record["split"] == "train"]
+    assert trained[-1] < trained[0]
+
+
+def test_best_and_latest_are_kept_with_their_figures(finished):
+    _, folder, state = finished
+    ssim = {r["step"]: r["ssim"] for r in lines(folder) if r["split"] == "val"}
+    best = max(ssim, key=ssim.get)
+    with checkpoint.open_manager(folder, read_only=True) as manager:
+        assert set(manager.all_steps()) == {best, 9}
+        assert checkpoint.find_step(manager, "best", folder) == best
+        assert checkpoint.find_step(manager, "latest", folder) == 9
+        assert checkpoint.find_step(manager, str(best), folder) == best
+        with pytest.raises(UsageError, match=r"--checkpoint=5: not in .*best.*latest"):
+            checkpoint.find_step(manager, "5", folder)
+        restored, figures = checkpoint.restore(manager, 9, state)
+    # The save is asynchronous and the next step donates its state: the file must hold this one.
+    assert_same(restored, state)
+    assert figures["epoch"] == 3
+    assert figures["ssim"] == pytest.approx(ssim[9])
+
+
+def test_the_best_is_kept_when_it_is_not_the_latest(tmp_path):
+    optimizer = optax.adam(1e-3)
+    model = models.create("sca_unet", widths=(2, 4))
+    state = create_state(model, optimizer, seed=0, ema=False)
+    with checkpoint.open_manager(tmp_path) as manager:
+        for step, ssim in ((1, 0.5), (2, 0.9), (3, 0.7), (4, 0.8)):
+            at_step = state.replace(step=jnp.int32(step))
+            checkpoint.save(manager, at_step, {"epoch": step, "ssim": ssim})
+        manager.wait_until_finished()
+        assert set(manager.all_steps()) == {2, 4}
+        assert checkpoint.find_step(manager, "best", tmp_path) == 2
+    assert checkpoint.epochs_done(tmp_path) == 4
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
+    config, folder, state = finished
+    before = (folder / "metrics.jsonl").read_bytes()
+
+    def no_data(config):
+        raise AssertionError("the data of a finished run are not needed")
+
+    again = run(config, folder, no_data)
+    assert "finished" in capsys.readouterr().out
+    assert_same(again, state)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_cut_off_goes_on_to_the_same_bits(finished, tmp_path, capsys):
+    config, folder, state = finished
+    calls = []
+
+    def cut_off(config):
+        data = tiny.data(config)
+
+        def dies(step):
+            for count, batch in enumerate(data.train_batches(step), start=step):
+                calls.append(count)
+                if count == 7:  # in the third epoch
+                    raise KeyboardInterrupt
+                yield batch
+
+        return dataclasses.replace(data, train_batches=dies)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut", cut_off)
+    assert calls == list(range(8))
+    resumed = run(config, tmp_path / "cut")
+    assert "going on from step 6" in capsys.readouterr().out
+    assert_same(resumed, state)
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (
+        folder / "metrics.jsonl"
+    ).read_bytes()
+
+
+def test_lines_of_steps_to_be_taken_again_do_not_stand_twice(tmp_path):
+    config = tiny.config(epochs=2)
+    run(config, tmp_path / "run")
+    whole = (tmp_path / "run" / "metrics.jsonl").read_text()
+    # As after a crash between the record of an epoch and its checkpoint.
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "epoch": 3, "split": "train", "loss": 1.0}\n{"step": 9, "ep')
+    with Logs(tmp_path / "run", 6):
+        pass
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == whole
+
+
+def test_another_configuration_is_refused_before_any_data_are_made(finished):
+    _, folder, _ = finished
+    with pytest.raises(UsageError, match=r"config\.train\.epochs \(3, now 2\)"):
+        run(tiny.config(epochs=2), folder, None)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path):
+    config = tiny.config(epochs=3)
+    spoiled = functools.partial(tiny.data, spoil_at=5)
+    with pytest.raises(RunError, match=r"step 5: .*loss_charbonnier|step 5: loss_"):
+        run(config, tmp_path / "run", spoiled)
+    with checkpoint.open_manager(tmp_path / "run", read_only=True) as manager:
+        assert list(manager.all_steps()) == [3]
+    assert int(run(config, tmp_path / "run").step) == 9
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_many_devices_compute_what_one_does(finished, tmp_path, devices):
+    config, folder, _ = finished
+    run(config, tmp_path / "run", devices=devices)
+    for one, many in zip(lines(folder), lines(tmp_path / "run"), strict=True):
+        assert many["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert many["psnr"] == pytest.approx(one["psnr"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("train", "batch_size", 6, r"config\.train\.batch_size: 6 .* take 4 or 8"),
+        ("eval", "batch_size", 3, r"config\.eval\.batch_size: 3 .* take 4"),
+        ("train", "epochs", 0, r"config\.train\.epochs"),
+        ("eval", "every_epochs", 0, r"config\.eval\.every_epochs"),
+        ("train", "log_every_steps", 0, r"config\.train\.log_every_steps"),
+        ("optimizer", "name", "sgd", r"config\.optimizer\.name"),
+        ("model", "variant", "new", r"config\.model\.variant"),
+        ("loss", "ssim", -1.0, r"config\.loss\.ssim"),
+    ],
+)
+def test_wrong_fields_leave_no_workdir_behind(tmp_path, section, field, value, message):
+    config = tiny.config()
+    config[section][field] = value
+    with pytest.raises(UsageError, match=message):
+        run(config, tmp_path / "run", devices=4)
+    assert not (tmp_path / "run").exists()
+
+
+def make_step(**changes):
+    config = tiny.config()
+    model = models.from_config(config)
+    options = {"optimizer": optax.sgd(0.1), "ema_decay": 0.5} | changes
+    step = functools.partial(
+        train.train_step,
+        model=model,
+        loss_fn=losses.weighted_sum({"charbonnier": 1.0}),
+        seed=0,
+        **options,
+    )
+    return model, step
+
+
+def test_one_step_against_a_hand_written_one():
+    model, step = make_step()
+    state = create_state(model, optax.sgd(0.1), seed=3, ema=True)
+    batch = tiny.batch_rows(tiny.images(3), [0, 1, 2], 4)
+    arrays = {name: jnp.asarray(batch[name]) for name in batches.ARRAYS}
+
+    def loss(params):
+        restored = model.apply({"params": params}, arrays["degraded"][:3])
+        error = restored - arrays["clean"][:3]
+        return jnp.mean(jnp.sqrt(error**2 + 1e-6))
+
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    after, scalars = jax.jit(step)(state, arrays)
+    assert int(after.step) == 1
+    assert float(scalars["loss"]) == pytest.approx(float(value), rel=1e-5)
+    assert float(scalars["count"]) == 3
+    norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient)))
+    assert float(scalars["grad_norm"]) == pytest.approx(norm, rel=1e-4)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
+    averaged = jax.tree.map(lambda p, q: 0.5 * (p + q), state.params, expected)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-6), after.params, expected
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-6), after.ema_params, averaged
+    )
+
+
+def test_a_run_with_an_average_validates_and_saves_it(tmp_path):
+    config = tiny.config(epochs=1)
+    config.optimizer.ema_decay = 0.9
+    config.optimizer.name = "adamw"
+    config.optimizer.clip_norm = 1.0
+    config.dtype = "bfloat16"
+    state = run(config, tmp_path / "run", devices=2)
+    assert state.ema_params is not None
+    with checkpoint.open_manager(tmp_path / "run", read_only=True) as manager:
+        restored, _ = checkpoint.restore(manager, 3, state)
+    assert_same(restored.ema_params, state.ema_params)
+
+
+def test_sizes_that_do_not_divide_are_refused_with_those_that_do():
+    mesh = batches.make_mesh(jax.devices()[:4])
+    batches.check_batch_size(8, mesh, "config.train.batch_size")
+    with pytest.raises(UsageError, match=r"4 devices; take 4$"):
+        batches.check_batch_size(2, mesh, "config.train.batch_size")

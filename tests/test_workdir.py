@@ -1,0 +1,62 @@
+import pytest
+from ml_collections import ConfigDict
+
+from configs import sca_unet
+from restore_jax import workdir
+from restore_jax.errors import UsageError
+
+
+def test_a_claimed_workdir_gives_back_its_configuration(tmp_path):
+    config = sca_unet.get_config("sample")
+    folder = tmp_path / "run"
+    assert not workdir.is_claimed(folder, config)
+    workdir.claim(folder, config)
+    assert workdir.is_claimed(folder, config)
+    assert workdir.differences(workdir.read_config(folder), config) == []
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_another_configuration_is_refused_field_by_field(tmp_path):
+    config = sca_unet.get_config("sample")
+    workdir.claim(tmp_path, config)
+    config.train.epochs = 7
+    config.model.widths = (8, 16)
+    with pytest.raises(UsageError) as refused:
+        workdir.is_claimed(tmp_path, config)
+    message = str(refused.value)
+    assert (
+        f"config.train.epochs ({sca_unet.get_config('sample').train.epochs}, now 7)" in message
+    )
+    assert "config.model.widths ([16, 32, 64, 128], now [8, 16])" in message
+    assert "seed" not in message
+    assert "\n" not in message
+
+
+def test_fields_that_one_side_lacks_differ():
+    differing = workdir.differences(ConfigDict({"a": {"b": 1}}), ConfigDict({"c": None}))
+    assert differing == ["config.a.b (1, now absent)", "config.c (absent, now None)"]
+
+
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not a run's folder"):
+        workdir.is_claimed(tmp_path, sca_unet.get_config("sample"))
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "", "\x00"])
+def test_a_damaged_configuration_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=r"config\.json: not a configuration"):
+        workdir.read_config(tmp_path)
+
+
+def test_a_missing_run_is_named(tmp_path):
+    with pytest.raises(UsageError, match="no run in it"):
+        workdir.read_config(tmp_path / "nothing")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        workdir.claim(tmp_path / "file" / "run", sca_unet.get_config("sample"))

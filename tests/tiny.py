@@ -1,0 +1,80 @@
+"""A run so small that tests can train it: 16×16 images in NumPy, a few hundred parameters."""
+
+import numpy as np
+
+from configs import sca_unet
+from restore_jax import batches
+
+
+def config(**train):
+    fields = sca_unet.get_config("sample")
+    fields.model.widths = (2, 4)
+    fields.train.epochs = 2
+    fields.train.batch_size = 4
+    fields.eval.batch_size = 4
+    fields.eval.every_epochs = 1
+    fields.eval.pictures = 2
+    fields.optimizer.schedule = "constant"
+    fields.train.update(train)
+    return fields
+
+
+def images(count, seed=0, size=16):
+    rng = np.random.default_rng(seed)
+    clean = rng.uniform(0.2, 0.8, (count, size, size, 3)).astype(np.float32)
+    clean = (clean + np.roll(clean, 1, 1) + np.roll(clean, 1, 2)) / 3
+    noise = rng.normal(0, 0.1, clean.shape).astype(np.float32)
+    mask = np.zeros((count, size, size, 1), np.float32)
+    mask[:, 6:10, 5:11] = 1
+    names = np.array([f"{'ab'[i % 2]}/test/scratch/{i:03d}" for i in range(count)])
+    return {
+        "degraded": np.clip(clean + noise, 0, 1),
+        "clean": clean,
+        "mask": mask,
+        "has_mask": np.ones(count, bool),
+        "valid": np.ones(count, bool),
+        "category": np.array([name[0] for name in names]),
+        "defect_type": np.full(count, "scratch"),
+        "id": names,
+    }
+
+
+def batch_rows(pairs, rows, size):
+    """Takes rows, the last one again and again as padding."""
+    chosen = np.array([*rows, *[rows[-1]] * (size - len(rows))])
+    return {name: value[chosen] for name, value in pairs.items()} | {
+        "valid": np.arange(size) < len(rows)
+    }
+
+
+def data(settings, count=10, held_out=6, spoil_at=None):
+    """Data of NumPy arrays; the images of step `spoil_at` hold a NaN."""
+    pairs = {"train": images(count), "val": images(held_out, seed=1)}
+    size = settings.train.batch_size
+    steps = -(-count // size)
+
+    def train_batches(step):
+        while True:
+            epoch, position = divmod(step, steps)
+            order = np.random.default_rng(epoch).permutation(count)
+            batch = batch_rows(
+                pairs["train"], order[position * size : (position + 1) * size], size
+            )
+            step += 1
+            if step == spoil_at:
+                batch["degraded"] = np.full_like(batch["degraded"], np.nan)
+            yield batch
+
+    def eval_batches(split):
+        rows = np.arange(len(pairs[split]["id"]))
+        chunk = settings.eval.batch_size
+        for start in range(0, len(rows), chunk):
+            yield batch_rows(pairs[split], rows[start : start + chunk], chunk)
+
+    return batches.Data(
+        name="tiny",
+        counts={"train": count, "val": held_out},
+        train_images=count,
+        train_batches=train_batches,
+        eval_batches=eval_batches,
+    )
