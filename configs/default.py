@@ -14,10 +14,10 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     """Returns the fields that all experiments share.
 
     Args:
-      data: which images, the part of `--config=FILE.py:DATA` after the colon.
+        data: which images, the part of `--config=FILE.py:DATA` after the colon.
 
     Raises:
-      UsageError: for data that does not exist.
+        UsageError: for data that does not exist.
     """
     config = ConfigDict()
     config.name = "default"  # names the default workdir, together with the data

@@ -1,4 +1,4 @@
-"""How a clean photograph becomes a degraded one, and how both reach the working size.
+"""How a clean photograph becomes a degraded one.
 
 A `Law` says what happens, in this order and at the photograph's native size: blur, photon
 noise, Gaussian noise, clip and quantise, gain, clip and quantise. Each step is a function of an
@@ -42,17 +42,17 @@ class Law:
     """A degradation. Ranges are (low, high), drawn from uniformly; the defaults do nothing.
 
     Attributes:
-      blur: kinds of blur, one of which is drawn per image: "none", "gaussian", "motion" or
-        "defocus". A kind named twice is drawn twice as often.
-      sigma_x: standard deviation of the Gaussian blur along x (columns), in px, per image.
-      sigma_y: the same along y (rows), drawn independently of sigma_x.
-      motion_length: length of the motion's path, in px, per image.
-      motion_angle: its direction in degrees, counter-clockwise from the x axis, per image.
-      defocus_radius: radius of the disc of confusion, in px, per image.
-      noise_sigma: standard deviation of Gaussian noise in grey levels, per image and channel.
-      poisson_peak: photons counted at white (255), per image; (0, 0) switches it off.
-      gain: factor per image and channel; (1, 1) switches it off.
-      quantise: to whole grey levels by "truncate" or "round", or "none".
+        blur: kinds of blur, one of which is drawn per image: "none", "gaussian", "motion" or
+            "defocus". A kind named twice is drawn twice as often.
+        sigma_x: standard deviation of the Gaussian blur along x (columns), in px, per image.
+        sigma_y: the same along y (rows), drawn independently of sigma_x.
+        motion_length: length of the motion's path, in px, per image.
+        motion_angle: its direction in degrees, counter-clockwise from the x axis, per image.
+        defocus_radius: radius of the disc of confusion, in px, per image.
+        noise_sigma: standard deviation of Gaussian noise in grey levels, per image and channel.
+        poisson_peak: photons counted at white (255), per image; (0, 0) switches it off.
+        gain: factor per image and channel; (1, 1) switches it off.
+        quantise: to whole grey levels by "truncate" or "round", or "none".
     """
 
     blur: tuple[str, ...] = ("none",)
@@ -106,11 +106,11 @@ def law_from_config(degradation: Mapping[str, Any]) -> Law:
     """Resolves `config.data.degradation`: a preset, then every field that is not None.
 
     Args:
-      degradation: a mapping (an `ml_collections.ConfigDict` or what its JSON gives back) of
-        `preset` (default "kla") and the fields of `Law`.
+        degradation: a mapping (an `ml_collections.ConfigDict` or what its JSON gives back) of
+            `preset` (default "kla") and the fields of `Law`.
 
     Raises:
-      UsageError: a field or a preset is unknown, or a value is not one the field can take.
+        UsageError: a field or a preset is unknown, or a value is not one the field can take.
     """
     fields = [field.name for field in dataclasses.fields(Law)]
     for name in degradation:
@@ -166,8 +166,8 @@ def symmetries(law: Law) -> str:
     the same range. A flip takes a motion's angle θ to −θ modulo 180°.
 
     Returns:
-      "all8" (flips and quarter turns), "flips" (horizontal and vertical) or "none". All of it
-      holds for square photographs: stretching to a square gives isotropic blur a direction.
+        "all8" (flips and quarter turns), "flips" (horizontal and vertical) or "none". All of it
+        holds for square photographs: stretching to a square gives isotropic blur a direction.
     """
     low, high = law.motion_angle
     moves = "motion" in law.blur and law.motion_length[1] > 0
@@ -186,12 +186,12 @@ def draw_seed(seed: int, image_id: tf.Tensor, realisation: tf.Tensor) -> tf.Tens
     """The seed of one draw: the same run, image and realisation give the same bits anywhere.
 
     Args:
-      seed: the run's seed.
-      image_id: string scalar, stable between runs (a relative path, not a position).
-      realisation: integer scalar, the number of the draw for this image.
+        seed: the run's seed.
+        image_id: string scalar, stable between runs (a relative path, not a position).
+        realisation: integer scalar, the number of the draw for this image.
 
     Returns:
-      int64 [2], for `degrade`.
+        int64 [2], for `degrade`.
     """
     hashed = tf.strings.to_hash_bucket_fast(image_id, 2**63 - 1)
     return _fold_in(tf.stack([tf.constant(seed, tf.int64), hashed]), realisation)
@@ -207,12 +207,12 @@ def degrade(image: tf.Tensor, law: Law, seed: tf.Tensor) -> tf.Tensor:
     """Applies a law to one photograph at its native size.
 
     Args:
-      image: uint8 [H, W, 3] (or float in grey levels 0…255).
-      law: the degradation; steps that it switches off cost nothing.
-      seed: integer [2], as from `draw_seed`.
+        image: uint8 [H, W, 3] (or float in grey levels 0…255).
+        law: the degradation; steps that it switches off cost nothing.
+        seed: integer [2], as from `draw_seed`.
 
     Returns:
-      float32 [H, W, 3] in [0, 255]; whole numbers unless `law.quantise` is "none".
+        float32 [H, W, 3] in [0, 255]; whole numbers unless `law.quantise` is "none".
     """
     image = tf.cast(tf.ensure_shape(image, [None, None, 3]), tf.float32)
     seeds = {name: _fold_in(seed, number) for number, name in enumerate(_STREAMS)}
@@ -375,54 +375,3 @@ def quantise(image: tf.Tensor, mode: str) -> tf.Tensor:
     elif mode == "round":
         image = tf.round(image)
     return tf.clip_by_value(image, 0.0, 255.0)
-
-
-def resize(image: tf.Tensor, size: int, method: str) -> tf.Tensor:
-    """Resizes to a square; what is not square is stretched.
-
-    Args:
-      image: [H, W, C], float or uint8, any range. Both images of a pair take the same method.
-      size: the side of the result, in px.
-      method: "bilinear" is antialiased as Pillow's BILINEAR resize; "area" averages the pixels
-        under each new one by their share of it, as OpenCV's INTER_AREA does when it shrinks
-        (enlarged, pixels become blocks).
-
-    Returns:
-      float32 [size, size, C] in the input's range.
-
-    Raises:
-      UsageError: the method is neither.
-    """
-    if method not in ("bilinear", "area"):
-        raise UsageError(f"config.data.resize: {method!r} is unknown; choose bilinear or area")
-    image = tf.cast(image, tf.float32)
-    resized = tf.image.resize(image, [size, size], method, antialias=method == "bilinear")
-    # Weights that sum to one but for rounding would let white out at 255.0001.
-    resized = tf.clip_by_value(resized, tf.reduce_min(image), tf.reduce_max(image))
-    return tf.ensure_shape(resized, [size, size, image.shape[-1]])
-
-
-def resize_mask(mask: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes a defect mask so that no defect vanishes, however small.
-
-    Args:
-      mask: [H, W, 1], uint8 or bool; whatever is above 0 is defect.
-      size: the side of the result, in px, stretched to it as `resize` does.
-
-    Returns:
-      float32 [size, size, 1]: 1 where a defect pixel covers some of the new pixel, else 0.
-    """
-    defect = tf.cast(mask, tf.int32) > 0
-    covered = _any_along(_any_along(defect, size, axis=0), size, axis=1)
-    return tf.ensure_shape(tf.cast(covered, tf.float32), [size, size, 1])
-
-
-def _any_along(mask: tf.Tensor, size: int, axis: int) -> tf.Tensor:
-    # Whole numbers throughout: an averaging resize leaves float dust in untouched neighbours.
-    length = tf.shape(mask)[axis]
-    cell = tf.range(size)
-    first = cell * length // size
-    end = ((cell + 1) * length + size - 1) // size
-    before = [[int(a == axis), 0] for a in range(3)]
-    counts = tf.cumsum(tf.pad(tf.cast(mask, tf.int32), before), axis)
-    return tf.gather(counts, end, axis=axis) > tf.gather(counts, first, axis=axis)

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import degrade, records
+from data import degrade, records, resize
 from restore_jax.batches import Batch, Data
 from restore_jax.errors import RunError, UsageError
 
@@ -33,13 +33,13 @@ def make_data(config: ConfigDict) -> Data:
     """Makes the data that a configuration asks for; nothing is decoded yet.
 
     Args:
-      config: all fields; `config.data`, `config.seed` and the batch sizes matter.
+        config: all fields; `config.data`, `config.seed` and the batch sizes matter.
 
     Returns:
-      The data, with its batches as `restore_jax.batches` describes them.
+        The data, with its batches as `restore_jax.batches` describes them.
 
     Raises:
-      UsageError: for a wrong field, or a root without data.
+        UsageError: for a wrong field, or a root without data.
     """
     # TensorFlow only reads and degrades; the GPU's memory is JAX's.
     tf.config.set_visible_devices([], "GPU")
@@ -120,9 +120,9 @@ def _pair(
     degraded = degrade.degrade(clean, law, key)
     size = settings.image_size
     if size:
-        degraded = degrade.resize(degraded, size, settings.resize)
-        clean = degrade.resize(clean, size, settings.resize)
-        mask = degrade.resize_mask(mask, size)
+        degraded = resize.resize(degraded, size, settings.resize)
+        clean = resize.resize(clean, size, settings.resize)
+        mask = resize.resize_mask(mask, size)
     return {
         "degraded": _to_bytes(degraded),
         "clean": _to_bytes(tf.cast(clean, tf.float32)),
@@ -156,12 +156,12 @@ def _augment(
     """Crops, flips and rotates the three images of a pair alike.
 
     Args:
-      pair: uint8 images of one pair, with its other fields.
-      settings: `config.data`.
-      seed: int64 [2], of this pair in this epoch.
+        pair: uint8 images of one pair, with its other fields.
+        settings: `config.data`.
+        seed: int64 [2], of this pair in this epoch.
 
     Returns:
-      The pair, its images cropped to the crop size if the image size is the native one.
+        The pair, its images cropped to the crop size if the image size is the native one.
     """
     if settings.image_size and settings.augment == "none":
         return pair
@@ -271,11 +271,11 @@ def group_by_size(pairs: Iterator[dict[str, np.ndarray]], batch_size: int) -> It
     """Batches pairs, those of one image size together; the last batch of a size is filled up.
 
     Args:
-      pairs: pairs of one image each, of any sizes.
-      batch_size: images of a batch.
+        pairs: pairs of one image each, of any sizes.
+        batch_size: images of a batch.
 
     Yields:
-      Batches as `restore_jax.batches` describes them.
+        Batches as `restore_jax.batches` describes them.
     """
     waiting: dict[tuple[int, ...], list[dict[str, np.ndarray]]] = {}
 

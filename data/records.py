@@ -78,7 +78,7 @@ def load(settings: ConfigDict) -> dict[str, Records]:
     """Loads the records of "train" and "val" that `config.data` asks for.
 
     Raises:
-      UsageError: for an unknown name or split, or a root without data.
+        UsageError: for an unknown name or split, or a root without data.
     """
     if settings.name not in SOURCES:
         raise UsageError(

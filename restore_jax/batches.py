@@ -27,13 +27,14 @@ class Data:
     """A data set, ready to be read.
 
     Attributes:
-      name: as it stands in the results, e.g. "mvtec_ad".
-      counts: number of images by split, "train" and "val".
-      train_images: images of one training epoch; each fixed draw of an image counts.
-      train_batches: from a step (0 = the start) on, the batches of training without end. Every
-        epoch has ceil(train_images / batch size) of them, its last one filled up with rows that
-        are not valid. The same step always yields the same batch.
-      eval_batches: the batches of a split ("train" or "val"), once, in the order of the ids.
+        name: as it stands in the results, e.g. "mvtec_ad".
+        counts: number of images by split, "train" and "val".
+        train_images: images of one training epoch; each fixed draw of an image counts.
+        train_batches: from a step (0 = the start) on, the batches of training without end.
+            Every epoch has ceil(train_images / batch size) of them, its last one filled up with
+            rows that are not valid. The same step always yields the same batch.
+        eval_batches: the batches of a split ("train" or "val"), once; the images of a batch are
+            of one size.
     """
 
     name: str
@@ -64,12 +65,12 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
     """Checks that every device gets as many images.
 
     Args:
-      batch_size: images of a batch over all devices.
-      mesh: the devices.
-      field: the config field to name.
+        batch_size: images of a batch over all devices.
+        mesh: the devices.
+        field: the config field to name.
 
     Raises:
-      UsageError: with the nearest sizes that divide.
+        UsageError: with the nearest sizes that divide.
     """
     devices = mesh.size
     if batch_size < 1 or batch_size % devices:

@@ -19,11 +19,11 @@ def open_manager(workdir: pathlib.Path, read_only: bool = False) -> ocp.Checkpoi
     later one of equals). Saves are asynchronous; close the manager to wait for them.
 
     Args:
-      workdir: the run's folder.
-      read_only: never writes or deletes, for a second process beside a running training.
+        workdir: the run's folder.
+        read_only: never writes or deletes, for a second process beside a running training.
 
     Returns:
-      The manager; use it as a context manager.
+        The manager; use it as a context manager.
     """
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
@@ -48,9 +48,9 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: Mapping[str
     """Starts saving a state with the validation metrics of that very state.
 
     Args:
-      manager: from `open_manager`.
-      state: the state; it may be donated to the next step at once.
-      metrics: holds "ssim", and "epoch".
+        manager: from `open_manager`.
+        state: the state; it may be donated to the next step at once.
+        metrics: holds "ssim", and "epoch".
     """
     manager.save(
         int(state.step),
@@ -72,15 +72,15 @@ def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path)
     """Finds the step that a user means.
 
     Args:
-      manager: from `open_manager`.
-      which: "best", "latest" or a step.
-      workdir: named in the message.
+        manager: from `open_manager`.
+        which: "best", "latest" or a step.
+        workdir: named in the message.
 
     Returns:
-      The step of a checkpoint that exists.
+        The step of a checkpoint that exists.
 
     Raises:
-      UsageError: where there is none, with those there are.
+        UsageError: where there is none, with those there are.
     """
     steps = sorted(manager.all_steps())
     if not steps:
@@ -103,13 +103,13 @@ def restore(
     """Reads a checkpoint.
 
     Args:
-      manager: from `open_manager`.
-      step: an existing step, from `find_step`.
-      template: a state of the same structure whose leaves have shape, dtype and sharding
-        (arrays, or `jax.ShapeDtypeStruct`); the result takes them on.
+        manager: from `open_manager`.
+        step: an existing step, from `find_step`.
+        template: a state of the same structure whose leaves have shape, dtype and sharding
+            (arrays, or `jax.ShapeDtypeStruct`); the result takes them on.
 
     Returns:
-      The state and the metrics it was saved with.
+        The state and the metrics it was saved with.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     restored = manager.restore(

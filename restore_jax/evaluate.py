@@ -34,14 +34,14 @@ def evaluate_batch(
     """Restores a batch, without its masks, and measures it.
 
     Args:
-      model: the architecture.
-      terms: names of loss terms to compute along with the metrics.
-      variables: what `model.apply` takes.
-      batch: the arrays of a batch (see `batches`).
+        model: the architecture.
+        terms: names of loss terms to compute along with the metrics.
+        variables: what `model.apply` takes.
+        batch: the arrays of a batch (see `batches`).
 
     Returns:
-      Figures by name, [B] each: those of `metrics.image_metrics`, and "loss_NAME" for each loss
-      term. And the restored images [B, H, W, 3] as they came, not clipped.
+        Figures by name, [B] each: those of `metrics.image_metrics`, and "loss_NAME" for each
+        loss term. And the restored images [B, H, W, 3] as they came, not clipped.
     """
     restored = model.apply(variables, batch["degraded"])
     clean, mask = batch["clean"], batch["mask"]
@@ -65,16 +65,16 @@ def evaluate(
     """Measures a model on a data set, image by image.
 
     Args:
-      model: the architecture.
-      variables: what `model.apply` takes, on the devices of the mesh.
-      images: the batches.
-      mesh: the devices.
-      terms: names of loss terms to compute along with the metrics.
-      pictures: how many images to keep for a look, spread over the categories.
+        model: the architecture.
+        variables: what `model.apply` takes, on the devices of the mesh.
+        images: the batches.
+        mesh: the devices.
+        terms: names of loss terms to compute along with the metrics.
+        pictures: how many images to keep for a look, spread over the categories.
 
     Returns:
-      A row of figures per valid image, with its id, category and defect type, sorted by id;
-      and the pictures.
+        A row of figures per valid image, with its id, category and defect type, sorted by id;
+        and the pictures.
     """
     rows, kept = [], figures.Selection(pictures)
     for batch in images:
@@ -108,8 +108,11 @@ def evaluate(
 
 def mean_losses(rows: Sequence[Row], weights: Mapping[str, float]) -> dict[str, float]:
     """Returns the mean of each loss term over the images, and "loss", their weighted sum."""
-    terms = {name: float(np.mean([row[f"loss_{name}"] for row in rows])) for name in weights}
-    total = sum(weight * terms[name] for name, weight in weights.items())
+    terms = {
+        name: float(np.mean([row[f"loss_{name}"] for row in rows]))
+        for name in losses.active(weights)
+    }
+    total = sum(weights[name] * value for name, value in terms.items())
     return {"loss": total} | {f"loss_{name}": value for name, value in terms.items()}
 
 
@@ -125,18 +128,18 @@ def evaluate_checkpoint(
     Writes `evaluation/<data>-<which>/`: metrics.json, images.csv and triplets.png.
 
     Args:
-      folder: the workdir; the model is the one it was made with.
-      which: "best", "latest" or a step.
-      make_data: makes the data that a configuration asks for.
-      override: a configuration whose data and evaluation sections take the place of the
-        workdir's.
-      devices: those to run on; all there are, if None.
+        folder: the workdir; the model is the one it was made with.
+        which: "best", "latest" or a step.
+        make_data: makes the data that a configuration asks for.
+        override: a configuration whose data and evaluation sections take the place of the
+            workdir's.
+        devices: those to run on; all there are, if None.
 
     Returns:
-      The content of metrics.json, and the folder of the results.
+        The content of metrics.json, and the folder of the results.
 
     Raises:
-      UsageError: for a workdir without such a checkpoint, or a wrong field.
+        UsageError: for a workdir without such a checkpoint, or a wrong field.
     """
     config = workdir.read_config(folder)
     if override is not None:
@@ -165,6 +168,8 @@ def evaluate_checkpoint(
         inference_variables(state),
         (batch for split in splits for batch in data.eval_batches(split)),
         mesh,
+        # The terms of the validations in training: their compiled program serves here again.
+        terms=losses.active(config.loss),
         pictures=config.eval.pictures,
     )
     summary = {

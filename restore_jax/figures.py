@@ -35,7 +35,7 @@ class Selection:
     """Keeps the first few images of every category, then picks an even share of each.
 
     Args:
-      limit: how many pictures there will be.
+        limit: how many pictures there will be.
     """
 
     _PER_CATEGORY = 2
@@ -95,8 +95,8 @@ def draw_triplets(pictures: Sequence[Picture], path: pathlib.Path) -> None:
     """Draws rows of degraded | restored | clean | clean with the defect outlined.
 
     Args:
-      pictures: one per row.
-      path: the PNG to write.
+        pictures: one per row.
+        path: the PNG to write.
     """
     font = ImageFont.load_default(size=14)
     rows = []
@@ -136,18 +136,14 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: pathlib.Path) -> Non
     """Draws loss, PSNR and SSIM of training and validation over the epochs.
 
     Args:
-      records: the lines of metrics.jsonl.
-      path: the PNG to write.
+        records: the lines of metrics.jsonl.
+        path: the PNG to write.
     """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = (
-        ("loss", "loss", "log"),
-        ("psnr", "PSNR (dB)", "linear"),
-        ("ssim", "SSIM", "linear"),
-    )
+    panels = (("loss", "loss"), ("psnr", "PSNR (dB)"), ("ssim", "SSIM"))
     colours = {"train": "#7f8c8d", "val": "#1f6fb4"}
-    for axes, (name, label, scale) in zip(figure.subplots(1, 3), panels, strict=True):
+    for axes, (name, label) in zip(figure.subplots(1, 3), panels, strict=True):
         for split, colour in colours.items():
             points = [
                 (record["epoch"], record[name])
@@ -164,7 +160,6 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: pathlib.Path) -> Non
             axes.axhline(baseline[-1], color="#c0392b", ls="--", lw=1, label="degraded input")
         axes.set_xlabel("epoch")
         axes.set_title(label)
-        axes.set_yscale(scale)
         axes.grid(alpha=0.3)
         if axes.has_data():
             axes.legend(frameon=False)

@@ -34,9 +34,9 @@ class Logs:
     """Writes the figures of a training as they come; a context manager.
 
     Args:
-      workdir: the run's folder.
-      step: the step that the training goes on from; lines after it are taken back, since they
-        come again.
+        workdir: the run's folder.
+        step: the step that the training goes on from; lines after it are taken back, since they
+            come again.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int) -> None:
@@ -64,10 +64,10 @@ class Logs:
         """Appends one line and the same scalars for TensorBoard.
 
         Args:
-          step: steps done.
-          epoch: epochs done.
-          split: "train" or "val".
-          figures: scalars by name; None where one is not defined.
+            step: steps done.
+            epoch: epochs done.
+            split: "train" or "val".
+            figures: scalars by name; None where one is not defined.
         """
         record = {"step": step, "epoch": epoch, "split": split, **figures}
         with (self._workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:

@@ -92,6 +92,11 @@ LOSSES: dict[str, LossTerm] = {
 }
 
 
+def active(weights: Mapping[str, float]) -> tuple[str, ...]:
+    """Returns the names of the terms that have a weight, in their order."""
+    return tuple(name for name, weight in weights.items() if weight)
+
+
 def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
     """Makes the training loss of a config's `loss = {name: weight}`.
 
@@ -118,7 +123,7 @@ def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
             raise UsageError(
                 f"config.loss.{name}: the weight is {weight!r}; give a number of 0 or more"
             )
-    chosen = {name: float(weight) for name, weight in weights.items() if weight > 0}
+    chosen = {name: float(weights[name]) for name in active(weights)}
     if not chosen:
         raise UsageError(
             f"config.loss: no term has a weight above 0; give one to any of {', '.join(LOSSES)}"

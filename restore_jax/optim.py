@@ -11,17 +11,17 @@ def make_schedule(config: Any, steps_per_epoch: int, total_steps: int) -> optax.
     """Makes the learning rate as a function of the step.
 
     Args:
-      config: `config.optimizer`: `learning_rate`, `schedule`, `warmup_epochs`,
-        `final_fraction`, `restart_epochs`, `restart_factor`.
-      steps_per_epoch: steps in one epoch.
-      total_steps: steps of the whole run, where a cosine ends.
+        config: `config.optimizer`: `learning_rate`, `schedule`, `warmup_epochs`,
+            `final_fraction`, `restart_epochs`, `restart_factor`.
+        steps_per_epoch: steps in one epoch.
+        total_steps: steps of the whole run, where a cosine ends.
 
     Returns:
-      Step → learning rate. "warm_restarts" is SGDR (Loshchilov and Hutter, ICLR 2017): cosines
-      that start anew, each `restart_factor` times as long as the one before.
+        Step → learning rate. "warm_restarts" is SGDR (Loshchilov and Hutter, ICLR 2017):
+        cosines that start anew, each `restart_factor` times as long as the one before.
 
     Raises:
-      UsageError: for an unknown schedule or a value out of range.
+        UsageError: for an unknown schedule or a value out of range.
     """
     peak = config.learning_rate
     if peak <= 0:
@@ -84,15 +84,15 @@ def make_optimizer(
     """Makes the optimizer: clipping by the global norm (if any), then Adam or AdamW.
 
     Args:
-      config: `config.optimizer`: `name`, `weight_decay`, `clip_norm`.
-      schedule: the learning rate, from `make_schedule`; None: constant, which is enough to
-        know the structure of the optimizer's state.
+        config: `config.optimizer`: `name`, `weight_decay`, `clip_norm`.
+        schedule: the learning rate, from `make_schedule`; None: constant, which is enough to
+            know the structure of the optimizer's state.
 
     Returns:
-      An optax gradient transformation.
+        An optax gradient transformation.
 
     Raises:
-      UsageError: for an unknown optimizer or a value out of range.
+        UsageError: for an unknown optimizer or a value out of range.
     """
     for field in ("weight_decay", "clip_norm"):
         if config[field] < 0:

@@ -15,11 +15,11 @@ class TrainState:
     """All that a run needs to go on, and nothing else.
 
     Attributes:
-      step: int32 scalar, optimizer steps done.
-      params: the model's parameters, float32.
-      batch_stats: running statistics of BatchNorm; {} for models without it.
-      opt_state: the optimizer's state.
-      ema_params: exponential moving average of `params`; None where it is off.
+        step: int32 scalar, optimizer steps done.
+        params: the model's parameters, float32.
+        batch_stats: running statistics of BatchNorm; {} for models without it.
+        opt_state: the optimizer's state.
+        ema_params: exponential moving average of `params`; None where it is off.
     """
 
     step: jax.Array
@@ -35,13 +35,13 @@ def create_state(
     """Makes the state of step 0.
 
     Args:
-      model: the architecture; its parameters do not depend on the image size.
-      optimizer: gives the optimizer's state.
-      seed: of the initial parameters.
-      ema: whether an average of the parameters is kept.
+        model: the architecture; its parameters do not depend on the image size.
+        optimizer: gives the optimizer's state.
+        seed: of the initial parameters.
+        ema: whether an average of the parameters is kept.
 
     Returns:
-      The state, on the default device.
+        The state, on the default device.
     """
     variables = model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
     params = variables["params"]

@@ -41,17 +41,17 @@ def train_step(
     """One step of gradient descent, a pure function.
 
     Args:
-      state: the state before.
-      batch: the arrays of a batch (see `batches`).
-      model: the architecture.
-      optimizer: turns gradients into updates.
-      loss_fn: from `losses.weighted_sum`.
-      seed: of the run; with the step it gives the key of everything random in the model.
-      ema_decay: of the averaged parameters, used where the state has them.
+        state: the state before.
+        batch: the arrays of a batch (see `batches`).
+        model: the architecture.
+        optimizer: turns gradients into updates.
+        loss_fn: from `losses.weighted_sum`.
+        seed: of the run; with the step it gives the key of everything random in the model.
+        ema_decay: of the averaged parameters, used where the state has them.
 
     Returns:
-      The state after, and scalars of this batch: "loss", "loss_NAME" for each term, "psnr"
-      (dB), "ssim", "grad_norm" and "count" (valid images).
+        The state after, and scalars of this batch: "loss", "loss_NAME" for each term, "psnr"
+        (dB), "ssim", "grad_norm" and "count" (valid images).
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -162,17 +162,17 @@ def train_and_evaluate(
     finished one is left as it is.
 
     Args:
-      config: all fields, see configs/default.py.
-      folder: the workdir.
-      make_data: makes the data that a configuration asks for.
-      devices: those to train on; all there are, if None.
+        config: all fields, see configs/default.py.
+        folder: the workdir.
+        make_data: makes the data that a configuration asks for.
+        devices: those to train on; all there are, if None.
 
     Returns:
-      The last state.
+        The last state.
 
     Raises:
-      UsageError: for a wrong field, or a workdir of another configuration.
-      RunError: for a loss or gradient that is not finite, with its step and name.
+        UsageError: for a wrong field, or a workdir of another configuration.
+        RunError: for a loss or gradient that is not finite, with its step and name.
     """
     mesh = batches.make_mesh(devices)
     _check(config, mesh)
@@ -284,15 +284,14 @@ def _train_epoch(
 
 def _validate(run: _Run, state: TrainState) -> dict[str, float | None]:
     """Returns the validation figures: the loss and its terms, and the means over the images."""
-    weights = {name: weight for name, weight in run.config.loss.items() if weight}
     rows, _ = evaluate.evaluate(
         run.model,
         inference_variables(state),
         run.data.eval_batches("val"),
         run.mesh,
-        terms=tuple(weights),
+        terms=losses.active(run.config.loss),
     )
-    figures = evaluate.mean_losses(rows, weights) | metrics.summarise(rows)["micro"]
+    figures = evaluate.mean_losses(rows, run.config.loss) | metrics.summarise(rows)["micro"]
     for name in ("loss", "psnr", "ssim"):
         if figures[name] is None or not math.isfinite(figures[name]):
             raise RunError(

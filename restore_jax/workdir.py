@@ -45,7 +45,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     """Reads the configuration that a workdir was made with.
 
     Raises:
-      UsageError: where there is no workdir, or its config.json cannot be read.
+        UsageError: where there is no workdir, or its config.json cannot be read.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -65,8 +65,8 @@ def is_claimed(workdir: pathlib.Path, config: ConfigDict) -> bool:
     """Tells whether a workdir is this configuration's already; false where there is none yet.
 
     Raises:
-      UsageError: where the folder belongs to another configuration, field by field, or holds
-        other files.
+        UsageError: where the folder belongs to another configuration, field by field, or holds
+            other files.
     """
     if (workdir / "config.json").exists():
         differing = differences(read_config(workdir), config)
@@ -87,7 +87,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Makes a workdir for a configuration.
 
     Raises:
-      UsageError: where it cannot be written.
+        UsageError: where it cannot be written.
     """
     text = json.dumps(_as_json(config), indent=2, allow_nan=False)
     try:

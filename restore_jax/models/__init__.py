@@ -17,15 +17,15 @@ def create(name: str, **options: Any) -> nn.Module:
     """Makes an architecture; its parameters come from `init`.
 
     Args:
-      name: a key of `MODELS`.
-      **options: the architecture's attributes, e.g. `variant="released"`.
+        name: a key of `MODELS`.
+        **options: the architecture's attributes, e.g. `variant="released"`.
 
     Returns:
-      A module with `apply(variables, degraded, mask=None, train=False)` → restored
-      [B, H, W, 3] float32, for any H and W.
+        A module with `apply(variables, degraded, mask=None, train=False)` → restored
+        [B, H, W, 3] float32, for any H and W.
 
     Raises:
-      UsageError: for an unknown name, option or option value.
+        UsageError: for an unknown name, option or option value.
     """
     if name not in MODELS:
         raise UsageError(f"config.model.name: no model {name!r}; there are {sorted(MODELS)}")

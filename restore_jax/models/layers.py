@@ -19,11 +19,11 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
     Images smaller than the padding are reflected as often as needed.
 
     Args:
-      x: images [B, H, W, C].
-      multiple: the multiple that both sides must have.
+        x: images [B, H, W, C].
+        multiple: the multiple that both sides must have.
 
     Returns:
-      [B, H', W', C] with H' >= H and W' >= W, `x` itself where nothing is missing.
+        [B, H', W', C] with H' >= H and W' >= W, `x` itself where nothing is missing.
     """
     height, width = x.shape[1:3]
     bottom, right = -height % multiple, -width % multiple
@@ -126,12 +126,12 @@ def softmax_attention(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Arr
     """`softmax(θᵀφ)·g` without scaling: the report's equation 6.
 
     Args:
-      theta: queries [B, H, W, C].
-      phi: keys [B, H, W, C].
-      g: values [B, H, W, C].
+        theta: queries [B, H, W, C].
+        phi: keys [B, H, W, C].
+        g: values [B, H, W, C].
 
     Returns:
-      [B, H, W, C]; the cost is quadratic in H·W.
+        [B, H, W, C]; the cost is quadratic in H·W.
     """
     b, h, w, c = theta.shape
     query, key, value = (z.reshape(b, h * w, 1, c) for z in (theta, phi, g))
@@ -146,12 +146,12 @@ def linear_attention_as_released(theta: jax.Array, phi: jax.Array, g: jax.Array)
     associative, so `θ·(φᵀg)/(H·W)` gives the same in linear cost.
 
     Args:
-      theta: queries [B, H, W, C].
-      phi: keys [B, H, W, C].
-      g: values [B, H, W, C].
+        theta: queries [B, H, W, C].
+        phi: keys [B, H, W, C].
+        g: values [B, H, W, C].
 
     Returns:
-      [B, H, W, C].
+        [B, H, W, C].
     """
     b, h, w, c = theta.shape
     query, key, value = (z.reshape(b, h * w, c) for z in (theta, phi, g))
@@ -168,8 +168,8 @@ class NonLocal(nn.Module):
     X. Wang et al., "Non-local Neural Networks", CVPR 2018.
 
     Attributes:
-      as_released: takes the attention of the released code in place of the report's.
-      dtype: type of the arithmetic.
+        as_released: takes the attention of the released code in place of the report's.
+        dtype: type of the arithmetic.
     """
 
     as_released: bool = False

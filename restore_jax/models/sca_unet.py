@@ -19,12 +19,12 @@ class SCAUNet(nn.Module):
     """The SCA U-Net, in the report's form or in that of its released code.
 
     Attributes:
-      widths: channels of the encoder stages, full resolution first; the last one is also the
-        bottleneck's.
-      variant: "report" (softmax attention, bilinear upsampling by pixel centres) or "released"
-        (unnormalised attention with the released code's layout, aligned corners), which the
-        published weights need.
-      dtype: type of the arithmetic; parameters and the result are float32.
+        widths: channels of the encoder stages, full resolution first; the last one is also the
+            bottleneck's.
+        variant: "report" (softmax attention, bilinear upsampling by pixel centres) or
+            "released" (unnormalised attention with the released code's layout, aligned
+            corners), which the published weights need.
+        dtype: type of the arithmetic; parameters and the result are float32.
     """
 
     widths: Sequence[int] = (16, 32, 64, 128)
@@ -38,12 +38,12 @@ class SCAUNet(nn.Module):
         """Restores images of any size.
 
         Args:
-          degraded: [B, H, W, 3] in [0, 1].
-          mask: ignored; part of the signature that all models share.
-          train: ignored; the model has no dropout and no running statistics.
+            degraded: [B, H, W, 3] in [0, 1].
+            mask: ignored; part of the signature that all models share.
+            train: ignored; the model has no dropout and no running statistics.
 
         Returns:
-          [B, H, W, 3] float32, near [0, 1] but not clipped.
+            [B, H, W, 3] float32, near [0, 1] but not clipped.
         """
         del mask, train
         height, width = degraded.shape[1:3]

@@ -1,0 +1,56 @@
+"""Bringing a degraded and a clean photograph to the working size, alike, and their mask."""
+
+import tensorflow as tf
+
+from restore_jax.errors import UsageError
+
+
+def resize(image: tf.Tensor, size: int, method: str) -> tf.Tensor:
+    """Resizes to a square; what is not square is stretched.
+
+    Args:
+        image: [H, W, C], float or uint8, any range. Both images of a pair take the same method.
+        size: the side of the result, in px.
+        method: "bilinear" is antialiased as Pillow's BILINEAR resize; "area" averages the
+            pixels under each new one by their share of it, as OpenCV's INTER_AREA does when it
+            shrinks (enlarged, pixels become blocks).
+
+    Returns:
+        float32 [size, size, C] in the input's range.
+
+    Raises:
+        UsageError: the method is neither.
+    """
+    if method not in ("bilinear", "area"):
+        raise UsageError(f"config.data.resize: {method!r} is unknown; choose bilinear or area")
+    image = tf.cast(image, tf.float32)
+    resized = tf.image.resize(image, [size, size], method, antialias=method == "bilinear")
+    # Weights that sum to one but for rounding would let white out at 255.0001.
+    resized = tf.clip_by_value(resized, tf.reduce_min(image), tf.reduce_max(image))
+    return tf.ensure_shape(resized, [size, size, image.shape[-1]])
+
+
+def resize_mask(mask: tf.Tensor, size: int) -> tf.Tensor:
+    """Resizes a defect mask so that no defect vanishes, however small.
+
+    Args:
+        mask: [H, W, 1], uint8 or bool; whatever is above 0 is defect.
+        size: the side of the result, in px, stretched to it as `resize` does.
+
+    Returns:
+        float32 [size, size, 1]: 1 where a defect pixel covers some of the new pixel, else 0.
+    """
+    defect = tf.cast(mask, tf.int32) > 0
+    covered = _any_along(_any_along(defect, size, axis=0), size, axis=1)
+    return tf.ensure_shape(tf.cast(covered, tf.float32), [size, size, 1])
+
+
+def _any_along(mask: tf.Tensor, size: int, axis: int) -> tf.Tensor:
+    # Whole numbers throughout: an averaging resize leaves float dust in untouched neighbours.
+    length = tf.shape(mask)[axis]
+    cell = tf.range(size)
+    first = cell * length // size
+    end = ((cell + 1) * length + size - 1) // size
+    before = [[int(a == axis), 0] for a in range(3)]
+    counts = tf.cumsum(tf.pad(tf.cast(mask, tf.int32), before), axis)
+    return tf.gather(counts, end, axis=axis) > tf.gather(counts, first, axis=axis)
