@@ -1,4 +1,4 @@
-# `make train` and `make test` are all a fresh machine needs: Python 3.11+, make and git.
+# `make train` and `make test` are all a fresh machine needs: Python 3.11 to 3.13, make and git.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,17 +9,20 @@ REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements-cuda12.txt,
 
 setup: $(VENV)/installed
 
-# The stamp is newer than what was installed; a change of the lists installs again.
+# The stamp is made last: an installation that was cut off is taken up again, and so is one whose
+# lists have changed since.
 $(VENV)/installed: pyproject.toml requirements.txt requirements-cuda12.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "error: $(PYTHON) is not Python 3.11 to 3.13; try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) --editable '.[dev]'
-	touch $@
+	@touch $@
 
 train: setup
 	$(BIN)/python launch.py --config=configs/sca_unet.py:sample --workdir=$(WORKDIR)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .

@@ -274,7 +274,7 @@ def _train_epoch(
     for done in range(1, run.steps_per_epoch + 1):
         state, scalars = run.step_fn(state, batches.to_devices(next(stream), run.mesh))
         pending.append(scalars)
-        if done % run.config.train.log_every_steps == 0 or done == run.steps_per_epoch:
+        if done in (1, run.steps_per_epoch) or done % run.config.train.log_every_steps == 0:
             for scalars in pending:
                 fetched.append(_fetch(first + len(fetched) + 1, scalars))
             show(fetched[-1], int(sum(step["count"] for step in fetched[-len(pending) :])))
