@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/sca_unet_sample
-REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements-cuda12.txt,requirements.txt)
+REQUIREMENTS := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes),requirements-cuda12.txt,requirements.txt)
 
 .PHONY: setup train test lint
 

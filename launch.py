@@ -17,7 +17,7 @@ from restore_jax.errors import RunError, UsageError
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: configs/NAME.py[:DATA].")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder [runs/NAME_DATA].")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "evaluate: best, latest or a step.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "evaluate: best, latest or a step [best].")
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -43,7 +43,9 @@ def fail(error: UsageError | RunError) -> None:
 
 def run() -> None:
     """Does the work of one command."""
-    config, checkpoint = CONFIG.value, CHECKPOINT.value
+    config, checkpoint, found = CONFIG.value, CHECKPOINT.value or "best", None
+    if MODE.value == "train" and CHECKPOINT.value:
+        raise UsageError("--checkpoint: only for --mode=evaluate; training goes on by itself")
     if MODE.value == "train" and config is None:
         raise UsageError("--config: missing; for example --config=configs/sca_unet.py:sample")
     if WORKDIR.value is None and config is None:
@@ -56,11 +58,11 @@ def run() -> None:
     compilation.use_cache()
     if MODE.value == "train":
         train.train_and_evaluate(config, folder, pipeline.make_data)
-        config, checkpoint = None, "best"
-    summary, results = evaluate.evaluate_checkpoint(
-        folder, checkpoint, pipeline.make_data, override=config
+        config, found = None, evaluate.stored_results(folder)
+    found = found or evaluate.evaluate_checkpoint(
+        folder, checkpoint, pipeline.make_data, config
     )
-    print(evaluate.format_report(summary, results))
+    print(evaluate.format_report(*found))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -70,6 +72,8 @@ def main(argv: Sequence[str]) -> None:
         run()
     except (UsageError, RunError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        fail(RunError("stopped; the same command goes on from the latest checkpoint"))
 
 
 if __name__ == "__main__":

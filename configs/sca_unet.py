@@ -34,7 +34,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
         config.train.epochs = 20
         config.train.batch_size = 4
         config.optimizer.learning_rate = 2e-3
-        config.optimizer.warmup_epochs = 1.0
+        config.optimizer.warmup_epochs = 0.5
         config.optimizer.schedule = "cosine"
         config.eval.every_epochs = 2
     return config

@@ -6,6 +6,7 @@ stateless, keyed on the seed, the image's id and the number of the draw, so the 
 same run sees the same batch, whenever it is asked for.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,9 @@ MIN_SIZE = 11
 _STRINGS = ("category", "defect_type", "id")
 _AUGMENTATIONS = ("none", "flips", "all8")
 
+# Stands where a fixed draw has its number; the epoch takes its place.
+_EVERY_EPOCH_ANEW = -1
+
 
 def make_data(config: ConfigDict) -> Data:
     """Makes the data that a configuration asks for; nothing is decoded yet.
@@ -42,25 +46,27 @@ def make_data(config: ConfigDict) -> Data:
         UsageError: for a wrong field, or a root without data.
     """
     # TensorFlow only reads and degrades; the GPU's memory is JAX's.
-    tf.config.set_visible_devices([], "GPU")
+    with contextlib.suppress(RuntimeError):  # a notebook may have used TensorFlow before
+        tf.config.set_visible_devices([], "GPU")
     settings = config.data
     law = degrade.law_from_config(settings.degradation)
     _check(settings, law)
     sources = records.load(settings)
     train = sources["train"]
+    pairs = {}
+    for split, source in sources.items():
+        # Of fixed pairs that a run trained on, these are the very same ones.
+        seed = config.seed if split == "train" and settings.realisations else EVAL_SEED
+        realised = _realise(source.dataset, settings, law, seed, realisation=0)
+        # Kept once it was gone over, unless the photographs have their native size.
+        pairs[split] = (realised.cache() if settings.image_size else realised).map(_as_floats)
 
     def train_batches(step: int) -> Iterator[Batch]:
         return _train_batches(config, law, train, step)
 
     def eval_batches(split: str) -> Iterator[Batch]:
-        return group_by_size(iter(eval_pairs[split]), config.eval.batch_size)
+        return group_by_size(_as_numpy(pairs[split]), config.eval.batch_size)
 
-    eval_pairs = {
-        split: _NumpyView(
-            _realise(source.dataset, settings, law, EVAL_SEED, realisation=0).cache()
-        )
-        for split, source in sources.items()
-    }
     return Data(
         name=settings.name,
         counts={split: source.count for split, source in sources.items()},
@@ -71,12 +77,11 @@ def make_data(config: ConfigDict) -> Data:
 
 
 def _check(settings: ConfigDict, law: degrade.Law) -> None:
-    for field in ("image_size", "crop_size"):
-        used = field == "image_size" or settings.image_size == 0
-        if used and settings[field] and settings[field] < MIN_SIZE:
-            raise UsageError(
-                f"config.data.{field}: {settings[field]} is too small; SSIM needs {MIN_SIZE} px"
-            )
+    field = "image_size" if settings.image_size else "crop_size"
+    if settings[field] < MIN_SIZE:
+        raise UsageError(
+            f"config.data.{field}: {settings[field]} is too small; SSIM needs {MIN_SIZE} px"
+        )
     if settings.resize not in ("bilinear", "area"):
         raise UsageError(f"config.data.resize: {settings.resize!r} is not bilinear or area")
     if settings.realisations < 0:
@@ -193,17 +198,19 @@ def _train_batches(
     config: ConfigDict, law: degrade.Law, source: records.Records, step: int
 ) -> Iterator[Batch]:
     settings, batch_size = config.data, config.train.batch_size
-    draws = settings.realisations
-    if draws:
-        realised = [
-            _realise(source.dataset, settings, law, config.seed, draw) for draw in range(draws)
-        ]
-        stored = realised[0]
-        for more in realised[1:]:
-            stored = stored.concatenate(more)
-    else:
-        stored = source.dataset
-    count = source.count * max(1, draws)
+    draws = range(settings.realisations) if settings.realisations else (_EVERY_EPOCH_ANEW,)
+    stored = _with_draw(source.dataset, draws[0])
+    for draw in draws[1:]:
+        stored = stored.concatenate(_with_draw(source.dataset, draw))
+    count = source.count * len(draws)
+    # Native photographs are large: they stay encoded.
+    realised = settings.image_size > 0 and settings.realisations > 0
+
+    def realise(record: dict[str, tf.Tensor], draw: tf.Tensor) -> dict[str, tf.Tensor]:
+        return _pair(record, settings, law, config.seed, draw)
+
+    if realised:
+        stored = stored.map(realise, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     stored = stored.cache()
     steps_per_epoch = math.ceil(count / batch_size)
     first_epoch, first_step = divmod(step, steps_per_epoch)
@@ -219,8 +226,12 @@ def _train_batches(
         dataset = stored.shuffle(count, seed=order, reshuffle_each_iteration=False)
         dataset = dataset.enumerate().skip(tf.cast(done, tf.int64))
 
-        def prepare(position: tf.Tensor, item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            pair = item if draws else _pair(item, settings, law, config.seed, epoch)
+        def prepare(position: tf.Tensor, item: Any) -> dict[str, tf.Tensor]:
+            if realised:
+                pair = item
+            else:
+                record, draw = item
+                pair = realise(record, draw if settings.realisations else epoch)
             seed = tf.random.experimental.stateless_fold_in(key, position, alg="philox")
             return _augment(pair, settings, seed)
 
@@ -228,32 +239,30 @@ def _train_batches(
         return dataset.batch(batch_size).map(_as_floats)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    dataset = epochs.flat_map(epoch_of).prefetch(tf.data.AUTOTUNE)
-    iterator = dataset.as_numpy_iterator()
-    while True:
-        try:
-            batch = next(iterator)
-        except tf.errors.InvalidArgumentError as error:
-            raise _refusal(error) from error
+    dataset = epochs.flat_map(epoch_of)
+    for batch in _as_numpy(dataset):
         yield fill_up(batch, batch_size)
 
 
-def _refusal(error: tf.errors.InvalidArgumentError) -> Exception:
+def _with_draw(source: tf.data.Dataset, draw: int) -> tf.data.Dataset:
+    """Puts the number of a fixed draw beside every record."""
+    return source.map(lambda record: (record, tf.constant(draw, tf.int64)))
+
+
+def _as_numpy(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
+    """Iterates over a set in NumPy; what TensorFlow refuses becomes one clear line."""
+    try:
+        yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise _refusal(error) from error
+
+
+def _refusal(error: tf.errors.OpError) -> Exception:
     """Finds the line that was meant for the user in what TensorFlow says of a failed check."""
     for line in error.message.splitlines():
         if "config.data." in line:
             return UsageError(line[line.index("config.data.") :].rstrip("'] "))
     return RunError(f"an image could not be read: {error.message.splitlines()[0]}")
-
-
-class _NumpyView:
-    """A tf.data set of pairs as NumPy, to be gone over as often as needed."""
-
-    def __init__(self, dataset: tf.data.Dataset) -> None:
-        self._dataset = dataset.map(_as_floats).prefetch(tf.data.AUTOTUNE)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return iter(self._dataset.as_numpy_iterator())
 
 
 def fill_up(batch: Batch, batch_size: int) -> Batch:
@@ -263,7 +272,8 @@ def fill_up(batch: Batch, batch_size: int) -> Batch:
     filled = {
         name: value[rows] if count < batch_size else value for name, value in batch.items()
     }
-    strings = {name: filled[name].astype(str) for name in _STRINGS}
+    # Not `astype(str)`, which knows ASCII alone.
+    strings = {name: np.array([text.decode() for text in filled[name]]) for name in _STRINGS}
     return filled | strings | {"valid": np.arange(batch_size) < count}
 
 

@@ -48,7 +48,9 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh of one axis, "data", over the devices (all there are, if None)."""
     devices = jax.devices() if devices is None else devices
     # Some releases of JAX default to explicit axes, others to automatic ones.
-    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+    return jax.make_mesh(
+        (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

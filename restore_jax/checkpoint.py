@@ -59,13 +59,21 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: Mapping[str
     )
 
 
-def epochs_done(workdir: pathlib.Path) -> int:
-    """Returns the epochs behind the latest checkpoint; 0 where there is none."""
+def latest_step(workdir: pathlib.Path) -> int:
+    """Returns the step of the latest checkpoint; 0 where there is none."""
     if not (workdir / "checkpoints").is_dir():
         return 0
     with open_manager(workdir, read_only=True) as manager:
-        latest = manager.latest_step()
-        return 0 if latest is None else int(manager.metrics(latest)["epoch"])
+        return manager.latest_step() or 0
+
+
+def epochs_done(workdir: pathlib.Path) -> int:
+    """Returns the epochs behind the latest checkpoint; 0 where there is none."""
+    step = latest_step(workdir)
+    if not step:
+        return 0
+    with open_manager(workdir, read_only=True) as manager:
+        return int(manager.metrics(step)["epoch"])
 
 
 def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path) -> int:

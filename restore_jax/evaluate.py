@@ -81,7 +81,7 @@ def evaluate(
         measured, restored = evaluate_batch(
             model, tuple(terms), variables, batches.to_devices(batch, mesh)
         )
-        measured = {name: np.asarray(values) for name, values in measured.items()}
+        measured = jax.device_get(measured)
         for i in np.flatnonzero(batch["valid"]):
             row: Row = {
                 "id": str(batch["id"][i]),
@@ -95,9 +95,9 @@ def evaluate(
                     figures.Picture(
                         category=row["category"],
                         defect_type=row["defect_type"],
-                        degraded=batch["degraded"][i],
-                        restored=np.asarray(restored[i]),
-                        clean=batch["clean"][i],
+                        degraded=figures.to_uint8(batch["degraded"][i]),
+                        restored=figures.to_uint8(np.asarray(restored[i])),
+                        clean=figures.to_uint8(batch["clean"][i]),
                         mask=batch["mask"][i],
                         input_psnr=row["input_psnr"],
                         psnr=row["psnr"],
@@ -114,6 +114,16 @@ def mean_losses(rows: Sequence[Row], weights: Mapping[str, float]) -> dict[str, 
     }
     total = sum(weights[name] * value for name, value in terms.items())
     return {"loss": total} | {f"loss_{name}": value for name, value in terms.items()}
+
+
+def check_split(split: str) -> None:
+    """Checks `config.eval.split`.
+
+    Raises:
+        UsageError: for an unknown one.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"config.eval.split: {split!r} is not one of {', '.join(SPLITS)}")
 
 
 def evaluate_checkpoint(
@@ -144,10 +154,7 @@ def evaluate_checkpoint(
     config = workdir.read_config(folder)
     if override is not None:
         config.data, config.eval = override.data, override.eval
-    if config.eval.split not in SPLITS:
-        raise UsageError(
-            f"config.eval.split: {config.eval.split!r} is not one of {', '.join(SPLITS)}"
-        )
+    check_split(config.eval.split)
     mesh = batches.make_mesh(devices)
     batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
     model = models.from_config(config)
@@ -188,6 +195,17 @@ def evaluate_checkpoint(
     return summary, results
 
 
+def stored_results(folder: pathlib.Path) -> tuple[Summary, pathlib.Path] | None:
+    """Returns what `evaluate_checkpoint` wrote of the best state, if it still is the best."""
+    results = folder / "evaluation" / f"{workdir.read_config(folder).data.name}-best"
+    if not (results / "metrics.json").is_file():
+        return None
+    summary = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+    with checkpoint.open_manager(folder, read_only=True) as manager:
+        current = checkpoint.find_step(manager, "best", folder)
+    return (summary, results) if summary["checkpoint"]["step"] == current else None
+
+
 def write_results(
     results: pathlib.Path,
     summary: Summary,
@@ -208,8 +226,11 @@ def write_results(
             {k: "" if isinstance(v, float) and v != v else v for k, v in row.items()}
         )
     workdir.write_text(results / "images.csv", table.getvalue())
+    picture = results / "triplets.png"
     if pictures:
-        figures.draw_triplets(pictures, results / "triplets.png")
+        figures.draw_triplets(pictures, picture)
+    else:
+        picture.unlink(missing_ok=True)  # of an earlier evaluation, which these figures replace
 
 
 def format_table(summary: Summary) -> str:

@@ -19,7 +19,10 @@ _CAPTION = 22
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One image of an evaluation, kept for a look: arrays [H, W, C] in [0, 1]."""
+    """One image of an evaluation, kept for a look.
+
+    `degraded`, `restored` and `clean` are uint8 [H, W, 3], `mask` is [H, W, 1] in {0, 1}.
+    """
 
     category: str
     defect_type: str
@@ -32,13 +35,11 @@ class Picture:
 
 
 class Selection:
-    """Keeps the first few images of every category, then picks an even share of each.
+    """Keeps the first images of every category, then picks an even share of each.
 
     Args:
         limit: how many pictures there will be.
     """
-
-    _PER_CATEGORY = 2
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -46,7 +47,7 @@ class Selection:
 
     def wants(self, category: str) -> bool:
         """Tells whether one more picture of the category is of use."""
-        return self._limit > 0 and len(self._kept.get(category, ())) < self._PER_CATEGORY
+        return len(self._kept.get(category, ())) < self._limit
 
     def add(self, picture: Picture) -> None:
         """Keeps a picture."""
@@ -79,7 +80,7 @@ def _panel(image: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
     """Scales an image to the row height; small ones by whole pixels, so that they stay true."""
     height = image.shape[0]
     zoom = max(1, _ROW_HEIGHT // height)
-    pixels = np.repeat(np.repeat(to_uint8(image), zoom, 0), zoom, 1)
+    pixels = np.repeat(np.repeat(image, zoom, 0), zoom, 1)
     if mask is not None:
         large = np.repeat(np.repeat(mask, zoom, 0), zoom, 1)
         # Wide enough to survive the scaling below.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import sys
@@ -98,18 +99,16 @@ def train_step(
     return after, scalars
 
 
-def _fetch(step: int, scalars: Scalars) -> dict[str, float]:
-    """Fetches the scalars of a step; stops the run if one is not finite."""
-    values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+def _check_finite(step: int, values: Mapping[str, float], kind: str = "") -> None:
+    """Stops the run where a figure of a step is not finite."""
     # The terms before their sum, so that the message names the culprit.
     for name in sorted(values, key=lambda name: (not name.startswith("loss_"), name)):
         if not math.isfinite(values[name]):
             raise RunError(
-                f"step {step}: {name} is {values[name]}, the run stops; its checkpoints are "
-                "kept. In a new workdir, lower config.optimizer.learning_rate or set "
+                f"step {step}: {kind}{name} is {values[name]}, the run stops; its checkpoints "
+                "are kept. In a new workdir, lower config.optimizer.learning_rate or set "
                 "config.optimizer.clip_norm"
             )
-    return values
 
 
 def _epoch_means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -124,6 +123,10 @@ def _epoch_means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses wrong fields before anything is written or prepared."""
+    workdir.check_finite(config)
+    evaluate.check_split(config.eval.split)
+    if not 0 <= config.seed < 2**31:
+        raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")
     for section, field in (
         ("train", "epochs"),
         ("train", "log_every_steps"),
@@ -191,6 +194,8 @@ def train_and_evaluate(
             return checkpoint.restore(manager, manager.latest_step(), template)[0]
 
     data = make_data(config)
+    counts = data.counts
+    print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
     steps_per_epoch = math.ceil(data.train_images / config.train.batch_size)
     schedule = optim.make_schedule(
         config.optimizer, steps_per_epoch, steps_per_epoch * config.train.epochs
@@ -209,20 +214,34 @@ def train_and_evaluate(
         out_shardings=batches.replicated(mesh),
         donate_argnums=0,
     )
-    if not claimed:
-        workdir.claim(folder, config)
+    # The first batch before the workdir: images may be refused only when they are read.
+    step = checkpoint.latest_step(folder) if claimed else 0
+    stream = data.train_batches(step)
+    stream = itertools.chain([next(stream)], stream)
+    workdir.claim(folder, config)
     run = _Run(config, folder, data, mesh, model, schedule, step_fn, steps_per_epoch)
     with checkpoint.open_manager(folder) as manager:
-        if manager.latest_step() is None:
+        if step == 0:
             state = create_state(model, optimizer, config.seed, ema)
             state = jax.device_put(state, batches.replicated(mesh))
         else:
-            state, _ = checkpoint.restore(manager, manager.latest_step(), template)
-            print(f"{folder}: going on from step {int(state.step)}.")
-        return _loop(run, manager, state)
+            state, saved = checkpoint.restore(manager, step, template)
+            if step != saved["epoch"] * steps_per_epoch:
+                raise UsageError(
+                    f"--workdir={folder}: began with another number of images than "
+                    f"{data.name} has now ({counts['train']}); take another workdir"
+                )
+            print(f"{folder}: going on from step {step}")
+        return _loop(run, manager, state, stream)
 
 
-def _loop(run: _Run, manager: ocp.CheckpointManager, state: TrainState) -> TrainState:
+def _loop(
+    run: _Run,
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    stream: Iterator[batches.Batch],
+) -> TrainState:
+    """Trains, validates, records and saves until the last epoch."""
     config, images = run.config, run.data.train_images
     first = int(state.step) // run.steps_per_epoch
     bar = tqdm.tqdm(
@@ -243,7 +262,6 @@ def _loop(run: _Run, manager: ocp.CheckpointManager, state: TrainState) -> Train
             bar.set_postfix(shown, refresh=False)
             bar.update(count)
 
-        stream = run.data.train_batches(int(state.step))
         for epoch in range(first + 1, config.train.epochs + 1):
             started = time.perf_counter()
             state, trained = _train_epoch(run, state, stream, show)
@@ -275,8 +293,9 @@ def _train_epoch(
         state, scalars = run.step_fn(state, batches.to_devices(next(stream), run.mesh))
         pending.append(scalars)
         if done in (1, run.steps_per_epoch) or done % run.config.train.log_every_steps == 0:
-            for scalars in pending:
-                fetched.append(_fetch(first + len(fetched) + 1, scalars))
+            for values in jax.device_get(pending):
+                fetched.append({name: float(value) for name, value in values.items()})
+                _check_finite(first + len(fetched), fetched[-1])
             show(fetched[-1], int(sum(step["count"] for step in fetched[-len(pending) :])))
             pending.clear()
     return state, _epoch_means(fetched)
@@ -291,11 +310,6 @@ def _validate(run: _Run, state: TrainState) -> dict[str, float | None]:
         run.mesh,
         terms=losses.active(run.config.loss),
     )
-    figures = evaluate.mean_losses(rows, run.config.loss) | metrics.summarise(rows)["micro"]
-    for name in ("loss", "psnr", "ssim"):
-        if figures[name] is None or not math.isfinite(figures[name]):
-            raise RunError(
-                f"step {int(state.step)}: validation {name} is {figures[name]}, the run stops; "
-                f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
-            )
-    return figures
+    figures = evaluate.mean_losses(rows, run.config.loss)
+    _check_finite(int(state.step), figures, "validation ")
+    return figures | metrics.summarise(rows)["micro"]

@@ -1,6 +1,7 @@
 """A run's folder: what is where, and whose configuration it is."""
 
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -8,6 +9,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from restore_jax.errors import UsageError
+
+# Fields that a run may be gone on with in another place: where its data lie, how much is shown.
+# None of them changes a parameter or a figure.
+FREE_FIELDS = (
+    "config.data.root",
+    "config.data.cache_dir",
+    "config.eval.batch_size",
+    "config.eval.pictures",
+    "config.eval.split",
+    "config.train.log_every_steps",
+)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -20,7 +32,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def _as_json(config: ConfigDict) -> dict[str, Any]:
     """Returns the fields as JSON has them: tuples become lists."""
-    return json.loads(json.dumps(config.to_dict(), allow_nan=False))
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
@@ -31,13 +43,29 @@ def _flatten(tree: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
     return flat
 
 
+def check_finite(config: ConfigDict) -> None:
+    """Checks that every number in a configuration is one.
+
+    Raises:
+        UsageError: naming the first field that is infinite or not a number.
+    """
+    for field, value in _flatten(_as_json(config)).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"{field}: {value} is not a finite number")
+
+
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns a text for each field that differs, e.g. "config.seed (0, now 1)"."""
+    """Returns a text for each field that differs, e.g. "config.seed (0, now 1)".
+
+    The `FREE_FIELDS` are left out.
+    """
     a, b = _flatten(_as_json(old)), _flatten(_as_json(new))
     return [
         f"{field} ({a.get(field, 'absent')}, now {b.get(field, 'absent')})"
         for field in sorted(a.keys() | b.keys())
-        if field not in a or field not in b or a[field] != b[field]
+        if field not in FREE_FIELDS
+        and (field not in a or field not in b or a[field] != b[field])
     ]
 
 
@@ -84,7 +112,7 @@ def is_claimed(workdir: pathlib.Path, config: ConfigDict) -> bool:
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes a workdir for a configuration.
+    """Makes a workdir for a configuration, or renews the free fields of its own.
 
     Raises:
         UsageError: where it cannot be written.

@@ -140,10 +140,10 @@ def test_the_table_shows_every_category_and_both_means(trained):
 
 
 def test_the_picture_shows_the_images_side_by_side(tmp_path):
-    clean = np.zeros((16, 16, 3), np.float32)
+    black = np.zeros((16, 16, 3), np.uint8)
     mask = np.zeros((16, 16, 1), np.float32)
     mask[4:8, 4:8] = 1
-    picture = figures.Picture("a", "scratch", clean + 0.2, clean + 0.4, clean + 0.6, mask, 1, 2)
+    picture = figures.Picture("a", "scratch", black + 51, black + 102, black + 153, mask, 1, 2)
     figures.draw_triplets([picture, picture], tmp_path / "out" / "triplets.png")
     pixels = np.asarray(Image.open(tmp_path / "out" / "triplets.png"))
     middle = figures._GAP + figures._CAPTION + 250  # below the outline
@@ -155,7 +155,7 @@ def test_the_picture_shows_the_images_side_by_side(tmp_path):
 
 def test_pictures_are_spread_over_the_categories():
     def picture(category, number):
-        image = np.zeros((8, 8, 3), np.float32)
+        image = np.zeros((8, 8, 3), np.uint8)
         return figures.Picture(category, str(number), image, image, image, image[..., :1], 0, 0)
 
     selection = figures.Selection(3)

@@ -8,11 +8,12 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+# The first three are the smallest command that the README shows.
 TINY = (
     "--config=configs/sca_unet.py:sample",
     "--config.train.epochs=1",
-    "--config.data.image_size=16",
-    "--config.data.sample_size=32",
+    "--config.data.image_size=32",
+    "--config.data.sample_size=48",
     "--config.data.sample_count=2",
     "--config.model.widths=(2, 4)",
     "--config.eval.pictures=2",
@@ -48,19 +49,20 @@ def test_training_ends_with_a_table_a_checkpoint_and_a_picture(trained):
     for shown in ("loss=", "PSNR=", "SSIM=", "images/s"):
         assert shown in done.stderr
     metrics = json.loads((folder / "evaluation" / "sample-best" / "metrics.json").read_text())
-    assert metrics["data"]["image_size"] == 16
+    assert metrics["data"]["image_size"] == 32
     assert metrics["micro"]["count"] > 0
 
 
 @pytest.mark.slow
 def test_the_same_command_again_finds_the_run_finished(trained):
     folder, _ = trained
-    records = (folder / "metrics.jsonl").read_bytes()
+    results = folder / "evaluation" / "sample-best" / "metrics.json"
+    records = (folder / "metrics.jsonl").read_bytes(), results.stat().st_mtime_ns
     again = launch(*TINY, f"--workdir={folder}")
     assert again.returncode == 0, again.stderr
     assert "finished" in again.stdout
     assert "mean of images" in again.stdout
-    assert (folder / "metrics.jsonl").read_bytes() == records
+    assert ((folder / "metrics.jsonl").read_bytes(), results.stat().st_mtime_ns) == records
 
 
 @pytest.mark.slow
@@ -97,6 +99,7 @@ def assert_one_line(done, status, *words):
         (("--config=configs/sca_unet.py", "--config.train.epochs=many"), ["epochs", "many"]),
         (("--config=configs/sca_unet.py:sample", "runs/mine"), ["runs/mine: not a flag"]),
         (("--nonsense",), ["nonsense"]),
+        (("--config=configs/sca_unet.py", "--checkpoint=latest"), ["--checkpoint: only for"]),
     ],
     ids=str,
 )

@@ -162,6 +162,20 @@ def test_softmax_attention_by_hand():
     np.testing.assert_allclose(layers.softmax_attention(theta, phi, g), expected, atol=1e-5)
 
 
+def test_attention_in_blocks_of_queries_is_the_same(monkeypatch):
+    theta, phi, g = (jnp.asarray(random(2, 3, 5, 4, seed=s)) for s in range(3))
+
+    def value_and_gradient():
+        attend = layers.softmax_attention
+        gradient = jax.grad(lambda t: jnp.sum(attend(t, phi, g) ** 2))(theta)
+        return attend(theta, phi, g), gradient
+
+    whole = value_and_gradient()
+    monkeypatch.setattr(layers, "_MAX_QUERIES", 4)
+    for expected, found in zip(whole, value_and_gradient(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_released_attention_reshapes_where_a_transpose_was_meant():
     theta, phi, g = (random(2, 3, 4, 5, seed=s) for s in range(3))
     q, k, v = (z.reshape(2, 12, 5) for z in (theta, phi, g))

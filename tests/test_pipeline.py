@@ -261,6 +261,7 @@ def test_an_image_that_cannot_be_decoded_stops_with_a_line(monkeypatch, tmp_path
         ({"name": "mvtec"}, r"config\.data\.name: no data 'mvtec'; there are"),
         ({"image_size": 8}, r"config\.data\.image_size: 8 is too small"),
         ({"image_size": 0, "crop_size": 4}, r"config\.data\.crop_size: 4 is too small"),
+        ({"image_size": 0, "crop_size": 0}, r"config\.data\.crop_size: 0 is too small"),
         ({"resize": "cubic"}, r"config\.data\.resize: 'cubic'"),
         ({"realisations": -1}, r"config\.data\.realisations: -1"),
         ({"augment": "mirror"}, r"config\.data\.augment: 'mirror' is not one of"),
@@ -293,3 +294,45 @@ def test_other_splits_of_the_sample(split):
         assert "good" not in kinds["val"]
     else:
         assert {"good", "scratch"} <= kinds["train"]
+
+
+def test_the_pairs_trained_on_can_be_evaluated():
+    config = options()
+    trained = {}
+    for batch in first_batches(config, 5):
+        trained |= {i: batch["degraded"][n] for n, i in enumerate(batch["id"])}
+    for batch in pipeline.make_data(config).eval_batches("train"):
+        for n, i in enumerate(batch["id"]):
+            if i in trained:
+                np.testing.assert_array_equal(batch["degraded"][n], trained[i])
+
+
+def test_mvtec_ad_from_its_folder_to_batches(tmp_path):
+    """Defective photographs of two categories, one with a mask, one of a name beyond ASCII."""
+    for category, masked in (("capsule", True), ("flügel", False)):
+        for kind in ("train/good", "test/good", "test/crack"):
+            write(tmp_path / "set" / category / kind, 3, (24, 24))
+        if masked:
+            mask = np.zeros((24, 24), np.uint8)
+            mask[4:8, 10:20] = 255
+            folder = tmp_path / "set" / category / "ground_truth" / "crack"
+            folder.mkdir(parents=True)
+            for number in range(3):
+                Image.fromarray(mask).save(folder / f"{number:03d}_mask.png")
+    config = sca_unet.get_config("mvtec_ad")
+    config.data.root = str(tmp_path / "set")
+    config.data.cache_dir = str(tmp_path / "cache")
+    config.data.image_size = 12
+    data = pipeline.make_data(config)
+    assert data.counts == {"train": 4, "val": 2}
+    for batch in (next(data.train_batches(0)), next(data.eval_batches("val"))):
+        valid = batch["valid"]
+        assert set(batch["category"][valid]) == {"capsule", "flügel"}
+        assert set(batch["defect_type"][valid]) == {"crack"}
+        for i in np.flatnonzero(valid):
+            known = batch["category"][i] == "capsule"
+            assert batch["has_mask"][i] == known
+            expected = np.zeros((12, 12))
+            expected[2:4, 5:10] = known
+            np.testing.assert_array_equal(batch["mask"][i, ..., 0], expected)
+    assert data.counts["train"] == next(data.train_batches(0))["valid"].sum()

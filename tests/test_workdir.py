@@ -60,3 +60,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         workdir.claim(tmp_path / "file" / "run", sca_unet.get_config("sample"))
+
+
+def test_a_run_may_go_on_with_its_data_in_another_place(tmp_path):
+    config = sca_unet.get_config("sample")
+    workdir.claim(tmp_path, config)
+    config.data.root = "/elsewhere"
+    config.eval.pictures = 3
+    assert workdir.is_claimed(tmp_path, config)
+    workdir.claim(tmp_path, config)
+    assert workdir.read_config(tmp_path).data.root == "/elsewhere"

@@ -15,6 +15,7 @@ def config(**train):
     fields.eval.every_epochs = 1
     fields.eval.pictures = 2
     fields.optimizer.schedule = "constant"
+    fields.optimizer.warmup_epochs = 0.0
     fields.train.update(train)
     return fields
 

@@ -11,6 +11,9 @@ from flax import linen as nn
 
 Dtype = Any
 
+# Positions whose attention is computed at once: those of a 512×512 image after three poolings.
+_MAX_QUERIES = 4096
+
 
 def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
     """Pads height and width at the bottom and right by reflection to a multiple of `multiple`.
@@ -131,11 +134,23 @@ def softmax_attention(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Arr
         g: values [B, H, W, C].
 
     Returns:
-        [B, H, W, C]; the cost is quadratic in H·W.
+        [B, H, W, C]; the time is quadratic in H·W, the memory linear beyond 4,096 positions.
     """
     b, h, w, c = theta.shape
-    query, key, value = (z.reshape(b, h * w, 1, c) for z in (theta, phi, g))
-    return jax.nn.dot_product_attention(query, key, value, scale=1.0).reshape(b, h, w, c)
+    count = h * w
+    query, key, value = (z.reshape(b, count, 1, c) for z in (theta, phi, g))
+
+    def attend(query: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(query, key, value, scale=1.0)
+
+    if count <= _MAX_QUERIES:
+        return attend(query).reshape(b, h, w, c)
+    # A native 1024×1024 photograph has 16,384 positions here: all the weights at once would
+    # take a gigabyte per image, so the queries go through in blocks.
+    query = jnp.pad(query, ((0, 0), (0, -count % _MAX_QUERIES), (0, 0), (0, 0)))
+    blocks = query.reshape(b, -1, _MAX_QUERIES, 1, c).swapaxes(0, 1)
+    attended = jax.lax.map(jax.checkpoint(attend), blocks).swapaxes(0, 1)
+    return attended.reshape(b, -1, c)[:, :count].reshape(b, h, w, c)
 
 
 def linear_attention_as_released(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Array:
