@@ -16,7 +16,7 @@ DEFECTS = [(c, t) for c, types in sample.CATEGORIES.items() for t in types]
 SURFACES = {
     name: getattr(surfaces, name, None) or getattr(parts, name) for name in sample.CATEGORIES
 }
-GREY = {"grid", "screw"}
+GREY = ("grid", "screw")
 # Large enough for every texture and quick to render.
 SMALL = 96
 
