@@ -43,7 +43,7 @@ def fail(error: UsageError | RunError) -> None:
 
 def run() -> None:
     """Does the work of one command."""
-    config, checkpoint, found = CONFIG.value, CHECKPOINT.value or "best", None
+    config, which, found = CONFIG.value, CHECKPOINT.value or "best", None
     if MODE.value == "train" and CHECKPOINT.value:
         raise UsageError("--checkpoint: only for --mode=evaluate; training goes on by itself")
     if MODE.value == "train" and config is None:
@@ -59,9 +59,7 @@ def run() -> None:
     if MODE.value == "train":
         train.train_and_evaluate(config, folder, pipeline.make_data)
         config, found = None, evaluate.stored_results(folder)
-    found = found or evaluate.evaluate_checkpoint(
-        folder, checkpoint, pipeline.make_data, config
-    )
+    found = found or evaluate.evaluate_checkpoint(folder, which, pipeline.make_data, config)
     print(evaluate.format_report(*found))
 
 
