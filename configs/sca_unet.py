@@ -7,7 +7,7 @@
     python launch.py --config=configs/sca_unet.py:sample
 
 trains on rendered images at 64×64 with a shorter schedule: 4 minutes on two CPU cores, from
-22.94 dB / 0.438 to 27.6 dB / 0.722.
+22.94 dB / 0.438 to 27.1 dB / 0.698.
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +31,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.train.batch_size = 8
 
     if data == "sample":
-        config.train.epochs = 20
+        config.train.epochs = 15
         config.train.batch_size = 4
         config.optimizer.learning_rate = 2e-3
         config.optimizer.warmup_epochs = 0.5
