@@ -266,7 +266,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     for row in rows:
         for figure in IMAGE_FIGURES:
-            if not _is_defined(row[figure]):
+            if not is_defined(row[figure]):
                 raise RunError(
                     f"image {row['id']}: {figure} is {row[figure]}; the image or its "
                     "restoration holds values that are not finite, so no mean can be given"
@@ -277,7 +277,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     micro = _means(rows)
     macro = {
-        figure: _mean_of_defined(categories.values(), figure)
+        figure: mean_of_defined(categories.values(), figure)
         for figure in IMAGE_FIGURES + DEFECT_FIGURES
     }
     return {"micro": micro, "macro": micro | macro, "categories": categories}
@@ -285,21 +285,23 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | float | None]:
     # An image has a defect PSNR exactly when its mask is known and not empty.
-    masked = sum(_is_defined(row["defect_psnr"]) for row in rows)
+    masked = sum(is_defined(row["defect_psnr"]) for row in rows)
     return {
         "count": len(rows),
-        **{figure: _mean_of_defined(rows, figure) for figure in IMAGE_FIGURES},
+        **{figure: mean_of_defined(rows, figure) for figure in IMAGE_FIGURES},
         "mask_count": masked,
-        **{figure: _mean_of_defined(rows, figure) for figure in DEFECT_FIGURES},
+        **{figure: mean_of_defined(rows, figure) for figure in DEFECT_FIGURES},
     }
 
 
-def _mean_of_defined(rows: Iterable[Mapping[str, Any]], figure: str) -> float | None:
-    values = [float(row[figure]) for row in rows if _is_defined(row[figure])]
+def mean_of_defined(rows: Iterable[Mapping[str, Any]], figure: str) -> float | None:
+    """Mean of a figure over the rows that have it (neither None nor NaN); None without any."""
+    values = [float(row[figure]) for row in rows if is_defined(row[figure])]
     return math.fsum(values) / len(values) if values else None
 
 
-def _is_defined(value: float | None) -> bool:
+def is_defined(value: float | None) -> bool:
+    """Tells whether a figure has a value: neither None nor NaN nor infinite."""
     return value is not None and math.isfinite(value)
 
 

@@ -9,7 +9,7 @@ mean nothing; `metrics.summarise` refuses such an image by name.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -231,14 +231,14 @@ def summarise_preservation(rows: Sequence[Mapping[str, Any]]) -> dict[str, int |
         over the images that have them, None where none has. Fit for JSON: no NaN.
     """
     counts = {
-        figure: int(sum(row[figure] for row in rows if _is_defined(row[figure])))
+        figure: int(sum(row[figure] for row in rows if metrics.is_defined(row[figure])))
         for figure in _COUNTS
     }
     regions, erased = counts["regions"], counts["erased_regions"]
     return {
         **counts,
         "erasure_rate": erased / regions if regions else None,
-        **{f: mean_of_defined(rows, f) for f in FIGURES if f not in _COUNTS},
+        **{f: metrics.mean_of_defined(rows, f) for f in FIGURES if f not in _COUNTS},
     }
 
 
@@ -269,16 +269,6 @@ def ssim_map(
 def decibels(mean_squared_error: float) -> float:
     """PSNR in dB for a peak of 1, at most 100: the error is held at `metrics.MIN_MSE`."""
     return float(-10.0 * np.log10(np.maximum(mean_squared_error, metrics.MIN_MSE)))
-
-
-def mean_of_defined(rows: Iterable[Mapping[str, Any]], figure: str) -> float | None:
-    """Mean of a figure over the rows that have it (neither None nor NaN); None without any."""
-    values = [float(row[figure]) for row in rows if _is_defined(row[figure])]
-    return math.fsum(values) / len(values) if values else None
-
-
-def _is_defined(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _clip(image: np.ndarray) -> np.ndarray:

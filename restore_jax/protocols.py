@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from restore_jax import metrics
 from restore_jax.errors import RunError
 from restore_jax.preservation import (
     check_images,
     check_mask,
     decibels,
-    mean_of_defined,
     ssim_map,
 )
 
@@ -128,7 +128,7 @@ def summarise_kla(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     for row in rows:
         for figure in KLA_IMAGE_FIGURES:
-            if row[figure] is None or not math.isfinite(row[figure]):
+            if not metrics.is_defined(row[figure]):
                 raise RunError(
                     f"image {row['id']}: {figure} is {row[figure]}; the image or its "
                     "restoration holds values that are not finite, so no mean can be given"
@@ -138,7 +138,7 @@ def summarise_kla(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name in sorted({row["category"] for row in rows})
     }
     over_categories = {
-        figure: mean_of_defined(categories.values(), figure)
+        figure: metrics.mean_of_defined(categories.values(), figure)
         for figure in KLA_IMAGE_FIGURES + KLA_DEFECT_FIGURES
     }
     return {"macro": _means(rows) | over_categories, "categories": categories}
@@ -148,8 +148,8 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | float | None]:
     defects = [row["kla_defect_psnr"] for row in rows]
     return {
         "count": len(rows),
-        "mask_count": sum(value is not None and math.isfinite(value) for value in defects),
-        **{f: mean_of_defined(rows, f) for f in KLA_IMAGE_FIGURES + KLA_DEFECT_FIGURES},
+        "mask_count": sum(metrics.is_defined(value) for value in defects),
+        **{f: metrics.mean_of_defined(rows, f) for f in KLA_IMAGE_FIGURES + KLA_DEFECT_FIGURES},
     }
 
 
