@@ -1,0 +1,202 @@
+"""The report of an evaluation: one HTML file that shows figures, images and where they fail.
+
+The file needs nothing but itself: style, script, charts and images stand in it, and its content
+policy forbids every request. It is made of the figures and arrays it is given; nothing is
+measured again but the map of squared errors beside each image and its ratio.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import importlib.resources
+import pathlib
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from restore_jax import report_figures, report_images, workdir
+from restore_jax.report_html import definitions, section, text
+from restore_jax.report_images import Example
+
+__all__ = ["Example", "Report", "render", "write_report"]
+
+# The data whose degraded images are files, not made here.
+_DEGRADED_FILES = ("kla", "pairs")
+
+_TRAINED_ON = {
+    "defects": "photographs with defects (split “defects”)",
+    "good": "photographs without defect alone (split “good”)",
+    "all": "photographs with and without defects (split “all”)",
+}
+
+_ORACLE = (
+    '<p class="note"><strong>With oracle mask.</strong> The model was given the true defect '
+    "mask of every image. Whoever restores a new photograph has none, so these figures are no "
+    "estimate of the model’s use.</p>\n"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a report shows.
+
+    Attributes:
+        title: its heading.
+        summary: the content of metrics.json. Figures beyond the usual ones get columns of their
+            own; a figure of the degraded input is called "input_" and the figure's name.
+        rows: figures per image, with id, category and defect type; NaN or None for none.
+        examples: images to look at, in any order.
+        config: the run's configuration as a nested dict.
+        detectability: {"macro": D, "categories": {name: D}}, D with the figures (or None) of a
+            detector on the "clean", "degraded" and "restored" images and their "recovery"; None
+            where it was not measured.
+        oracle_mask: whether the model was given the true masks.
+    """
+
+    title: str
+    summary: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    examples: Sequence[Example] = ()
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    detectability: Mapping[str, Any] | None = None
+    oracle_mask: bool = False
+
+
+def write_report(path: pathlib.Path, report: Report) -> None:
+    """Writes the report as one HTML file; an existing one is replaced in one step."""
+    workdir.write_text(path, render(report))
+
+
+def render(report: Report) -> str:
+    """Returns the report as an HTML document."""
+    script = _asset("report.js")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    anchors = report_images.anchors(report.examples)
+    colours = f":root {{ --errors: {report_images.error_gradient()}; }}\n"
+    sections = (
+        _header(report),
+        report_figures.headline(report.summary, report.rows),
+        report_figures.categories(report.summary, anchors),
+        report_figures.charts(report.summary, report.rows),
+        report_figures.detectability(report.detectability, _training_split(report)),
+        report_images.examples(report.examples, report.summary["categories"]),
+        _measures(report),
+        _provenance(report),
+    )
+    return string.Template(_asset("page.html")).substitute(
+        title=text(report.title),
+        script=script,
+        script_hash=f"sha256-{script_hash}",
+        style=colours + _asset("report.css"),
+        body="\n".join(filter(None, sections)),
+    )
+
+
+def _asset(name: str) -> str:
+    folder = importlib.resources.files("restore_jax") / "report_assets"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def _header(report: Report) -> str:
+    split = report.summary["data"]["split"]
+    note = _ORACLE if report.oracle_mask else ""
+    if split in ("train", "all"):
+        note += (
+            f'<p class="note">Split “{split}” holds images that the model was trained on; it '
+            "may do worse on others.</p>\n"
+        )
+    return (
+        f"<header><h1>{text(report.title)}</h1>\n"
+        f'<p class="muted">{_data(report)}; {_checkpoint(report)}</p>\n{note}</header>'
+    )
+
+
+def _checkpoint(report: Report) -> str:
+    found = report.summary["checkpoint"]
+    return text(f"{found['which']} checkpoint, step {found['step']}, epoch {found['epoch']}")
+
+
+def _data(report: Report) -> str:
+    data = report.summary["data"]
+    size = data["image_size"]
+    at = f"{size} × {size} px" if size else "their native size"
+    return text(f"{data['count']} images of {data['name']} ({data['split']}) at {at}")
+
+
+def _measures(report: Report) -> str:
+    figures = {**report.summary["micro"], **report.summary["macro"]}
+    kla = any(name.startswith("kla_") for name in figures)
+    body = _asset("measures.html") + (_asset("measures_kla.html") if kla else "")
+    return section(
+        "measures", "What the measures are", f'<dl class="wide facts measures">\n{body}</dl>\n'
+    )
+
+
+def _provenance(report: Report) -> str:
+    model = dict(report.config.get("model") or {})
+    name = str(model.pop("name", "n/a"))
+    split = _training_split(report)
+    trained_on = [("Trained on", text(_TRAINED_ON[split]))] if split in _TRAINED_ON else []
+    masks = "given the true masks (oracle)" if report.oracle_mask else "given no masks"
+    facts = definitions(
+        [
+            ("Checkpoint", _checkpoint(report)),
+            ("Model", text(f"{name}: {_options(model)}" if model else name)),
+            ("Masks", text(f"the model was {masks}")),
+            ("Data", _data(report)),
+            *trained_on,
+            ("Degradation", text(_degradation(report))),
+        ],
+        "wide facts",
+    )
+    fields = "".join(
+        f'<tr><th scope="row">{text(path)}</th><td>{text(_value(value))}</td></tr>\n'
+        for path, value in _flatten(report.config)
+    )
+    table = (
+        "<details><summary>Configuration, every field</summary>\n"
+        '<div class="scroll" role="region" tabindex="0" aria-label="Configuration">'
+        f'<table class="fields"><tbody>\n{fields}</tbody></table></div></details>\n'
+    )
+    return section("provenance", "What was evaluated", facts + (table if fields else ""))
+
+
+def _training_split(report: Report) -> str | None:
+    """Which photographs of MVTec AD the model was trained on; None for other data."""
+    fields = report.config.get("data") or {}
+    return fields.get("split") if report.summary["data"]["name"] == "mvtec_ad" else None
+
+
+def _degradation(report: Report) -> str:
+    if report.summary["data"]["name"] in _DEGRADED_FILES:
+        return "as in the files, which hold degraded images"
+    law = dict((report.config.get("data") or {}).get("degradation") or {})
+    if not law:
+        return "n/a"
+    preset = law.pop("preset", "n/a")
+    changed = {field: value for field, value in law.items() if value is not None}
+    return f"preset {preset}, " + (f"but {_options(changed)}" if changed else "nothing changed")
+
+
+def _options(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{field} {_value(value)}" for field, value in fields.items())
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "not set"
+    if value == "":
+        return "empty"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(_value(one) for one in value)})"
+    return str(value)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for field, value in tree.items():
+        if isinstance(value, Mapping):
+            flat += _flatten(value, f"{prefix}{field}.")
+        else:
+            flat.append((f"{prefix}{field}", value))
+    return flat

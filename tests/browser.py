@@ -1,0 +1,138 @@
+"""A headless Chromium, driven over the WebDriver protocol with the standard library alone."""
+
+import base64
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+
+ARGUMENTS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+# The keys as the protocol names them.
+KEYS = {
+    "Tab": "\ue004",
+    "Enter": "\ue007",
+    "End": "\ue010",
+    "Left": "\ue012",
+    "Right": "\ue014",
+}
+
+
+def missing():
+    """Says which programs have to be installed, or returns ""."""
+    absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+# A proxy of the environment must not see what goes to this machine.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Browser:
+    """One page of a running Chromium."""
+
+    def __init__(self, address):
+        self._address = address
+
+    def request(self, method, path, **body):
+        request = urllib.request.Request(
+            f"{self._address}{path}",
+            json.dumps(body).encode() if method == "POST" else None,
+            {"Content-Type": "application/json"},
+            method=method,
+        )
+        with _OPENER.open(request, timeout=120) as response:
+            return json.load(response)["value"]
+
+    def devtools(self, command, **parameters):
+        return self.request("POST", "/goog/cdp/execute", cmd=command, params=parameters)
+
+    def open(self, path, width=1280, height=900, scheme="light", media=""):
+        """Opens a file in a window of that many CSS pixels; a small one is a phone."""
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
+        )  # fmt: skip
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.devtools("Emulation.setEmulatedMedia", media=media, features=[feature])
+        self.request("POST", "/url", url=path.absolute().as_uri())
+
+    def run(self, script, *arguments):
+        """Runs the body of a JavaScript function and returns what it returns."""
+        return self.request("POST", "/execute/sync", script=script, args=list(arguments))
+
+    def press(self, *keys):
+        """Presses keys, by their name in `KEYS` or as characters, one after the other."""
+        strokes = [
+            {"type": kind, "value": KEYS.get(key, key)}
+            for key in keys
+            for kind in ("keyDown", "keyUp")
+        ]
+        keyboard = {"type": "key", "id": "keyboard", "actions": strokes}
+        self.request("POST", "/actions", actions=[keyboard])
+
+    def drag(self, start, end):
+        """Presses the mouse at a point (x, y) of the window, moves it to another, lets go."""
+        moves = [
+            {"type": "pointerMove", "duration": 0, "x": start[0], "y": start[1]},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerMove", "duration": 50, "x": end[0], "y": end[1]},
+            {"type": "pointerUp", "button": 0},
+        ]
+        mouse = {"type": "pointer", "id": "mouse", "actions": moves}
+        self.request("POST", "/actions", actions=[mouse])
+
+    def console(self):
+        """Returns the messages of the console since the last call."""
+        return self.request("POST", "/se/log", type="browser")
+
+    def screenshot(self, whole_page=False):
+        """Returns a PNG."""
+        taken = self.devtools("Page.captureScreenshot", captureBeyondViewport=whole_page)
+        return base64.b64decode(taken["data"])
+
+    def pdf(self):
+        """Returns the page as it is printed."""
+        return base64.b64decode(
+            self.devtools("Page.printToPDF", preferCSSPageSize=True)["data"]
+        )
+
+
+@contextlib.contextmanager
+def chromium(folder):
+    """Starts a Chromium with a profile of its own in a folder, and ends it."""
+    driver = subprocess.Popen(
+        ["chromedriver", "--port=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        lines = (re.search(r"successfully on port (\d+)", line) for line in driver.stdout)
+        port = next((found[1] for found in lines if found), None)
+        assert port, "chromedriver ended before it listened"
+        browser = Browser(f"http://127.0.0.1:{port}")
+        options = {
+            "binary": shutil.which("chromium"),
+            "args": [*ARGUMENTS, f"--user-data-dir={folder}"],
+        }
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        session = browser.request(
+            "POST",
+            "/session",
+            capabilities={"alwaysMatch": {"browserName": "chrome", **wanted}},
+        )
+        browser = Browser(f"http://127.0.0.1:{port}/session/{session['sessionId']}")
+        try:
+            yield browser
+        finally:
+            browser.request("DELETE", "")
+    finally:
+        driver.terminate()
+        driver.wait(timeout=10)
+        driver.stdout.close()
