@@ -3,9 +3,9 @@
 python launch.py --config=configs/sca_unet.py:sample
 python launch.py --config=configs/sca_unet.py --config.data.root=DIR --workdir=runs/mine
 python launch.py --mode=evaluate --workdir=runs/mine --checkpoint=best
+python launch.py --mode=evaluate --workdir=runs/mine --watch
 """
 
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -14,10 +14,16 @@ from ml_collections import config_flags
 
 from restore_jax.errors import RunError, UsageError
 
+MODES = ("train", "evaluate")
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: configs/NAME.py[:DATA].")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder [runs/NAME_DATA].")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "evaluate: best, latest or a step [best].")
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+# The flags of a command, with the modes that have a use for them.
+USES = (
+    (flags.DEFINE_multi_string("workdir", [], "The run's folder [runs/NAME_DATA]."), MODES),
+    (flags.DEFINE_string("checkpoint", None, "best, latest or a step [best]."), ["evaluate"]),
+    (flags.DEFINE_bool("watch", False, "Evaluate each new checkpoint."), ["evaluate"]),
+    (flags.DEFINE_bool("write_tree", False, "Save the images as MVTec AD does."), ["evaluate"]),
+)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -30,6 +36,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             _ = CONFIG.value.name  # a file that cannot be read says so only here
         if rest[1:]:
             raise UsageError(f"{rest[1]}: not a flag; see python launch.py --help")
+        for flag, modes in USES:
+            if flag.value and MODE.value not in modes:
+                raise UsageError(f"--{flag.name}: only for --mode={' or '.join(modes)}")
+        if CONFIG.value is None and MODE.value == "train":
+            raise UsageError("--config: missing; for example configs/sca_unet.py:sample")
+        if CONFIG.value is None and not flags.FLAGS.workdir:
+            raise UsageError("--workdir: missing; it names the run, for example runs/mine")
     except (UsageError, flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
         fail(UsageError(" ".join(str(error).split())))
     return rest
@@ -41,37 +54,21 @@ def fail(error: UsageError | RunError) -> None:
     sys.exit(error.exit_status)
 
 
-def run() -> None:
-    """Does the work of one command."""
-    config, which, found = CONFIG.value, CHECKPOINT.value or "best", None
-    if MODE.value == "train" and CHECKPOINT.value:
-        raise UsageError("--checkpoint: only for --mode=evaluate; training goes on by itself")
-    if MODE.value == "train" and config is None:
-        raise UsageError("--config: missing; for example --config=configs/sca_unet.py:sample")
-    if WORKDIR.value is None and config is None:
-        raise UsageError("--workdir: missing; it names the run, for example runs/mine")
-    folder = pathlib.Path(WORKDIR.value or f"runs/{config.name}_{config.data.name}")
-    # Imported here: a wrong flag is told at once, without waiting for JAX and TensorFlow.
-    from data import pipeline  # noqa: PLC0415
-    from restore_jax import compilation, evaluate, train  # noqa: PLC0415
-
-    compilation.use_cache()
-    if MODE.value == "train":
-        train.train_and_evaluate(config, folder, pipeline.make_data)
-        config, found = None, evaluate.stored_results(folder)
-    found = found or evaluate.evaluate_checkpoint(folder, which, pipeline.make_data, config)
-    print(evaluate.format_report(*found))
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs what the flags say; a mistake of the user's is one line."""
     del argv
+    # Imported here: a wrong flag is told at once, without waiting for JAX and TensorFlow.
+    from data import pipeline  # noqa: PLC0415
+    from restore_jax import commands, compilation  # noqa: PLC0415
+
+    compilation.use_cache()
+    given = commands.Flags(CONFIG.value, **{flag.name: flag.value for flag, _ in USES})
     try:
-        run()
+        commands.COMMANDS[MODE.value](given, pipeline.make_data)
     except (UsageError, RunError) as error:
         fail(error)
     except KeyboardInterrupt:
-        fail(RunError("stopped; the same command goes on from the latest checkpoint"))
+        fail(RunError("stopped; the same command goes on from where it is saved"))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.eval.every_epochs = 1  # validate and save a checkpoint so often
     config.eval.batch_size = 8  # over all devices together
     config.eval.split = "val"  # of --mode=evaluate: val, train or all
+    config.eval.protocol = "standard"  # kla adds the figures of the KLA set's own protocol
     config.eval.pictures = 8  # rows in the picture of degraded, restored and clean images
 
     config.data = ConfigDict()
@@ -65,6 +66,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.crop_size = 256  # training crops, only with image_size=0
     config.data.resize = "bilinear"  # bilinear (antialiased, as Pillow's) or area
     config.data.realisations = 1  # fixed draws of noise and blur per image; 0 = new every epoch
+    config.data.references = 40  # evaluation: clean images per category to fit a detector on
     config.data.augment = "none"  # none, flips, or all8 (with rotations)
     config.data.cache_dir = ""  # prepared data; "" = restore_jax/tfds in the user's cache
 

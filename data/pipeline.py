@@ -55,6 +55,9 @@ def make_data(config: ConfigDict) -> Data:
     train = sources["train"]
     pairs = {}
     for split, source in sources.items():
+        if split == "reference":
+            pairs[split] = _clean_pairs(source.dataset, settings).map(_as_floats)
+            continue
         # Of fixed pairs that a run trained on, these are the very same ones.
         seed = config.seed if split == "train" and settings.realisations else EVAL_SEED
         realised = _realise(source.dataset, settings, law, seed, realisation=0)
@@ -84,6 +87,11 @@ def _check(settings: ConfigDict, law: degrade.Law) -> None:
         )
     if settings.resize not in ("bilinear", "area"):
         raise UsageError(f"config.data.resize: {settings.resize!r} is not bilinear or area")
+    if settings.references < 0:
+        raise UsageError(
+            f"config.data.references: {settings.references} is negative; 0 leaves the "
+            "detectability out"
+        )
     if settings.realisations < 0:
         raise UsageError(
             f"config.data.realisations: {settings.realisations} is negative; 0 is a new draw "
@@ -123,6 +131,16 @@ def _pair(
     clean, mask = _decode(record)
     key = degrade.draw_seed(seed, record["id"], realisation)
     degraded = degrade.degrade(clean, law, key)
+    return _resized(record, degraded, clean, mask, settings)
+
+
+def _resized(
+    record: dict[str, tf.Tensor],
+    degraded: tf.Tensor,
+    clean: tf.Tensor,
+    mask: tf.Tensor,
+    settings: ConfigDict,
+) -> dict[str, tf.Tensor]:
     size = settings.image_size
     if size:
         degraded = resize.resize(degraded, size, settings.resize)
@@ -148,6 +166,16 @@ def _realise(
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
+
+
+def _clean_pairs(source: tf.data.Dataset, settings: ConfigDict) -> tf.data.Dataset:
+    """Pairs whose degraded image is the clean one."""
+
+    def pair(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        clean, mask = _decode(record)
+        return _resized(record, tf.cast(clean, tf.float32), clean, mask, settings)
+
+    return source.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _as_floats(pair: dict[str, Any]) -> dict[str, Any]:

@@ -2,28 +2,32 @@
 
 A record is a dict of scalars: `image` and `mask`, encoded pictures of one size; `has_mask`,
 bool, false where the mask is not known and therefore black; `id`, `category` and `defect_type`,
-strings.
+strings. Where a source brings its own degraded photographs, every record of it also has
+`degraded`, encoded and of the same size; it is then used in place of one made here.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import mvtec_ad, sample, splits
+from data import folders, kla, mvtec_ad, sample, splits
 from restore_jax.errors import UsageError
 
 
 class Records(NamedTuple):
-    """The records of one split, in the order of their ids, and how many there are."""
+    """The records of one part, in the order of their ids, and how many there are."""
 
     dataset: tf.data.Dataset
     count: int
 
 
 def _load_mvtec_ad(settings: ConfigDict) -> dict[str, Records]:
-    loaded = mvtec_ad.load(settings.root, settings.split, settings.cache_dir)
+    loaded = mvtec_ad.load(
+        settings.root, settings.split, settings.cache_dir, settings.references
+    )
     return {split: Records(*found) for split, found in loaded.items()}
 
 
@@ -34,12 +38,15 @@ def _load_sample(settings: ConfigDict) -> dict[str, Records]:
     # Named as MVTec AD names its files, so that the same splits apply.
     listing = {}
     for category, defect_type, index in sample.listing(settings.sample_count):
-        section = "train" if defect_type == sample.GOOD else "test"
-        listing[f"{category}/{section}/{defect_type}/{index:03d}"] = index
-    train, val = splits.divide(listing, settings.split)
+        if defect_type == sample.GOOD:
+            listing[f"{category}/train/{defect_type}/{index:03d}"] = index
+            index += settings.sample_count
+        listing[f"{category}/test/{defect_type}/{index:03d}"] = index
+    parts = splits.parts(listing, settings.split, settings.references)
     return {
-        split: _render({i: listing[i] for i in ids}, settings.sample_size)
-        for split, ids in (("train", train), ("val", val))
+        part: _render({i: listing[i] for i in ids}, settings.sample_size)
+        for part, ids in parts.items()
+        if ids
     }
 
 
@@ -68,14 +75,27 @@ def _render(indices: Mapping[str, int], size: int) -> Records:
     return Records(dataset.cache(), len(indices))
 
 
+def _load_files(
+    load_files: Callable[[str, str], folders.Loaded], settings: ConfigDict
+) -> dict[str, Records]:
+    loaded = load_files(settings.root, settings.split)
+    return {split: Records(*found) for split, found in loaded.items()}
+
+
 SOURCES: dict[str, Callable[[ConfigDict], dict[str, Records]]] = {
     "mvtec_ad": _load_mvtec_ad,
     "sample": _load_sample,
+    "kla": functools.partial(_load_files, kla.load),
+    "pairs": functools.partial(_load_files, folders.load_pairs),
+    "clean": functools.partial(_load_files, folders.load_clean),
 }
 
 
 def load(settings: ConfigDict) -> dict[str, Records]:
-    """Loads the records of "train" and "val" that `config.data` asks for.
+    """Loads the records that `config.data` asks for, by part.
+
+    Those of "train" and "val"; and, where the source has any, two parts without defects that
+    are in neither: "reference", to fit detectors on, and "good", to test.
 
     Raises:
         UsageError: for an unknown name or split, or a root without data.

@@ -39,6 +39,37 @@ def defect_type(example: str) -> str:
     return example.split("/")[2]
 
 
+def parts(ids: Iterable[str], split: str, references: int) -> dict[str, list[str]]:
+    """Divides photographs into all that training and evaluation ask for.
+
+    Args:
+        ids: as for `divide`.
+        split: as for `divide`.
+        references: at most so many of a category.
+
+    Returns:
+        `train` and `val` as `divide` has them, and two lists of photographs without defects,
+        each sorted: `reference`, to fit a detector on, of train/good; `good`, neither trained
+        on nor validated on nor a reference, of test/good. Where train/good has not the two that
+        a detector needs at least, test/good gives the references.
+    """
+    ids = sorted(ids)
+    train, val = divide(ids, split)
+    chosen: dict[str, list[str]] = {"train": train, "val": val, "reference": [], "good": []}
+    held_out, trained_on = set(val), set(train)
+    categories: dict[str, list[str]] = collections.defaultdict(list)
+    for example in ids:
+        if defect_type(example) == "good" and example not in held_out:
+            categories[category(example)].append(example)
+    for members in categories.values():
+        fitting = [i for i in members if i.split("/")[1] == "train"]
+        if len(fitting) < 2:
+            fitting = members
+        chosen["reference"] += _by_hash(fitting)[:references]
+        chosen["good"] += [i for i in members if i not in fitting and i not in trained_on]
+    return {part: sorted(members) for part, members in chosen.items()}
+
+
 def divide(ids: Iterable[str], split: str) -> tuple[list[str], list[str]]:
     """Divides photographs into those for training and those for validation.
 
@@ -73,6 +104,9 @@ def _held_out(ids: list[str]) -> set[str]:
     held_out: set[str] = set()
     for members in categories.values():
         count = max(round(VALIDATION_SHARE * len(members)), 1) if len(members) > 1 else 0
-        ranked = sorted(members, key=lambda i: hashlib.sha256(i.encode()).digest())
-        held_out.update(ranked[:count])
+        held_out.update(_by_hash(members)[:count])
     return held_out
+
+
+def _by_hash(members: list[str]) -> list[str]:
+    return sorted(members, key=lambda i: hashlib.sha256(i.encode()).digest())

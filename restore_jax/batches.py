@@ -19,6 +19,9 @@ from restore_jax.errors import UsageError
 
 Batch = Mapping[str, np.ndarray]
 
+GOOD = "good"
+"""The defect type of images without a defect."""
+
 ARRAYS = ("degraded", "clean", "mask", "has_mask", "valid")
 
 
@@ -28,13 +31,14 @@ class Data:
 
     Attributes:
         name: as it stands in the results, e.g. "mvtec_ad".
-        counts: number of images by split, "train" and "val".
+        counts: number of images by split: "train" and "val"; where there are any, "good",
+            photographs without defects that are in neither, and "reference", clean photographs
+            without defects to fit a detector on, whose degraded image is the clean one.
         train_images: images of one training epoch; each fixed draw of an image counts.
         train_batches: from a step (0 = the start) on, the batches of training without end.
             Every epoch has ceil(train_images / batch size) of them, its last one filled up with
             rows that are not valid. The same step always yields the same batch.
-        eval_batches: the batches of a split ("train" or "val"), once; the images of a batch are
-            of one size.
+        eval_batches: the batches of a split, once; the images of a batch are of one size.
     """
 
     name: str

@@ -67,13 +67,18 @@ def latest_step(workdir: pathlib.Path) -> int:
         return manager.latest_step() or 0
 
 
+def exists(workdir: pathlib.Path, step: int) -> bool:
+    """Tells whether the checkpoint of a step is there (a training may remove it any time)."""
+    return (workdir / "checkpoints" / str(step)).is_dir()
+
+
 def epochs_done(workdir: pathlib.Path) -> int:
     """Returns the epochs behind the latest checkpoint; 0 where there is none."""
-    step = latest_step(workdir)
-    if not step:
+    if not (workdir / "checkpoints").is_dir():
         return 0
     with open_manager(workdir, read_only=True) as manager:
-        return int(manager.metrics(step)["epoch"])
+        step = manager.latest_step()
+        return int(manager.metrics(step)["epoch"]) if step else 0
 
 
 def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path) -> int:

@@ -11,13 +11,14 @@ NumPy and SciPy on the host; the same input gives the same figures.
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 MIN_SIZE = 32
+MIN_IMAGES = 2
 
 # The share of held-out clean pixels without defect that the frozen threshold flags.
 _CLEAN_FPR = 0.005
@@ -136,10 +137,17 @@ def fit(images: Iterable[np.ndarray]) -> Detector:
     Raises:
         ValueError: fewer than two images, or one that `features` refuses.
     """
-    found = [features(image) / _FLOOR for image in images]
+    return fit_features([features(image) for image in images])
+
+
+def fit_features(measured: Sequence[np.ndarray]) -> Detector:
+    """Fits a detector as `fit` does, on what `features` gives of each photograph."""
+    found = [feature / _FLOOR for feature in measured]
     count = len(found)
-    if count < 2:
-        raise ValueError(f"a detector needs 2 or more images to be fitted on, got {count}")
+    if count < MIN_IMAGES:
+        raise ValueError(
+            f"a detector needs {MIN_IMAGES} or more images to be fitted on, got {count}"
+        )
     height, width = min(feature.shape[:2] for feature in found)
     found = [_resized(feature, height, width) for feature in found]
     total = functools.reduce(np.add, found)

@@ -15,7 +15,7 @@ does not fall back to TF32.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import dm_pix
@@ -46,6 +46,7 @@ DEFECT_FIGURES = (
     "defect_ssim",
     "input_defect_psnr",
     "defect_contrast",
+    "input_defect_contrast",
 )
 """Figures of `image_metrics` that need a mask, and may be undefined (NaN) even with one."""
 
@@ -238,6 +239,7 @@ def image_metrics(
         "defect_ssim": defect_ssim(restored, clean, mask),
         "input_defect_psnr": defect_psnr(degraded, clean, mask),
         "defect_contrast": defect_contrast(restored, clean, mask),
+        "input_defect_contrast": defect_contrast(degraded, clean, mask),
     }
     # Without a defect there is no background to set apart: an empty mask has no figure at all.
     known = has_mask & jnp.any(_is_defect(mask), axis=(1, 2, 3))
@@ -254,33 +256,58 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             numbers; None or NaN for a figure of `DEFECT_FIGURES` that the image does not have.
 
     Returns:
-        `{"micro": M, "macro": M, "categories": {name: M}}`, categories in alphabetical order.
-        M holds `count` (images), `mask_count` (images with a known mask that is not empty) and
-        the mean of each figure over the images that have it; None where none has. Micro means
-        are over images, macro means over the means of the categories that have one; the counts
-        are of images in both. Fit for JSON: plain numbers, no NaN.
+        As `by_category`. M holds `count` (images), `mask_count` (images with a known mask that
+        is not empty) and the mean of each figure over the images that have it; None where none
+        has.
 
     Raises:
         RunError: a figure of `IMAGE_FIGURES` is not finite (the model's output held NaN).
             Leaving that image out would flatter the model.
     """
+    check_finite(rows, IMAGE_FIGURES)
+    return by_category(rows, _means, IMAGE_FIGURES + DEFECT_FIGURES)
+
+
+def by_category(
+    rows: Sequence[Mapping[str, Any]],
+    means: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
+    averaged: Sequence[str],
+) -> dict[str, Any]:
+    """Summarises images over all of them and by category.
+
+    Args:
+        rows: one mapping per image, with `category`.
+        means: summarises any set of rows.
+        averaged: the figures of a summary that macro means are taken of; the others, counts,
+            stay those of all images.
+
+    Returns:
+        `{"micro": M, "macro": M, "categories": {name: M}}`, categories in alphabetical order, M
+        what `means` gives. Micro means are over images, macro means over the means of the
+        categories that have one. Fit for JSON: plain numbers, no NaN.
+    """
+    categories = {
+        name: means([row for row in rows if row["category"] == name])
+        for name in sorted({row["category"] for row in rows})
+    }
+    micro = means(rows)
+    macro = {figure: mean_of_defined(categories.values(), figure) for figure in averaged}
+    return {"micro": micro, "macro": micro | macro, "categories": categories}
+
+
+def check_finite(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> None:
+    """Checks the figures that every image has.
+
+    Raises:
+        RunError: naming the first image and figure that is not a finite number.
+    """
     for row in rows:
-        for figure in IMAGE_FIGURES:
+        for figure in figures:
             if not is_defined(row[figure]):
                 raise RunError(
                     f"image {row['id']}: {figure} is {row[figure]}; the image or its "
                     "restoration holds values that are not finite, so no mean can be given"
                 )
-    categories = {
-        name: _means([row for row in rows if row["category"] == name])
-        for name in sorted({row["category"] for row in rows})
-    }
-    micro = _means(rows)
-    macro = {
-        figure: mean_of_defined(categories.values(), figure)
-        for figure in IMAGE_FIGURES + DEFECT_FIGURES
-    }
-    return {"micro": micro, "macro": micro | macro, "categories": categories}
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | float | None]:

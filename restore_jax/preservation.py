@@ -24,6 +24,7 @@ HALLUCINATION_QUANTILE = 0.999
 
 FIGURES = (
     "erased_regions",
+    "input_erased_regions",
     "regions",
     "error_ratio",
     "masked_frame_psnr",
@@ -32,7 +33,9 @@ FIGURES = (
 )
 """Figures of `preservation_figures`; an image may lack any of them."""
 
-_COUNTS = ("regions", "erased_regions")
+_COUNTS = ("regions", "erased_regions", "input_erased_regions")
+_RATES = ("erasure_rate", "input_erasure_rate")
+_MEANS = tuple(figure for figure in FIGURES if figure not in _COUNTS)
 # Of SSIM: (K · peak)² for K 0.01 and 0.03 and a peak of 1.
 _C1, _C2 = 0.01**2, 0.03**2
 
@@ -188,20 +191,27 @@ def masked_frame(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> d
 
 
 def preservation_figures(
-    restored: np.ndarray, clean: np.ndarray, mask: np.ndarray, has_mask: bool, is_good: bool
+    restored: np.ndarray,
+    degraded: np.ndarray,
+    clean: np.ndarray,
+    mask: np.ndarray,
+    has_mask: bool,
+    is_good: bool,
 ) -> dict[str, float]:
     """Every figure of this module for one image.
 
     Args:
         restored: the model's output, `[H, W, 3]`.
+        degraded: its input, the same shape.
         clean: the target, the same shape.
         mask: `[H, W, 1]`, one on the defect.
         has_mask: false where the mask is unknown (and its zeros mean nothing).
         is_good: true for an image that is known to have no defect.
 
     Returns:
-        `FIGURES`. `hallucination` is NaN unless `is_good`; the others are NaN where the mask is
-        unknown or empty, and where they are undefined.
+        `FIGURES`, `input_erased_regions` being those that the input had lost already.
+        `hallucination` is NaN unless `is_good`; the others are NaN where the mask is unknown or
+        empty, and where they are undefined.
 
     Raises:
         ValueError: shapes that do not fit, a dtype that is not floating, a side under 11 px.
@@ -211,6 +221,7 @@ def preservation_figures(
     if has_mask and defect.any():
         erased, regions = erasure(restored, clean, mask)
         figures["erased_regions"], figures["regions"] = float(erased), float(regions)
+        figures["input_erased_regions"] = float(erasure(degraded, clean, mask)[0])
         figures["error_ratio"] = error_ratio(restored, clean, mask)
         figures |= masked_frame(restored, clean, mask)
     if is_good:
@@ -218,27 +229,35 @@ def preservation_figures(
     return figures
 
 
-def summarise_preservation(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | float | None]:
-    """Sums and means of `preservation_figures` over any set of images.
+def summarise_preservation(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums and means of `preservation_figures`.
 
     Args:
-        rows: one mapping per image with `FIGURES` as numbers; None or NaN for a figure that the
-            image does not have.
+        rows: one mapping per image with `category` and `FIGURES` as numbers; None or NaN for a
+            figure that the image does not have.
 
     Returns:
-        `regions` and `erased_regions`, their sums; `erasure_rate`, the quotient of the sums, so
-        that each region counts alike, None without a region; the means of the other figures
-        over the images that have them, None where none has. Fit for JSON: no NaN.
+        As `metrics.by_category`. M has `regions`, `erased_regions` and `input_erased_regions`,
+        their sums; `erasure_rate` and `input_erasure_rate`, the quotients of the sums, so that
+        each region counts alike, None without a region; `good_count`, the images without
+        defects; the means of the other figures over the images that have them, None where none
+        has.
     """
+    return metrics.by_category(rows, _sums_and_means, _RATES + _MEANS)
+
+
+def _sums_and_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | float | None]:
     counts = {
         figure: int(sum(row[figure] for row in rows if metrics.is_defined(row[figure])))
         for figure in _COUNTS
     }
-    regions, erased = counts["regions"], counts["erased_regions"]
+    regions = counts["regions"]
     return {
         **counts,
-        "erasure_rate": erased / regions if regions else None,
-        **{f: metrics.mean_of_defined(rows, f) for f in FIGURES if f not in _COUNTS},
+        "erasure_rate": counts["erased_regions"] / regions if regions else None,
+        "input_erasure_rate": counts["input_erased_regions"] / regions if regions else None,
+        "good_count": sum(metrics.is_defined(row["hallucination"]) for row in rows),
+        **{figure: metrics.mean_of_defined(rows, figure) for figure in _MEANS},
     }
 
 

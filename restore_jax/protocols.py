@@ -14,7 +14,6 @@ import numpy as np
 from scipy import ndimage
 
 from restore_jax import metrics
-from restore_jax.errors import RunError
 from restore_jax.preservation import (
     check_images,
     check_mask,
@@ -29,6 +28,7 @@ KLA_IMAGE_FIGURES = ("kla_psnr", "kla_ssim")
 KLA_DEFECT_FIGURES = ("kla_defect_psnr", "kla_defect_ssim")
 """Figures of `kla_figures` that need a defect."""
 
+KLA_FIGURES = KLA_IMAGE_FIGURES + KLA_DEFECT_FIGURES
 _KLA_WINDOW = 3
 
 
@@ -110,47 +110,26 @@ def kla_figures(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> di
 
 
 def summarise_kla(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of `kla_figures` per category, then over the categories.
+    """Means of `kla_figures`; the protocol's own means are the macro ones.
 
     Args:
         rows: one mapping per image with `id`, `category` and the figures as numbers; None or
             NaN for a defect figure that the image does not have.
 
     Returns:
-        `{"macro": M, "categories": {name: M}}`, categories in alphabetical order. M holds
-        `count` (images), `mask_count` (images with a defect), and the mean of each figure over
-        the images that have it, in `macro` over the categories that have a mean; None where
-        none has. Fit for JSON: plain numbers, no NaN.
+        As `metrics.by_category`, M with the mean of each figure over the images that have it;
+        None where none has.
 
     Raises:
         RunError: a figure of `KLA_IMAGE_FIGURES` is not finite (the model's output held NaN).
             Leaving that image out would flatter the model.
     """
-    for row in rows:
-        for figure in KLA_IMAGE_FIGURES:
-            if not metrics.is_defined(row[figure]):
-                raise RunError(
-                    f"image {row['id']}: {figure} is {row[figure]}; the image or its "
-                    "restoration holds values that are not finite, so no mean can be given"
-                )
-    categories = {
-        name: _means([row for row in rows if row["category"] == name])
-        for name in sorted({row["category"] for row in rows})
-    }
-    over_categories = {
-        figure: metrics.mean_of_defined(categories.values(), figure)
-        for figure in KLA_IMAGE_FIGURES + KLA_DEFECT_FIGURES
-    }
-    return {"macro": _means(rows) | over_categories, "categories": categories}
+    metrics.check_finite(rows, KLA_IMAGE_FIGURES)
 
+    def means(chosen: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+        return {figure: metrics.mean_of_defined(chosen, figure) for figure in KLA_FIGURES}
 
-def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | float | None]:
-    defects = [row["kla_defect_psnr"] for row in rows]
-    return {
-        "count": len(rows),
-        "mask_count": sum(metrics.is_defined(value) for value in defects),
-        **{f: metrics.mean_of_defined(rows, f) for f in KLA_IMAGE_FIGURES + KLA_DEFECT_FIGURES},
-    }
+    return metrics.by_category(rows, means, KLA_FIGURES)
 
 
 def _area_weights(length: int, size: int) -> np.ndarray:

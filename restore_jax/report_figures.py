@@ -39,6 +39,7 @@ _WHOLE = functools.partial(number, digits=0)
 _SHOWN = {
     "count",
     "mask_count",
+    "good_count",
     *(
         prefix + name
         for name in ("psnr", "ssim", "defect_psnr", "defect_contrast", "erasure_rate")

@@ -20,7 +20,17 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import batches, checkpoint, evaluate, losses, metrics, models, optim, workdir
+from restore_jax import (
+    assess,
+    batches,
+    checkpoint,
+    evaluate,
+    losses,
+    metrics,
+    models,
+    optim,
+    workdir,
+)
 from restore_jax.errors import RunError, UsageError
 from restore_jax.logs import Logs
 from restore_jax.state import TrainState, abstract_state, create_state, inference_variables
@@ -124,7 +134,7 @@ def _epoch_means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses wrong fields before anything is written or prepared."""
     workdir.check_finite(config)
-    evaluate.check_split(config.eval.split)
+    assess.check(config.eval)
     if not 0 <= config.seed < 2**31:
         raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")
     for section, field in (
@@ -193,6 +203,7 @@ def train_and_evaluate(
         with checkpoint.open_manager(folder, read_only=True) as manager:
             return checkpoint.restore(manager, manager.latest_step(), template)[0]
 
+    workdir.check_free(folder)
     data = make_data(config)
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
@@ -218,21 +229,26 @@ def train_and_evaluate(
     step = checkpoint.latest_step(folder) if claimed else 0
     stream = data.train_batches(step)
     stream = itertools.chain([next(stream)], stream)
-    workdir.claim(folder, config)
-    run = _Run(config, folder, data, mesh, model, schedule, step_fn, steps_per_epoch)
-    with checkpoint.open_manager(folder) as manager:
-        if step == 0:
-            state = create_state(model, optimizer, config.seed, ema)
-            state = jax.device_put(state, batches.replicated(mesh))
-        else:
-            state, saved = checkpoint.restore(manager, step, template)
-            if step != saved["epoch"] * steps_per_epoch:
-                raise UsageError(
-                    f"--workdir={folder}: began with another number of images than "
-                    f"{data.name} has now ({counts['train']}); take another workdir"
-                )
-            print(f"{folder}: going on from step {step}")
-        return _loop(run, manager, state, stream)
+    with workdir.held(folder):
+        # Once more: another training may have claimed it since.
+        workdir.is_claimed(folder, config)
+        if checkpoint.latest_step(folder) != step:
+            raise UsageError(f"--workdir={folder}: changed while this began; start it again")
+        workdir.claim(folder, config)
+        run = _Run(config, folder, data, mesh, model, schedule, step_fn, steps_per_epoch)
+        with checkpoint.open_manager(folder) as manager:
+            if step == 0:
+                state = create_state(model, optimizer, config.seed, ema)
+                state = jax.device_put(state, batches.replicated(mesh))
+            else:
+                state, saved = checkpoint.restore(manager, step, template)
+                if step != saved["epoch"] * steps_per_epoch:
+                    raise UsageError(
+                        f"--workdir={folder}: began with another number of images than "
+                        f"{data.name} has now ({counts['train']}); take another workdir"
+                    )
+                print(f"{folder}: going on from step {step}")
+            return _loop(run, manager, state, stream)
 
 
 def _loop(
@@ -303,7 +319,7 @@ def _train_epoch(
 
 def _validate(run: _Run, state: TrainState) -> dict[str, float | None]:
     """Returns the validation figures: the loss and its terms, and the means over the images."""
-    rows, _ = evaluate.evaluate(
+    rows = evaluate.evaluate(
         run.model,
         inference_variables(state),
         run.data.eval_batches("val"),

@@ -1,9 +1,12 @@
 """A run's folder: what is where, and whose configuration it is."""
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,11 +18,17 @@ from restore_jax.errors import UsageError
 FREE_FIELDS = (
     "config.data.root",
     "config.data.cache_dir",
+    "config.data.references",
     "config.eval.batch_size",
     "config.eval.pictures",
+    "config.eval.protocol",
     "config.eval.split",
     "config.train.log_every_steps",
 )
+
+
+# Held by the training of a workdir as long as it runs; its process's death releases it.
+_LOCK = ".lock"
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -30,7 +39,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _as_json(config: ConfigDict) -> dict[str, Any]:
+def as_json(config: ConfigDict) -> dict[str, Any]:
     """Returns the fields as JSON has them: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
@@ -49,7 +58,7 @@ def check_finite(config: ConfigDict) -> None:
     Raises:
         UsageError: naming the first field that is infinite or not a number.
     """
-    for field, value in _flatten(_as_json(config)).items():
+    for field, value in _flatten(as_json(config)).items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UsageError(f"{field}: {value} is not a finite number")
@@ -60,7 +69,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
     The `FREE_FIELDS` are left out.
     """
-    a, b = _flatten(_as_json(old)), _flatten(_as_json(new))
+    a, b = _flatten(as_json(old)), _flatten(as_json(new))
     return [
         f"{field} ({a.get(field, 'absent')}, now {b.get(field, 'absent')})"
         for field in sorted(a.keys() | b.keys())
@@ -104,10 +113,67 @@ def is_claimed(workdir: pathlib.Path, config: ConfigDict) -> bool:
                 f"workdir, or the same fields: {', '.join(differing)}"
             )
         return True
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    if workdir.exists() and (
+        not workdir.is_dir() or any(path.name != _LOCK for path in workdir.iterdir())
+    ):
         raise UsageError(
             f"--workdir={workdir}: exists and is not a run's folder; take an empty or a new one"
         )
+    return False
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds a workdir for one training; makes the folder where there is none.
+
+    Where the file system cannot lock files, nothing is held.
+
+    Raises:
+        UsageError: where another training holds it, or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / _LOCK).open("a")
+    except OSError as error:
+        raise UsageError(
+            f"--workdir={workdir}: cannot be written ({error.strerror})"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _in_use(workdir) from error
+        except OSError:
+            pass
+        yield
+
+
+def check_free(workdir: pathlib.Path) -> None:
+    """Refuses a workdir in which a training is running.
+
+    Raises:
+        UsageError: then.
+    """
+    if is_held(workdir):
+        raise _in_use(workdir)
+
+
+def _in_use(workdir: pathlib.Path) -> UsageError:
+    return UsageError(
+        f"--workdir={workdir}: another training is running in it; wait for its end, or take "
+        "another workdir"
+    )
+
+
+def is_held(workdir: pathlib.Path) -> bool:
+    """Tells whether a training is running in a workdir."""
+    try:
+        with (workdir / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
     return False
 
 
@@ -117,7 +183,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     Raises:
         UsageError: where it cannot be written.
     """
-    text = json.dumps(_as_json(config), indent=2, allow_nan=False)
+    text = json.dumps(as_json(config), indent=2, allow_nan=False)
     try:
         write_text(workdir / "config.json", text + "\n")
     except OSError as error:

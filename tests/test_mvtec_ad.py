@@ -300,10 +300,8 @@ def test_layout_mistakes_are_named(names, message):
 
 
 def test_counts_of_the_set_made_here(tree, cache):
-    counts = {
-        split: [count for _, count in mvtec_ad.load(str(tree), split, cache).values()]
-        for split in splits.SPLITS
-    }
+    loaded = {split: mvtec_ad.load(str(tree), split, cache) for split in splits.SPLITS}
+    counts = {s: [parts[p][1] for p in ("train", "val")] for s, parts in loaded.items()}
     # Defects: 4 of capsule, 2 of grid and 2 of metal_nut, one of each for validation.
     assert counts == {"defects": [5, 3], "good": [4, 10], "all": [14, 3]}
 

@@ -69,6 +69,24 @@ def test_batches_are_as_described():
     assert not set(ids) & set(held_out)
 
 
+def test_references_are_clean_and_good_images_are_degraded():
+    config = options(references=1)
+    data = pipeline.make_data(config)
+    of_training = {i for b in data.eval_batches("train") for i in b["id"]}
+    for split, section, count in (("reference", "train", 8), ("good", "test", 16)):
+        assert data.counts[split] == count  # of eight categories, two each to be had
+        for batch in data.eval_batches(split):
+            assert not batch["mask"].any()
+            assert batch["has_mask"].all()
+            assert set(batch["defect_type"]) == {"good"}
+            for image_id in batch["id"]:
+                assert f"/{section}/good/" in image_id
+            assert not set(batch["id"]) & of_training
+            same = (batch["degraded"] == batch["clean"]).mean()
+            assert same == 1 if split == "reference" else same < 0.1
+    assert "reference" not in pipeline.make_data(options(references=0)).counts
+
+
 def test_every_epoch_has_another_order_of_the_same_pairs():
     config = options()
     data = pipeline.make_data(config)
@@ -324,7 +342,7 @@ def test_mvtec_ad_from_its_folder_to_batches(tmp_path):
     config.data.cache_dir = str(tmp_path / "cache")
     config.data.image_size = 12
     data = pipeline.make_data(config)
-    assert data.counts == {"train": 4, "val": 2}
+    assert {split: data.counts[split] for split in ("train", "val")} == {"train": 4, "val": 2}
     for batch in (next(data.train_batches(0)), next(data.eval_batches("val"))):
         valid = batch["valid"]
         assert set(batch["category"][valid]) == {"capsule", "flügel"}

@@ -294,6 +294,7 @@ def test_masked_frame_without_error_and_without_mask():
 # --------------------------------------------------------------- all of an image, and sums
 
 OVER_DEFECT = {
+    "input_erased_regions",
     "erased_regions",
     "regions",
     "error_ratio",
@@ -305,13 +306,14 @@ FIGURES = OVER_DEFECT | {"hallucination"}
 
 def test_figures_of_an_image_are_those_of_the_functions():
     restored, clean = pair(11)
+    degraded = np.full_like(clean, 0.5)
     mask = blobs(11)
-    got = preservation.preservation_figures(restored, clean, mask, True, False)
+    got = preservation.preservation_figures(restored, degraded, clean, mask, True, False)
     assert set(got) == set(preservation.FIGURES) == FIGURES
     assert all(type(value) is float for value in got.values())
     erased, regions = preservation.erasure(restored, clean, mask)
     assert (got["erased_regions"], got["regions"]) == (erased, regions)
-    assert regions > 4
+    assert got["input_erased_regions"] == regions > 4  # nothing is left in a grey image
     assert got["error_ratio"] == preservation.error_ratio(restored, clean, mask)
     frame = preservation.masked_frame(restored, clean, mask)
     assert {name: got[name] for name in frame} == frame
@@ -332,18 +334,19 @@ def test_figures_of_an_image_are_those_of_the_functions():
 def test_figures_that_do_not_apply_are_nan(fill, has_mask, is_good, defined):
     restored, clean = pair(12)
     mask = np.full((SIDE, SIDE, 1), fill, np.float32)
-    got = preservation.preservation_figures(restored, clean, mask, has_mask, is_good)
+    got = preservation.preservation_figures(restored, restored, clean, mask, has_mask, is_good)
     assert {name for name, value in got.items() if math.isfinite(value)} == defined
     assert {name for name, value in got.items() if math.isnan(value)} == FIGURES - defined
     if fill and has_mask:
-        assert (got["erased_regions"], got["regions"]) == (0.0, 0.0)  # no ring, no contrast
+        assert got["erased_regions"] == got["regions"] == 0.0  # no ring, no contrast
 
 
 def test_flat_and_identical_images_give_no_infinity():
     flat = np.full((SIDE, SIDE, 3), 0.5, np.float32)
-    got = preservation.preservation_figures(flat, flat, boxes(LEFT), True, True)
+    got = preservation.preservation_figures(flat, flat, flat, boxes(LEFT), True, True)
     assert got == {
         "erased_regions": 0.0,
+        "input_erased_regions": 0.0,
         "regions": 0.0,
         "error_ratio": 1.0,
         "masked_frame_psnr": 100.0,
@@ -357,14 +360,18 @@ def test_narrow_floats_and_arrays_of_a_device_are_taken_as_they_are(narrow):
     restored, clean = (jnp.asarray(x.astype(narrow)) for x in pair(13))
     wide = [np.asarray(x, np.float64) for x in (restored, clean)]
     mask = blobs(13)
-    got = preservation.preservation_figures(restored, clean, jnp.asarray(mask), True, True)
-    assert got == preservation.preservation_figures(*wide, mask, True, True)
+    got = preservation.preservation_figures(
+        restored, clean, clean, jnp.asarray(mask), True, True
+    )
+    assert got == preservation.preservation_figures(*wide, wide[1], mask, True, True)
     assert all(math.isfinite(value) for value in got.values())
 
 
-def row(erased=None, regions=None, ratio=None, psnr=None, invented=None):
+def row(erased=None, regions=None, ratio=None, psnr=None, invented=None, category="a"):
     return {
+        "category": category,
         "erased_regions": erased,
+        "input_erased_regions": regions,
         "regions": regions,
         "error_ratio": ratio,
         "masked_frame_psnr": psnr,
@@ -376,30 +383,40 @@ def row(erased=None, regions=None, ratio=None, psnr=None, invented=None):
 def test_summary_of_a_table_by_hand():
     rows = [
         row(1.0, 2.0, 3.0, 40.0),
-        row(0.0, 5.0, 1.0, 44.0, math.nan),
+        row(0.0, 5.0, 1.0, 44.0, math.nan, category="b"),
         row(0.0, 0.0, math.nan, 45.0),  # a defect without contrast, all over the image
         row(invented=0.1),
         row(math.nan, math.nan, invented=0.3),
     ]
     got = preservation.summarise_preservation(rows)
-    assert got == {
+    assert got["micro"] == {
         "regions": 7,
         "erased_regions": 1,
+        "input_erased_regions": 7,
         "erasure_rate": pytest.approx(1 / 7),  # not the mean of 1/2, 0 and nothing
+        "input_erasure_rate": 1.0,
+        "good_count": 2,
         "error_ratio": pytest.approx(2.0),
         "masked_frame_psnr": pytest.approx(43.0),
         "masked_frame_ssim": pytest.approx(0.86),
         "hallucination": pytest.approx(0.2),
     }
-    assert type(got["regions"]) is type(got["erased_regions"]) is int
+    assert list(got["categories"]) == ["a", "b"]
+    assert got["categories"]["a"]["erasure_rate"] == 0.5
+    assert got["macro"]["erasure_rate"] == 0.25
+    assert got["macro"]["regions"] == 7
+    assert type(got["micro"]["regions"]) is type(got["micro"]["erased_regions"]) is int
 
 
 @pytest.mark.parametrize("rows", [[], [row(invented=0.1)], [row(0.0, 0.0)]])
 def test_summary_of_nothing_is_none(rows):
-    got = preservation.summarise_preservation(rows)
-    assert (got["regions"], got["erased_regions"], got["erasure_rate"]) == (0, 0, None)
-    assert got["error_ratio"] is got["masked_frame_psnr"] is got["masked_frame_ssim"] is None
-    assert json.loads(json.dumps(got, allow_nan=False)) == got
+    summary = preservation.summarise_preservation(rows)
+    for got in (summary["micro"], summary["macro"]):
+        assert (got["regions"], got["erased_regions"], got["erasure_rate"]) == (0, 0, None)
+        assert (
+            got["error_ratio"] is got["masked_frame_psnr"] is got["masked_frame_ssim"] is None
+        )
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
 def test_summary_of_computed_figures_is_plain_json():
@@ -407,11 +424,14 @@ def test_summary_of_computed_figures_is_plain_json():
     for seed, (known, good) in enumerate([(True, False), (False, False), (True, True)]):
         restored, clean = pair(seed)
         mask = blobs(seed) * (not good)
-        rows.append(preservation.preservation_figures(restored, clean, mask, known, good))
-    got = preservation.summarise_preservation(rows)
-    assert json.loads(json.dumps(got, allow_nan=False)) == got
+        figures = preservation.preservation_figures(restored, clean, clean, mask, known, good)
+        rows.append({"category": "a"} | figures)
+    summary = preservation.summarise_preservation(rows)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    got = summary["micro"]
     assert got["regions"] == rows[0]["regions"] > 0
     assert got["erasure_rate"] == rows[0]["erased_regions"] / rows[0]["regions"]
+    assert got["input_erasure_rate"] == 0  # here the input is the clean image
     assert got["error_ratio"] == rows[0]["error_ratio"]
     assert got["hallucination"] == rows[2]["hallucination"] > 0
 
@@ -423,7 +443,9 @@ OVER_MASKS = [
     preservation.erasure,
     preservation.error_ratio,
     preservation.masked_frame,
-    lambda *arrays: preservation.preservation_figures(*arrays, True, False),
+    lambda restored, clean, mask: preservation.preservation_figures(
+        restored, restored, clean, mask, True, False
+    ),
 ]
 
 

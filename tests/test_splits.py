@@ -49,6 +49,30 @@ def test_protocols():
     assert len(val) == 3  # round(0.09 * 28)
 
 
+@pytest.mark.parametrize("split", splits.SPLITS)
+def test_photographs_without_defects_serve_once(split):
+    everything = (
+        ids("nut", 30, "train/good")
+        + ids("nut", 5, "test/good")
+        + ids("nut", 20)
+        + ids("cap", 1, "train/good")  # too few for a detector
+        + ids("cap", 6, "test/good")
+        + ids("cap", 9)
+    )
+    parts = splits.parts(reversed(everything), split, references=4)
+    assert (parts["train"], parts["val"]) == splits.divide(everything, split)
+    assert all("/good/" in name for name in parts["reference"] + parts["good"])
+    assert sum(name.startswith("nut/train/") for name in parts["reference"]) == 4
+    assert sum(name.startswith("cap/") for name in parts["reference"]) == 4
+    assert parts["reference"] == sorted(parts["reference"])
+    used = [*parts["val"], *parts["reference"], *parts["good"]]
+    assert len(used) == len(set(used))
+    assert not set(parts["good"]) & set(parts["train"])
+    left = [] if split == "all" else ids("nut", 5, "test/good")
+    assert parts["good"] == left
+    assert splits.parts(everything, split, references=0)["reference"] == []
+
+
 def test_unknown_value():
     with pytest.raises(UsageError, match=r"config\.data\.split='half'.*defects, good, all"):
         splits.divide(ids("a", 3), "half")

@@ -39,7 +39,9 @@ def test_a_run_leaves_what_the_layout_promises(finished):
     _, folder, state = finished
     assert int(state.step) == 9  # 3 epochs of ceil(10 / 4) steps
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "curves.png"}
+    assert names == {
+        ".lock", "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "curves.png",
+    }  # fmt: skip
     assert list((folder / "tensorboard").glob("events*"))
     records = lines(folder)
     assert [(r["epoch"], r["step"], r["split"]) for r in records] == [

@@ -20,14 +20,16 @@ def config(**train):
     return fields
 
 
-def images(count, seed=0, size=16):
+def images(count, seed=0, size=16, kind="scratch", section="test"):
     rng = np.random.default_rng(seed)
     clean = rng.uniform(0.2, 0.8, (count, size, size, 3)).astype(np.float32)
     clean = (clean + np.roll(clean, 1, 1) + np.roll(clean, 1, 2)) / 3
     noise = rng.normal(0, 0.1, clean.shape).astype(np.float32)
     mask = np.zeros((count, size, size, 1), np.float32)
-    mask[:, 6:10, 5:11] = 1
-    names = np.array([f"{'ab'[i % 2]}/test/scratch/{i:03d}" for i in range(count)])
+    if kind != "good":
+        mask[:, 6:10, 5:11] = 1
+        clean = np.where(mask > 0, 0.5 * clean, clean)
+    names = np.array([f"{'ab'[i % 2]}/{section}/{kind}/{i:03d}" for i in range(count)])
     return {
         "degraded": np.clip(clean + noise, 0, 1),
         "clean": clean,
@@ -35,7 +37,7 @@ def images(count, seed=0, size=16):
         "has_mask": np.ones(count, bool),
         "valid": np.ones(count, bool),
         "category": np.array([name[0] for name in names]),
-        "defect_type": np.full(count, "scratch"),
+        "defect_type": np.full(count, kind),
         "id": names,
     }
 
@@ -48,9 +50,19 @@ def batch_rows(pairs, rows, size):
     }
 
 
-def data(settings, count=10, held_out=6, spoil_at=None):
-    """Data of NumPy arrays; the images of step `spoil_at` hold a NaN."""
-    pairs = {"train": images(count), "val": images(held_out, seed=1)}
+def data(settings, count=10, held_out=6, spoil_at=None, image_size=16, good=0):
+    """Data of NumPy arrays; the images of step `spoil_at` hold a NaN.
+
+    With `good`, there are so many images without defects to test and as many to refer to.
+    """
+    pairs = {
+        "train": images(count, size=image_size),
+        "val": images(held_out, seed=1, size=image_size),
+    }
+    if good:
+        pairs["good"] = images(good, 2, image_size, "good")
+        pairs["reference"] = images(good, 3, image_size, "good", "train")
+        pairs["reference"]["degraded"] = pairs["reference"]["clean"]
     size = settings.train.batch_size
     steps = -(-count // size)
 
@@ -74,7 +86,7 @@ def data(settings, count=10, held_out=6, spoil_at=None):
 
     return batches.Data(
         name="tiny",
-        counts={"train": count, "val": held_out},
+        counts={split: len(part["id"]) for split, part in pairs.items()},
         train_images=count,
         train_batches=train_batches,
         eval_batches=eval_batches,

@@ -28,9 +28,9 @@ _NEEDED = 1.1  # disk space to prepare, as a multiple of the data set's size
 
 
 def load(
-    root: str, split: str = "defects", cache_dir: str | None = None
+    root: str, split: str = "defects", cache_dir: str | None = None, references: int = 0
 ) -> dict[str, tuple[tf.data.Dataset, int]]:
-    """Reads MVTec AD for training and validation.
+    """Reads MVTec AD for training and evaluation.
 
     The first call on a data set copies its files, checked and undecoded, into a folder of the
     cache that belongs to just this content (names, sizes and times of change), so a changed or
@@ -43,9 +43,11 @@ def load(
         split: `config.data.split`: `defects`, `good` or `all` (`splits.divide`).
         cache_dir: Where to keep prepared data; None: `restore_jax/tfds` in the user's cache
             folder (`$XDG_CACHE_HOME`, else `~/.cache`).
+        references: `config.data.references` (`splits.parts`).
 
     Returns:
-        For `train` and `val`, the records in the order of their ids and their number. A record
+        For each part of `splits.parts` that has any (`train` and `val` always do), the records
+        in the order of their ids and their number. A record
         is a dict of scalars: `image` and `mask`, encoded PNG files; `has_mask`, bool, whether
         the mask is known (it is, and empty, for photographs without defects); `id`, `category`
         and `defect_type`, strings.
@@ -69,12 +71,13 @@ def load(
         for name, members in ids.items()
         for position, example in enumerate(members)
     }
-    train, val = splits.divide(positions, split)
-    _check_some(train, val, split, root)
+    parts = splits.parts(positions, split, references)
+    _check_some(parts["train"], parts["val"], split, root)
     with _quiet():
         return {
             part: (_read(builder, [positions[example] for example in members]), len(members))
-            for part, members in (("train", train), ("val", val))
+            for part, members in parts.items()
+            if members
         }
 
 

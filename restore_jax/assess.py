@@ -1,0 +1,292 @@
+"""The evaluation job: a checkpoint's figures, what it does to the defects, and the report."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from restore_jax import (
+    batches,
+    checkpoint,
+    detect,
+    evaluate,
+    figures,
+    losses,
+    metrics,
+    models,
+    mvtec_tree,
+    optim,
+    preservation,
+    protocols,
+    report,
+    results,
+    workdir,
+)
+from restore_jax.detectability import Detectability
+from restore_jax.errors import RunError, UsageError
+from restore_jax.evaluate import Restored, Row
+from restore_jax.results import Summary
+from restore_jax.state import TrainState, abstract_state, inference_variables
+
+SPLITS = ("val", "train", "all")
+PROTOCOLS = ("standard", "kla")
+
+# A running training removes an older checkpoint as it saves a new one.
+_ATTEMPTS = 5
+
+
+def check(settings: ConfigDict) -> None:
+    """Checks `config.eval`.
+
+    Raises:
+        UsageError: for an unknown split or protocol.
+    """
+    for field, known in (("split", SPLITS), ("protocol", PROTOCOLS)):
+        if settings[field] not in known:
+            raise UsageError(
+                f"config.eval.{field}: {settings[field]!r} is not one of {', '.join(known)}"
+            )
+
+
+def evaluate_checkpoint(
+    folder: pathlib.Path,
+    which: str,
+    make_data: Callable[[ConfigDict], batches.Data],
+    override: ConfigDict | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    write_tree: bool = False,
+) -> tuple[Summary, pathlib.Path]:
+    """Evaluates a checkpoint of a workdir and writes the results into it.
+
+    Writes `evaluation/<data>-<which>/`: metrics.json, images.csv, report.html, triplets.png;
+    good.csv where the data have photographs without defects to test; and tree/ where asked for.
+
+    Args:
+        folder: the workdir; the model is the one it was made with.
+        which: "best", "latest" or a step.
+        make_data: makes the data that a configuration asks for.
+        override: a configuration whose data and evaluation sections take the place of the
+            workdir's.
+        devices: those to run on; all there are, if None.
+        write_tree: whether to write the images in MVTec AD's layout, see `mvtec_tree`.
+
+    Returns:
+        The content of metrics.json, and the folder of the results.
+
+    Raises:
+        UsageError: for a workdir without such a checkpoint, or a wrong field.
+        RunError: where a checkpoint cannot be read, or a restored image is not finite.
+    """
+    config = with_override(workdir.read_config(folder), override)
+    mesh = batches.make_mesh(devices)
+    batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+    model = models.from_config(config)
+    state, found = _read_checkpoint(folder, which, config, model, mesh)
+    variables = inference_variables(state)
+
+    data = make_data(config)
+    parts = ("train", "val") if config.eval.split == "all" else (config.eval.split,)
+    where = results.folder_of(folder, config, which)
+    reference = data.eval_batches("reference") if data.counts.get("reference") else ()
+    tree = mvtec_tree.TreeWriter(where / "tree") if write_tree else None
+    detectors, fitted_on = _fit_detectors(reference, tree)
+    measured = Detectability(detectors)
+    pictures = figures.Selection(config.eval.pictures)
+
+    def observe(image: Restored) -> None:
+        # Before any of it goes into a picture or a detector.
+        metrics.check_finite([image.row], metrics.IMAGE_FIGURES)
+        _add_figures(image, config.eval.protocol)
+        # A detector says nothing of photographs that it was fitted on.
+        if image.row["category"] in detectors and image.row["id"] not in fitted_on:
+            _add_to(measured, image)
+        if tree is not None:
+            tree.add_test(image)
+
+    def observe_shown(image: Restored) -> None:
+        observe(image)
+        if pictures.wants(image.row["category"]):
+            pictures.add(_picture(image))
+
+    run = functools.partial(
+        evaluate.evaluate,
+        model,
+        variables,
+        mesh=mesh,
+        # The terms of the validations in training: their compiled program serves here again.
+        terms=losses.active(config.loss),
+    )
+    rows = run(
+        images=(batch for part in parts for batch in data.eval_batches(part)),
+        observe=observe_shown,
+    )
+    good = data.eval_batches("good") if data.counts.get("good") else ()
+    good_rows = run(images=good, observe=observe)
+    if tree is not None:
+        tree.close()
+        if tree.left_out:
+            print(f"{tree.folder}: {tree.left_out} images left out, their masks are not known")
+
+    summary = {
+        "checkpoint": found,
+        "data": {
+            "name": data.name,
+            "split": config.eval.split,
+            "count": len(rows),
+            "image_size": config.data.image_size,
+        },
+        **_summarise(rows, good_rows, config.eval.protocol),
+        "detectability": measured.result() if detectors else None,
+        "settings": results.settings(config),
+    }
+    examples = _examples(
+        model, variables, (b for part in parts for b in data.eval_batches(part)), mesh, rows
+    )
+    page = report.Report(
+        title=f"{config.name} on {data.name}",
+        summary=summary,
+        rows=rows,
+        examples=examples,
+        config=workdir.as_json(config),
+        detectability=summary["detectability"],
+    )
+    results.write(where, summary, rows, good_rows, pictures.pictures(), page)
+    return summary, where
+
+
+def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict:
+    """Returns a workdir's configuration with the data and evaluation of another, checked."""
+    if override is not None:
+        config.data, config.eval = override.data, override.eval
+    check(config.eval)
+    return config
+
+
+def _read_checkpoint(
+    folder: pathlib.Path, which: str, config: ConfigDict, model: nn.Module, mesh: Mesh
+) -> tuple[TrainState, dict[str, Any]]:
+    """Reads a checkpoint; looks again where a running training removed it meanwhile."""
+    template = abstract_state(
+        model,
+        optim.make_optimizer(config.optimizer),
+        config.optimizer.ema_decay > 0,
+        batches.replicated(mesh),
+    )
+    for _ in range(_ATTEMPTS):
+        with checkpoint.open_manager(folder, read_only=True) as manager:
+            step = checkpoint.find_step(manager, which, folder)
+            try:
+                state, saved = checkpoint.restore(manager, step, template)
+            except (OSError, ValueError, KeyError) as error:
+                if checkpoint.exists(folder, step):
+                    raise RunError(
+                        f"{folder}: the checkpoint of step {step} cannot be read "
+                        f"({' '.join(str(error).split())[:200]})"
+                    ) from error
+                continue
+        return state, {"step": step, "epoch": saved["epoch"], "which": which}
+    raise RunError(f"{folder}: its training removes checkpoints faster than they can be read")
+
+
+def _fit_detectors(
+    reference: Iterable[batches.Batch], tree: mvtec_tree.TreeWriter | None
+) -> tuple[dict[str, detect.Detector], set[str]]:
+    """Fits a detector per category with enough photographs; and the ids they were fitted on."""
+    features: dict[str, list[np.ndarray]] = {}
+    ids: dict[str, set[str]] = {}
+    for batch in reference:
+        for i in np.flatnonzero(batch["valid"]):
+            category, image = str(batch["category"][i]), batch["clean"][i]
+            if tree is not None:
+                tree.add_reference(str(batch["id"][i]), category, image)
+            if min(image.shape[:2]) >= detect.MIN_SIZE:
+                features.setdefault(category, []).append(detect.features(image))
+                ids.setdefault(category, set()).add(str(batch["id"][i]))
+    detectors = {
+        category: detect.fit_features(found)
+        for category, found in sorted(features.items())
+        if len(found) >= detect.MIN_IMAGES
+    }
+    return detectors, set().union(*(ids[category] for category in detectors))
+
+
+def _add_figures(image: Restored, protocol: str) -> None:
+    """Adds the figures that are computed on the host to an image's row."""
+    row, degraded, restored, clean, mask, has_mask = image
+    row |= preservation.preservation_figures(
+        restored, degraded, clean, mask, has_mask, image.is_good
+    )
+    if protocol == "kla":
+        known = mask if has_mask else np.zeros_like(mask)
+        row |= protocols.kla_figures(restored, clean, known)
+
+
+def _add_to(measured: Detectability, image: Restored) -> None:
+    row, degraded, restored, clean, mask, has_mask = image
+    measured.add(row["category"], clean, degraded, restored, mask, has_mask, image.is_good)
+
+
+def _picture(image: Restored) -> figures.Picture:
+    return figures.Picture(
+        category=image.row["category"],
+        defect_type=image.row["defect_type"],
+        degraded=figures.to_uint8(image.degraded),
+        restored=figures.to_uint8(image.restored),
+        clean=figures.to_uint8(image.clean),
+        mask=image.mask,
+        input_psnr=image.row["input_psnr"],
+        psnr=image.row["psnr"],
+    )
+
+
+def _summarise(rows: Sequence[Row], good_rows: Sequence[Row], protocol: str) -> Summary:
+    """Merges the summaries; `good_rows` count only where a figure is of good photographs."""
+    merged = metrics.summarise(rows)
+    further = [preservation.summarise_preservation([*rows, *good_rows])]
+    if protocol == "kla":
+        further.append(protocols.summarise_kla(rows))
+    for group in ("micro", "macro"):
+        for summary in further:
+            merged[group] |= summary[group]
+    for name, means in merged["categories"].items():
+        for summary in further:
+            means |= summary["categories"][name]
+    return merged
+
+
+def _examples(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Iterable[batches.Batch],
+    mesh: Mesh,
+    rows: Sequence[Row],
+) -> list[report.Example]:
+    """Restores the best, the median and the worst image of each category once more.
+
+    Which they are is known only when all were measured, and those of a large set do not fit in
+    memory together.
+    """
+    chosen: dict[str, list[str]] = {}
+    figures_of = {row["id"]: row for row in rows}
+    for category in {row["category"] for row in rows}:
+        members = [row for row in rows if row["category"] == category]
+        members.sort(key=lambda row: (-row["psnr"], row["id"]))
+        for rank, position in (("best", 0), ("median", len(members) // 2), ("worst", -1)):
+            chosen.setdefault(members[position]["id"], []).append(rank)
+    found = []
+
+    def keep(image: Restored) -> None:
+        row = figures_of[image.row["id"]]
+        for rank in chosen.get(row["id"], ()):
+            names = {name: row[name] for name in ("category", "defect_type", "id")}
+            found.append(report.Example(rank=rank, **names, **image._asdict() | {"row": row}))
+
+    wanted = (batch for batch in images if not chosen.keys().isdisjoint(batch["id"].tolist()))
+    evaluate.evaluate(model, variables, wanted, mesh, observe=keep)
+    return sorted(found, key=lambda example: (example.category, example.id))

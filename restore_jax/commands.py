@@ -1,0 +1,72 @@
+"""What the commands of launch.py do, once their flags are read.
+
+A command takes the flags as they came, calls the library and prints what it found. The data are
+made by a function that it is given, so that nothing here needs TensorFlow.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
+
+from restore_jax import assess, batches, results, train, watch
+from restore_jax.errors import UsageError
+
+MakeData = Callable[[ConfigDict], batches.Data]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """The flags of launch.py; one that was not given is None, false or empty."""
+
+    config: ConfigDict | None
+    workdir: Sequence[str]
+    checkpoint: str | None
+    watch: bool
+    write_tree: bool
+
+
+def run_train(flags: Flags, make_data: MakeData) -> None:
+    """Trains a run to its end and evaluates its best state, unless that was done before."""
+    config, folder = flags.config, _workdir(flags)
+    assert config is not None  # a training without one is refused with the flags
+    train.train_and_evaluate(config, folder, make_data)
+    found = results.read_stored(folder, config, "best")
+    print(
+        results.format_report(*found or assess.evaluate_checkpoint(folder, "best", make_data))
+    )
+
+
+def run_evaluate(flags: Flags, make_data: MakeData) -> None:
+    """Evaluates a checkpoint, or each new one of a running training."""
+    folder = _workdir(flags)
+    if flags.watch:
+        if flags.checkpoint:
+            raise UsageError("--checkpoint: not with --watch, which evaluates each new one")
+        watch.watch(folder, make_data, flags.config, write_tree=flags.write_tree)
+        return
+    summary, where = assess.evaluate_checkpoint(
+        folder,
+        flags.checkpoint or "best",
+        make_data,
+        flags.config,
+        write_tree=flags.write_tree,
+    )
+    print(results.format_report(summary, where))
+
+
+COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+}
+
+
+def _workdir(flags: Flags) -> pathlib.Path:
+    """Returns the one folder that a command works on."""
+    if len(flags.workdir) > 1:
+        raise UsageError("--workdir: several are only for --mode=compare; give one")
+    if flags.workdir:
+        return pathlib.Path(flags.workdir[0])
+    assert flags.config is not None
+    return pathlib.Path(f"runs/{flags.config.name}_{flags.config.data.name}")

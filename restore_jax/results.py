@@ -1,0 +1,200 @@
+"""The files of an evaluation, and its figures as a table for a terminal."""
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from restore_jax import checkpoint, figures, metrics, preservation, protocols, report, workdir
+from restore_jax.evaluate import Row
+
+Summary = dict[str, Any]
+
+# How a figure is shown depends on these, no figure does.
+_FREE_FIELDS = ("root", "cache_dir", "batch_size", "pictures")
+
+_COLUMNS = (
+    "id",
+    "category",
+    "defect_type",
+    *metrics.IMAGE_FIGURES,
+    *metrics.DEFECT_FIGURES,
+    *preservation.FIGURES,
+)
+
+
+def folder_of(folder: pathlib.Path, config: ConfigDict, which: str) -> pathlib.Path:
+    """Returns where a workdir keeps an evaluation: `evaluation/<data>-<checkpoint>`.
+
+    That of another split than val is called `<data>_<split>-<checkpoint>`.
+    """
+    split = config.eval.split
+    label = config.data.name if split == "val" else f"{config.data.name}_{split}"
+    return folder / "evaluation" / f"{label}-{which}"
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields of data and evaluation that decide on the figures, as in JSON."""
+    fields = workdir.as_json(config)
+    return {
+        section: {k: v for k, v in fields[section].items() if k not in _FREE_FIELDS}
+        for section in ("data", "eval")
+    }
+
+
+def read_stored(
+    folder: pathlib.Path, config: ConfigDict, which: str
+) -> tuple[Summary, pathlib.Path] | None:
+    """Reads an evaluation that is there already.
+
+    Args:
+        folder: the workdir.
+        config: its configuration, with the data and evaluation that are asked for.
+        which: "best", "latest" or a step.
+
+    Returns:
+        The content of its metrics.json and its folder; None where there is none, or it is of
+        another checkpoint or of other settings.
+    """
+    found = folder_of(folder, config, which)
+    if not all((found / name).is_file() for name in ("metrics.json", "images.csv")):
+        return None
+    summary = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
+    with checkpoint.open_manager(folder, read_only=True) as manager:
+        current = checkpoint.find_step(manager, which, folder)
+    same = summary["checkpoint"]["step"] == current and summary["settings"] == settings(config)
+    return (summary, found) if same else None
+
+
+def read_rows(results: pathlib.Path) -> list[Row]:
+    """Reads images.csv: a row per image, figures as numbers, NaN where one is not defined."""
+    text = (results / "images.csv").read_text(encoding="utf-8")
+    return [
+        {k: v if k in _COLUMNS[:3] else float(v or "nan") for k, v in row.items()}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def write(
+    results: pathlib.Path,
+    summary: Summary,
+    rows: Sequence[Row],
+    good_rows: Sequence[Row],
+    pictures: Sequence[figures.Picture],
+    page: report.Report,
+) -> None:
+    """Writes an evaluation.
+
+    Args:
+        results: the folder.
+        summary: goes to metrics.json, written last: where it is, the others are whole.
+        rows: go to images.csv.
+        good_rows: go to good.csv, if there are any.
+        pictures: go to triplets.png, if there are any.
+        page: goes to report.html.
+    """
+    workdir.write_text(results / "images.csv", _csv(rows))
+    _write_or_remove(results / "good.csv", _csv(good_rows) if good_rows else None)
+    report.write_report(results / "report.html", page)
+    if pictures:
+        figures.draw_triplets(pictures, results / "triplets.png")
+    else:
+        (results / "triplets.png").unlink(missing_ok=True)
+    workdir.write_text(
+        results / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    )
+
+
+def _write_or_remove(path: pathlib.Path, content: str | None) -> None:
+    """Writes a file, or removes what an earlier evaluation left, which this one replaces."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        workdir.write_text(path, content)
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    table = io.StringIO()
+    protocol = [f for f in protocols.KLA_FIGURES if rows and f in rows[0]]
+    writer = csv.DictWriter(
+        table, [*_COLUMNS, *protocol], extrasaction="ignore", lineterminator="\n"
+    )
+    writer.writeheader()
+    for row in rows:
+        # An empty cell where a figure is not defined, as in every spreadsheet.
+        writer.writerow(
+            {k: "" if isinstance(v, float) and v != v else v for k, v in row.items()}
+        )
+    return table.getvalue()
+
+
+def format_table(summary: Summary) -> str:
+    """Formats the figures for a terminal: a line per category, then micro and macro means.
+
+    PSNR and SSIM of the degraded input and of the restored image, the PSNR over the pixels of
+    the defects alone, and what is left of the defects.
+    """
+    columns = (
+        ("PSNR of input", "input_psnr", ".2f"),
+        ("restored", "psnr", ".2f"),
+        ("SSIM of input", "input_ssim", ".4f"),
+        ("restored", "ssim", ".4f"),
+        ("defect PSNR of input", "input_defect_psnr", ".2f"),
+        ("restored", "defect_psnr", ".2f"),
+        ("contrast kept", "defect_contrast", ".2f"),
+        ("erased", "erasure_rate", ".0%"),
+    )
+    named = [
+        *summary["categories"].items(),
+        ("mean of images", summary["micro"]),
+        ("mean of categories", summary["macro"]),
+    ]
+    width = max(len(name) for name, _ in named)
+    lines = ["  ".join(["".ljust(width), "images", *(title for title, _, _ in columns)])]
+    for name, figures_ in named:
+        cells = [name.ljust(width), f"{figures_['count']:6d}"]
+        for title, key, form in columns:
+            value = figures_[key]
+            cells.append(("-" if value is None else format(value, form)).rjust(len(title)))
+        if name == "mean of images":
+            lines.append("─" * len(lines[0]))
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def format_report(summary: Summary, results: pathlib.Path) -> str:
+    """Formats what a command ends with: the figures, and where checkpoint and report lie."""
+    found = summary["checkpoint"]
+    lines = [
+        f"\n{summary['data']['count']} images of {summary['data']['name']} "
+        f"({summary['data']['split']}), {found['which']} checkpoint: "
+        f"step {found['step']}, epoch {found['epoch']}\n",
+        format_table(summary),
+        *_format_detectability(summary["detectability"]),
+        f"\ncheckpoint  {results.parent.parent / 'checkpoints' / str(found['step'])}",
+        f"figures     {results / 'metrics.json'}",
+        f"report      {results / 'report.html'}",
+    ]
+    if (results / "triplets.png").exists():
+        lines.append(f"picture     {results / 'triplets.png'}")
+    return "\n".join(lines)
+
+
+def _format_detectability(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    lines = []
+    for key, label in (("pixel_auroc", "pixel AUROC"), ("aupro", "AUPRO")):
+        values = [found["macro"][version][key] for version in ("clean", "degraded", "restored")]
+        share = found["macro"]["recovery"][key]
+        if None not in values:
+            clean, degraded, restored = values
+            lines.append(
+                f"{label:12}{clean:.3f} clean, {degraded:.3f} degraded, {restored:.3f} restored"
+                + ("" if share is None else f": {share:.0%} recovered")
+            )
+    return ["\nDetectability of the defects (mean of categories)", *lines] if lines else []

@@ -1,0 +1,112 @@
+"""Evaluates each new checkpoint of a running training, from a second process beside it."""
+
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from restore_jax import assess, batches, checkpoint, workdir
+from restore_jax.errors import RunError, UsageError
+from restore_jax.results import Summary
+
+POLL_SECONDS = 5.0
+
+
+def watch(
+    folder: pathlib.Path,
+    make_data: Callable[[ConfigDict], batches.Data],
+    override: ConfigDict | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    write_tree: bool = False,
+) -> list[int]:
+    """Evaluates the newest checkpoint again and again until the training has ended.
+
+    Each goes to `evaluation/<data>-<step>`, as `--checkpoint=STEP` has it, and gets a line on
+    the terminal. A training keeps two checkpoints: of those that come while one is evaluated,
+    only the newest is left to be evaluated next.
+
+    Args:
+        folder: the workdir.
+        make_data: as for `assess.evaluate_checkpoint`; called once.
+        override: as for `assess.evaluate_checkpoint`.
+        devices: as for `assess.evaluate_checkpoint`.
+        write_tree: as for `assess.evaluate_checkpoint`.
+
+    Returns:
+        The steps that were evaluated.
+
+    Raises:
+        UsageError: as `assess.evaluate_checkpoint`, or if there is neither a checkpoint nor a
+            training that could make one.
+    """
+    config = assess.with_override(workdir.read_config(folder), override)
+    made: list[batches.Data] = []
+
+    def make_once(config: ConfigDict) -> batches.Data:
+        # Its images stay in memory from one evaluation to the next.
+        if not made:
+            made.append(make_data(config))
+        return made[0]
+
+    done: list[int] = []
+    while True:
+        # Asked before the step: a training may save its last checkpoint and end in between.
+        running = workdir.is_held(folder)
+        step = checkpoint.latest_step(folder)
+        if step and step not in done:
+            summary = _evaluated(folder, step, make_once, override, devices, write_tree)
+            if summary is not None:
+                print(_line(summary, header=not done), flush=True)
+                done.append(step)
+            continue
+        if not running:
+            break
+        time.sleep(POLL_SECONDS)
+    if not done:
+        raise UsageError(f"--workdir={folder}: no checkpoint in it and no training is running")
+    epochs = checkpoint.epochs_done(folder)
+    print(
+        f"{folder}: no training is running; {epochs} of {config.train.epochs} epochs are done."
+    )
+    return done
+
+
+def _evaluated(
+    folder: pathlib.Path,
+    step: int,
+    make_data: Callable[[ConfigDict], batches.Data],
+    override: ConfigDict | None,
+    devices: Sequence[jax.Device] | None,
+    write_tree: bool,
+) -> Summary | None:
+    """Evaluates a step; None if the training removed it before it was read."""
+    try:
+        return assess.evaluate_checkpoint(
+            folder, str(step), make_data, override, devices, write_tree
+        )[0]
+    except (UsageError, RunError):
+        if checkpoint.exists(folder, step):
+            raise
+        return None
+
+
+def _line(summary: Summary, header: bool) -> str:
+    micro, found = summary["micro"], summary["checkpoint"]
+    columns = (
+        ("step", f"{found['step']:8d}"),
+        ("epoch", f"{found['epoch']:6d}"),
+        ("PSNR", f"{micro['psnr']:7.2f}"),
+        ("SSIM", f"{micro['ssim']:7.4f}"),
+        ("defect PSNR", _cell(micro["defect_psnr"], "11.2f")),
+        ("contrast kept", _cell(micro["defect_contrast"], "13.2f")),
+        ("erased", _cell(micro["erasure_rate"], "7.0%")),
+    )
+    line = "  ".join(text for _, text in columns)
+    titles = "  ".join(title.rjust(len(text)) for title, text in columns)
+    return f"{titles}\n{line}" if header else line
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-".rjust(int(form.split(".", maxsplit=1)[0])) if value is None else format(value, form)
