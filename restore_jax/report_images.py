@@ -106,7 +106,7 @@ def examples(shown: Sequence[Example], means: Mapping[str, Mapping[str, Any]]) -
         blocks.append(
             f'<details class="category" id="{anchor}" open><summary>'
             f'<h3>{breakable(category)}</h3> <span class="muted">'
-            f"{number(figures_.get('count'), 0)} images; "
+            f"{_images(figures_.get('count'))}; "
             f"PSNR {_change(figures_, 'psnr', 2)} dB; "
             f"contrast kept {number(figures_.get('defect_contrast'))}</span></summary>\n"
             f"{articles}</details>\n"
@@ -117,6 +117,10 @@ def examples(shown: Sequence[Example], means: Mapping[str, Mapping[str, Any]]) -
     )
     content = f"{_INTRODUCTION}<p>{index}</p>\n{controls}{''.join(blocks)}"
     return section("images", "Best, median and worst images", content)
+
+
+def _images(count: int | None) -> str:
+    return "1 image" if count == 1 else f"{number(count, 0)} images"
 
 
 def _example(example: Example, rank: str, outline_id: str) -> str:

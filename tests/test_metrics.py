@@ -25,6 +25,7 @@ FIGURES = {
     "defect_ssim",
     "input_defect_psnr",
     "defect_contrast",
+    "input_defect_contrast",
 }
 OVER_ALL = {"psnr", "ssim", "mae", "input_psnr", "input_ssim"}
 OVER_DEFECT = FIGURES - OVER_ALL
@@ -97,7 +98,7 @@ def expected_figures(restored, degraded, clean, mask):
     ring = grown & ~defect
     delta = {
         name: x[defect].mean(axis=0) - x[ring].mean(axis=0)
-        for name, x in (("restored", restored), ("clean", clean))
+        for name, x in (("restored", restored), ("degraded", degraded), ("clean", clean))
     }
     error = (restored - clean) ** 2
     return {
@@ -111,6 +112,9 @@ def expected_figures(restored, degraded, clean, mask):
         "defect_ssim": skimage_map(restored, clean)[defect[5:-5, 5:-5]].mean(),
         "input_defect_psnr": decibels(((degraded - clean) ** 2)[defect]),
         "defect_contrast": delta["restored"]
+        @ delta["clean"]
+        / (delta["clean"] @ delta["clean"]),
+        "input_defect_contrast": delta["degraded"]
         @ delta["clean"]
         / (delta["clean"] @ delta["clean"]),
     }
@@ -366,6 +370,7 @@ def row(name, category, psnr, defect=None, **changes):
         "defect_ssim": None if defect is None else 0.5,
         "input_defect_psnr": None if defect is None else 15.0,
         "defect_contrast": None if defect is None else 0.8,
+        "input_defect_contrast": None if defect is None else 0.6,
         **changes,
     }
 

@@ -61,7 +61,7 @@ def row(category, number, **figures):
         "psnr": 28.0 + number, "ssim": 0.8, "mae": 0.02,
         "input_psnr": 20.0, "input_ssim": 0.3,
         "defect_psnr": 24.0, "background_psnr": 29.0, "defect_ssim": 0.7,
-        "input_defect_psnr": 18.0, "defect_contrast": 0.9,
+        "input_defect_psnr": 18.0, "defect_contrast": 0.9, "input_defect_contrast": 0.6,
     } | figures  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def test_the_table_holds_the_figures_and_pins_the_means():
         assert float(line[3]) == means["input_psnr"]
         assert float(line[4]) == means["psnr"]
         assert float(line[5]) == pytest.approx(means["psnr"] - means["input_psnr"])
-    assert lines[-1][8:] == [""] * 5  # zipper_good has no defect
+    assert lines[-1][8:] == [""] * 6  # zipper_good has no defect
     assert foot.index("(micro)") < foot.index("(macro)")
     micro, macro = (re.findall(r'data-value="(.*?)"', line) for line in foot.split("<tr>")[1:])
     assert float(micro[4]) == summary["micro"]["psnr"]
@@ -468,6 +468,14 @@ def test_a_claim_about_detection_says_what_training_saw():
     trained = make(ROWS, detectability=found, data={"name": "mvtec_ad"})
     assert "and this one has" in Page(report.render(trained)).text
     assert "Detectability" not in Page(report.render(make(ROWS))).text.split("What the")[0]
+
+
+def test_inventions_on_good_images_are_told_in_grey_levels():
+    text = Page(report.render(make(ROWS, micro={"good_count": 12, "hallucination": 0.1}))).text
+    assert "On 12 images without defects" in text
+    assert "more than 25.5 grey levels" in text
+    none = make(ROWS, micro={"good_count": 0, "hallucination": None})
+    assert "images without defects, one" not in Page(report.render(none)).text
 
 
 @pytest.fixture(scope="module")
