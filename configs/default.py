@@ -33,6 +33,14 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.loss.ssim = 0.0  # 1 − SSIM
     config.loss.edge = 0.0  # Charbonnier of the Laplacians
     config.loss.edge_pyramid = 0.0  # the same with the Gaussian-pyramid Laplacian
+    config.loss.mse = 0.0  # mean of error²
+    config.loss.l1 = 0.0  # mean of |error|
+    config.loss.basic = 0.0  # mean of |error| + error²
+    config.loss.masked_mse = 0.0  # 0.3 · mean(error²) + 0.7 · mean(mask · error²)
+    config.loss.defect = 0.0  # mean of |error| + error² over the defect's pixels
+    config.loss.sobel = 0.0  # mean |error| of the Sobel gradients
+    config.loss.perceptual = 0.0  # relative squared distance of VGG16 features
+    config.vgg16_weights = ""  # file for perceptual, .h5 or .npz; "" = Keras downloads it
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # adam or adamw

@@ -7,6 +7,7 @@ same run sees the same batch, whenever it is asked for.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import degrade, records, resize
+from data import degrade, records, resize, vgg16
 from restore_jax.batches import Batch, Data
 from restore_jax.errors import RunError, UsageError
 
@@ -76,6 +77,7 @@ def make_data(config: ConfigDict) -> Data:
         train_images=train.count * max(1, settings.realisations),
         train_batches=train_batches,
         eval_batches=eval_batches,
+        load_fixed=functools.partial(vgg16.load_fixed, config),
     )
 
 

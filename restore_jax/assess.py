@@ -120,7 +120,10 @@ def evaluate_checkpoint(
         variables,
         mesh=mesh,
         # The terms of the validations in training: their compiled program serves here again.
-        terms=losses.active(config.loss),
+        # No figure needs them, so nobody has to have the parameters that some of them take.
+        terms=[
+            name for name in losses.active(config.loss) if name not in losses.WITH_PARAMETERS
+        ],
     )
     rows = run(
         images=(batch for part in parts for batch in data.eval_batches(part)),

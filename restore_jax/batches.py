@@ -10,6 +10,7 @@ A batch is a dict of NumPy arrays:
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,6 +40,8 @@ class Data:
             Every epoch has ceil(train_images / batch size) of them, its last one filled up with
             rows that are not valid. The same step always yields the same batch.
         eval_batches: the batches of a split, once; the images of a batch are of one size.
+        load_fixed: loads the parameters that terms of the loss take and that are not trained,
+            by the name of the term (see `losses`); only a training asks for them.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Data:
     train_images: int
     train_batches: Callable[[int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]
+    load_fixed: Callable[[], Mapping[str, Any]] = dict
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -46,6 +46,7 @@ def evaluate_batch(
     terms: tuple[str, ...],
     variables: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
+    fixed: losses.Fixed | None = None,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Restores a batch, without its masks, and measures it.
 
@@ -54,6 +55,7 @@ def evaluate_batch(
         terms: names of loss terms to compute along with the metrics.
         variables: what `model.apply` takes.
         batch: the arrays of a batch (see `batches`).
+        fixed: parameters of those terms that need some (see `losses`).
 
     Returns:
         Figures by name, [B] each: those of `metrics.image_metrics`, and "loss_NAME" for each
@@ -65,7 +67,7 @@ def evaluate_batch(
         restored, batch["degraded"], clean, mask, batch["has_mask"]
     )
     losses_by_name = {
-        f"loss_{name}": losses.LOSSES[name](restored, clean, mask) for name in terms
+        f"loss_{name}": losses.compute(name, restored, clean, mask, fixed) for name in terms
     }
     return measured | losses_by_name, restored
 
@@ -77,6 +79,7 @@ def evaluate(
     mesh: Mesh,
     terms: Sequence[str] = (),
     observe: Observer | None = None,
+    fixed: losses.Fixed | None = None,
 ) -> list[Row]:
     """Measures a model on a data set, image by image.
 
@@ -87,6 +90,7 @@ def evaluate(
         mesh: the devices.
         terms: names of loss terms to compute along with the metrics.
         observe: is shown every valid image; the images stay on the devices without it.
+        fixed: parameters of those terms that need some, on the devices of the mesh.
 
     Returns:
         A row of figures per valid image, with its id, category and defect type, sorted by id.
@@ -94,7 +98,7 @@ def evaluate(
     rows = []
     for batch in images:
         measured, restored = evaluate_batch(
-            model, tuple(terms), variables, batches.to_devices(batch, mesh)
+            model, tuple(terms), variables, batches.to_devices(batch, mesh), fixed or {}
         )
         measured = jax.device_get(measured)
         if observe is not None:

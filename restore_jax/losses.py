@@ -3,29 +3,38 @@
 A term is a pure function `(restored, clean, mask) -> [B]` in float32. `restored` and `clean`
 are `[B, H, W, 3]`, on the scale 0 to 1 but not clipped to it (a clip has no gradient where the
 model is most wrong), in any floating dtype: bfloat16 is cast to float32 first. `mask` is
-`[B, H, W, 1]`, one on the defect, or None where it is unknown; terms that need none ignore it.
+`[B, H, W, 1]`, one on the defect, or None where it is unknown, which is as good as empty; terms
+that need none ignore it. A term of `WITH_PARAMETERS` takes fixed parameters besides, as a last
+argument; they come from outside, are not trained, and are called `fixed` where they travel:
+`{name of the term: its parameters}`.
 
-The loss of the SCA U-Net (Sarvesan and Mendhe, "Image Denoising and Deblurring", IIT Madras
-2024) is `{"charbonnier": 1.0, "edge": 0.1, "ssim": 0.3}`; its released code has `edge_pyramid`
-in place of `edge`.
+The losses of the published systems:
+  SCA U-Net (Sarvesan and Mendhe, "Image Denoising and Deblurring", IIT Madras 2024):
+    `{"charbonnier": 1.0, "edge": 0.1, "ssim": 0.3}`; its released code has `edge_pyramid` in
+    place of `edge`.
+  RCAN and plain U-Net (Mahesh, Malapaka, Garimella and Singh, IIT Madras 2024):
+    `{"masked_mse": 1.0}`.
+  CBAM U-Net ("Image Restoration Model with Defect Preservation"):
+    `{"defect": 0.25, "ssim": 0.30, "perceptual": 0.20, "sobel": 0.15, "basic": 0.10}`.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from restore_jax.errors import UsageError
 from restore_jax.metrics import check_images, check_mask, unclipped_ssim_map
+from restore_jax.perceptual import perceptual
 
-LossTerm = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
-BatchLoss = Callable[
-    [jax.Array, jax.Array, jax.Array | None, jax.Array],
-    tuple[jax.Array, dict[str, jax.Array]],
-]
+LossTerm = Callable[..., jax.Array]
+Fixed = Mapping[str, Any]
+BatchLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 CHARBONNIER_EPSILON = 1e-3
+MASKED_MSE_ALPHA = 0.3
 _PYRAMID_TAPS = (0.05, 0.25, 0.4, 0.25, 0.05)
 
 
@@ -84,12 +93,99 @@ def edge_pyramid(
     return _mean_charbonnier(d - _pyramid_blur(coarse))
 
 
+def mse(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean of `d²`, `[B]`."""
+    return _mean(jnp.square(_difference(restored, clean, mask)))
+
+
+def l1(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean of `|d|`, `[B]`."""
+    return _mean(jnp.abs(_difference(restored, clean, mask)))
+
+
+def basic(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean of `|d| + d²`, `[B]`: the sum of `l1` and `mse`."""
+    return _mean(_basic_error(_difference(restored, clean, mask)))
+
+
+def masked_mse(
+    restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """`α · mean(d²) + (1 - α) · mean(mask · d²)` with α = 0.3, `[B]`.
+
+    Both means are over all pixels, as Mahesh, Malapaka, Garimella and Singh, IIT Madras 2024,
+    have it: a pixel of the defect weighs 1/0.3 times one of the rest, and without a defect the
+    second term is 0.
+    """
+    squared = jnp.square(_difference(restored, clean, mask))
+    total = MASKED_MSE_ALPHA * _mean(squared)
+    if mask is None:
+        return total
+    return total + (1.0 - MASKED_MSE_ALPHA) * _mean(mask.astype(jnp.float32) * squared)
+
+
+def defect(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean of `|d| + d²` over the pixels of the defect alone, `[B]`.
+
+    `Σ mask · (|d| + d²) / (3 · Σ mask)`: `basic`, restricted to the mask, so that a small
+    defect counts as much as a large one. 0, with a gradient of 0, where the mask is empty or
+    unknown. "Image Restoration Model with Defect Preservation" has such a term and gives no
+    formula of it.
+    """
+    error = _basic_error(_difference(restored, clean, mask))
+    if mask is None:
+        return jnp.zeros(len(error), jnp.float32)
+    mask = mask.astype(jnp.float32)
+    count = error.shape[-1] * jnp.sum(mask, axis=(1, 2, 3))
+    return jnp.sum(mask * error, axis=(1, 2, 3)) / jnp.maximum(count, 1.0)
+
+
+def sobel(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """`mean |Sx(restored) - Sx(clean)| + mean |Sy(restored) - Sy(clean)|`, `[B]`.
+
+    Sx and Sy are the Sobel gradients along columns and rows, per channel, with taps
+    [-1, 0, 1] and [1, 2, 1] (no division by 8) and replicated borders. Not the gradient's
+    magnitude, which has no derivative where an image is flat.
+    """
+    # Linear, as in `edge`.
+    d = _difference(restored, clean, mask)
+    p = jnp.pad(d, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    down = p[:, :-2] + 2.0 * p[:, 1:-1] + p[:, 2:]
+    across = p[:, :, :-2] + 2.0 * p[:, :, 1:-1] + p[:, :, 2:]
+    along_columns = down[:, :, 2:] - down[:, :, :-2]
+    along_rows = across[:, 2:] - across[:, :-2]
+    return _mean(jnp.abs(along_columns)) + _mean(jnp.abs(along_rows))
+
+
 LOSSES: dict[str, LossTerm] = {
     "charbonnier": charbonnier,
     "ssim": ssim,
     "edge": edge,
     "edge_pyramid": edge_pyramid,
+    "mse": mse,
+    "l1": l1,
+    "basic": basic,
+    "masked_mse": masked_mse,
+    "defect": defect,
+    "sobel": sobel,
+    "perceptual": perceptual,
 }
+
+WITH_PARAMETERS = ("perceptual",)
+"""Names of the terms that take fixed parameters as their last argument."""
+
+
+def compute(
+    name: str,
+    restored: jax.Array,
+    clean: jax.Array,
+    mask: jax.Array | None,
+    fixed: Fixed | None = None,
+) -> jax.Array:
+    """Computes the term of a name, `[B]`, with its fixed parameters where it takes some."""
+    if name in WITH_PARAMETERS:
+        return LOSSES[name](restored, clean, mask, (fixed or {}).get(name))
+    return LOSSES[name](restored, clean, mask)
 
 
 def active(weights: Mapping[str, float]) -> tuple[str, ...]:
@@ -104,11 +200,12 @@ def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
         weights: weight by name in `LOSSES`, 0 or more. A term of weight 0 is not computed.
 
     Returns:
-        A function `(restored, clean, mask, valid) -> (total, terms)`. `valid` is bool `[B]`,
-        false on rows of padding; each term is its mean over the valid rows (0 where there is
-        none), `terms` holds them by name without their weights, and `total` is their weighted
-        sum; all are float32 scalars. Rows that are not valid reach neither the value nor the
-        gradient, whatever they hold.
+        A function `(restored, clean, mask, valid, fixed=None) -> (total, terms)`. `valid` is
+        bool `[B]`, false on rows of padding; `fixed` holds the parameters of the terms in
+        `WITH_PARAMETERS` that have a weight. Each term is its mean over the valid rows (0
+        where there is none), `terms` holds them by name without their weights, and `total` is
+        their weighted sum; all are float32 scalars. Rows that are not valid reach neither the
+        value nor the gradient, whatever they hold.
 
     Raises:
         UsageError: an unknown name, a weight that is not a finite number of 0 or more, or no
@@ -130,7 +227,11 @@ def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
         )
 
     def loss(
-        restored: jax.Array, clean: jax.Array, mask: jax.Array | None, valid: jax.Array
+        restored: jax.Array,
+        clean: jax.Array,
+        mask: jax.Array | None,
+        valid: jax.Array,
+        fixed: Fixed | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         _check(restored, clean, mask)
         if valid.shape != restored.shape[:1]:
@@ -145,8 +246,12 @@ def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
         if mask is not None:
             mask = jnp.where(keep, mask, 0)
         count = jnp.maximum(jnp.sum(valid), 1)
+
+        def mean_over_valid(values: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(valid, values, 0.0)) / count
+
         terms = {
-            name: jnp.sum(jnp.where(valid, LOSSES[name](restored, clean, mask), 0.0)) / count
+            name: mean_over_valid(compute(name, restored, clean, mask, fixed))
             for name in chosen
         }
         total = sum((weight * terms[name] for name, weight in chosen.items()), start=0.0)
@@ -166,8 +271,16 @@ def _difference(restored: jax.Array, clean: jax.Array, mask: jax.Array | None) -
     return restored.astype(jnp.float32) - clean.astype(jnp.float32)
 
 
+def _mean(values: jax.Array) -> jax.Array:
+    return jnp.mean(values, axis=(1, 2, 3))
+
+
 def _mean_charbonnier(difference: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.sqrt(jnp.square(difference) + CHARBONNIER_EPSILON**2), axis=(1, 2, 3))
+    return _mean(jnp.sqrt(jnp.square(difference) + CHARBONNIER_EPSILON**2))
+
+
+def _basic_error(difference: jax.Array) -> jax.Array:
+    return jnp.abs(difference) + jnp.square(difference)
 
 
 def _pyramid_blur(image: jax.Array) -> jax.Array:

@@ -117,8 +117,8 @@ def headline(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> s
     ]
     means = (
         f'<p class="muted">Means over the {text(micro["count"])} images, '
-        f"{text(micro['mask_count'])} of them with a known defect.{_good(micro)} Each measure is "
-        'defined <a href="#measures">below</a>.</p>\n'
+        f"{text(micro['mask_count'])} of them with a known defect.{_good(micro)} "
+        'Each measure is defined <a href="#measures">below</a>.</p>\n'
     )
     content = definitions(pairs, "headline") + means + _failures(micro, rows)
     return section("summary", "Restored images against the degraded input", content)

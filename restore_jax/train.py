@@ -36,12 +36,15 @@ from restore_jax.logs import Logs
 from restore_jax.state import TrainState, abstract_state, create_state, inference_variables
 
 Scalars = dict[str, jax.Array]
-StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Scalars]]
+StepFn = Callable[
+    [TrainState, Mapping[str, jax.Array], losses.Fixed], tuple[TrainState, Scalars]
+]
 
 
 def train_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
+    fixed: losses.Fixed | None = None,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -54,6 +57,7 @@ def train_step(
     Args:
         state: the state before.
         batch: the arrays of a batch (see `batches`).
+        fixed: parameters of loss terms, which are not trained (see `losses`).
         model: the architecture.
         optimizer: turns gradients into updates.
         loss_fn: from `losses.weighted_sum`.
@@ -75,7 +79,7 @@ def train_step(
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        total, terms = loss_fn(restored, batch["clean"], batch["mask"], batch["valid"])
+        total, terms = loss_fn(restored, batch["clean"], batch["mask"], batch["valid"], fixed)
         return total, (terms, restored, updates.get("batch_stats", {}))
 
     gradient = jax.value_and_grad(objective, has_aux=True)
@@ -157,6 +161,7 @@ class _Run:
     data: batches.Data
     mesh: Mesh
     model: nn.Module
+    fixed: losses.Fixed
     schedule: optax.Schedule
     step_fn: StepFn
     steps_per_epoch: int
@@ -205,6 +210,7 @@ def train_and_evaluate(
 
     workdir.check_free(folder)
     data = make_data(config)
+    fixed = jax.device_put(data.load_fixed(), batches.replicated(mesh))
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
     steps_per_epoch = math.ceil(data.train_images / config.train.batch_size)
@@ -221,7 +227,11 @@ def train_and_evaluate(
             seed=config.seed,
             ema_decay=config.optimizer.ema_decay,
         ),
-        in_shardings=(batches.replicated(mesh), batches.split_over(mesh)),
+        in_shardings=(
+            batches.replicated(mesh),
+            batches.split_over(mesh),
+            batches.replicated(mesh),
+        ),
         out_shardings=batches.replicated(mesh),
         donate_argnums=0,
     )
@@ -235,7 +245,7 @@ def train_and_evaluate(
         if checkpoint.latest_step(folder) != step:
             raise UsageError(f"--workdir={folder}: changed while this began; start it again")
         workdir.claim(folder, config)
-        run = _Run(config, folder, data, mesh, model, schedule, step_fn, steps_per_epoch)
+        run = _Run(config, folder, data, mesh, model, fixed, schedule, step_fn, steps_per_epoch)
         with checkpoint.open_manager(folder) as manager:
             if step == 0:
                 state = create_state(model, optimizer, config.seed, ema)
@@ -306,7 +316,9 @@ def _train_epoch(
     pending: list[Scalars] = []
     first = int(state.step)
     for done in range(1, run.steps_per_epoch + 1):
-        state, scalars = run.step_fn(state, batches.to_devices(next(stream), run.mesh))
+        state, scalars = run.step_fn(
+            state, batches.to_devices(next(stream), run.mesh), run.fixed
+        )
         pending.append(scalars)
         if done in (1, run.steps_per_epoch) or done % run.config.train.log_every_steps == 0:
             for values in jax.device_get(pending):
@@ -325,6 +337,7 @@ def _validate(run: _Run, state: TrainState) -> dict[str, float | None]:
         run.data.eval_batches("val"),
         run.mesh,
         terms=losses.active(run.config.loss),
+        fixed=run.fixed,
     )
     figures = evaluate.mean_losses(rows, run.config.loss)
     _check_finite(int(state.step), figures, "validation ")

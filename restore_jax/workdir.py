@@ -23,6 +23,7 @@ FREE_FIELDS = (
     "config.eval.pictures",
     "config.eval.protocol",
     "config.eval.split",
+    "config.vgg16_weights",
     "config.train.log_every_steps",
 )
 

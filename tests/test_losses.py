@@ -7,10 +7,13 @@ from scipy import ndimage
 from skimage.metrics import structural_similarity
 
 from restore_jax.errors import UsageError
-from restore_jax.losses import LOSSES, weighted_sum
+from restore_jax.losses import LOSSES, WITH_PARAMETERS, weighted_sum
 
 SIZE = (24, 24)
-TERMS = {name: jax.jit(term) for name, term in LOSSES.items()}
+# The others are tested with their parameters in tests of their own.
+PLAIN = [name for name in LOSSES if name not in WITH_PARAMETERS]
+MASKED = ["masked_mse", "defect"]
+TERMS = {name: jax.jit(LOSSES[name]) for name in PLAIN}
 
 
 def images(seed, batch=3, size=SIZE, low=-0.2, high=1.2):
@@ -19,6 +22,18 @@ def images(seed, batch=3, size=SIZE, low=-0.2, high=1.2):
     shape = (batch, *size, 3)
     clean = rng.random(shape).astype(np.float32)
     return rng.uniform(low, high, shape).astype(np.float32), clean
+
+
+def masks(size=SIZE, batch=3):
+    """A small defect, none, and one that covers the image; again from the first."""
+    mask = np.zeros((batch, *size, 1), np.float32)
+    mask[::3, 2:5, 3:9] = 1
+    mask[2::3] = 1
+    return mask
+
+
+def mean_squared_error(a, b):
+    return np.mean((a - b) ** 2)
 
 
 def charbonnier_of(difference):
@@ -47,6 +62,21 @@ def pyramid_laplacian(image):
     return per_channel(image, of_channel)
 
 
+def sobel_of(image, axis):
+    return per_channel(image, lambda x: ndimage.sobel(x, axis=axis, mode="nearest"))
+
+
+def sobel_distance(restored, clean):
+    return sum(
+        np.abs(sobel_of(restored, axis) - sobel_of(clean, axis)).mean() for axis in (0, 1)
+    )
+
+
+def defect_error(restored, clean, mask):
+    inside = (restored - clean)[mask[..., 0] == 1]
+    return np.mean(np.abs(inside)) + np.mean(inside**2) if inside.size else 0.0
+
+
 def one_less_ssim(restored, clean):
     _, similarity = structural_similarity(
         restored,
@@ -64,41 +94,85 @@ def one_less_ssim(restored, clean):
 
 # In float64, one image at a time; each takes the two images and never their difference.
 REFERENCES = {
-    "charbonnier": lambda r, c: charbonnier_of(r - c),
-    "ssim": one_less_ssim,
-    "edge": lambda r, c: charbonnier_of(laplacian(r) - laplacian(c)),
-    "edge_pyramid": lambda r, c: charbonnier_of(pyramid_laplacian(r) - pyramid_laplacian(c)),
+    "charbonnier": lambda r, c, m: charbonnier_of(r - c),
+    "ssim": lambda r, c, m: one_less_ssim(r, c),
+    "edge": lambda r, c, m: charbonnier_of(laplacian(r) - laplacian(c)),
+    "edge_pyramid": lambda r, c, m: charbonnier_of(pyramid_laplacian(r) - pyramid_laplacian(c)),
+    "mse": lambda r, c, m: mean_squared_error(r, c),
+    "l1": lambda r, c, m: np.mean(np.abs(r - c)),
+    "basic": lambda r, c, m: np.mean(np.abs(r - c)) + mean_squared_error(r, c),
+    "masked_mse": lambda r, c, m: (
+        0.3 * mean_squared_error(r, c) + 0.7 * mean_squared_error(m * r, m * c)
+    ),
+    "defect": defect_error,
+    "sobel": lambda r, c, m: sobel_distance(r, c),
 }
 
 
-def reference(name, restored, clean):
-    pairs = zip(restored.astype(np.float64), clean.astype(np.float64), strict=True)
-    return np.array([REFERENCES[name](r, c) for r, c in pairs])
+def reference(name, restored, clean, mask=None):
+    mask = np.zeros((*clean.shape[:3], 1)) if mask is None else mask
+    rows = zip(*(x.astype(np.float64) for x in (restored, clean, mask)), strict=True)
+    return np.array([REFERENCES[name](*row) for row in rows])
 
 
 def test_every_term_has_a_reference():
-    assert set(LOSSES) == set(REFERENCES)
+    assert set(PLAIN) == set(REFERENCES)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_term_equals_independent_calculation(name):
+@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize("name", PLAIN)
+def test_term_equals_independent_calculation(name, with_mask):
     restored, clean = images(0)
-    values = TERMS[name](restored, clean, None)
+    mask = masks() if with_mask else None
+    values = TERMS[name](restored, clean, mask)
     assert values.shape == (3,)
     assert values.dtype == jnp.float32
-    np.testing.assert_allclose(values, reference(name, restored, clean), atol=1e-5, rtol=1e-5)
+    expected = reference(name, restored, clean, mask)
+    np.testing.assert_allclose(values, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(24, 25), (13, 14)])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_term_equals_independent_calculation_on_odd_sizes(name, size):
     restored, clean = images(1, batch=1, size=size)
+    mask = masks(size, batch=1)
     np.testing.assert_allclose(
-        TERMS[name](restored, clean, None),
-        reference(name, restored, clean),
+        TERMS[name](restored, clean, mask),
+        reference(name, restored, clean, mask),
         atol=1e-5,
         rtol=1e-5,
     )
+
+
+def test_terms_by_hand():
+    # An error of 0.5 in one channel of the defect's only pixel, of 0.1 everywhere else.
+    clean = np.full((1, 3, 4, 3), 0.25, np.float32)
+    restored = clean + 0.1
+    restored[0, 1, 2, 0] = 0.75
+    mask = np.zeros((1, 3, 4, 1), np.float32)
+    mask[0, 1, 2] = 1
+    squared = (0.25 + 35 * 0.01) / 36
+    expected = {
+        "mse": squared,
+        "l1": (0.5 + 35 * 0.1) / 36,
+        "masked_mse": 0.3 * squared + 0.7 * (0.25 + 2 * 0.01) / 36,
+        "defect": (0.5 + 0.1 + 0.1) / 3 + (0.25 + 0.01 + 0.01) / 3,
+        # The one pixel stands out by 0.4, and 1, 2, 1 of it on either side, both ways.
+        "sobel": 2 * 0.4 * 8 / 36,
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(TERMS[name](restored, clean, mask), [value], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_empty_mask_is_as_good_as_none(name):
+    restored, clean = images(16)
+    empty = np.zeros((3, *SIZE, 1), np.float32)
+    expected = TERMS[name](restored, clean, None)
+    np.testing.assert_array_equal(TERMS[name](restored, clean, empty), expected)
+    gradient = jax.jit(jax.grad(lambda x: LOSSES[name](x, clean, empty).sum()))(restored)
+    assert bool(jnp.isfinite(gradient).all())
+    assert bool((gradient == 0).all()) == (name == "defect")
 
 
 def test_ssim_equals_tensorflow():
@@ -107,22 +181,23 @@ def test_ssim_equals_tensorflow():
     np.testing.assert_allclose(TERMS["ssim"](restored, clean, None), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_least_value_is_at_equality(name):
     _, clean = images(3)
     # A Charbonnier loss ends at its epsilon.
-    least = 0.0 if name == "ssim" else 1e-3
-    np.testing.assert_allclose(TERMS[name](clean, clean, None), least, atol=1e-6)
+    least = 1e-3 if name in ("charbonnier", "edge", "edge_pyramid") else 0.0
+    np.testing.assert_allclose(TERMS[name](clean, clean, masks()), least, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_gradient_equals_central_difference(name):
     restored, clean = images(4, batch=1)
+    mask = masks(batch=1)
     direction = np.random.default_rng(5).standard_normal(restored.shape)
-    gradient = jax.jit(jax.grad(lambda x: LOSSES[name](x, clean, None).sum()))(restored)
+    gradient = jax.jit(jax.grad(lambda x: LOSSES[name](x, clean, mask).sum()))(restored)
     h = 1e-6
     ahead, behind = (
-        reference(name, restored.astype(np.float64) + sign * h * direction, clean)[0]
+        reference(name, restored.astype(np.float64) + sign * h * direction, clean, mask)[0]
         for sign in (1, -1)
     )
     slope = float(np.sum(np.asarray(gradient, np.float64) * direction))
@@ -130,7 +205,7 @@ def test_gradient_equals_central_difference(name):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_gradients_are_finite_where_images_are_flat_or_equal(name, dtype):
     texture = np.random.default_rng(6).random((*SIZE, 3)).astype(np.float32)
     pairs = [
@@ -146,31 +221,31 @@ def test_gradients_are_finite_where_images_are_flat_or_equal(name, dtype):
         (100 * texture - 50, texture),
     ]
     restored, clean = (jnp.asarray(np.stack(x), dtype) for x in zip(*pairs, strict=True))
-    values = TERMS[name](restored, clean, None)
-    gradient = jax.jit(jax.grad(lambda x: LOSSES[name](x, clean, None).sum()))(restored)
+    mask = jnp.asarray(masks(batch=len(pairs)), dtype)
+    values = TERMS[name](restored, clean, mask)
+    gradient = jax.jit(jax.grad(lambda x: LOSSES[name](x, clean, mask).sum()))(restored)
     assert gradient.dtype == dtype
     assert bool(jnp.isfinite(values).all())
-    # No pixel's pull is out of proportion to the mean it is part of.
-    assert float(jnp.abs(gradient.astype(jnp.float32)).max()) < 100 / texture.size
+    # No pixel's pull is out of proportion to the mean it is part of; errors go up to 50, and a
+    # pixel of the defect counts for more where the mean is over the defect alone.
+    share = np.asarray(mask, np.float32).mean((1, 2, 3)) if name == "defect" else np.ones(10)
+    pull = jnp.abs(gradient.astype(jnp.float32)).max((1, 2, 3))
+    assert bool((pull < 110 / texture.size / np.maximum(share, 1e-3)).all())
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_bfloat16_is_cast_before_any_arithmetic(name):
-    restored, clean = (jnp.asarray(x, jnp.bfloat16) for x in images(7))
-    values = TERMS[name](restored, clean, None)
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in (*images(7), masks())]
+    values = TERMS[name](*arrays)
     assert values.dtype == jnp.float32
-    np.testing.assert_array_equal(
-        values, TERMS[name](restored.astype(jnp.float32), clean.astype(jnp.float32), None)
-    )
+    np.testing.assert_array_equal(values, TERMS[name](*(x.astype(jnp.float32) for x in arrays)))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name in PLAIN if name not in MASKED])
 def test_terms_without_need_of_a_mask_ignore_it(name):
     restored, clean = images(8)
-    mask = np.zeros((3, *SIZE, 1), np.float32)
-    mask[:, 5:9, 5:9] = 1
     np.testing.assert_array_equal(
-        TERMS[name](restored, clean, mask), TERMS[name](restored, clean, None)
+        TERMS[name](restored, clean, masks()), TERMS[name](restored, clean, None)
     )
 
 
@@ -198,6 +273,7 @@ def test_ssim_refuses_images_smaller_than_its_window():
 
 
 WEIGHTS = {"charbonnier": 1.0, "edge": 0.1, "ssim": 0.3}
+MASK_WEIGHTS = {"masked_mse": 0.5, "defect": 0.25, "sobel": 0.15}
 
 
 def test_weighted_sum_is_the_mean_over_valid_rows():
@@ -215,16 +291,32 @@ def test_weighted_sum_is_the_mean_over_valid_rows():
     np.testing.assert_allclose(total, expected_total, rtol=1e-6)
 
 
+def test_weighted_sum_passes_masks_on():
+    restored, clean = images(17)
+    mask = masks()
+    valid = np.array([True, True, False])
+    total, terms = jax.jit(weighted_sum(MASK_WEIGHTS))(restored, clean, mask, valid)
+    expected = {
+        name: reference(name, restored, clean, mask)[valid].mean() for name in MASK_WEIGHTS
+    }
+    for name in MASK_WEIGHTS:
+        np.testing.assert_allclose(terms[name], expected[name], rtol=1e-5)
+    np.testing.assert_allclose(
+        total, sum(MASK_WEIGHTS[name] * expected[name] for name in MASK_WEIGHTS), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, MASK_WEIGHTS], ids=["plain", "masked"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 0.0])
-def test_rows_of_padding_reach_neither_value_nor_gradient(poison):
+def test_rows_of_padding_reach_neither_value_nor_gradient(poison, weights):
     restored, clean = images(12)
-    mask = np.zeros((3, *SIZE, 1), np.float32)
+    mask = masks()
     valid = np.array([True, False, True])
     padded = [x.copy() for x in (restored, clean, mask)]
     for x in padded:
         x[1] = poison
     function = jax.jit(
-        jax.value_and_grad(lambda r, c, m, v: weighted_sum(WEIGHTS)(r, c, m, v)[0])
+        jax.value_and_grad(lambda r, c, m, v: weighted_sum(weights)(r, c, m, v)[0])
     )
     value, gradient = function(*padded, valid)
     alone, gradient_alone = function(restored[[0, 2]], clean[[0, 2]], mask[[0, 2]], valid[::2])

@@ -1,0 +1,218 @@
+"""The fixed parameters of the perceptual loss: VGG16's, trained on ImageNet by its authors.
+
+Keras Applications has them; they are fetched once, converted, and kept as a NumPy archive in
+the user's cache. The archive, or Keras's own file, may also be carried to a machine without a
+network.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from restore_jax.errors import UsageError
+
+Params = dict[str, dict[str, np.ndarray]]
+
+# Channels and number of the 3×3 convolutions of each block.
+_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+
+_KERAS_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+_REMEDY = (
+    f"give Keras's file {_KERAS_FILE} as config.vgg16_weights, or set config.loss.perceptual=0"
+)
+
+
+class _BadFile(Exception):
+    """What is wrong with a file of weights, in words."""
+
+
+def load_fixed(config: ConfigDict) -> dict[str, Params]:
+    """Loads the parameters that terms of the loss need and that are not trained.
+
+    Args:
+        config: all fields; `config.loss` and `config.vgg16_weights` matter.
+
+    Returns:
+        By the name of the term: `{"perceptual": …}`, or `{}` where it has no weight.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    if not config.loss.get("perceptual", 0):
+        return {}
+    return {"perceptual": load(config.get("vgg16_weights", ""))}
+
+
+def load(path: str = "") -> Params:
+    """Loads the parameters of VGG16's thirteen convolutions.
+
+    Args:
+        path: `config.vgg16_weights`: a file of Keras's VGG16 without its top (`.h5`, also
+            `.weights.h5`), or an archive that this function left in the cache (`.npz`). "" is
+            that archive, `restore_jax/vgg16_imagenet.npz` in the user's cache folder
+            (`$XDG_CACHE_HOME`, else `~/.cache`); where there is none, Keras downloads the
+            weights (59 MB) and it is made.
+
+    Returns:
+        `{"block1_conv1": {"kernel": [3, 3, 3, 64], "bias": [64]}, …}` to `block5_conv3`,
+        float32.
+
+    Raises:
+        UsageError: The file is missing or is no such file, nothing can be downloaded, or the
+            cache cannot be written to.
+    """
+    if path:
+        file = Path(path).expanduser()
+        try:
+            return _check(_read(file))
+        except _BadFile as error:
+            raise UsageError(f"config.vgg16_weights: {file}: {error}; {_REMEDY}") from error
+    archive = _archive()
+    if archive.exists():
+        try:
+            return _check(_read(archive))
+        except _BadFile as error:
+            raise UsageError(f"{archive}: {error}; delete it, to have it made again") from error
+    params = _check(_download())
+    _write(archive, params)
+    return params
+
+
+def _layers() -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of kernel and bias of each convolution, in the network's order."""
+    shapes, channels = {}, 3
+    for block, (features, count) in enumerate(_BLOCKS, start=1):
+        for number in range(1, count + 1):
+            shapes[f"block{block}_conv{number}"] = {
+                "kernel": (3, 3, channels, features),
+                "bias": (features,),
+            }
+            channels = features
+    return shapes
+
+
+def _archive() -> Path:
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user) / "restore_jax" / "vgg16_imagenet.npz"
+
+
+def _read(file: Path) -> Params:
+    if not file.is_file():
+        raise _BadFile("no such file")
+    if file.suffix == ".npz":
+        return _read_archive(file)
+    if file.suffix == ".h5":
+        return _read_keras(file)
+    raise _BadFile("neither an .h5 nor an .npz file")
+
+
+def _read_archive(file: Path) -> Params:
+    try:
+        # Opened here: NumPy leaves a file open that it takes for an archive and is none.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            flat = {name: arrays[name] for name in arrays.files}
+    # The errors of zipfile and NumPy; TypeError: one bare array under an archive's name.
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise _BadFile(f"not a NumPy archive ({_one_line(error)})") from error
+    params: Params = {}
+    for name, values in flat.items():
+        layer, _, kind = name.partition("/")
+        params.setdefault(layer, {})[kind] = values
+    return params
+
+
+def _read_keras(file: Path) -> Params:
+    model = _keras_model(weights=None)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            model.load_weights(file)
+    except Exception as error:  # whatever h5py and Keras meet in a file that is something else
+        raise _BadFile(
+            f"not the weights of Keras's VGG16 without its top ({_one_line(error)})"
+        ) from error
+    return from_keras(model)
+
+
+def _download() -> Params:
+    print("getting VGG16's ImageNet weights (59 MB) from Keras ...", file=sys.stderr)
+    try:
+        model = _keras_model(weights="imagenet")
+    except Exception as error:  # Keras raises just that where its address cannot be reached
+        raise UsageError(
+            "config.loss.perceptual: the ImageNet weights of VGG16 cannot be downloaded"
+            f" ({_one_line(error)}); {_REMEDY}"
+        ) from error
+    return from_keras(model)
+
+
+def _keras_model(weights: str | None) -> Any:
+    # Imported here: a run without the perceptual loss has no use for Keras.
+    import tensorflow as tf  # noqa: PLC0415
+
+    with contextlib.suppress(RuntimeError):  # a notebook may have used TensorFlow before
+        tf.config.set_visible_devices([], "GPU")
+    # Keras prints a progress bar.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return tf.keras.applications.VGG16(weights=weights, include_top=False)
+
+
+def from_keras(model: Any) -> Params:
+    """Takes the parameters out of a Keras VGG16, as `load` returns them."""
+    params = {}
+    for name in _layers():
+        layer = model.get_layer(name)
+        params[name] = {"kernel": np.asarray(layer.kernel), "bias": np.asarray(layer.bias)}
+    return params
+
+
+def _check(params: Mapping[str, Mapping[str, np.ndarray]]) -> Params:
+    """The parameters of the thirteen layers in float32, each of its shape and finite."""
+    checked: Params = {}
+    for layer, shapes in _layers().items():
+        checked[layer] = {}
+        for kind, shape in shapes.items():
+            values = params.get(layer, {}).get(kind)
+            if values is None:
+                raise _BadFile(f"has no {layer}/{kind}")
+            if values.shape != shape or not np.issubdtype(values.dtype, np.floating):
+                raise _BadFile(
+                    f"{layer}/{kind} is {values.dtype} {values.shape}, not float32 {shape}"
+                )
+            if not np.isfinite(values).all():
+                raise _BadFile(f"{layer}/{kind} holds values that are not finite")
+            checked[layer][kind] = values.astype(np.float32)
+    return checked
+
+
+def _write(archive: Path, params: Params) -> None:
+    """Writes the archive in one step: another process sees all of it or nothing."""
+    flat = {
+        f"{layer}/{kind}": values
+        for layer, kinds in params.items()
+        for kind, values in kinds.items()
+    }
+    temporary = archive.with_name(f".{os.getpid()}-{archive.name}")
+    try:
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            np.savez(temporary, **flat)
+            temporary.replace(archive)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{archive}: VGG16's weights cannot be kept there ({error.strerror}): choose"
+            " another cache folder with XDG_CACHE_HOME"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
