@@ -9,6 +9,8 @@ from ml_collections.config_dict import placeholder
 
 from restore_jax.errors import UsageError
 
+DATA = ("mvtec_ad", "sample", "kla", "pairs", "clean")
+
 
 def get_config(data: str = "mvtec_ad") -> ConfigDict:
     """Returns the fields that all experiments share.
@@ -54,9 +56,17 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.optimizer.clip_norm = 0.0  # largest global gradient norm; 0 = no clipping
     config.optimizer.ema_decay = 0.0  # average of the parameters, used to restore; 0 = off
 
+    # A discriminator trained along, and the weight of what it adds to the loss.
+    config.adversarial = ConfigDict()
+    config.adversarial.weight = 0.0  # 0 = off
+    config.adversarial.discriminator = "pexels_discriminator"
+    config.adversarial.learning_rate = 2e-4  # with the schedule of config.optimizer
+
     config.train = ConfigDict()
     config.train.epochs = 250
     config.train.batch_size = 8  # over all devices together
+    config.train.early_stopping_patience = 0  # epochs without a better SSIM; 0 = never stop
+    config.train.mask_dropout = 0.0  # share of the images whose mask the model is not shown
     config.train.log_every_steps = 20  # how often the loss is fetched, shown and checked
 
     config.eval = ConfigDict()
@@ -64,12 +74,15 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.eval.batch_size = 8  # over all devices together
     config.eval.split = "val"  # of --mode=evaluate: val, train or all
     config.eval.protocol = "standard"  # kla adds the figures of the KLA set's own protocol
+    config.eval.oracle_mask = False  # shows the model the true masks; every figure says so
     config.eval.pictures = 8  # rows in the picture of degraded, restored and clean images
 
     config.data = ConfigDict()
     config.data.name = data
-    config.data.root = ""  # mvtec_ad: the extracted data set, or its archives
-    config.data.split = "defects"  # defects (the reports'), good or all
+    config.data.root = ""  # the data's folder; for mvtec_ad also the folder of its archives
+    # mvtec_ad and sample: defects (the reports'), good or all; kla: defects, or test for its
+    # hidden test; pairs and clean have only one division, under the name of the default.
+    config.data.split = "defects"
     config.data.image_size = 256  # both sides, after degrading; 0 = native size
     config.data.crop_size = 256  # training crops, only with image_size=0
     config.data.resize = "bilinear"  # bilinear (antialiased, as Pillow's) or area
@@ -97,6 +110,6 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
         config.data.image_size = 64
         config.data.sample_size = 256  # native side of the rendered images
         config.data.sample_count = 8  # images per defect type, and per category without defect
-    elif data != "mvtec_ad":
-        raise UsageError(f"--config=…:{data}: no such data; there are mvtec_ad and sample")
+    elif data not in DATA:
+        raise UsageError(f"--config=…:{data}: no such data; there are {', '.join(DATA)}")
     return config

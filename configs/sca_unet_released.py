@@ -18,6 +18,6 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.model.variant = "released"
     config.loss.edge = 0.0
     config.loss.edge_pyramid = 0.1
-    if data == "mvtec_ad":
+    if data in ("mvtec_ad", "kla"):
         config.data.image_size = 512
     return config

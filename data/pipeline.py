@@ -1,9 +1,10 @@
 """From records to batches: decode, degrade, resize, cache, shuffle, augment, batch.
 
 A source yields *records*: encoded photographs with their masks. The pipeline degrades each at
-its native size, resizes the pair and keeps it as 8-bit pixels in memory. Every random draw is
-stateless, keyed on the seed, the image's id and the number of the draw, so the same step of the
-same run sees the same batch, whenever it is asked for.
+its native size, unless the record brings a degraded one of its own, resizes the pair and keeps
+it as 8-bit pixels in memory. Every random draw is stateless, keyed on the seed, the image's id
+and the number of the draw, so the same step of the same run sees the same batch, whenever it is
+asked for.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import degrade, records, resize, vgg16
+from data import degrade, images, records, resize, vgg16
 from restore_jax.batches import Batch, Data
 from restore_jax.errors import RunError, UsageError
 
@@ -54,6 +55,11 @@ def make_data(config: ConfigDict) -> Data:
     _check(settings, law)
     sources = records.load(settings)
     train = sources["train"]
+    if "degraded" in train.dataset.element_spec:
+        # There is one photograph of each, and the law is not applied.
+        config = config.copy_and_resolve_references()
+        config.data.realisations = 1
+        settings = config.data
     pairs = {}
     for split, source in sources.items():
         if split == "reference":
@@ -66,6 +72,11 @@ def make_data(config: ConfigDict) -> Data:
         pairs[split] = (realised.cache() if settings.image_size else realised).map(_as_floats)
 
     def train_batches(step: int) -> Iterator[Batch]:
+        if not train.count:
+            raise UsageError(
+                f"config.data.root={settings.root!r}: holds no images to train on; it can be "
+                "evaluated with --mode=evaluate"
+            )
         return _train_batches(config, law, train, step)
 
     def eval_batches(split: str) -> Iterator[Batch]:
@@ -103,6 +114,8 @@ def _check(settings: ConfigDict, law: degrade.Law) -> None:
         raise UsageError(
             f"config.data.augment: {settings.augment!r} is not one of {list(_AUGMENTATIONS)}"
         )
+    # It is asked of pairs that come ready as well: nothing tells which way theirs are blurred
+    # but what the configuration says, and by default that only allows flips.
     allowed = degrade.symmetries(law)
     if _AUGMENTATIONS.index(settings.augment) > _AUGMENTATIONS.index(allowed):
         raise UsageError(
@@ -113,9 +126,7 @@ def _check(settings: ConfigDict, law: degrade.Law) -> None:
 
 def _decode(record: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes the photograph, uint8 [H, W, 3], and its mask, uint8 [H, W, 1]."""
-    image = tf.io.decode_image(record["image"], channels=3, expand_animations=False)
-    mask = tf.io.decode_image(record["mask"], channels=1, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(mask, [None, None, 1])
+    return images.decode(record["image"], 3), images.decode(record["mask"], 1)
 
 
 def _to_bytes(image: tf.Tensor) -> tf.Tensor:
@@ -129,10 +140,16 @@ def _pair(
     seed: int,
     realisation: tf.Tensor | int,
 ) -> dict[str, tf.Tensor]:
-    """Degrades one photograph at native size and resizes the pair, all in 8 bits."""
+    """Degrades one photograph at native size and resizes the pair, all in 8 bits.
+
+    A record with a degraded photograph of its own is only resized.
+    """
     clean, mask = _decode(record)
-    key = degrade.draw_seed(seed, record["id"], realisation)
-    degraded = degrade.degrade(clean, law, key)
+    if "degraded" in record:
+        degraded = images.decode(record["degraded"], 3)
+    else:
+        key = degrade.draw_seed(seed, record["id"], realisation)
+        degraded = degrade.degrade(clean, law, key)
     return _resized(record, degraded, clean, mask, settings)
 
 
@@ -149,7 +166,7 @@ def _resized(
         clean = resize.resize(clean, size, settings.resize)
         mask = resize.resize_mask(mask, size)
     return {
-        "degraded": _to_bytes(degraded),
+        "degraded": _to_bytes(tf.cast(degraded, tf.float32)),
         "clean": _to_bytes(tf.cast(clean, tf.float32)),
         "mask": tf.cast(mask > 0, tf.uint8),
         **{name: record[name] for name in ("has_mask", *_STRINGS)},
@@ -175,7 +192,7 @@ def _clean_pairs(source: tf.data.Dataset, settings: ConfigDict) -> tf.data.Datas
 
     def pair(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         clean, mask = _decode(record)
-        return _resized(record, tf.cast(clean, tf.float32), clean, mask, settings)
+        return _resized(record, clean, clean, mask, settings)
 
     return source.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 

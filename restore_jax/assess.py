@@ -2,12 +2,11 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,9 +18,7 @@ from restore_jax import (
     figures,
     losses,
     metrics,
-    models,
     mvtec_tree,
-    optim,
     preservation,
     protocols,
     report,
@@ -32,7 +29,13 @@ from restore_jax.detectability import Detectability
 from restore_jax.errors import RunError, UsageError
 from restore_jax.evaluate import Restored, Row
 from restore_jax.results import Summary
-from restore_jax.state import TrainState, abstract_state, inference_variables
+from restore_jax.state import (
+    System,
+    TrainState,
+    abstract_state,
+    inference_variables,
+    make_system,
+)
 
 SPLITS = ("val", "train", "all")
 PROTOCOLS = ("standard", "kla")
@@ -86,8 +89,11 @@ def evaluate_checkpoint(
     config = with_override(workdir.read_config(folder), override)
     mesh = batches.make_mesh(devices)
     batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
-    model = models.from_config(config)
-    state, found = _read_checkpoint(folder, which, config, model, mesh)
+    system = make_system(config)
+    model = system.model
+    if config.eval.oracle_mask and not getattr(model, "takes_mask", False):
+        raise UsageError(f"config.eval.oracle_mask: {config.model.name} has no use for a mask")
+    state, found = _read_checkpoint(folder, which, system, mesh)
     variables = inference_variables(state)
 
     data = make_data(config)
@@ -124,11 +130,16 @@ def evaluate_checkpoint(
         terms=[
             name for name in losses.active(config.loss) if name not in losses.WITH_PARAMETERS
         ],
+        oracle_mask=config.eval.oracle_mask,
     )
     rows = run(
         images=(batch for part in parts for batch in data.eval_batches(part)),
         observe=observe_shown,
     )
+    if not rows:
+        raise UsageError(
+            f"config.eval.split: {config.eval.split!r} holds no images in {data.name}"
+        )
     good = data.eval_batches("good") if data.counts.get("good") else ()
     good_rows = run(images=good, observe=observe)
     if tree is not None:
@@ -144,12 +155,13 @@ def evaluate_checkpoint(
             "count": len(rows),
             "image_size": config.data.image_size,
         },
+        "oracle_mask": config.eval.oracle_mask,
         **_summarise(rows, good_rows, config.eval.protocol),
         "detectability": measured.result() if detectors else None,
         "settings": results.settings(config),
     }
     examples = _examples(
-        model, variables, (b for part in parts for b in data.eval_batches(part)), mesh, rows
+        run, (batch for part in parts for batch in data.eval_batches(part)), rows
     )
     page = report.Report(
         title=f"{config.name} on {data.name}",
@@ -158,6 +170,7 @@ def evaluate_checkpoint(
         examples=examples,
         config=workdir.as_json(config),
         detectability=summary["detectability"],
+        oracle_mask=config.eval.oracle_mask,
     )
     results.write(where, summary, rows, good_rows, pictures.pictures(), page)
     return summary, where
@@ -172,15 +185,10 @@ def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict
 
 
 def _read_checkpoint(
-    folder: pathlib.Path, which: str, config: ConfigDict, model: nn.Module, mesh: Mesh
+    folder: pathlib.Path, which: str, system: System, mesh: Mesh
 ) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint; looks again where a running training removed it meanwhile."""
-    template = abstract_state(
-        model,
-        optim.make_optimizer(config.optimizer),
-        config.optimizer.ema_decay > 0,
-        batches.replicated(mesh),
-    )
+    template = abstract_state(system, batches.replicated(mesh))
     for _ in range(_ATTEMPTS):
         with checkpoint.open_manager(folder, read_only=True) as manager:
             step = checkpoint.find_step(manager, which, folder)
@@ -264,11 +272,7 @@ def _summarise(rows: Sequence[Row], good_rows: Sequence[Row], protocol: str) -> 
 
 
 def _examples(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    images: Iterable[batches.Batch],
-    mesh: Mesh,
-    rows: Sequence[Row],
+    run: Callable[..., list[Row]], images: Iterable[batches.Batch], rows: Sequence[Row]
 ) -> list[report.Example]:
     """Restores the best, the median and the worst image of each category once more.
 
@@ -291,5 +295,5 @@ def _examples(
             found.append(report.Example(rank=rank, **names, **image._asdict() | {"row": row}))
 
     wanted = (batch for batch in images if not chosen.keys().isdisjoint(batch["id"].tolist()))
-    evaluate.evaluate(model, variables, wanted, mesh, observe=keep)
+    run(images=wanted, observe=keep)
     return sorted(found, key=lambda example: (example.category, example.id))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -50,6 +51,16 @@ class Data:
     train_batches: Callable[[int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]
     load_fixed: Callable[[], Mapping[str, Any]] = dict
+
+
+def mean_of_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean of a figure over the valid images, a scalar; 0 where there is none.
+
+    Args:
+        values: [B]; what rows of padding hold does not matter, NaN included.
+        valid: bool [B].
+    """
+    return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -40,15 +40,16 @@ class Restored(NamedTuple):
 Observer = Callable[[Restored], None]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "terms"))
+@functools.partial(jax.jit, static_argnames=("model", "terms", "oracle_mask"))
 def evaluate_batch(
     model: nn.Module,
     terms: tuple[str, ...],
     variables: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
     fixed: losses.Fixed | None = None,
+    oracle_mask: bool = False,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Restores a batch, without its masks, and measures it.
+    """Restores a batch, without its masks unless told so, and measures it.
 
     Args:
         model: the architecture.
@@ -56,12 +57,14 @@ def evaluate_batch(
         variables: what `model.apply` takes.
         batch: the arrays of a batch (see `batches`).
         fixed: parameters of those terms that need some (see `losses`).
+        oracle_mask: shows the model the true masks.
 
     Returns:
         Figures by name, [B] each: those of `metrics.image_metrics`, and "loss_NAME" for each
         loss term. And the restored images [B, H, W, 3] as they came, not clipped.
     """
-    restored = model.apply(variables, batch["degraded"])
+    shown = batch["mask"] if oracle_mask else None
+    restored = model.apply(variables, batch["degraded"], mask=shown)
     clean, mask = batch["clean"], batch["mask"]
     measured = metrics.image_metrics(
         restored, batch["degraded"], clean, mask, batch["has_mask"]
@@ -80,6 +83,7 @@ def evaluate(
     terms: Sequence[str] = (),
     observe: Observer | None = None,
     fixed: losses.Fixed | None = None,
+    oracle_mask: bool = False,
 ) -> list[Row]:
     """Measures a model on a data set, image by image.
 
@@ -91,6 +95,7 @@ def evaluate(
         terms: names of loss terms to compute along with the metrics.
         observe: is shown every valid image; the images stay on the devices without it.
         fixed: parameters of those terms that need some, on the devices of the mesh.
+        oracle_mask: shows the model the true masks, which whoever restores an image has not.
 
     Returns:
         A row of figures per valid image, with its id, category and defect type, sorted by id.
@@ -98,7 +103,12 @@ def evaluate(
     rows = []
     for batch in images:
         measured, restored = evaluate_batch(
-            model, tuple(terms), variables, batches.to_devices(batch, mesh), fixed or {}
+            model,
+            tuple(terms),
+            variables,
+            batches.to_devices(batch, mesh),
+            fixed or {},
+            oracle_mask,
         )
         measured = jax.device_get(measured)
         if observe is not None:

@@ -3,7 +3,7 @@
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +28,15 @@ def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
+
+
+def epochs_without_gain(records: Sequence[Mapping[str, Any]]) -> int:
+    """Counts the epochs since the validation SSIM last reached its best (a tie is a gain)."""
+    validations = [record for record in records if record["split"] == "val"]
+    if not validations:
+        return 0
+    best = max(validations, key=lambda record: (record["ssim"], record["epoch"]))
+    return validations[-1]["epoch"] - best["epoch"]
 
 
 class Logs:

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from restore_jax.batches import mean_of_valid
 from restore_jax.errors import UsageError
 from restore_jax.metrics import check_images, check_mask, unclipped_ssim_map
 from restore_jax.perceptual import perceptual
@@ -245,13 +246,8 @@ def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
         restored, clean = jnp.where(keep, restored, 0), jnp.where(keep, clean, 0)
         if mask is not None:
             mask = jnp.where(keep, mask, 0)
-        count = jnp.maximum(jnp.sum(valid), 1)
-
-        def mean_over_valid(values: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(valid, values, 0.0)) / count
-
         terms = {
-            name: mean_over_valid(compute(name, restored, clean, mask, fixed))
+            name: mean_of_valid(compute(name, restored, clean, mask, fixed), valid)
             for name in chosen
         }
         total = sum((weight * terms[name] for name, weight in chosen.items()), start=0.0)

@@ -5,17 +5,13 @@ policy forbids every request. It is made of the figures and arrays it is given; 
 measured again but the map of squared errors beside each image and its ratio.
 """
 
-import base64
 import dataclasses
-import hashlib
-import importlib.resources
 import pathlib
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from restore_jax import report_figures, report_images, workdir
-from restore_jax.report_html import definitions, section, text
+from restore_jax.report_html import asset, definitions, document, section, text
 from restore_jax.report_images import Example
 
 __all__ = ["Example", "Report", "render", "write_report"]
@@ -69,8 +65,6 @@ def write_report(path: pathlib.Path, report: Report) -> None:
 
 def render(report: Report) -> str:
     """Returns the report as an HTML document."""
-    script = _asset("report.js")
-    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     anchors = report_images.anchors(report.examples)
     colours = f":root {{ --errors: {report_images.error_gradient()}; }}\n"
     sections = (
@@ -83,18 +77,7 @@ def render(report: Report) -> str:
         _measures(report),
         _provenance(report),
     )
-    return string.Template(_asset("page.html")).substitute(
-        title=text(report.title),
-        script=script,
-        script_hash=f"sha256-{script_hash}",
-        style=colours + _asset("report.css"),
-        body="\n".join(filter(None, sections)),
-    )
-
-
-def _asset(name: str) -> str:
-    folder = importlib.resources.files("restore_jax") / "report_assets"
-    return (folder / name).read_text(encoding="utf-8")
+    return document(report.title, colours, "\n".join(filter(None, sections)))
 
 
 def _header(report: Report) -> str:
@@ -126,7 +109,7 @@ def _data(report: Report) -> str:
 def _measures(report: Report) -> str:
     figures = {**report.summary["micro"], **report.summary["macro"]}
     kla = any(name.startswith("kla_") for name in figures)
-    body = _asset("measures.html") + (_asset("measures_kla.html") if kla else "")
+    body = asset("measures.html") + (asset("measures_kla.html") if kla else "")
     return section(
         "measures", "What the measures are", f'<dl class="wide facts measures">\n{body}</dl>\n'
     )

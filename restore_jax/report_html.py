@@ -4,12 +4,16 @@ Charts have no view box: widths are shares of the page's, text and heights are C
 that letters keep their size on every screen.
 """
 
+import base64
 import dataclasses
+import hashlib
 import html
+import importlib.resources
 import itertools
 import math
 import numbers
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +21,31 @@ Means = Mapping[str, Any]
 Form = Callable[[float | None], str]
 
 _TICK_STEPS = (1, 2, 2.5, 5, 10)
+
+
+def asset(name: str) -> str:
+    """Reads a file of `report_assets`."""
+    folder = importlib.resources.files("restore_jax") / "report_assets"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def document(title: str, style: str, body: str) -> str:
+    """Builds a page that needs nothing but itself.
+
+    Args:
+        title: not escaped.
+        style: CSS, after that of all reports.
+        body: HTML.
+    """
+    script = asset("report.js")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return string.Template(asset("page.html")).substitute(
+        title=text(title),
+        script=script,
+        script_hash=f"sha256-{script_hash}",
+        style=asset("report.css") + style,
+        body=body,
+    )
 
 
 def text(value: object) -> str:
@@ -167,7 +196,7 @@ def bar_chart(
         limit: the end of the axis; from the data, if None.
     """
     values = [value for _, *both in bars for value in both if defined(value)]
-    ticks = _ticks(0.0, limit or max([*values, 1.0]), 5)
+    ticks = axis_ticks(0.0, limit or max([*values, 1.0]), 5)
     end, share, row, top = ticks[-1], 84.0, 50, 22
     height = top + row * len(bars)
     parts = []
@@ -181,7 +210,7 @@ def bar_chart(
     for i, (name, *both) in enumerate(bars):
         y = top + i * row
         parts.append(
-            f'<text y="{y + 13}"><title>{text(name)}</title>{text(_shortened(name))}</text>'
+            f'<text y="{y + 13}"><title>{text(name)}</title>{text(shortened(name))}</text>'
         )
         for value, kind, below in zip(both, ("input", "restored"), (19, 32), strict=True):
             width = max(0.0, value / end * share) if defined(value) else 0.0
@@ -190,7 +219,7 @@ def bar_chart(
                 f'<text class="value" x="{width:.3f}%" dx="5" y="{y + below + 10}">'
                 f"{number(value, digits)}</text>"
             )
-    return _figure(title, f"{title}, input and restored, for each category", height, parts)
+    return chart(title, f"{title}, input and restored, for each category", height, parts)
 
 
 def histogram(
@@ -213,7 +242,7 @@ def histogram(
     width = (100.0 - margin) / count
     heights = [(kind, _binned(values, edges)) for kind, values in series]
     most = max([1, *(max(bins) for _, bins in heights)])
-    ticks = [tick for tick in _ticks(0, most, 3) if tick == int(tick)]
+    ticks = [tick for tick in axis_ticks(0, most, 3) if tick == int(tick)]
     top, plot = 24, 150
     base, scale = top + plot, plot / max(most, ticks[-1])
     parts = []
@@ -248,7 +277,7 @@ def histogram(
             f'<text class="tick" x="{x:.3f}%" y="{base + 16}" text-anchor="{anchor}">'
             f"{f'{i * step:g}'.replace('-', '−')}</text>"
         )
-    return _figure(title, f"Histogram: {title}", base + 22, parts)
+    return chart(title, f"Histogram: {title}", base + 22, parts)
 
 
 def bin_edges(values: Sequence[float], most: int = 24) -> list[float]:
@@ -270,20 +299,22 @@ def _binned(values: Sequence[float], edges: Sequence[float]) -> list[int]:
     return bins
 
 
-def _ticks(low: float, high: float, about: int) -> list[float]:
+def axis_ticks(low: float, high: float, about: int) -> list[float]:
+    """Chooses about so many round steps from `low` on that reach `high`."""
     rough = (high - low) / about
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(step * magnitude for step in _TICK_STEPS if step * magnitude >= rough * 0.999)
     return [low + i * step for i in range(math.ceil((high - low) / step * 0.999) + 1)]
 
 
-def _shortened(name: str, longest: int = 44) -> str:
+def shortened(name: str, longest: int = 44) -> str:
     """Leaves out the middle of a long name: related names differ at their ends."""
     half = (longest - 1) // 2
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
 
-def _figure(title: str, description: str, height: int, parts: Sequence[str]) -> str:
+def chart(title: str, description: str, height: int, parts: Sequence[str]) -> str:
+    """Puts the parts of an SVG, so many pixels high, under a title; the description is read."""
     return (
         f'<figure class="chart"><figcaption>{text(title)}</figcaption>\n'
         f'<svg width="100%" height="{height}" role="img" aria-label="{text(description)}">\n'

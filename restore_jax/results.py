@@ -30,10 +30,13 @@ _COLUMNS = (
 def folder_of(folder: pathlib.Path, config: ConfigDict, which: str) -> pathlib.Path:
     """Returns where a workdir keeps an evaluation: `evaluation/<data>-<checkpoint>`.
 
-    That of another split than val is called `<data>_<split>-<checkpoint>`.
+    That of another split than val is called `<data>_<split>-<checkpoint>`, and one in which
+    the model was shown the true masks `<data>_oracle-<checkpoint>`.
     """
     split = config.eval.split
     label = config.data.name if split == "val" else f"{config.data.name}_{split}"
+    if config.eval.oracle_mask:
+        label += "_oracle"
     return folder / "evaluation" / f"{label}-{which}"
 
 
@@ -172,7 +175,8 @@ def format_report(summary: Summary, results: pathlib.Path) -> str:
     lines = [
         f"\n{summary['data']['count']} images of {summary['data']['name']} "
         f"({summary['data']['split']}), {found['which']} checkpoint: "
-        f"step {found['step']}, epoch {found['epoch']}\n",
+        f"step {found['step']}, epoch {found['epoch']}"
+        + (", with oracle mask\n" if summary["oracle_mask"] else "\n"),
         format_table(summary),
         *_format_detectability(summary["detectability"]),
         f"\ncheckpoint  {results.parent.parent / 'checkpoints' / str(found['step'])}",

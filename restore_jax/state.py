@@ -1,5 +1,6 @@
-"""The state of a training run: one explicit pytree."""
+"""What is trained, and the state of its training: one explicit pytree."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -8,6 +9,28 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from restore_jax import adversarial, models, optim
+from restore_jax.adversarial import Adversary, AdversaryState
+from restore_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """What is trained.
+
+    Attributes:
+        model: the architecture that restores.
+        optimizer: turns its gradients into updates.
+        ema_decay: of the averaged parameters, which then serve to restore; 0 for none.
+        adversary: a discriminator that is trained along; None without.
+    """
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    ema_decay: float = 0.0
+    adversary: Adversary | None = None
 
 
 @flax.struct.dataclass
@@ -20,6 +43,7 @@ class TrainState:
         batch_stats: running statistics of BatchNorm; {} for models without it.
         opt_state: the optimizer's state.
         ema_params: exponential moving average of `params`; None where it is off.
+        adversary: the state of the discriminator; None without one.
     """
 
     step: jax.Array
@@ -27,42 +51,73 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema_params: Any
+    adversary: AdversaryState | None = None
 
 
-def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, ema: bool
-) -> TrainState:
-    """Makes the state of step 0.
+def make_system(
+    config: ConfigDict, steps_per_epoch: int = 1, total_steps: int | None = None
+) -> System:
+    """Makes what `config.model`, `config.optimizer` and `config.adversarial` describe.
 
     Args:
-        model: the architecture; its parameters do not depend on the image size.
-        optimizer: gives the optimizer's state.
-        seed: of the initial parameters.
-        ema: whether an average of the parameters is kept.
+        config: all fields.
+        steps_per_epoch: for the learning rate's schedule.
+        total_steps: of the whole run; None: a constant learning rate, which is enough to know
+            the structure of the state.
 
-    Returns:
-        The state, on the default device.
+    Raises:
+        UsageError: for a wrong field.
     """
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
+
+    def optimizer(learning_rate: float) -> optax.GradientTransformation:
+        settings = config.optimizer.copy_and_resolve_references()
+        settings.learning_rate = learning_rate
+        schedule = None
+        if total_steps is not None:
+            schedule = optim.make_schedule(settings, steps_per_epoch, total_steps)
+        return optim.make_optimizer(settings, schedule)
+
+    adversary, settings = None, config.adversarial
+    for field, least in (("weight", 0.0), ("learning_rate", 1e-12)):
+        if settings[field] < least:
+            raise UsageError(f"config.adversarial.{field}: {settings[field]} is too small")
+    if settings.weight:
+        adversary = Adversary(
+            models.discriminator(settings.discriminator, config.dtype),
+            optimizer(settings.learning_rate),
+            settings.weight,
+        )
+    return System(
+        model=models.from_config(config),
+        optimizer=optimizer(config.optimizer.learning_rate),
+        ema_decay=config.optimizer.ema_decay,
+        adversary=adversary,
+    )
+
+
+def create_state(system: System, seed: int) -> TrainState:
+    """Makes the state of step 0 from the seed of the initial parameters."""
+    key = jax.random.key(seed)
+    # No architecture's parameters depend on the image size.
+    variables = system.model.init(key, jnp.zeros((1, 32, 32, 3)))
     params = variables["params"]
+    adversary = None
+    if system.adversary is not None:
+        adversary = adversarial.create(system.adversary, jax.random.fold_in(key, 1))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(params),
+        opt_state=system.optimizer.init(params),
         # A copy: the step donates its state, and one buffer cannot be donated twice.
-        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        ema_params=jax.tree.map(jnp.copy, params) if system.ema_decay else None,
+        adversary=adversary,
     )
 
 
-def abstract_state(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    ema: bool,
-    sharding: NamedSharding,
-) -> TrainState:
+def abstract_state(system: System, sharding: NamedSharding) -> TrainState:
     """Returns the shapes and types of `create_state`, which is all that reading one needs."""
-    shapes = jax.eval_shape(lambda: create_state(model, optimizer, seed=0, ema=ema))
+    shapes = jax.eval_shape(lambda: create_state(system, seed=0))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )

@@ -16,24 +16,30 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import tqdm
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from restore_jax import (
+    adversarial,
     assess,
     batches,
     checkpoint,
     evaluate,
     losses,
     metrics,
-    models,
     optim,
     workdir,
 )
 from restore_jax.errors import RunError, UsageError
-from restore_jax.logs import Logs
-from restore_jax.state import TrainState, abstract_state, create_state, inference_variables
+from restore_jax.logs import Logs, epochs_without_gain, read_records
+from restore_jax.state import (
+    System,
+    TrainState,
+    abstract_state,
+    create_state,
+    inference_variables,
+    make_system,
+)
 
 Scalars = dict[str, jax.Array]
 StepFn = Callable[
@@ -46,69 +52,81 @@ def train_step(
     batch: Mapping[str, jax.Array],
     fixed: losses.Fixed | None = None,
     *,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
+    system: System,
     loss_fn: losses.BatchLoss,
     seed: int,
-    ema_decay: float,
+    mask_dropout: float = 0.0,
 ) -> tuple[TrainState, Scalars]:
     """One step of gradient descent, a pure function.
+
+    With an adversary, the model takes its step against the discriminator as it was before, and
+    the discriminator its own on the images that the model restored before.
 
     Args:
         state: the state before.
         batch: the arrays of a batch (see `batches`).
         fixed: parameters of loss terms, which are not trained (see `losses`).
-        model: the architecture.
-        optimizer: turns gradients into updates.
+        system: what is trained.
         loss_fn: from `losses.weighted_sum`.
         seed: of the run; with the step it gives the key of everything random in the model.
-        ema_decay: of the averaged parameters, used where the state has them.
+        mask_dropout: share of the images whose mask the model is not shown.
 
     Returns:
         The state after, and scalars of this batch: "loss", "loss_NAME" for each term, "psnr"
         (dB), "ssim", "grad_norm" and "count" (valid images).
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    valid = batch["valid"]
+    shown = jax.random.bernoulli(
+        jax.random.fold_in(key, 1), 1.0 - mask_dropout, (len(valid), 1, 1, 1)
+    )
 
     def objective(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
-        restored, updates = model.apply(
+        restored, updates = system.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             batch["degraded"],
-            mask=batch["mask"],
+            mask=jnp.where(shown, batch["mask"], 0.0),
             train=True,
+            valid=valid,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        total, terms = loss_fn(restored, batch["clean"], batch["mask"], batch["valid"], fixed)
+        total, terms = loss_fn(restored, batch["clean"], batch["mask"], valid, fixed)
+        if system.adversary is not None:
+            fooling = adversarial.fooling_loss(
+                system.adversary, state.adversary, batch, restored
+            )
+            total += system.adversary.weight * fooling
+            terms = terms | {"adversarial": fooling}
         return total, (terms, restored, updates.get("batch_stats", {}))
 
     gradient = jax.value_and_grad(objective, has_aux=True)
     (total, (terms, restored, batch_stats)), grads = gradient(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = system.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
-        ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+        ema_params = optax.incremental_update(params, ema_params, 1.0 - system.ema_decay)
+    adversary = state.adversary
+    if system.adversary is not None:
+        adversary, terms["discriminator"] = adversarial.update(
+            system.adversary, state.adversary, batch, restored
+        )
     after = TrainState(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
         ema_params=ema_params,
+        adversary=adversary,
     )
-
-    count = jnp.sum(batch["valid"])
-
-    def mean(values: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(batch["valid"], values, 0.0)) / jnp.maximum(count, 1)
-
     scalars = {
         "loss": total,
         **{f"loss_{name}": value for name, value in terms.items()},
-        "psnr": mean(metrics.psnr(restored, batch["clean"])),
-        "ssim": mean(metrics.ssim(restored, batch["clean"])),
+        "psnr": batches.mean_of_valid(metrics.psnr(restored, batch["clean"]), valid),
+        "ssim": batches.mean_of_valid(metrics.ssim(restored, batch["clean"]), valid),
         "grad_norm": optax.tree.norm(grads),
-        "count": count,
+        "count": jnp.sum(valid),
     }
     return after, scalars
 
@@ -148,8 +166,28 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
     ):
         if config[section][field] < 1:
             raise UsageError(f"config.{section}.{field}: {config[section][field]} is below 1")
+    if config.train.early_stopping_patience < 0:
+        raise UsageError(
+            f"config.train.early_stopping_patience: {config.train.early_stopping_patience} is "
+            "negative; 0 turns it off"
+        )
+    if not 0 <= config.train.mask_dropout <= 1:
+        raise UsageError(
+            f"config.train.mask_dropout: {config.train.mask_dropout} must lie in [0, 1]"
+        )
     batches.check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
     batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+
+
+def end_reached(folder: pathlib.Path, config: ConfigDict) -> str | None:
+    """Says why a run is over, by its checkpoints and records; None while it is not."""
+    done, patience = checkpoint.epochs_done(folder), config.train.early_stopping_patience
+    if done >= config.train.epochs:
+        return f"all {config.train.epochs} epochs are done"
+    records = [record for record in read_records(folder) if record["epoch"] <= done]
+    if patience and epochs_without_gain(records) >= patience:
+        return f"the SSIM has not risen for {epochs_without_gain(records)} epochs"
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +198,7 @@ class _Run:
     folder: pathlib.Path
     data: batches.Data
     mesh: Mesh
-    model: nn.Module
+    system: System
     fixed: losses.Fixed
     schedule: optax.Schedule
     step_fn: StepFn
@@ -194,17 +232,11 @@ def train_and_evaluate(
     """
     mesh = batches.make_mesh(devices)
     _check(config, mesh)
-    model = models.from_config(config)
     loss_fn = losses.weighted_sum(config.loss)
-    ema = config.optimizer.ema_decay > 0
-    template = abstract_state(
-        model, optim.make_optimizer(config.optimizer), ema, batches.replicated(mesh)
-    )
+    template = abstract_state(make_system(config), batches.replicated(mesh))
     claimed = workdir.is_claimed(folder, config)
-    if claimed and checkpoint.epochs_done(folder) >= config.train.epochs:
-        print(
-            f"{folder}: finished, all {config.train.epochs} epochs are done; nothing to train."
-        )
+    if claimed and (reason := end_reached(folder, config)):
+        print(f"{folder}: finished, {reason}; nothing to train.")
         with checkpoint.open_manager(folder, read_only=True) as manager:
             return checkpoint.restore(manager, manager.latest_step(), template)[0]
 
@@ -213,19 +245,22 @@ def train_and_evaluate(
     fixed = jax.device_put(data.load_fixed(), batches.replicated(mesh))
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
+    # The first batch before the workdir: images may be refused only when they are read.
+    step = checkpoint.latest_step(folder) if claimed else 0
+    stream = data.train_batches(step)
+    stream = itertools.chain([next(stream)], stream)
     steps_per_epoch = math.ceil(data.train_images / config.train.batch_size)
     schedule = optim.make_schedule(
         config.optimizer, steps_per_epoch, steps_per_epoch * config.train.epochs
     )
-    optimizer = optim.make_optimizer(config.optimizer, schedule)
+    system = make_system(config, steps_per_epoch, steps_per_epoch * config.train.epochs)
     step_fn = jax.jit(
         functools.partial(
             train_step,
-            model=model,
-            optimizer=optimizer,
+            system=system,
             loss_fn=loss_fn,
             seed=config.seed,
-            ema_decay=config.optimizer.ema_decay,
+            mask_dropout=config.train.mask_dropout,
         ),
         in_shardings=(
             batches.replicated(mesh),
@@ -235,20 +270,18 @@ def train_and_evaluate(
         out_shardings=batches.replicated(mesh),
         donate_argnums=0,
     )
-    # The first batch before the workdir: images may be refused only when they are read.
-    step = checkpoint.latest_step(folder) if claimed else 0
-    stream = data.train_batches(step)
-    stream = itertools.chain([next(stream)], stream)
     with workdir.held(folder):
         # Once more: another training may have claimed it since.
         workdir.is_claimed(folder, config)
         if checkpoint.latest_step(folder) != step:
             raise UsageError(f"--workdir={folder}: changed while this began; start it again")
         workdir.claim(folder, config)
-        run = _Run(config, folder, data, mesh, model, fixed, schedule, step_fn, steps_per_epoch)
+        run = _Run(
+            config, folder, data, mesh, system, fixed, schedule, step_fn, steps_per_epoch
+        )
         with checkpoint.open_manager(folder) as manager:
             if step == 0:
-                state = create_state(model, optimizer, config.seed, ema)
+                state = create_state(system, config.seed)
                 state = jax.device_put(state, batches.replicated(mesh))
             else:
                 state, saved = checkpoint.restore(manager, step, template)
@@ -267,7 +300,7 @@ def _loop(
     state: TrainState,
     stream: Iterator[batches.Batch],
 ) -> TrainState:
-    """Trains, validates, records and saves until the last epoch."""
+    """Trains, validates, records and saves until the last epoch, or until it gains no more."""
     config, images = run.config, run.data.train_images
     first = int(state.step) // run.steps_per_epoch
     bar = tqdm.tqdm(
@@ -302,6 +335,10 @@ def _loop(
                 logs.refresh()
                 # After its evaluation, so that every checkpoint carries its own figures.
                 checkpoint.save(manager, state, {"epoch": epoch, **figures})
+                patience = config.train.early_stopping_patience
+                if patience and epochs_without_gain(read_records(run.folder)) >= patience:
+                    bar.write(f"stopped early: the SSIM has not risen for {patience} epochs")
+                    break
     return state
 
 
@@ -332,7 +369,7 @@ def _train_epoch(
 def _validate(run: _Run, state: TrainState) -> dict[str, float | None]:
     """Returns the validation figures: the loss and its terms, and the means over the images."""
     rows = evaluate.evaluate(
-        run.model,
+        run.system.model,
         inference_variables(state),
         run.data.eval_batches("val"),
         run.mesh,

@@ -109,4 +109,6 @@ def _line(summary: Summary, header: bool) -> str:
 
 
 def _cell(value: float | None, form: str) -> str:
-    return "-".rjust(int(form.split(".", maxsplit=1)[0])) if value is None else format(value, form)
+    if value is None:
+        return "-".rjust(int(form.split(".", maxsplit=1)[0]))
+    return format(value, form)

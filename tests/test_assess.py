@@ -20,6 +20,7 @@ from restore_jax import (
     workdir,
 )
 from restore_jax.errors import RunError, UsageError
+from restore_jax.state import abstract_state, make_system
 from tests import tiny
 
 # Of 32 px, the least that a detector takes.
@@ -71,6 +72,7 @@ def test_the_files_have_the_promised_content(trained):
     assert stored["data"] == {"name": "tiny", "split": "val", "count": 6, "image_size": 64}
     assert stored.keys() == {
         "checkpoint", "data", "micro", "macro", "categories", "detectability", "settings",
+        "oracle_mask",
     }  # fmt: skip
     assert list(stored["categories"]) == ["a", "b"]
     for means in (stored["micro"], stored["macro"], *stored["categories"].values()):
@@ -256,13 +258,8 @@ def test_awkward_images_give_null_and_never_nan(tmp_path):
 
 
 def _zero_output(folder, config):
-    model = models.from_config(config)
-    template = assess.abstract_state(
-        model,
-        assess.optim.make_optimizer(config.optimizer),
-        False,
-        batches.replicated(batches.make_mesh(jax.devices()[:1])),
-    )
+    sharding = batches.replicated(batches.make_mesh(jax.devices()[:1]))
+    template = abstract_state(make_system(config), sharding)
     with checkpoint.open_manager(folder) as manager:
         state, saved = checkpoint.restore(manager, manager.latest_step(), template)
         params = dict(state.params)

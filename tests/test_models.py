@@ -62,6 +62,16 @@ def test_any_image_size_keeps_its_size(variant, size):
     assert np.isfinite(restored).all()
 
 
+def test_mask_train_and_valid_are_part_of_the_call_and_not_looked_at(tiny):
+    model, variables = tiny
+    shape = jax.eval_shape(
+        lambda v, x: model.apply(v, x, mask="no array", train=True, valid="no array"),
+        variables,
+        jnp.zeros((1, 16, 16, 3)),
+    )
+    assert shape.shape == (1, 16, 16, 3)
+
+
 def test_output_is_the_input_plus_a_residual(tiny):
     model, variables = tiny
     images = jnp.asarray(random(1, 16, 16, 3))
@@ -97,8 +107,11 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(tiny):
         ({"name": "sca_net"}, "config.model.name: no model 'sca_net'"),
         ({"name": "sca_unet", "variant": "new"}, "config.model.variant: 'new'"),
         ({"name": "sca_unet", "width": 3}, "config.model.width: sca_unet has no such option"),
-        ({"name": "sca_unet", "widths": (16,)}, "config.model.widths"),
-        ({"name": "sca_unet", "widths": (3, 4)}, "config.model.widths"),
+        (
+            {"name": "sca_unet", "widths": [16]},
+            r"config.model.widths: \(16,\) must be 2 or more",
+        ),
+        ({"name": "sca_unet", "widths": (3, 4)}, "config.model.widths: .* a multiple of 2"),
     ],
 )
 def test_wrong_options_are_named(options, message):

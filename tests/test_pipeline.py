@@ -1,6 +1,7 @@
 import functools
 import io
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -354,3 +355,126 @@ def test_mvtec_ad_from_its_folder_to_batches(tmp_path):
             expected[2:4, 5:10] = known
             np.testing.assert_array_equal(batch["mask"][i, ..., 0], expected)
     assert data.counts["train"] == next(data.train_batches(0))["valid"].sum()
+
+
+def write_pairs(root, count=4, size=(24, 20)):
+    """Pairs whose degraded photograph is the negative of the clean one."""
+    for part, number in [("train", n) for n in range(count)] + [("val", 0)]:
+        clean = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+        mask = np.zeros(size, np.uint8)
+        mask[4:10, 6:12] = 255
+        for name, pixels in (("clean", clean), ("degraded", 255 - clean), ("mask", mask)):
+            path = root / part / name / "bolt" / "scratch" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+def pairs_options(root, **data):
+    config = sca_unet.get_config("pairs")
+    config.data.root = str(root)
+    config.data.image_size = 12
+    config.train.batch_size = 3
+    config.eval.batch_size = 3
+    config.data.update(data)
+    return config
+
+
+@pytest.mark.parametrize("method", ["bilinear", "area"])
+def test_pairs_are_resized_alike_and_not_degraded(tmp_path, method):
+    write_pairs(tmp_path)
+    data = pipeline.make_data(pairs_options(tmp_path, resize=method))
+    assert data.counts == {"train": 4, "val": 1}
+    batch = next(data.eval_batches("val"))
+    assert batch["id"][0] == "val/bolt/scratch/0"
+    assert (batch["category"][0], batch["defect_type"][0]) == ("bolt", "scratch")
+    for name in ("clean", "degraded"):
+        original = Image.open(tmp_path / "val" / name / "bolt/scratch/0.png")
+        if method == "bilinear":
+            expected = np.asarray(original.resize((12, 12), Image.Resampling.BILINEAR))
+        else:
+            # The least common multiple of both grids, averaged in blocks.
+            fine = np.asarray(original, float).repeat(3, axis=1)
+            expected = fine.reshape(12, 2, 12, 5, 3).mean(axis=(1, 3))
+        assert np.abs(batch[name][0] * 255 - expected).max() <= 1.001
+    expected = np.zeros((12, 12))
+    expected[2:5, 3:8] = 1  # columns 6 to 12 of 20 touch 3 to 8 of 12
+    np.testing.assert_array_equal(batch["mask"][0, ..., 0], expected)
+
+
+@pytest.mark.parametrize("realisations", [0, 3])
+def test_a_pair_has_one_realisation(tmp_path, realisations):
+    config = pairs_options(write_pairs(tmp_path), realisations=realisations)
+    data = pipeline.make_data(config)
+    assert data.train_images == 4
+    assert config.data.realisations == realisations  # the caller's, left as it was
+    batches = first_batches(config, 4)  # two epochs
+    seen = {}
+    for batch in batches:
+        for i in np.flatnonzero(batch["valid"]):
+            seen.setdefault(batch["id"][i], []).append(batch["degraded"][i].tobytes())
+    assert [len(images) for images in seen.values()] == [2] * 4
+    assert all(len(set(images)) == 1 for images in seen.values())
+
+
+def test_crops_and_flips_of_pairs_stay_together(tmp_path):
+    config = pairs_options(write_pairs(tmp_path), image_size=0, crop_size=16, augment="flips")
+    for batch in first_batches(config, 4):
+        assert batch["clean"].shape == (3, 16, 16, 3)
+        np.testing.assert_allclose(batch["degraded"], 1 - batch["clean"], atol=1e-6)
+    whole = next(pipeline.make_data(config).eval_batches("val"))
+    assert whole["clean"].shape == (3, 24, 20, 3)
+    np.testing.assert_allclose(whole["degraded"], 1 - whole["clean"], atol=1e-6)
+    with pytest.raises(UsageError, match=r"config\.data\.augment: 'all8'"):
+        pipeline.make_data(pairs_options(tmp_path, augment="all8"))
+    stated = pairs_options(tmp_path, augment="all8")
+    stated.data.degradation.preset = "mild"
+    first_batches(stated, 1)
+
+
+def test_a_file_damaged_since_is_named(tmp_path):
+    config = pairs_options(write_pairs(tmp_path))
+    path = tmp_path / "train" / "degraded" / "bolt" / "scratch" / "2.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UsageError) as caught:
+        first_batches(config, 2)
+    assert str(caught.value).startswith(f"config.data.root: {path}: cannot be read: ")
+    assert str(caught.value).isprintable()
+
+
+def test_clean_images_are_degraded_by_the_law(tmp_path):
+    write_pairs(tmp_path / "set", size=(40, 40))
+    config = pairs_options(tmp_path / "set" / "train" / "clean", realisations=2)
+    config.data.name = "clean"
+    config.data.degradation.update(blur=("none",), noise_sigma=(0.0, 0.0), gain=(0.5, 0.5))
+    data = pipeline.make_data(config)
+    assert data.counts == {"train": 3, "val": 1}
+    assert data.train_images == 6
+    for batch in (next(data.train_batches(0)), next(data.eval_batches("val"))):
+        assert np.abs(batch["degraded"] - batch["clean"] / 2).max() < 2 / 255
+        assert not batch["has_mask"].any()
+        assert not batch["mask"].any()
+
+
+def test_the_degraded_set_to_batches_and_its_test_form(tmp_path):
+    config = pairs_options(tmp_path)
+    config.data.name = "kla"
+    write_pairs(tmp_path / "made")
+    for section, names in {
+        "Val": ("GT_clean_image", "Degraded_image", "Defect_mask"),
+        "Test": ("Clean", "Noise", "GT_mask"),
+    }.items():
+        for name, source in zip(names, ("clean", "degraded", "mask"), strict=True):
+            folder = tmp_path / section / "set" / "bolt" / section / name / "scratch"
+            shutil.copytree(tmp_path / "made/train" / source / "bolt/scratch", folder)
+    for section in ("Val", "Test"):
+        config.data.root = str(tmp_path / section)
+        data = pipeline.make_data(config)
+        assert data.counts == {"train": 0, "val": 4}
+        (first, second) = data.eval_batches("val")
+        assert first["id"][0] == f"bolt/{section}/scratch/0"
+        assert first["mask"].any()
+        assert second["valid"].sum() == 1
+        assert list(data.eval_batches("train")) == []
+        with pytest.raises(UsageError, match=r"no images to train on.*--mode=evaluate"):
+            data.train_batches(0)

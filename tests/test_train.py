@@ -11,7 +11,7 @@ import pytest
 from restore_jax import batches, checkpoint, losses, models, train
 from restore_jax.errors import RunError, UsageError
 from restore_jax.logs import Logs
-from restore_jax.state import create_state
+from restore_jax.state import System, create_state
 from tests import tiny
 
 
@@ -82,12 +82,11 @@ def test_best_and_latest_are_kept_with_their_figures(finished):
 
 
 def test_the_best_is_kept_when_it_is_not_the_latest(tmp_path):
-    optimizer = optax.adam(1e-3)
-    model = models.create("sca_unet", widths=(2, 4))
-    state = create_state(model, optimizer, seed=0, ema=False)
+    first, _ = make_step()
+    first = create_state(first, seed=0)
     with checkpoint.open_manager(tmp_path) as manager:
         for step, ssim in ((1, 0.5), (2, 0.9), (3, 0.7), (4, 0.8)):
-            at_step = state.replace(step=jnp.int32(step))
+            at_step = first.replace(step=jnp.int32(step))
             checkpoint.save(manager, at_step, {"epoch": step, "ssim": ssim})
         manager.wait_until_finished()
         assert set(manager.all_steps()) == {2, 4}
@@ -198,40 +197,39 @@ def test_wrong_fields_leave_no_workdir_behind(tmp_path, section, field, value, m
     assert not (tmp_path / "run").exists()
 
 
-def make_step(**changes):
-    config = tiny.config()
-    model = models.from_config(config)
-    options = {"optimizer": optax.sgd(0.1), "ema_decay": 0.5} | changes
+def make_step(ema_decay=0.0, **options):
+    model = models.create("sca_unet", widths=(2, 4))
+    system = System(model, optax.sgd(0.1), ema_decay)
     step = functools.partial(
         train.train_step,
-        model=model,
+        system=system,
         loss_fn=losses.weighted_sum({"charbonnier": 1.0}),
         seed=0,
         **options,
     )
-    return model, step
+    return system, step
 
 
 def test_one_step_against_a_hand_written_one():
-    model, step = make_step()
-    state = create_state(model, optax.sgd(0.1), seed=3, ema=True)
+    system, step = make_step(ema_decay=0.5)
+    before = create_state(system, seed=3)
     batch = tiny.batch_rows(tiny.images(3), [0, 1, 2], 4)
     arrays = {name: jnp.asarray(batch[name]) for name in batches.ARRAYS}
 
     def loss(params):
-        restored = model.apply({"params": params}, arrays["degraded"][:3])
+        restored = system.model.apply({"params": params}, arrays["degraded"][:3])
         error = restored - arrays["clean"][:3]
         return jnp.mean(jnp.sqrt(error**2 + 1e-6))
 
-    value, gradient = jax.value_and_grad(loss)(state.params)
-    after, scalars = jax.jit(step)(state, arrays)
+    value, gradient = jax.value_and_grad(loss)(before.params)
+    after, scalars = jax.jit(step)(before, arrays)
     assert int(after.step) == 1
     assert float(scalars["loss"]) == pytest.approx(float(value), rel=1e-5)
     assert float(scalars["count"]) == 3
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient)))
     assert float(scalars["grad_norm"]) == pytest.approx(norm, rel=1e-4)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
-    averaged = jax.tree.map(lambda p, q: 0.5 * (p + q), state.params, expected)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, before.params, gradient)
+    averaged = jax.tree.map(lambda p, q: 0.5 * (p + q), before.params, expected)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=1e-6), after.params, expected
     )
@@ -299,11 +297,11 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path):
 
 
 def test_a_step_gives_its_old_state_away():
-    model, step = make_step()
-    state = create_state(model, optax.sgd(0.1), seed=3, ema=False)
+    system, step = make_step()
+    before = create_state(system, seed=3)
     batch = tiny.batch_rows(tiny.images(4), [0, 1, 2, 3], 4)
-    jax.jit(step, donate_argnums=0)(state, {name: batch[name] for name in batches.ARRAYS})
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    jax.jit(step, donate_argnums=0)(before, {name: batch[name] for name in batches.ARRAYS})
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
 
 
 def test_sizes_that_do_not_divide_are_refused_with_those_that_do():

@@ -8,9 +8,27 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from restore_jax.errors import UsageError
-from restore_jax.models.sca_unet import VARIANTS, SCAUNet
+from restore_jax.models.cbam_unet import CBAMUNet
+from restore_jax.models.pexels_cnn import PexelsCNN
+from restore_jax.models.pexels_gan import PexelsDiscriminator, PexelsGenerator
+from restore_jax.models.pexels_unet import PexelsUNet
+from restore_jax.models.rcan import RCAN
+from restore_jax.models.sca_unet import SCAUNet
+from restore_jax.models.unet_small import SmallUNet
 
-MODELS: dict[str, type[nn.Module]] = {"sca_unet": SCAUNet}
+MODELS: dict[str, type[nn.Module]] = {
+    "sca_unet": SCAUNet,
+    "rcan": RCAN,
+    "unet_small": SmallUNet,
+    "cbam_unet": CBAMUNet,
+    "pexels_unet": PexelsUNet,
+    "pexels_cnn": PexelsCNN,
+    "pexels_generator": PexelsGenerator,
+    "pexels_discriminator": PexelsDiscriminator,
+}
+
+DISCRIMINATORS = ("pexels_discriminator",)
+"""Those that judge images and restore none."""
 
 
 def create(name: str, **options: Any) -> nn.Module:
@@ -18,11 +36,15 @@ def create(name: str, **options: Any) -> nn.Module:
 
     Args:
         name: a key of `MODELS`.
-        **options: the architecture's attributes, e.g. `variant="released"`.
+        **options: the architecture's attributes, e.g. `variant="released"`; each architecture
+            checks the values of its own. Lists, as read from JSON, become tuples.
 
     Returns:
-        A module with `apply(variables, degraded, mask=None, train=False)` → restored
-        [B, H, W, 3] float32, for any H and W.
+        A module with `apply(variables, degraded, mask=None, train=False, valid=None)` →
+        restored [B, H, W, 3] float32, for any H and W. `mask` [B, H, W, 1] helps where the
+        architecture takes it. In training, models with BatchNorm take the statistics of the
+        rows that are `valid` (bool [B]; None: all) and hand back "batch_stats"; dropout takes
+        the key "dropout". Only "pexels_discriminator" differs: see its class.
 
     Raises:
         UsageError: for an unknown name, option or option value.
@@ -32,27 +54,42 @@ def create(name: str, **options: Any) -> nn.Module:
     known = [
         o for o in inspect.signature(MODELS[name]).parameters if o not in ("parent", "name")
     ]
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise UsageError(
                 f"config.model.{option}: {name} has no such option; it has {known}"
             )
-    if options.get("variant", VARIANTS[0]) not in VARIANTS:
-        raise UsageError(
-            f"config.model.variant: {options['variant']!r} is not one of {list(VARIANTS)}"
-        )
-    if "widths" in options:
-        options["widths"] = tuple(options["widths"])
-        if len(options["widths"]) < 2 or any(w < 2 or w % 2 for w in options["widths"]):
-            raise UsageError(
-                f"config.model.widths: {options['widths']} must be two or more even numbers"
-            )
+        # A list would make the module unfit to be a static argument.
+        if isinstance(value, list):
+            options[option] = tuple(value)
     return MODELS[name](**options)
 
 
 def from_config(config: ConfigDict) -> nn.Module:
-    """Makes the architecture of `config.model`, computing in `config.dtype`."""
+    """Makes the architecture of `config.model`, computing in `config.dtype`.
+
+    Raises:
+        UsageError: for a wrong field, or an architecture that restores no images.
+    """
     if config.dtype not in ("float32", "bfloat16"):
         raise UsageError(f"config.dtype: {config.dtype!r} is not one of float32, bfloat16")
     options = config.model.to_dict()
-    return create(options.pop("name"), dtype=jnp.dtype(config.dtype), **options)
+    name = options.pop("name")
+    if name in DISCRIMINATORS:
+        raise UsageError(
+            f"config.model.name: {name} judges images and restores none; take pexels_generator"
+        )
+    return create(name, dtype=jnp.dtype(config.dtype), **options)
+
+
+def discriminator(name: str, dtype: str) -> nn.Module:
+    """Makes the discriminator of `config.adversarial`, computing in `config.dtype`.
+
+    Raises:
+        UsageError: for one that does not exist.
+    """
+    if name not in DISCRIMINATORS:
+        raise UsageError(
+            f"config.adversarial.discriminator: {name!r} is not one of {list(DISCRIMINATORS)}"
+        )
+    return create(name, dtype=jnp.dtype(dtype))

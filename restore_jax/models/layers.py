@@ -1,6 +1,10 @@
 """Blocks that several architectures share, and the resampling they are built on.
 
 All arrays are [B, H, W, C]. Modules take `dtype` for the arithmetic; parameters stay float32.
+
+Every layer starts as Flax's default does: kernels drawn with a variance of one over the inputs
+that an output sees, biases zero. The reports name no initialisation; this one keeps the size of
+activations and gradients at any width, and one rule for all makes the architectures comparable.
 """
 
 from typing import Any
@@ -84,6 +88,98 @@ def upsample2_aligned(x: jax.Array) -> jax.Array:
     return jnp.einsum("ow,bhwc->bhoc", columns, x, precision="highest")
 
 
+class TransposedConv2(nn.Module):
+    """Transposed convolution 2×2 of stride 2: doubles height and width.
+
+    Its windows do not overlap, so it is a product per input pixel whose four results are laid
+    out as 2×2 pixels: on a CPU, the gradient of `nn.ConvTranspose` takes up to 60 times longer.
+    The parameters are `kernel` [2, 2, C, features], in the orientation of the output's pixels
+    (as in PyTorch, after moving axes), and `bias` [features].
+    """
+
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] → [B, 2H, 2W, features]."""
+        b, h, w, c = x.shape
+        # Each output pixel sees one input pixel: the four taps do not add to its inputs.
+        init = nn.initializers.lecun_normal(batch_axis=(0, 1))
+        kernel = self.param("kernel", init, (2, 2, c, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = (z.astype(self.dtype) for z in (x, kernel, bias))
+        y = jnp.einsum("bhwc,ijcf->bhiwjf", x, kernel) + bias
+        return y.reshape(b, 2 * h, 2 * w, self.features)
+
+
+def batch_norm(
+    x: jax.Array, train: bool, valid: jax.Array | None, dtype: Dtype, name: str
+) -> jax.Array:
+    """Normalises channels as PyTorch does by default; to be called in a compact method.
+
+    In training with the statistics of the batch, which move the running ones by a tenth; else
+    with the running ones. Every pixel counts, those of padding by reflection too. All
+    statistics are float32, and those of a batch that is sharded over devices are of the whole
+    batch. Unlike PyTorch's, the running variance is not scaled by n/(n−1), which is nothing at
+    tens of thousands of pixels.
+
+    Args:
+        x: [B, H, W, C].
+        train: whether the batch's own statistics are taken.
+        valid: bool [B], false on rows that only fill up a batch: the statistics leave them
+            out. At least one must be true. None: all rows count.
+        dtype: type of the result.
+        name: of the submodule.
+
+    Returns:
+        [B, H, W, C].
+    """
+    norm = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        # In one pass the variance is a difference of large numbers where an image is flat.
+        use_fast_variance=False,
+        dtype=dtype,
+        name=name,
+    )
+    return norm(x, mask=None if valid is None else valid[:, None, None, None])
+
+
+class BatchNormDoubleConv(nn.Module):
+    """Twice convolution 3×3, BatchNorm and ReLU; then dropout of whole channels.
+
+    Attributes:
+        features: channels of both convolutions.
+        use_bias: whether the convolutions have a bias, which BatchNorm makes redundant but
+            which counts among the parameters of some reports.
+        dropout: share of the channels set to zero in training, drawn anew for every image.
+        dtype: type of the arithmetic.
+    """
+
+    features: int
+    use_bias: bool = True
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, valid: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, H, W, C] → [B, H, W, features]; for `valid` see `batch_norm`."""
+        for i in (1, 2):
+            x = nn.Conv(
+                self.features,
+                (3, 3),
+                use_bias=self.use_bias,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )(x)
+            x = nn.relu(batch_norm(x, train, valid, self.dtype, f"norm{i}"))
+        return nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
+
+
 class ResidualDoubleConv(nn.Module):
     """`relu(conv(relu(conv(x)))) + shortcut(x)`, 3×3 convolutions, no ReLU after the sum.
 
@@ -104,10 +200,44 @@ class ResidualDoubleConv(nn.Module):
         return y + x
 
 
-class SpatialChannelAttention(nn.Module):
-    """`x · sigmoid(conv1×1(x)) · sigmoid(fc(relu(fc(global mean of x))))`.
+def channel_gate(x: jax.Array, dtype: Dtype) -> jax.Array:
+    """`sigmoid(fc(relu(fc(global mean of x))))`; to be called in a compact method.
 
-    The second factor's hidden layer has 1/16 of the channels (at least one).
+    The hidden layer has 1/16 of the channels (at least one). The two layers are the caller's
+    submodules `squeeze` and `excite`.
+
+    Args:
+        x: [B, H, W, C].
+        dtype: type of the arithmetic.
+
+    Returns:
+        [B, 1, 1, C] in (0, 1).
+    """
+    channels = x.shape[-1]
+    # The mean is taken in float32: over 65,536 pixels bfloat16 would lose it.
+    mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
+    hidden = nn.Dense(max(1, channels // 16), dtype=dtype, name="squeeze")(mean)
+    return nn.sigmoid(nn.Dense(channels, dtype=dtype, name="excite")(nn.relu(hidden)))
+
+
+class ChannelAttention(nn.Module):
+    """`x · channel_gate(x)`.
+
+    Source: Y. Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention
+    Networks", ECCV 2018.
+    """
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] → [B, H, W, C]."""
+        return x * channel_gate(x, self.dtype)
+
+
+class SpatialChannelAttention(nn.Module):
+    """`x · sigmoid(conv1×1(x)) · channel_gate(x)`.
+
     Source: Sarvesan and Mendhe, "Image Denoising and Deblurring", IIT Madras 2024.
     """
 
@@ -116,13 +246,8 @@ class SpatialChannelAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] → [B, H, W, C]."""
-        channels = x.shape[-1]
-        spatial = nn.Conv(channels, (1, 1), dtype=self.dtype, name="spatial")(x)
-        # The mean is taken in float32: over 65,536 pixels bfloat16 would lose it.
-        mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
-        hidden = nn.Dense(max(1, channels // 16), dtype=self.dtype, name="squeeze")(mean)
-        channel = nn.Dense(channels, dtype=self.dtype, name="excite")(nn.relu(hidden))
-        return x * nn.sigmoid(spatial) * nn.sigmoid(channel)
+        spatial = nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name="spatial")(x)
+        return x * nn.sigmoid(spatial) * channel_gate(x, self.dtype)
 
 
 def softmax_attention(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from restore_jax.models import layers
+from restore_jax.models import layers, options
 
 VARIANTS = ("report", "released")
 
@@ -31,9 +31,20 @@ class SCAUNet(nn.Module):
     variant: str = "report"
     dtype: layers.Dtype = jnp.float32
 
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        # Even, because the non-local block works on half of the channels.
+        options.check_numbers("widths", self.widths, least=2, multiple=2)
+        options.check_choice("variant", self.variant, VARIANTS)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
-        self, degraded: jax.Array, mask: jax.Array | None = None, train: bool = False
+        self,
+        degraded: jax.Array,
+        mask: jax.Array | None = None,
+        train: bool = False,
+        valid: jax.Array | None = None,
     ) -> jax.Array:
         """Restores images of any size.
 
@@ -41,11 +52,12 @@ class SCAUNet(nn.Module):
             degraded: [B, H, W, 3] in [0, 1].
             mask: ignored; part of the signature that all models share.
             train: ignored; the model has no dropout and no running statistics.
+            valid: ignored; no row of a batch has to do with another.
 
         Returns:
             [B, H, W, 3] float32, near [0, 1] but not clipped.
         """
-        del mask, train
+        del mask, train, valid
         height, width = degraded.shape[1:3]
         released = self.variant == "released"
         upsample = layers.upsample2_aligned if released else layers.upsample2
