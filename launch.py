@@ -4,6 +4,7 @@ python launch.py --config=configs/sca_unet.py:sample
 python launch.py --config=configs/sca_unet.py --config.data.root=DIR --workdir=runs/mine
 python launch.py --mode=evaluate --workdir=runs/mine --checkpoint=best
 python launch.py --mode=evaluate --workdir=runs/mine --watch
+python launch.py --mode=compare --workdir=runs/mine --workdir=runs/other
 """
 
 import sys
@@ -14,15 +15,16 @@ from ml_collections import config_flags
 
 from restore_jax.errors import RunError, UsageError
 
-MODES = ("train", "evaluate")
+MODES = ("train", "evaluate", "compare")
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: configs/NAME.py[:DATA].")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 # The flags of a command, with the modes that have a use for them.
 USES = (
     (flags.DEFINE_multi_string("workdir", [], "The run's folder [runs/NAME_DATA]."), MODES),
-    (flags.DEFINE_string("checkpoint", None, "best, latest or a step [best]."), ["evaluate"]),
+    (flags.DEFINE_string("checkpoint", None, "best, latest or a step [best]."), MODES[1:]),
     (flags.DEFINE_bool("watch", False, "Evaluate each new checkpoint."), ["evaluate"]),
     (flags.DEFINE_bool("write_tree", False, "Save the images as MVTec AD does."), ["evaluate"]),
+    (flags.DEFINE_string("output", None, "The folder of the results."), ["compare"]),
 )
 
 

@@ -49,7 +49,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
         config.loss.perceptual = 0.0
         config.train.epochs = 5
         config.train.batch_size = 4
-        config.optimizer.learning_rate = 5e-4
+        config.optimizer.learning_rate = 1e-3
         config.optimizer.warmup_epochs = 0.5
         config.optimizer.schedule = "cosine"
     return config

@@ -33,7 +33,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     if data == "sample":
         config.train.epochs = 5
         config.train.batch_size = 4
-        config.optimizer.learning_rate = 5e-4
+        config.optimizer.learning_rate = 1e-3
         config.optimizer.warmup_epochs = 0.5
         config.optimizer.schedule = "cosine"
     return config

@@ -93,11 +93,11 @@ def evaluate_checkpoint(
     model = system.model
     if config.eval.oracle_mask and not getattr(model, "takes_mask", False):
         raise UsageError(f"config.eval.oracle_mask: {config.model.name} has no use for a mask")
-    state, found = _read_checkpoint(folder, which, system, mesh)
+    state, found = read_checkpoint(folder, which, system, mesh)
     variables = inference_variables(state)
 
     data = make_data(config)
-    parts = ("train", "val") if config.eval.split == "all" else (config.eval.split,)
+    parts = parts_of(config.eval.split)
     where = results.folder_of(folder, config, which)
     reference = data.eval_batches("reference") if data.counts.get("reference") else ()
     tree = mvtec_tree.TreeWriter(where / "tree") if write_tree else None
@@ -176,6 +176,11 @@ def evaluate_checkpoint(
     return summary, where
 
 
+def parts_of(split: str) -> tuple[str, ...]:
+    """Returns the parts of the data that `config.eval.split` stands for."""
+    return ("train", "val") if split == "all" else (split,)
+
+
 def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict:
     """Returns a workdir's configuration with the data and evaluation of another, checked."""
     if override is not None:
@@ -184,10 +189,24 @@ def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict
     return config
 
 
-def _read_checkpoint(
+def read_checkpoint(
     folder: pathlib.Path, which: str, system: System, mesh: Mesh
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Reads a checkpoint; looks again where a running training removed it meanwhile."""
+    """Reads a checkpoint; looks again where a running training removed it meanwhile.
+
+    Args:
+        folder: the workdir.
+        which: "best", "latest" or a step.
+        system: what the checkpoint is of.
+        mesh: the devices that the state goes to.
+
+    Returns:
+        The state; and its "step", its "epoch" and `which`.
+
+    Raises:
+        UsageError: where there is no such checkpoint.
+        RunError: where it cannot be read.
+    """
     template = abstract_state(system, batches.replicated(mesh))
     for _ in range(_ATTEMPTS):
         with checkpoint.open_manager(folder, read_only=True) as manager:
@@ -258,17 +277,13 @@ def _picture(image: Restored) -> figures.Picture:
 
 def _summarise(rows: Sequence[Row], good_rows: Sequence[Row], protocol: str) -> Summary:
     """Merges the summaries; `good_rows` count only where a figure is of good photographs."""
-    merged = metrics.summarise(rows)
-    further = [preservation.summarise_preservation([*rows, *good_rows])]
+    parts = [
+        metrics.summarise(rows),
+        preservation.summarise_preservation([*rows, *good_rows]),
+    ]
     if protocol == "kla":
-        further.append(protocols.summarise_kla(rows))
-    for group in ("micro", "macro"):
-        for summary in further:
-            merged[group] |= summary[group]
-    for name, means in merged["categories"].items():
-        for summary in further:
-            means |= summary["categories"][name]
-    return merged
+        parts.append(protocols.summarise_kla(rows))
+    return metrics.merge(parts)
 
 
 def _examples(

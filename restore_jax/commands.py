@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from restore_jax import assess, batches, results, train, watch
+from restore_jax import assess, batches, compare_runs, results, train, watch
 from restore_jax.errors import UsageError
 
 MakeData = Callable[[ConfigDict], batches.Data]
@@ -25,6 +25,7 @@ class Flags:
     checkpoint: str | None
     watch: bool
     write_tree: bool
+    output: str | None
 
 
 def run_train(flags: Flags, make_data: MakeData) -> None:
@@ -56,9 +57,22 @@ def run_evaluate(flags: Flags, make_data: MakeData) -> None:
     print(results.format_report(summary, where))
 
 
+def run_compare(flags: Flags, make_data: MakeData) -> None:
+    """Compares several runs on the same images."""
+    found = compare_runs.compare_runs(
+        [pathlib.Path(folder) for folder in flags.workdir],
+        flags.checkpoint or "best",
+        make_data,
+        flags.config,
+        pathlib.Path(flags.output) if flags.output else None,
+    )
+    print(compare_runs.format_comparison(*found))
+
+
 COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
+    "compare": run_compare,
 }
 
 

@@ -6,7 +6,7 @@ count, and runs whose degraded images differ are refused.
 
 import dataclasses
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from restore_jax import metrics, preservation, protocols
@@ -286,18 +286,7 @@ def _summarise(rows: Sequence[Row], good_rows: Sequence[Row]) -> dict[str, Any]:
         parts.append(preservation.summarise_preservation([*rows, *good_rows]))
     if all("kla_psnr" in row for row in rows):
         parts.append(protocols.summarise_kla(rows))
-
-    def merged(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        return {figure: value for one in summaries for figure, value in one.items()}
-
-    return {
-        "micro": merged(part["micro"] for part in parts),
-        "macro": merged(part["macro"] for part in parts),
-        "categories": {
-            name: merged(part["categories"][name] for part in parts)
-            for name in parts[0]["categories"]
-        },
-    }
+    return metrics.merge(parts)
 
 
 def _pairs(

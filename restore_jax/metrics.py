@@ -295,6 +295,22 @@ def by_category(
     return {"micro": micro, "macro": micro | macro, "categories": categories}
 
 
+def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merges summaries of `by_category`; the categories are those of the first."""
+
+    def merged(means: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        return {figure: value for one in means for figure, value in one.items()}
+
+    return {
+        "micro": merged(one["micro"] for one in summaries),
+        "macro": merged(one["macro"] for one in summaries),
+        "categories": {
+            name: merged(one["categories"][name] for one in summaries)
+            for name in summaries[0]["categories"]
+        },
+    }
+
+
 def check_finite(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> None:
     """Checks the figures that every image has.
 

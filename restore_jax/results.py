@@ -73,9 +73,14 @@ def read_stored(
     return (summary, found) if same else None
 
 
-def read_rows(results: pathlib.Path) -> list[Row]:
-    """Reads images.csv: a row per image, figures as numbers, NaN where one is not defined."""
-    text = (results / "images.csv").read_text(encoding="utf-8")
+def read_rows(path: pathlib.Path) -> list[Row]:
+    """Reads images.csv or good.csv: a row per image, NaN where a figure is not defined.
+
+    No rows where there is no such file.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
     return [
         {k: v if k in _COLUMNS[:3] else float(v or "nan") for k, v in row.items()}
         for row in csv.DictReader(io.StringIO(text))

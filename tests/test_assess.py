@@ -189,7 +189,7 @@ def test_results_are_used_again_only_for_the_same_question(trained):
     config = workdir.read_config(trained)
     summary, where = run(trained)
     assert results.read_stored(trained, config, "best") == (summary, where)
-    assert len(results.read_rows(where)) == 6
+    assert len(results.read_rows(where / "images.csv")) == 6
     config.eval.batch_size = 2
     config.data.root = "elsewhere"
     assert results.read_stored(trained, config, "best") is not None
@@ -201,7 +201,7 @@ def test_results_are_used_again_only_for_the_same_question(trained):
 
 def test_rows_come_back_as_they_were_written(trained):
     _, where = run(trained)
-    for row in results.read_rows(where):
+    for row in results.read_rows(where / "images.csv"):
         assert type(row["psnr"]) is float
         assert np.isnan(row["hallucination"])
         assert row["defect_type"] == "scratch"
@@ -371,3 +371,31 @@ def test_the_tree_leaves_out_images_whose_mask_is_not_known(trained, capsys):
     _, where = run(trained, write_tree=True, made=unknown)
     assert not list((where / "tree" / "restored").rglob("scratch"))
     assert "6 images left out, their masks are not known" in capsys.readouterr().out
+
+
+def test_the_true_mask_is_shown_only_on_demand_and_said_so(trained, tmp_path):
+    config = tiny.config(epochs=1)
+    config.model = {"name": "cbam_unet", "widths": (2, 4), "skips": (True,)}
+    train.train_and_evaluate(config, tmp_path / "run", data, jax.devices()[:1])
+    plain, where = run(tmp_path / "run")
+    config.eval.oracle_mask = True
+    given, elsewhere = run(tmp_path / "run", override=config)
+    assert where.name == "sample-best"
+    assert elsewhere.name == "sample_oracle-best"
+    assert (plain["oracle_mask"], given["oracle_mask"]) == (False, True)
+    assert plain["micro"]["psnr"] != given["micro"]["psnr"]
+    assert plain["micro"]["input_psnr"] == given["micro"]["input_psnr"]
+    assert "with oracle mask" in results.format_report(given, elsewhere)
+    assert "With oracle mask" in (elsewhere / "report.html").read_text()
+    for text in (results.format_report(plain, where), (where / "report.html").read_text()):
+        assert "ith oracle mask" not in text
+    with pytest.raises(UsageError, match=r"config\.eval\.oracle_mask: sca_unet has no use"):
+        run(trained, override=changed(oracle_mask=True))
+
+
+def test_a_split_without_images_is_refused(trained):
+    def nothing(settings):
+        return batches.Data("none", {"train": 0, "val": 0}, 0, None, lambda split: iter(()))
+
+    with pytest.raises(UsageError, match=r"config\.eval\.split: 'val' holds no images in none"):
+        run(trained, made=nothing)

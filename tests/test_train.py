@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from restore_jax import batches, checkpoint, losses, models, train
 from restore_jax.errors import RunError, UsageError
 from restore_jax.logs import Logs
-from restore_jax.state import System, create_state
+from restore_jax.state import System, TrainState, create_state
 from tests import tiny
 
 
@@ -249,6 +250,69 @@ def test_a_run_with_an_average_validates_and_saves_it(tmp_path):
     with checkpoint.open_manager(tmp_path / "run", read_only=True) as manager:
         restored, _ = checkpoint.restore(manager, 3, state)
     assert_same(restored.ema_params, state.ema_params)
+
+
+def falling_ssim(monkeypatch, best_epoch):
+    """The validation's SSIM rises to an epoch and falls from then on."""
+    validate = train._validate
+    epochs = iter(range(1, 100))
+
+    def rigged(run, state):
+        return validate(run, state) | {"ssim": 0.9 - 0.01 * abs(next(epochs) - best_epoch)}
+
+    monkeypatch.setattr(train, "_validate", rigged)
+
+
+def test_a_run_that_gains_no_more_stops_early(tmp_path, monkeypatch, capsys):
+    falling_ssim(monkeypatch, best_epoch=2)
+    config = tiny.config(epochs=9, early_stopping_patience=3)
+    after = run(config, tmp_path / "run")
+    assert int(after.step) == 5 * 3
+    assert [r["epoch"] for r in lines(tmp_path / "run") if r["split"] == "val"] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+    run(config, tmp_path / "run")
+    assert "finished, the SSIM has not risen for 3 epochs" in capsys.readouterr().out
+
+
+def test_the_mask_is_hidden_from_the_model_at_random():
+    class Shows(nn.Module):
+        """Restores the mask it is shown."""
+
+        @nn.compact
+        def __call__(self, degraded, mask=None, train=False, valid=None):
+            scale = self.param("scale", nn.initializers.ones, ())
+            return jnp.broadcast_to(mask * scale, degraded.shape)
+
+    seen = []
+
+    def loss_fn(restored, clean, mask, valid, fixed):
+        jax.debug.callback(lambda r: seen.append(np.asarray(r).any(axis=(1, 2, 3))), restored)
+        return jnp.sum(restored), {}
+
+    system = System(Shows(), optax.sgd(0.1))
+    batch = tiny.batch_rows(tiny.images(16), range(16), 16)
+    arrays = {name: jnp.asarray(batch[name]) for name in batches.ARRAYS}
+    for share, least, most in ((0.0, 64, 64), (0.5, 20, 44), (1.0, 0, 0)):
+        seen.clear()
+        current = create_state_of(system, arrays)
+        step = functools.partial(
+            train.train_step, system=system, loss_fn=loss_fn, seed=0, mask_dropout=share
+        )
+        for _ in range(4):
+            current, _ = step(current, arrays)
+        jax.effects_barrier()
+        assert least <= sum(shown.sum() for shown in seen) <= most
+    assert len({tuple(shown) for shown in seen}) == 1
+
+
+def create_state_of(system, arrays):
+    params = system.model.init(jax.random.key(0), arrays["degraded"], arrays["mask"])["params"]
+    return TrainState(jnp.int32(0), params, {}, system.optimizer.init(params), None)
 
 
 def test_a_validation_that_is_not_finite_names_its_step_and_term(tmp_path):

@@ -1,0 +1,226 @@
+"""The comparison job: evaluates the runs where need be, and puts them side by side."""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from restore_jax import assess, batches, compare, compare_html, cost, evaluate, results, workdir
+from restore_jax.compare import Run
+from restore_jax.compare_images import Shown
+from restore_jax.errors import UsageError
+from restore_jax.evaluate import Restored
+from restore_jax.state import inference_variables, make_system
+
+_TIMED_IMAGES = 4
+_ROUNDS = 10
+
+Comparison = dict[str, Any]
+Model = tuple[nn.Module, Mapping[str, Any]]
+
+
+def compare_runs(
+    folders: Sequence[pathlib.Path],
+    which: str,
+    make_data: Callable[[ConfigDict], batches.Data],
+    override: ConfigDict | None = None,
+    output: pathlib.Path | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> tuple[Comparison, pathlib.Path]:
+    """Compares trained runs on the same images.
+
+    Evaluates each run, unless that was done with these settings before, times all models in
+    turn on one device, and writes comparison.json and compare.html.
+
+    Args:
+        folders: the workdirs; the others are compared with the first.
+        which: "best", "latest" or a step, of each.
+        make_data: makes the data that a configuration asks for; called once per settings.
+        override: a configuration whose data and evaluation sections take the place of each
+            workdir's.
+        output: the folder of the comparison; None: `evaluation/<data>-<which>-against-<names>`
+            in the first workdir.
+        devices: those to run on; all there are, if None.
+
+    Returns:
+        The content of comparison.json, and the folder.
+
+    Raises:
+        UsageError: as `assess.evaluate_checkpoint` and `compare.check`.
+    """
+    if len(folders) < 2:
+        raise UsageError("--workdir: a comparison takes two or more; give --workdir for each")
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < len(resolved):
+        raise UsageError(f"--workdir: the same folder twice: {', '.join(map(str, folders))}")
+    make_once = _remembering(make_data)
+    configs = [assess.with_override(workdir.read_config(f), override) for f in folders]
+    runs, models = [], []
+    mesh = batches.make_mesh(devices)
+    for folder, config in zip(folders, configs, strict=True):
+        found = results.read_stored(folder, config, which)
+        summary, where = found or assess.evaluate_checkpoint(
+            folder, which, make_once, override, devices
+        )
+        print(f"{folder}: {'evaluated before' if found else 'evaluated'}, {where}")
+        system = make_system(config)
+        state, _ = assess.read_checkpoint(folder, which, system, mesh)
+        models.append((system.model, inference_variables(state)))
+        runs.append(_run(folder, config, summary, where))
+    # Before anything is timed: runs of different data cannot be compared.
+    compare.check(runs)
+
+    data = make_once(configs[0])
+    chosen = compare.choose_images(runs, configs[0].eval.pictures)
+    shown = _restore(models, configs[0], lambda: _images(data, configs[0]), chosen, mesh, runs)
+    images = _to_time(next(_images(data, configs[0])))
+    costs = cost.measure(
+        {str(i): _on_one_device(model) for i, model in enumerate(models)}, images, _ROUNDS
+    )
+    runs = [_with_cost(run, costs[str(i)]) for i, run in enumerate(runs)]
+    conditions = {
+        "device": jax.devices()[0].device_kind,
+        "height": images.shape[1],
+        "width": images.shape[2],
+        "batch": images.shape[0],
+        "rounds": _ROUNDS,
+    }
+    comparison = compare.compare(runs, conditions)
+    if output is None:
+        label = results.folder_of(folders[0], configs[0], which)
+        names = "-".join(folder.name for folder in resolved[1:])
+        output = label.with_name(f"{label.name}-against-{names}"[:200])
+    compare_html.write_comparison(output, comparison, shown)
+    return comparison, output
+
+
+def format_comparison(comparison: Comparison, output: pathlib.Path) -> str:
+    """Formats the figures of each run for a terminal, and where the comparison lies."""
+    columns = (
+        ("PSNR", "psnr", ".2f"),
+        ("SSIM", "ssim", ".4f"),
+        ("defect PSNR", "defect_psnr", ".2f"),
+        ("contrast kept", "defect_contrast", ".2f"),
+        ("erased", "erasure_rate", ".0%"),
+    )
+    names = [f"{run['letter']}: {run['workdir']}" for run in comparison["runs"]]
+    width = max(map(len, names))
+    titles = [title.rjust(7) for title, _, _ in columns] + ["parameters", "   GMAC", "ms/image"]
+    lines = ["  ".join([" " * width, *titles])]
+    for name, run in zip(names, comparison["runs"], strict=True):
+        cells = [name.ljust(width)]
+        for title, (_, key, form) in zip(titles, columns, strict=False):
+            value = run["micro"].get(key)
+            cells.append(("-" if value is None else format(value, form)).rjust(len(title)))
+        spent = run["cost"]
+        cells += [f"{spent['parameters']:10,}", f"{spent['gmac']:7.2f}"]
+        cells.append(f"{spent['ms_per_image']:8.1f}")
+        lines.append("  ".join(cells))
+    for found in comparison["differences"]:
+        if found["measure"] in ("psnr", "ssim"):
+            delta = found["micro"]
+            interval = ""
+            if delta["low"] is not None:
+                interval = f" (95 %: {delta['low']:+.4g} to {delta['high']:+.4g})"
+            lines.append(
+                f"{found['run']} against {found['against']}: {found['measure'].upper()} "
+                f"{delta['difference']:+.4g}{interval}, {delta['verdict']}"
+            )
+    return "\n".join(["", *lines, f"\ncomparison  {output / 'compare.html'}"])
+
+
+def _remembering(
+    make_data: Callable[[ConfigDict], batches.Data],
+) -> Callable[[ConfigDict], batches.Data]:
+    """Makes the same data only once: their images stay in memory from run to run."""
+    made: dict[str, batches.Data] = {}
+
+    def make_once(config: ConfigDict) -> batches.Data:
+        fields = workdir.as_json(config)
+        key = json.dumps([fields["data"], fields["eval"], fields["seed"]], sort_keys=True)
+        if key not in made:
+            made[key] = make_data(config)
+        return made[key]
+
+    return make_once
+
+
+def _run(
+    folder: pathlib.Path, config: ConfigDict, summary: results.Summary, where: pathlib.Path
+) -> Run:
+    return Run(
+        workdir=str(folder),
+        name=config.name,
+        summary=summary,
+        rows=results.read_rows(where / "images.csv"),
+        good_rows=results.read_rows(where / "good.csv"),
+        oracle_mask=summary["oracle_mask"],
+    )
+
+
+def _with_cost(run: Run, spent: cost.Cost) -> Run:
+    return Run(**{**vars(run), "cost": spent})
+
+
+def _images(data: batches.Data, config: ConfigDict) -> Iterator[batches.Batch]:
+    return (
+        batch
+        for part in assess.parts_of(config.eval.split)
+        for batch in data.eval_batches(part)
+    )
+
+
+def _to_time(batch: batches.Batch) -> jax.Array:
+    count = min(_TIMED_IMAGES, int(np.count_nonzero(batch["valid"])))
+    return jax.device_put(batch["degraded"][:count], jax.devices()[0])
+
+
+def _on_one_device(model: Model) -> Model:
+    return model[0], jax.device_put(model[1], jax.devices()[0])
+
+
+def _restore(
+    models: Sequence[Model],
+    config: ConfigDict,
+    images: Callable[[], Iterator[batches.Batch]],
+    chosen: Sequence[str],
+    mesh: jax.sharding.Mesh,
+    runs: Sequence[Run],
+) -> list[Shown]:
+    """Restores the chosen images with every model."""
+    found: dict[str, list[Restored]] = {name: [] for name in chosen}
+
+    def keep(image: Restored) -> None:
+        if image.row["id"] in found:
+            found[image.row["id"]].append(image)
+
+    for model, variables in models:
+        wanted = (b for b in images() if not found.keys().isdisjoint(b["id"].tolist()))
+        evaluate.evaluate(
+            model,
+            variables,
+            wanted,
+            mesh,
+            observe=keep,
+            oracle_mask=config.eval.oracle_mask,
+        )
+    rows = [{row["id"]: row for row in run.rows} for run in runs]
+    return [
+        Shown(
+            id=name,
+            category=each[0].row["category"],
+            defect_type=each[0].row["defect_type"],
+            degraded=each[0].degraded,
+            clean=each[0].clean,
+            restored=[image.restored for image in each],
+            mask=each[0].mask,
+            has_mask=each[0].has_mask,
+            rows=[figures[name] for figures in rows],
+        )
+        for name, each in found.items()
+    ]

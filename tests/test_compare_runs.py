@@ -1,0 +1,69 @@
+import functools
+import json
+
+import jax
+import pytest
+
+from restore_jax import assess, compare_runs, train
+from restore_jax.errors import UsageError
+from tests import tiny
+
+ONE = jax.devices()[:1]
+data = functools.partial(tiny.data, image_size=32, good=4)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, seed in (("first", 0), ("second", 1)):
+        config = tiny.config(epochs=1)
+        config.seed = seed
+        train.train_and_evaluate(config, folder / name, data, ONE)
+    return folder / "first", folder / "second"
+
+
+def test_runs_are_evaluated_once_and_compared(runs, capsys, monkeypatch):
+    comparison, where = compare_runs.compare_runs(runs, "best", data, devices=ONE)
+    assert where == runs[0] / "evaluation" / "sample-best-against-second"
+    assert json.loads((where / "comparison.json").read_text()) == comparison
+    page = (where / "compare.html").read_text().replace("<wbr>", "")
+    assert sum(f"{name}<" in page for name in tiny.images(6)["id"]) == 2  # config.eval.pictures
+    for run, folder in zip(comparison["runs"], runs, strict=True):
+        stored = json.loads((folder / "evaluation/sample-best/metrics.json").read_text())
+        assert run["micro"]["psnr"] == pytest.approx(stored["micro"]["psnr"], rel=1e-6)
+        assert run["micro"]["hallucination"] == pytest.approx(stored["micro"]["hallucination"])
+        assert run["cost"]["parameters"] > 0
+        assert run["cost"]["ms_per_image"] > 0
+    psnr = next(one for one in comparison["differences"] if one["measure"] == "psnr")
+    means = [run["micro"]["psnr"] for run in comparison["runs"]]
+    assert psnr["micro"]["difference"] == pytest.approx(means[1] - means[0])
+    text = compare_runs.format_comparison(comparison, where)
+    assert "B against A: PSNR" in text
+    assert str(where / "compare.html") in text
+    assert capsys.readouterr().out.count(": evaluated,") == 2
+
+    def evaluate_again(*given):
+        raise AssertionError("it was evaluated before")
+
+    monkeypatch.setattr(assess, "evaluate_checkpoint", evaluate_again)
+    again, _ = compare_runs.compare_runs(
+        runs, "best", data, output=runs[0].parent / "there", devices=ONE
+    )
+    assert again["differences"] == comparison["differences"]
+    assert (runs[0].parent / "there" / "compare.html").exists()
+    assert capsys.readouterr().out.count(": evaluated before,") == 2
+
+
+def test_what_cannot_be_compared_is_said_in_one_line(runs, tmp_path):
+    with pytest.raises(UsageError, match="two or more"):
+        compare_runs.compare_runs(runs[:1], "best", data)
+    with pytest.raises(UsageError, match="the same folder twice"):
+        compare_runs.compare_runs([runs[0], runs[0] / ".." / "first"], "best", data)
+    with pytest.raises(UsageError, match="no run in it"):
+        compare_runs.compare_runs([runs[0], tmp_path], "best", data)
+    config = tiny.config(epochs=1)
+    config.data.degradation.preset = "mild"
+    other = tmp_path / "other"
+    train.train_and_evaluate(config, other, data, ONE)
+    with pytest.raises(UsageError, match=r"other: evaluated with .*mild"):
+        compare_runs.compare_runs([runs[0], other], "best", data, devices=ONE)
