@@ -1,6 +1,40 @@
 """Everything that needs TensorFlow: photographs, their degradation, and batches of both."""
 
+import contextlib
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
 
-# TensorFlow's C++ side talks of its build otherwise; it reads this when it is imported.
+# Only errors; before TensorFlow is first imported, which is below.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# What TensorFlow writes at every start, before its log levels count.
+_GREETINGS = (b"oneDNN custom operations are on", b"before absl::InitializeLog()")
+
+
+@contextlib.contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Holds back TensorFlow's greetings; everything else goes to stderr after all."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without stderr
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if not any(greeting in line for greeting in _GREETINGS):
+                    os.write(2, line)
+
+
+with _without_greetings():
+    import tensorflow  # noqa: F401
