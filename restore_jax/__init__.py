@@ -1,1 +1,28 @@
-"""Training, evaluation and use of networks that restore images and keep their defects."""
+"""Training, evaluation and use of networks that restore images and keep their defects.
+
+`restore_jax.load(path)` makes a trained model callable on arrays; see `Restorer`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from restore_jax.restorer import Restorer, load
+    from restore_jax.weights_file import save_weights
+
+__all__ = ["Restorer", "load", "save_weights"]
+
+_HOMES = {"Restorer": "restorer", "load": "restorer", "save_weights": "weights_file"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports JAX only when something that needs it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

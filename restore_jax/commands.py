@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from restore_jax import assess, batches, compare_runs, results, train, watch
+from restore_jax import assess, batches, compare_runs, restore, results, train, watch
 from restore_jax.errors import UsageError
+from restore_jax.restorer import load
 
 MakeData = Callable[[ConfigDict], batches.Data]
 
@@ -20,12 +21,22 @@ MakeData = Callable[[ConfigDict], batches.Data]
 class Flags:
     """The flags of launch.py; one that was not given is None, false or empty."""
 
-    config: ConfigDict | None
-    workdir: Sequence[str]
-    checkpoint: str | None
-    watch: bool
-    write_tree: bool
-    output: str | None
+    config: ConfigDict | None = None
+    workdir: Sequence[str] = ()
+    checkpoint: str | None = None
+    watch: bool = False
+    write_tree: bool = False
+    input: Sequence[str] = ()
+    output: str | None = None
+    format: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    compare: bool = False
+    strength: float | None = None
+    self_ensemble: str | None = None
+    tile: int | None = None
+    shard: str | None = None
+    weights: str | None = None
 
 
 def run_train(flags: Flags, make_data: MakeData) -> None:
@@ -69,11 +80,40 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
     print(compare_runs.format_comparison(*found))
 
 
+def run_restore(flags: Flags, make_data: MakeData) -> None:
+    """Restores files and folders of images."""
+    del make_data
+    output = pathlib.Path(_given(flags.output)).expanduser()
+    items = restore.plan(flags.input, output, flags.format, flags.shard)
+    if flags.dry_run:
+        for item in items:
+            there = item.target.exists() and not flags.overwrite
+            print(f"{item.source} -> {item.target}{' (there, skipped)' if there else ''}")
+        return
+    options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
+    restorer = load(
+        _workdir(flags),
+        flags.checkpoint or "best",
+        **{name: value for name, value in options.items() if value is not None},
+        tile=flags.tile,
+    )
+    comparisons = output / "compare" if flags.compare else None
+    outcome = restore.restore_files(restorer, items, flags.format, flags.overwrite, comparisons)
+    print(restore.format_outcome(outcome, output))
+
+
 COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
     "compare": run_compare,
+    "restore": run_restore,
 }
+
+
+def _given(value: str | None) -> str:
+    """Returns a flag that is checked to be there with the others."""
+    assert value is not None
+    return value
 
 
 def _workdir(flags: Flags) -> pathlib.Path:

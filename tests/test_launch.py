@@ -5,7 +5,9 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
 # The first three are the smallest command that the README shows.
@@ -76,6 +78,31 @@ def test_evaluation_needs_the_workdir_alone_and_takes_other_data(trained):
     assert (folder / "evaluation" / "sample_train-best" / "metrics.json").exists()
 
 
+@pytest.mark.slow
+def test_restoring_a_folder_needs_the_workdir_alone(trained, tmp_path):
+    folder, _ = trained
+    (tmp_path / "in").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 70), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in" / "grey.png")
+    flags = (
+        "--mode=restore",
+        f"--workdir={folder}",
+        f"--input={tmp_path}/in/*.png",
+        f"--output={tmp_path / 'out'}",
+    )
+    plan = launch(*flags, "--dry_run")
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout == f"{tmp_path}/in/grey.png -> {tmp_path}/out/grey.png\n"
+    assert not (tmp_path / "out").exists()
+    done = launch(*flags, "--self_ensemble=flips", "--strength=0.9")
+    assert done.returncode == 0, done.stderr
+    assert f"1 image restored into {tmp_path}/out" in done.stdout
+    with Image.open(tmp_path / "out" / "grey.png") as restored:
+        assert (restored.mode, restored.size) == ("L", (70, 40))
+    (tmp_path / "in" / "bad.png").write_bytes(b"nothing")
+    assert_one_line(launch(*flags), 1, "1 skipped", "1 failed")
+
+
 def assert_one_line(done, status, *words):
     assert done.returncode == status, done.stderr
     lines = done.stderr.strip().splitlines()
@@ -100,6 +127,10 @@ def assert_one_line(done, status, *words):
         (("--config=configs/sca_unet.py:sample", "runs/mine"), ["runs/mine: not a flag"]),
         (("--nonsense",), ["nonsense"]),
         (("--config=configs/sca_unet.py", "--checkpoint=latest"), ["--checkpoint: only for"]),
+        (("--mode=restore", "--workdir=w", "--output=o"), ["--input: missing"]),
+        (("--mode=restore", "--workdir=w", "--input=i"), ["--output: missing"]),
+        (("--mode=evaluate", "--workdir=w", "--strength=1"), ["--strength: only for"]),
+        (("--mode=import", "--config=configs/rcan.py"), ["--weights: missing"]),
     ],
     ids=str,
 )

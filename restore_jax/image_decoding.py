@@ -1,0 +1,392 @@
+"""Image files as arrays to be restored, with what it takes to write them in their own form.
+
+Pillow decodes most. Of 16-bit colour it keeps only the upper 8 bits, so that such PNG files go
+through libpng (imagecodecs); and all common kinds of TIFF through tifffile, which knows more of
+them and leaves stderr alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+import tifffile
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from restore_jax import image_metadata
+
+# Opened by its own class, a file in disguise never reaches the formats that run other programs,
+# and the limit to the number of pixels is the caller's, not that of the whole process.
+_OPENERS: dict[str, Callable[[BinaryIO, str], Any]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+_SIGNATURES = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "BMP": (b"BM",),
+}
+
+_WHITE_IS_ZERO, _RGB, _YCBCR, _ICC = 0, 2, 6, 34675
+_DNG_VERSION = 50706
+_MOST_CHANNELS = 64
+# By the number of a TIFF file's kind of colours, the mode and its samples a pixel.
+_TIFF_MODES = {0: ("L", 1), 1: ("L", 1), 2: ("RGB", 3), 3: ("P", 1), 5: ("CMYK", 4)}
+_DAMAGED_EXIF = "its EXIF data are damaged and left out"
+
+
+class Refused(Exception):
+    """A file cannot be read or written; the message says why, without its name."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photograph:
+    """An image file's pixels, upright, and the form that they had in the file.
+
+    Attributes:
+        pixels: [H, W] for grey, [H, W, 3] for RGB: uint8 or uint16 over their whole range, or
+            the file's own float16, float32 or float64 in [0, 1].
+        alpha: opacity [H, W] of the same dtype; None where the file has none.
+        format: "PNG", "JPEG", "TIFF", "BMP" or "WEBP", by the file's content.
+        mode: how the file keeps its colours: "1" (black and white), "L" (grey), "P" (by a
+            palette), "RGB" or "CMYK". Those of "1" are 0 and 255 in `pixels`; those of "P" and
+            "CMYK" are RGB there.
+        icc_profile: the file's colour profile; empty where it has none.
+        dpi: horizontal and vertical resolution in px per inch, or None.
+        exif: what EXIF tells of the photograph, its time, place and camera, as Pillow takes it;
+            without orientation and thumbnail. Empty where there is none.
+        inks: [H, W, 4] of a CMYK file: cyan, magenta, yellow and black, 0 where there is none.
+        png_colour: names and contents of the chunks by which a PNG file defines its colours.
+        notes: what a person should know of the reading, each a line.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    format: str = "PNG"
+    mode: str = "RGB"
+    icc_profile: bytes = b""
+    dpi: tuple[float, float] | None = None
+    exif: bytes = b""
+    inks: np.ndarray | None = None
+    png_colour: tuple[tuple[bytes, bytes], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def decode(file: BinaryIO, max_pixels: int) -> Photograph:
+    """Decodes an image file; of several pages or frames, the first.
+
+    Args:
+        file: the file, open at its start.
+        max_pixels: how many pixels it may have; nothing is decoded of one that has more.
+
+    Raises:
+        Refused: it is none of the formats, has too many pixels or pixels of a kind that has no
+            defined white.
+        Exception: whatever Pillow, libpng and tifffile raise about a damaged file.
+    """
+    header = file.read(26)
+    file.seek(0)
+    name = _format_of(header)
+    if name == "PNG" and header[24:25] == b"\x10" and header[25:26] != b"\0":
+        return _decode_deep_png(file, max_pixels)
+    if name == "TIFF":
+        with tifffile.TiffFile(file) as tiff:
+            page = tiff.pages.first
+            if _DNG_VERSION in page.tags:  # whose first page is a thumbnail
+                raise Refused("is a camera's raw file (DNG); develop it to TIFF or PNG first")
+            _check_size(page.imagewidth, page.imagelength, max_pixels)
+            if page.is_tiled:  # each of which is decoded whole
+                _check_size(page.tilewidth, page.tilelength, max_pixels)
+            if page.samplesperpixel > _MOST_CHANNELS:
+                raise Refused(f"has {page.samplesperpixel:,} channels; save it as RGB or grey")
+            kind = int(page.photometric)
+            if kind == _YCBCR and page.compression == tifffile.COMPRESSION.JPEG:
+                kind = _RGB  # its decoder converts it
+            if kind in _TIFF_MODES:
+                return _decode_tiff(file, tiff, kind)
+        file.seek(0)
+    return _decode_with_pillow(file, name, max_pixels)
+
+
+def _format_of(header: bytes) -> str:
+    if not header:
+        raise Refused("is empty (0 bytes)")
+    if header[:4] == b"RIFF" and header[8:12] == b"WEBP":
+        return "WEBP"
+    for name, starts in _SIGNATURES.items():
+        if header.startswith(starts):
+            return name
+    raise Refused("is not a PNG, JPEG, TIFF, BMP or WebP image")
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise Refused("has no pixels")
+    if width * height > max_pixels:
+        raise Refused(
+            f"has {width:,} × {height:,} pixels, more than the {max_pixels:,} that are read"
+        )
+
+
+def _decode_with_pillow(file: BinaryIO, name: str, max_pixels: int) -> Photograph:
+    try:
+        opened = _OPENERS[name](file, "")
+    except Image.DecompressionBombError as error:  # WebP's has a limit of its own
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise Refused(f"has more pixels than the {most:,} that are read") from error
+    with opened as image:
+        _check_size(*image.size, max_pixels)
+        # Pillow itself turns those of TIFF when it loads them, and takes the tag away.
+        turned = image.tag_v2.get(image_metadata.ORIENTATION, 1) if name == "TIFF" else 1
+        image.load()
+        pixels, alpha, mode, inks = _split(image, file)
+        notes = _frame_notes(_frames(image))
+        profile = image.info.get("icc_profile") or b""
+        dpi = image.info.get("dpi")
+        if name == "JPEG" and not image.info.get("jfif_unit"):
+            dpi = None  # Pillow's guess where the file itself has none
+        exif = image_metadata.load_exif(image.getexif)
+    if mode == "RGB" and image.mode in ("YCbCr", "LAB"):
+        notes += (f"its {image.mode} colours are written as RGB",)
+    colour = (
+        tuple(image_metadata.png_chunks(file, image_metadata.PNG_COLOUR))
+        if name == "PNG"
+        else ()
+    )
+    found = Photograph(
+        pixels, alpha, name, mode, profile, dpi, b"", inks=inks, png_colour=colour, notes=notes
+    )
+    return _finish(found, exif, turned)
+
+
+def _split(
+    image: Image.Image, file: BinaryIO
+) -> tuple[np.ndarray, np.ndarray | None, str, np.ndarray | None]:
+    """Divides what Pillow decoded into pixels, alpha, mode and inks."""
+    key = image.info.get("transparency")
+    if image.mode == "CMYK":
+        inks = np.asarray(image)
+        return inks_to_rgb(inks), None, "CMYK", inks
+    if image.mode in ("P", "PA"):
+        opaque = key is None and image.mode == "P" and image.palette.mode == "RGB"
+        levels = np.asarray(image.convert("RGB" if opaque else "RGBA"))
+        return levels[..., :3], None if opaque else levels[..., 3], "P", None
+    if image.mode in ("RGBX", "YCbCr", "LAB"):
+        return np.asarray(image.convert("RGB")), None, "RGB", None
+    if image.mode not in ("1", "L", "LA", "RGB", "RGBA", "I;16"):
+        raise Refused(f"has pixels of type {image.mode!r}; save it with 8 or 16 bits")
+    levels = np.asarray(image)
+    if image.mode == "LA":
+        return levels[..., 0], levels[..., 1], "L", None
+    if image.mode == "RGBA":
+        return levels[..., :3], levels[..., 3], "RGB", None
+    mode = "L" if image.mode == "I;16" else image.mode
+    if mode == "1":
+        levels = levels.astype(np.uint8) * 255
+    return levels, _alpha_of_key(levels, key, file), mode, None
+
+
+def _alpha_of_key(levels: np.ndarray, key: Any, file: BinaryIO) -> np.ndarray | None:
+    """Makes alpha of the one colour of a PNG file that stands for transparency.
+
+    It could not stay that: a restoration changes colours.
+    """
+    if key is None:
+        return None
+    if levels.ndim == 2 and levels.dtype == np.uint8:
+        file.seek(24)  # the bits a sample; what has under 8 was scaled to 8
+        key = int(key) * 255 // (2 ** file.read(1)[0] - 1)
+    same = levels == np.asarray(key)
+    transparent = same.all(-1) if levels.ndim == 3 else same
+    return np.where(transparent, 0, np.iinfo(levels.dtype).max).astype(levels.dtype)
+
+
+def _decode_deep_png(file: BinaryIO, max_pixels: int) -> Photograph:
+    """Decodes a PNG file with 16 bits of colour or alpha."""
+    with PngImagePlugin.PngImageFile(file, "") as image:
+        _check_size(*image.size, max_pixels)
+        profile, dpi = image.info.get("icc_profile") or b"", image.info.get("dpi")
+        notes = _frame_notes(_frames(image))
+    content = dict(image_metadata.png_chunks(file, (b"eXIf",))).get(b"eXIf", b"")
+    exif = image_metadata.load_exif(lambda: image_metadata.parse_exif(content))
+    file.seek(0)
+    levels = imagecodecs.png_decode(file.read())
+    colours = 3 if levels.shape[-1] > 2 else 1
+    alpha = levels[..., colours] if levels.shape[-1] > colours else None
+    found = Photograph(
+        levels[..., :3] if colours == 3 else levels[..., 0],
+        alpha,
+        "PNG",
+        "RGB" if colours == 3 else "L",
+        profile,
+        dpi,
+        png_colour=tuple(image_metadata.png_chunks(file, image_metadata.PNG_COLOUR)),
+        notes=notes,
+    )
+    return _finish(found, exif)
+
+
+def _decode_tiff(file: BinaryIO, tiff: tifffile.TiffFile, kind: int) -> Photograph:
+    """Decodes a TIFF file whose first page is of one of `_TIFF_MODES`."""
+    page, (mode, colours) = tiff.pages.first, _TIFF_MODES[kind]
+    levels = _tiff_levels(page)
+    if levels.shape[-1] < colours:
+        raise Refused(f"is damaged: {levels.shape[-1]} samples a pixel where {mode} has more")
+    notes = _frame_notes(_frames(tiff))
+    pixels, alpha = levels[..., :colours], None
+    extra = tuple(page.extrasamples)[:1]
+    if extra in ((1,), (2,)) and levels.shape[-1] > colours:
+        alpha = levels[..., colours]
+        if extra == (1,):
+            pixels = _divide_by_alpha(pixels, alpha)
+    if levels.shape[-1] > colours + (alpha is not None):
+        notes += ("its further channels are left out",)
+    if mode == "P":
+        # 16 bits a colour, of which readers take the upper 8.
+        table = (np.asarray(page.colormap) >> 8).astype(np.uint8)
+        pixels = table[:, pixels[..., 0]].transpose(1, 2, 0)
+        alpha = None if alpha is None else alpha.astype(np.uint8)
+    elif page.bitspersample < 8:
+        pixels = pixels.astype(np.uint8) * (255 // (2**page.bitspersample - 1))
+        if page.bitspersample == 1 and mode == "L":
+            mode = "1"
+    pixels = pixels[..., 0] if colours == 1 and mode != "P" else pixels
+    if kind == _WHITE_IS_ZERO:
+        pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels
+    inks = pixels if mode == "CMYK" else None
+    profile = page.tags.valueof(_ICC, b"")
+    found = Photograph(
+        pixels if inks is None else inks_to_rgb(inks),
+        alpha,
+        "TIFF",
+        mode,
+        profile if isinstance(profile, bytes) else b"",
+        inks=inks,
+        notes=notes,
+    )
+
+    def load() -> Image.Exif:
+        file.seek(0)
+        exif = Image.Exif()
+        exif.load_from_fp(file)
+        return exif
+
+    return _finish(found, image_metadata.load_exif(load))
+
+
+def _tiff_levels(page: tifffile.TiffPage) -> np.ndarray:
+    """Returns the samples of a page [H, W, S]; under 8 bits as they are numbered."""
+    if page.dtype is None or not set(page.axes) <= set("YXS"):
+        raise Refused("is a TIFF of a kind that is not read; save it as RGB or grey")
+    dtype, bits = np.dtype(page.dtype), page.bitspersample
+    if bits not in (1, 2, 4, 8 * dtype.itemsize) or not (
+        dtype in (np.bool_, np.uint8, np.uint16) or dtype.kind == "f"
+    ):
+        raise Refused(f"has {bits} bits a sample ({dtype}); save it with 8 or 16 bits")
+    levels = page.asarray().astype(dtype.newbyteorder("="), copy=False)
+    if page.axes.startswith("S"):
+        levels = np.moveaxis(levels, 0, -1)
+    if dtype.kind == "f":
+        low, high = levels.min(), levels.max()
+        if not (low >= 0 and high <= 1):  # NaN neither
+            raise Refused(f"has float values from {low:g} to {high:g}; scale them to 0…1")
+    return levels.reshape(page.imagelength, page.imagewidth, -1)
+
+
+def _divide_by_alpha(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Undoes the multiplication of colours [H, W, C] by alpha [H, W]."""
+    if pixels.dtype.kind == "f":
+        opacity = np.maximum(alpha, np.finfo(alpha.dtype).tiny)
+        return np.minimum(pixels / opacity[..., None], 1).astype(pixels.dtype)
+    share = pixels / np.maximum(alpha, 1)[..., None].astype(np.float64)
+    return np.rint(np.minimum(share, 1) * np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+
+
+def _finish(found: Photograph, exif: Image.Exif | None, turned: int = 1) -> Photograph:
+    """Turns the arrays upright and brings resolution and EXIF into order.
+
+    Args:
+        found: as decoded.
+        exif: the file's; None if it is damaged.
+        turned: the orientation that was accounted for already.
+    """
+    notes = found.notes
+    if exif is None:
+        notes, exif = (*notes, _DAMAGED_EXIF), Image.Exif()
+    orientation = _valid(exif.get(image_metadata.ORIENTATION))
+    arrays = {
+        name: None if array is None else _upright(array, orientation)
+        for name in ("pixels", "alpha", "inks")
+        for array in [getattr(found, name)]
+    }
+    dpi = image_metadata.valid_dpi(found.dpi) or image_metadata.exif_dpi(exif)
+    if dpi and max(orientation, _valid(turned)) >= 5:
+        dpi = dpi[::-1]
+    height, width = arrays["pixels"].shape[:2]
+    try:
+        kept = image_metadata.descriptive(exif, width, height)
+    except Exception:  # whatever Pillow stumbles over in values of the wrong type
+        notes, kept = (*notes, _DAMAGED_EXIF), b""
+    return dataclasses.replace(found, **arrays, dpi=dpi, exif=kept, notes=notes)
+
+
+def _valid(orientation: Any) -> int:
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies an EXIF orientation to [H, W, ...]: 5 to 8 swap height and width."""
+    if orientation in (2, 3):
+        array = array[:, ::-1]
+    if orientation in (3, 4):
+        array = array[::-1]
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)
+    if orientation in (6, 7):
+        array = array[:, ::-1]
+    if orientation in (7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
+
+
+def _frames(image: Image.Image | tifffile.TiffFile) -> int:
+    try:
+        if isinstance(image, tifffile.TiffFile):
+            return len(image.pages)
+        return getattr(image, "n_frames", 1)
+    except Exception:  # pages beyond the first may be damaged
+        return 1
+
+
+def _frame_notes(frames: int) -> tuple[str, ...]:
+    return (f"only the first of its {frames} pictures is read",) if frames > 1 else ()
+
+
+def inks_to_rgb(inks: np.ndarray) -> np.ndarray:
+    """Returns the colours of inks on white, each filtering the light by its amount.
+
+    Args:
+        inks: cyan, magenta, yellow and black [H, W, 4], uint8, uint16 or float in [0, 1].
+
+    Returns:
+        RGB [H, W, 3] of the same dtype.
+    """
+    if inks.dtype.kind == "f":
+        return (1 - inks[..., :3]) * (1 - inks[..., 3:])
+    white = np.iinfo(inks.dtype).max
+    light = white - inks.astype(np.uint32)
+    product = light[..., :3] * light[..., 3:]
+    product += white // 2
+    return (product // white).astype(inks.dtype)

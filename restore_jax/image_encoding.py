@@ -1,0 +1,337 @@
+"""Restored photographs as image files: the form of the source wherever the format has it."""
+
+import io
+import struct
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+import tifffile
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
+
+from restore_jax import image_metadata
+from restore_jax.image_decoding import Photograph, Refused, inks_to_rgb
+
+# JPEG has no lossless form that others read; at this quality, and with colour at full
+# resolution, what it adds is far below the noise that a restoration leaves.
+JPEG_QUALITY = 95
+
+_DTYPES = {"PNG": (np.uint8, np.uint16), "TIFF": (np.uint8, np.uint16, np.floating)}
+_MODES = {
+    "PNG": ("1", "L", "P", "RGB"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "TIFF": ("1", "L", "P", "RGB", "CMYK"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "WEBP": ("RGB",),
+}
+_INSTEAD = {"1": "L", "L": "RGB", "P": "RGB", "CMYK": "RGB"}
+_LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
+_JPEG_EXIF_LIMIT = 65533 - 6
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": JPEG_QUALITY, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},  # with the colours of what is transparent
+    "BMP": {"dpi": (0, 0)},  # unknown; Pillow would claim 96
+}
+_MODEL = {"1": "grey", "L": "grey", "P": "RGB", "RGB": "RGB", "CMYK": "CMYK"}
+
+
+def encode(
+    file: BinaryIO, restored: np.ndarray, like: Photograph, name: str
+) -> tuple[str, ...]:
+    """Writes an image file.
+
+    Args:
+        file: where to, open for writing and reading, empty.
+        restored: pixels of the shape and type of `like.pixels`.
+        like: the photograph they were restored from.
+        name: the format, as in `Photograph.format`.
+
+    Returns:
+        What the format could not keep, each a line.
+
+    Raises:
+        Refused: the format has no files of that size.
+    """
+    height, width = restored.shape[:2]
+    longest = _LONGEST_SIDE.get(name)
+    if longest and max(height, width) > longest:
+        raise Refused(f"cannot be {width:,} × {height:,} px: {name} ends at {longest:,}")
+    notes: list[str] = []
+    alpha = like.alpha
+    if alpha is not None and name == "JPEG":
+        notes.append("its alpha is left out: JPEG has none")
+        alpha = None
+    mode = _mode(like.mode, name, alpha is not None)
+    dtype = _dtype(like.pixels.dtype, name)
+    if dtype.itemsize < like.pixels.dtype.itemsize:
+        notes.append(f"{like.pixels.dtype} is written with {8 * dtype.itemsize} bits")
+    pixels = rgb_to_inks(restored, like.inks) if mode == "CMYK" else restored
+    pixels = _to_dtype(pixels, dtype)
+    alpha = None if alpha is None else _to_dtype(alpha, dtype)
+    image = Image.fromarray(pixels > 127) if mode == "1" else None
+    if mode == "P":
+        image = _to_palette(pixels, alpha, notes)
+        mode = "P" if image else "RGB"
+    if mode == "RGB" and pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=-1)
+    if image is None and alpha is not None:
+        pixels = np.dstack([pixels, alpha])
+    metadata = _metadata(like, name, mode, notes)
+    if name == "PNG":
+        _write_png(file, image, pixels, metadata, like)
+    elif name == "TIFF":
+        _write_tiff(file, image, pixels, mode, alpha is not None, metadata)
+    elif name == "BMP" and alpha is not None:
+        _write_bmp_with_alpha(file, pixels, like.dpi)
+    else:
+        if image is None:
+            image = _as_image(pixels, mode)
+        image.save(file, name, **(_OPTIONS[name] | metadata))
+    return tuple(notes)
+
+
+def _mode(mode: str, name: str, has_alpha: bool) -> str:
+    """The mode a format keeps colours in: the source's own or the next it has."""
+    while mode not in _MODES[name]:
+        mode = _INSTEAD[mode]
+    if not has_alpha:
+        return mode
+    if mode == "1":
+        mode = "L"
+    # Palettes have alpha in PNG alone; BMP has it with full colours alone.
+    return "RGB" if (mode == "P" and name != "PNG") or name == "BMP" else mode
+
+
+def rgb_to_inks(restored: np.ndarray, inks: np.ndarray) -> np.ndarray:
+    """Returns inks for restored colours, near those of the source.
+
+    Black stays as far as the colour lets it, the other inks make up the rest. Where the colour
+    is the source's own, so are all inks.
+
+    Args:
+        restored: RGB [H, W, 3], uint8, uint16 or float in [0, 1].
+        inks: the source's [H, W, 4], of the same dtype.
+    """
+    white = 1.0 if restored.dtype.kind == "f" else float(np.iinfo(restored.dtype).max)
+    black = np.minimum(inks[..., 3], (white - restored.max(-1)).astype(restored.dtype))
+    light = (white - black)[..., None].astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        others = np.clip(white - white * restored / light, 0, white)
+    others = np.where(light > 0, others, inks[..., :3])
+    if restored.dtype.kind != "f":
+        others = np.rint(others)
+    found = np.dstack([others.astype(restored.dtype), black])
+    same = (restored == inks_to_rgb(inks)).all(-1, keepdims=True)
+    return np.where(same, inks, found)
+
+
+def _dtype(dtype: np.dtype, name: str) -> np.dtype:
+    """The type a format keeps samples in: the source's own or the next it has."""
+    kept = _DTYPES.get(name, (np.uint8,))
+    if any(np.issubdtype(dtype, kind) for kind in kept):
+        return dtype
+    return np.dtype(kept[-1])
+
+
+def _to_dtype(levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Scales to the nearest level of another type."""
+    if levels.dtype == dtype:
+        return levels
+    if levels.dtype.kind == "f":
+        white = np.iinfo(dtype).max
+        return np.rint(np.clip(levels, 0, 1) * np.float32(white)).astype(dtype)
+    return ((levels.astype(np.uint32) + 128) // 257).astype(dtype)
+
+
+def _to_palette(
+    pixels: np.ndarray, alpha: np.ndarray | None, notes: list[str]
+) -> Image.Image | None:
+    """Returns a palette image: exact up to 256 colours, else of the 256 that are nearest.
+
+    Nothing is dithered: that would be new noise. None is returned where the palette would have
+    to change the alpha.
+    """
+    image = Image.fromarray(pixels if alpha is None else np.dstack([pixels, alpha]))
+    colours = image.getcolors(256)
+    if colours is not None:
+        palette = np.array(sorted(colour for _, colour in colours), np.uint8)
+        codes = _codes(np.asarray(image))
+        index = np.searchsorted(_codes(palette), codes).astype(np.uint8)
+        found = Image.fromarray(index).convert("L")
+    else:
+        if alpha is not None and not np.isin(alpha, (0, 255)).all():
+            notes.append("is written as RGBA: it has more than 256 colours and shades of alpha")
+            return None
+        count = 256 if alpha is None else 255
+        notes.append(f"its colours are reduced to a palette of {count}")
+        found = Image.fromarray(pixels).quantize(count, Image.Quantize.MEDIANCUT, kmeans=1)
+        palette = np.array(found.getpalette(), np.uint8).reshape(-1, 3)
+        index = np.asarray(found)
+        if alpha is not None:
+            palette = np.c_[palette[:255], np.full(len(palette[:255]), 255, np.uint8)]
+            index = np.where(alpha > 0, index, len(palette)).astype(np.uint8)
+            palette = np.r_[palette, np.zeros((1, 4), np.uint8)]
+    found = Image.fromarray(index)
+    found.putpalette(np.ascontiguousarray(palette[:, :3]).tobytes())  # makes it a "P"
+    if alpha is not None:
+        found.info["transparency"] = palette[:, 3].tobytes()
+    return found
+
+
+def _codes(colours: np.ndarray) -> np.ndarray:
+    """One number for each colour [..., C], in the order of the colours."""
+    codes = np.zeros(colours.shape[:-1], np.uint32)
+    for channel in range(colours.shape[-1]):
+        codes = codes << 8 | colours[..., channel]
+    return codes
+
+
+def _metadata(like: Photograph, name: str, mode: str, notes: list[str]) -> dict[str, Any]:
+    """Returns what Pillow takes as keywords: profile, resolution and EXIF."""
+    found: dict[str, Any] = {}
+    if like.icc_profile:
+        if name == "BMP" or _MODEL[mode] != _MODEL[like.mode]:
+            notes.append(f"its colour profile is left out: not for {name} in {_MODEL[mode]}")
+        else:
+            found["icc_profile"] = like.icc_profile
+    if like.dpi and name != "WEBP":
+        most = 65535 if name == "JPEG" else np.inf
+        if round(max(like.dpi)) <= most:
+            found["dpi"] = like.dpi
+    exif = like.exif
+    if name == "WEBP" and like.dpi:
+        exif = image_metadata.with_dpi(exif, like.dpi)  # its only place for a resolution
+    if exif and (name == "BMP" or (name == "JPEG" and len(exif) > _JPEG_EXIF_LIMIT)):
+        notes.append(f"its EXIF data are left out: {name} has no room for them")
+    elif exif:
+        found["exif"] = exif
+    return found
+
+
+def _as_image(pixels: np.ndarray, mode: str) -> Image.Image:
+    if mode == "CMYK":
+        height, width = pixels.shape[:2]
+        return Image.frombuffer("CMYK", (width, height), pixels.tobytes(), "raw", "CMYK", 0, 1)
+    return Image.fromarray(pixels)
+
+
+def _write_png(
+    file: BinaryIO,
+    image: Image.Image | None,
+    pixels: np.ndarray,
+    metadata: dict[str, Any],
+    like: Photograph,
+) -> None:
+    colour = PngImagePlugin.PngInfo()
+    for name, content in () if "icc_profile" in metadata else like.png_colour:
+        colour.add(name, content)
+    if image is not None:
+        image.save(file, "PNG", pnginfo=colour, **metadata)
+        return
+    # libpng writes the pixels, as Pillow has none of 16 bits in colour; the rest is taken from
+    # an image of one pixel that Pillow writes.
+    donor = io.BytesIO()
+    Image.new("L", (1, 1)).save(donor, "PNG", pnginfo=colour, **metadata)
+    pixels = np.ascontiguousarray(pixels)
+    # Reshaped, since libpng minds the strides of axes of length 1.
+    encoded = memoryview(imagecodecs.png_encode(pixels.reshape(-1).reshape(pixels.shape)))
+    names = (*image_metadata.PNG_COLOUR, b"iCCP", b"pHYs", b"eXIf")
+    start = 8 + 12 + 13  # signature and header
+    file.write(encoded[:start])
+    for name, content in image_metadata.png_chunks(donor, names):
+        check = imagecodecs.zlib_crc32(name + content)
+        file.write(struct.pack(">I4s", len(content), name) + content + struct.pack(">I", check))
+    file.write(encoded[start:])
+
+
+def _write_tiff(
+    file: BinaryIO,
+    image: Image.Image | None,
+    pixels: np.ndarray,
+    mode: str,
+    has_alpha: bool,
+    metadata: dict[str, Any],
+) -> None:
+    exif = image_metadata.parse_exif(metadata.get("exif", b""))
+    folders = {tag: exif.get_ifd(tag) for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
+    folders = {int(tag): values for tag, values in folders.items() if values}
+    # Of these tifffile writes none: it is given a tag one below, to be changed afterwards.
+    tags = [(tag - 1, 4, 1, 0, True) for tag in folders]
+    for tag in image_metadata.DESCRIPTIVE:
+        if tag in exif:
+            tags.append(_tiff_tag(tag, exif[tag]))
+    options: dict[str, Any] = {"photometric": {"CMYK": "separated", "RGB": "rgb"}.get(mode)}
+    if image is not None and mode == "P":
+        palette = np.array(image.getpalette(), np.uint16).reshape(-1, 3)
+        colormap = np.zeros((3, 256), np.uint16)
+        colormap[:, : len(palette)] = 257 * palette.T
+        options = {"photometric": "palette", "colormap": colormap}
+    elif mode in ("1", "L"):
+        options["photometric"] = "minisblack"
+    if image is not None:
+        pixels = np.asarray(image)
+    if has_alpha:
+        options["extrasamples"] = ["unassalpha"]
+    if pixels.ndim == 3:
+        options["planarconfig"] = "contig"
+    with tifffile.TiffWriter(file, byteorder="<", bigtiff=pixels.nbytes > 2**31) as tiff:
+        tiff.write(
+            pixels,
+            compression="adobe_deflate",
+            # Differences of neighbours, which deflate makes more of; not of single bits, and
+            # those of a palette's numbers mean nothing.
+            predictor=mode not in ("1", "P"),
+            resolution=metadata.get("dpi"),
+            resolutionunit="inch" if "dpi" in metadata else None,
+            iccprofile=metadata.get("icc_profile"),
+            metadata=None,
+            software=False,
+            extratags=tags,
+            **options,
+        )
+    for tag, values in folders.items():
+        _append_folder(file, tag, values)
+
+
+def _tiff_tag(tag: int, value: Any) -> tuple[int, int, int, Any, bool]:
+    """Returns a tag as tifffile takes it: text, bytes or a short."""
+    if isinstance(value, int):
+        return tag, 3, 1, value, True
+    if isinstance(value, str):
+        value = value.encode("utf-8", "replace")
+        return tag, 2, len(value) + 1, value + b"\0", True
+    value = bytes(value)
+    return tag, 1, len(value), value, True
+
+
+def _append_folder(file: BinaryIO, tag: int, values: dict[int, Any]) -> None:
+    """Appends a folder of EXIF tags to a TIFF file and makes a tag that points there."""
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        place, big = tiff.pages.first.tags[tag - 1], tiff.is_bigtiff
+    end = file.seek(0, io.SEEK_END)
+    end += file.write(b"\0" * (end % 2))
+    head = b"II+\0\x08\0\0\0" + struct.pack("<Q", 16) if big else b"II*\0\x08\0\0\0"
+    folder = TiffImagePlugin.ImageFileDirectory_v2(ifh=head, group=tag)
+    for name, value in values.items():
+        folder[name] = value
+    file.write(folder.tobytes(end))
+    file.seek(place.offset)
+    file.write(struct.pack("<H", tag))
+    file.seek(place.valueoffset)
+    file.write(struct.pack("<I", end))
+
+
+def _write_bmp_with_alpha(
+    file: BinaryIO, pixels: np.ndarray, dpi: tuple[float, float] | None
+) -> None:
+    """Writes RGBA with the header, the fourth, that has a mask for alpha."""
+    height, width = pixels.shape[:2]
+    per_metre = [round(value / 0.0254) for value in dpi or (0, 0)]
+    start, size = 14 + 108, 4 * height * width
+    file.write(b"BM" + struct.pack("<IHHI", start + size, 0, 0, start))
+    file.write(
+        struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, size, *per_metre, 0, 0)
+    )
+    file.write(struct.pack("<4I4s", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs") + b"\0" * 48)
+    file.write(np.ascontiguousarray(pixels[::-1, :, [2, 1, 0, 3]]).tobytes())

@@ -1,0 +1,96 @@
+"""What image files tell beside their pixels: EXIF, resolution, the chunks of PNG."""
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+from PIL import ExifTags, Image
+
+ORIENTATION = 274
+# Of a file's own tags, those that describe the photograph: title, make, model, software, time,
+# artist, host, rating, copyright and what Windows adds.
+DESCRIPTIVE = (
+    270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, 40091, 40092, 40093, 40094, 40095,
+)  # fmt: skip
+# The chunks by which a PNG file without a profile defines its colours.
+PNG_COLOUR = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
+
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
+_WIDTH, _HEIGHT, _INTEROP = 40962, 40963, 40965
+
+
+def load_exif(load: Callable[[], Image.Exif]) -> Image.Exif | None:
+    """Returns EXIF data, or None if they are damaged: no reason to refuse the photograph."""
+    try:
+        exif = load()
+        exif.get_ifd(ExifTags.IFD.Exif)
+        exif.get_ifd(ExifTags.IFD.GPSInfo)
+    except Exception:
+        return None
+    return exif
+
+
+def parse_exif(content: bytes) -> Image.Exif:
+    """Parses what a file has in its EXIF field; that may be nothing."""
+    exif = Image.Exif()
+    exif.load(content)
+    return exif
+
+
+def descriptive(exif: Image.Exif, width: int, height: int) -> bytes:
+    """Keeps of EXIF data what holds for any copy of the photograph.
+
+    That leaves out the orientation, the thumbnail and how the file stores its pixels.
+    """
+    kept = Image.Exif()
+    for tag in DESCRIPTIVE:
+        if exif.get(tag) not in (None, "", b""):
+            kept[tag] = exif[tag]
+    camera = dict(exif.get_ifd(ExifTags.IFD.Exif))
+    camera.pop(_INTEROP, None)
+    for tag, size in ((_WIDTH, width), (_HEIGHT, height)):
+        if tag in camera:
+            camera[tag] = size
+    for ifd, values in (
+        (ExifTags.IFD.Exif, camera),
+        (ExifTags.IFD.GPSInfo, dict(exif.get_ifd(ExifTags.IFD.GPSInfo))),
+    ):
+        if values:
+            kept[ifd] = values
+    return kept.tobytes() if len(kept) else b""
+
+
+def exif_dpi(exif: Mapping[int, Any]) -> tuple[float, float] | None:
+    """Returns the resolution that EXIF or TIFF tags tell, in px per inch."""
+    unit = {2: 1.0, 3: 2.54}.get(exif.get(_RESOLUTION_UNIT, 2))
+    both = valid_dpi((exif.get(_X_RESOLUTION), exif.get(_Y_RESOLUTION)))
+    return (both[0] * unit, both[1] * unit) if both and unit else None
+
+
+def valid_dpi(dpi: Any) -> tuple[float, float] | None:
+    """Returns a resolution as two floats, or None if it is none that means anything."""
+    try:
+        horizontal, vertical = (float(value) for value in dpi)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (horizontal, vertical) if 0 < horizontal < 1e6 and 0 < vertical < 1e6 else None
+
+
+def png_chunks(file: BinaryIO, names: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
+    """Yields the names and contents of some of a PNG file's chunks."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name in names:
+            yield name, file.read(length)
+            file.seek(4, 1)
+        else:
+            file.seek(length + 4, 1)
+
+
+def with_dpi(exif: bytes, dpi: tuple[float, float]) -> bytes:
+    """Adds a resolution in px per inch to EXIF data."""
+    found = parse_exif(exif)
+    found[_X_RESOLUTION], found[_Y_RESOLUTION] = dpi
+    found[_RESOLUTION_UNIT] = 2
+    return found.tobytes()

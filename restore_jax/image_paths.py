@@ -1,0 +1,176 @@
+"""Which image files a person means, and what their restored ones are called."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from restore_jax.errors import UsageError
+
+# By format, as in `Photograph.format`; the first is what a new name gets.
+SUFFIXES = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+}
+_KNOWN = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+
+
+def format_name(format: str) -> str:
+    """Returns the format of a name such as "png", "JPEG", "jpg" or ".tif".
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    suffix = "." + format.lower().removeprefix(".")
+    for name, suffixes in SUFFIXES.items():
+        if suffix[1:] == name.lower() or suffix in suffixes:
+            return name
+    known = ", ".join(name.lower() for name in SUFFIXES)
+    raise UsageError(f"--format={format}: not one of {known}")
+
+
+def find(
+    inputs: Sequence[str | os.PathLike[str]],
+    format: str | None = None,
+    exclude: str | os.PathLike[str] | None = None,
+) -> list[tuple[Path, Path]]:
+    """Finds image files and names their outputs.
+
+    A file that is named is taken whatever its name. In a folder and below it are all those with
+    the suffix of an image, but no hidden ones; links are followed. A pattern (`*`, `?`, `[ ]`,
+    `**`) that names nothing by itself stands for the files and folders it matches, with the
+    same choice; quote it, and it is no matter how many there are. Outputs lie as their sources
+    do below the folder, or below where the pattern's first wildcard is. Where a format is asked
+    for, they have its suffix; of two sources in one folder that would then have one name, those
+    of another format keep their own suffix before it (`a.jpg.png` beside `a.png`).
+
+    Args:
+        inputs: files, folders and patterns.
+        format: that of the outputs, as `format_name` takes it; that of each source if None.
+        exclude: the folder of the outputs: what is in it is not read where it lies below a
+            folder or pattern of the inputs.
+
+    Returns:
+        Paths and relative paths of their outputs, each path once, sorted by output. A folder
+        that cannot be listed is there, too, for `image_files.read` to tell.
+
+    Raises:
+        UsageError: an input is not there, has no images, or an output would take the place of
+            another one or of an input.
+    """
+    name = None if format is None else format_name(format)
+    output = None if exclude is None else os.path.realpath(exclude)
+    found: dict[str, tuple[Path, Path]] = {}
+    for given in inputs:
+        some = False
+        for path, relative in _expand(os.fspath(given), output):
+            some = True
+            # Not resolved: two links to one file are two inputs.
+            found.setdefault(os.path.abspath(path), (path, relative))  # noqa: PTH100
+        if not some:
+            raise UsageError(f"--input={os.fspath(given)!r}: there are no images in it")
+    return _name_outputs(list(found.values()), name, output)
+
+
+def _expand(given: str, output: str | None) -> Iterator[tuple[Path, Path]]:
+    """Yields the files of one input with their paths below its folder."""
+    try:
+        path = Path(given).expanduser()
+        exists = bool(given) and os.path.lexists(path)
+        # Not Path.glob, which takes no absolute patterns.
+        matches = [] if exists or not given else glob.glob(str(path), recursive=True)  # noqa: PTH207
+        is_folder = exists and path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home of that user
+        raise UsageError(f"--input={given!r}: cannot be read: {error}") from error
+    if exists and not is_folder:
+        yield path, Path(path.name)
+        return
+    if not exists and not matches:
+        raise UsageError(f"--input={given!r}: there is no such file or folder, nor a match")
+    base = path if exists else _before_wildcards(path)
+    if output is not None:
+        real = os.path.realpath(base)
+        if real == output:
+            raise UsageError(f"--output: is the folder of --input={given!r}; name another one")
+        if not _inside(output, real):
+            output = None
+    for match in [path] if exists else sorted(map(Path, matches)):
+        if any(map(_is_hidden, match.relative_to(base).parts)):
+            continue
+        if match.is_dir():
+            yield from ((file, file.relative_to(base)) for file in _walk(match, output))
+        elif _is_image(match) and not (output and _inside(os.path.realpath(match), output)):
+            yield match, match.relative_to(base)
+
+
+def _before_wildcards(pattern: Path) -> Path:
+    parts = pattern.parts
+    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:fixed])
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _KNOWN
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"  # in which only looks like images
+
+
+def _inside(real: str, folder: str) -> bool:
+    return real == folder or real.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _walk(
+    folder: Path, output: str | None, above: frozenset[str] = frozenset()
+) -> Iterator[Path]:
+    """The images in a folder and below; `above` are the folders it is in."""
+    real = os.path.realpath(folder)
+    if real in above or (output and _inside(real, output)):  # a link back up
+        return
+    try:
+        shown = (entry for entry in folder.iterdir() if not _is_hidden(entry.name))
+        entries = sorted((entry, entry.is_dir()) for entry in shown)
+    except OSError:
+        yield folder
+        return
+    for entry, is_folder in entries:
+        if is_folder:
+            yield from _walk(entry, output, above | {real})
+        elif _is_image(entry):
+            yield entry
+
+
+def _name_outputs(
+    found: list[tuple[Path, Path]], name: str | None, output: str | None
+) -> list[tuple[Path, Path]]:
+    plain = [_renamed(relative, name, keep=False) for _, relative in found]
+    shared: dict[Path, set[Path]] = {}
+    for wanted, (_, relative) in zip(plain, found, strict=True):
+        shared.setdefault(wanted, set()).add(relative)
+    sources = {os.path.realpath(path) for path, _ in found}
+    taken: dict[Path, Path] = {}
+    for wanted, (path, relative) in zip(plain, found, strict=True):
+        if len(shared[wanted]) > 1:
+            wanted = _renamed(relative, name, keep=True)
+        if wanted in taken:
+            raise UsageError(
+                f"--input: {taken[wanted]} and {path} would both become {wanted}; "
+                "name the folder that they share, or restore them one after the other"
+            )
+        if output is not None and os.path.realpath(Path(output, wanted)) in sources:
+            raise UsageError(f"--output: {wanted} in it is an input; name another folder")
+        taken[wanted] = path
+    return [(taken[wanted], wanted) for wanted in sorted(taken)]
+
+
+def _renamed(relative: Path, name: str | None, keep: bool) -> Path:
+    """Gives a path a format's suffix, in place of that of another one or after it."""
+    if name is None or relative.suffix.lower() in SUFFIXES[name]:
+        return relative
+    if keep or not _is_image(relative):
+        return relative.with_name(relative.name + SUFFIXES[name][0])
+    return relative.with_suffix(SUFFIXES[name][0])

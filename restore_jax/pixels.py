@@ -1,0 +1,95 @@
+"""Images as users have them: what can be restored, and its way to RGB floats and back."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from restore_jax.errors import RunError
+
+DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
+
+# What an earlier resize in float32 may leave above white or below black.
+_FLOAT_DUST = 1e-4
+
+
+def checked(image: Any, name: str, batch: bool = False) -> np.ndarray:
+    """Returns an image, or a batch where that is allowed, as a NumPy array.
+
+    Raises:
+        ValueError: in one line, for anything else.
+    """
+    if not isinstance(image, np.ndarray | jax.Array):
+        raise ValueError(
+            f"{name}: a {type(image).__name__} is no array; give a NumPy or JAX array"
+        )
+    if np.dtype(image.dtype).name not in DTYPES:
+        raise ValueError(f"{name}: dtype {image.dtype} is not one of {', '.join(DTYPES)}")
+    array, shape = np.asarray(image), list(image.shape)
+    layouts = "[H, W] or [H, W, C]" + (" or [B, H, W, C]" if batch else "")
+    if not 2 <= array.ndim <= 3 + batch:
+        raise ValueError(f"{name}: shape {shape} is not {layouts}")
+    if array.ndim > 2 and shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"{name}: shape {shape} has {shape[-1]} channels in its last axis; there must be 1 "
+            "(grey), 3 (RGB) or 4 (RGB and alpha)"
+        )
+    if not array.size:
+        raise ValueError(f"{name}: shape {shape} has no pixels")
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{name}: some of its values are not finite")
+        if low < -_FLOAT_DUST or high > 1.0 + _FLOAT_DUST:
+            raise ValueError(
+                f"{name}: floats must lie in [0, 1], these reach from {low:g} to {high:g}; "
+                "scale them"
+            )
+    return array
+
+
+class Picture:
+    """An image as `restore_jax.tiles` reads and writes it, and its result.
+
+    Nothing of the image's size is held in float32: rows are converted as they come and go.
+    """
+
+    def __init__(self, array: np.ndarray, strength: float) -> None:
+        self.height, self.width = array.shape[:2]
+        self.result = np.empty_like(array)
+        pixels = array[..., None] if array.ndim == 2 else array
+        results = self.result[..., None] if array.ndim == 2 else self.result
+        if pixels.shape[-1] == 4:
+            results[..., 3] = pixels[..., 3]
+        self._pixels, self._results = pixels[..., :3], results[..., :3]
+        self._strength = strength
+
+    def read(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> np.ndarray:
+        """Returns some pixels as RGB, float32 [h, w, 3] in [0, 1]."""
+        pixels = _as_float32(self._pixels[rows][:, columns])
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+
+    def write(self, top: int, rows: np.ndarray) -> None:
+        """Takes restored RGB rows, float32 [n, W, 3], any range."""
+        if not np.isfinite(rows).all():
+            raise RunError(
+                "the model gives values that are not finite; take another checkpoint"
+            )
+        here = slice(top, top + len(rows))
+        if self._results.shape[-1] == 1:
+            rows = rows.mean(axis=-1, keepdims=True)
+        rows = np.clip(rows, 0.0, 1.0)
+        if self._strength < 1.0:
+            rows = rows * np.float32(self._strength)
+            rows += _as_float32(self._pixels[here]) * np.float32(1.0 - self._strength)
+        if self._results.dtype.kind == "u":
+            rows = np.rint(rows * np.float32(np.iinfo(self._results.dtype).max))
+        self._results[here] = rows
+
+
+def _as_float32(pixels: np.ndarray) -> np.ndarray:
+    """Converts pixels of any dtype to float32 in [0, 1]."""
+    if pixels.dtype.kind == "u":
+        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    return np.clip(pixels.astype(np.float32), 0.0, 1.0)

@@ -1,0 +1,248 @@
+"""Restores files and folders of images with a trained model."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tqdm
+
+from restore_jax import image_files, image_paths, pixels
+from restore_jax.errors import RunError, UsageError
+from restore_jax.image_files import ImageFileError, Photograph
+from restore_jax.restorer import Restorer
+
+# Read ahead and written behind the model, so that it need not wait for the disk.
+_THREADS = 4
+_AHEAD = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One image to restore.
+
+    Attributes:
+        source: where it is.
+        target: where its restoration goes.
+        relative: the same, from the folder of the output.
+    """
+
+    source: pathlib.Path
+    target: pathlib.Path
+    relative: pathlib.Path
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of the images.
+
+    Attributes:
+        restored: written now.
+        skipped: there before.
+        failed: a line for each that could not be read, restored or written.
+    """
+
+    restored: int = 0
+    skipped: int = 0
+    failed: list[str] = dataclasses.field(default_factory=list)
+
+
+def plan(
+    inputs: Sequence[str],
+    output: pathlib.Path,
+    file_format: str | None = None,
+    shard: str | None = None,
+) -> list[Item]:
+    """Lists the images to restore.
+
+    Args:
+        inputs: files, folders (searched throughout) and globs.
+        output: the folder of the restorations; what is in it is no input.
+        file_format: of all restorations, e.g. "png"; None: each input's own.
+        shard: "I/N" for the I-th of N parts, of which each image belongs to one, by a hash of
+            its output's name; None for all.
+
+    Raises:
+        UsageError: as `image_paths.find`, or for a wrong shard.
+    """
+    part, parts = _parse_shard(shard)
+    items = []
+    for source, relative in image_paths.find(inputs, file_format, exclude=output):
+        number = int.from_bytes(hashlib.sha256(relative.as_posix().encode()).digest()[:8])
+        if number % parts != part - 1:
+            continue
+        items.append(Item(source, output / relative, relative))
+    return items
+
+
+def restore_files(
+    restorer: Restorer,
+    items: Sequence[Item],
+    file_format: str | None = None,
+    overwrite: bool = False,
+    comparisons: pathlib.Path | None = None,
+) -> Outcome:
+    """Restores images and writes them, each in one step.
+
+    An image that cannot be read or written is told of and left out; the others go on.
+
+    Args:
+        restorer: the model.
+        items: from `plan`.
+        file_format: as for `plan`.
+        overwrite: writes restorations that are there already anew, rather than skip them.
+        comparisons: a folder for pictures of each input beside its restoration.
+
+    Returns:
+        What became of them.
+
+    Raises:
+        RunError: where the model gives values that are not finite, or memory runs out.
+    """
+    outcome = Outcome()
+    todo = [item for item in items if overwrite or not item.target.exists()]
+    outcome.skipped = len(items) - len(todo)
+    bar = tqdm.tqdm(
+        total=len(todo),
+        unit=" images",
+        # A log file is no terminal: a line every ten seconds is enough there.
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        dynamic_ncols=True,
+    )
+
+    def fail(item: Item, error: Exception) -> None:
+        line = " ".join(str(error).split())
+        line = line if str(item.source) in line else f"{item.source}: {line}"
+        outcome.failed.append(line)
+        bar.write(f"error: {line}", file=sys.stderr)
+        bar.update()
+
+    def tell(item: Item, notes: Sequence[str]) -> None:
+        for note in notes:
+            bar.write(f"{item.source}: {note}", file=sys.stderr)
+
+    read: collections.deque[tuple[Item, Photograph]] = collections.deque()
+
+    def arrays(threads: concurrent.futures.Executor) -> Iterator[np.ndarray]:
+        for item, photograph in _read_ahead(todo, threads, fail):
+            tell(item, photograph.notes)
+            read.append((item, photograph))
+            yield photograph.pixels
+
+    writing: collections.deque[tuple[Item, concurrent.futures.Future[tuple[str, ...]]]]
+    writing = collections.deque()
+
+    def finish_one() -> None:
+        item, future = writing.popleft()
+        try:
+            tell(item, future.result())
+        except (ImageFileError, OSError) as error:
+            fail(item, error)
+        else:
+            outcome.restored += 1
+            bar.update()
+
+    with bar, concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+        for restored in restorer.restore_many(arrays(threads)):
+            item, photograph = read.popleft()
+            writing.append(
+                (
+                    item,
+                    threads.submit(
+                        _write, item, restored, photograph, file_format, comparisons
+                    ),
+                )
+            )
+            while len(writing) > _AHEAD:
+                finish_one()
+        while writing:
+            finish_one()
+    return outcome
+
+
+def format_outcome(outcome: Outcome, output: pathlib.Path) -> str:
+    """Formats what a run ends with.
+
+    Raises:
+        RunError: with the same, where an image failed.
+    """
+    plural = "" if outcome.restored == 1 else "s"
+    parts = [f"{outcome.restored} image{plural} restored into {output}"]
+    if outcome.skipped:
+        parts.append(f"{outcome.skipped} skipped, which were there (--overwrite replaces them)")
+    if outcome.failed:
+        parts.append(f"{len(outcome.failed)} failed")
+        raise RunError("; ".join(parts))
+    return "; ".join(parts)
+
+
+def _parse_shard(shard: str | None) -> tuple[int, int]:
+    if shard is None:
+        return 1, 1
+    first, _, second = shard.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+        raise UsageError(f"--shard={shard}: give I/N, the I-th of N parts, for example 1/4")
+    return int(first), int(second)
+
+
+def _read(item: Item) -> Photograph:
+    photograph = image_files.read(item.source)
+    # Here, so that one image that cannot be restored does not end the others.
+    pixels.checked(photograph.pixels, str(item.source))
+    return photograph
+
+
+def _read_ahead(
+    items: Sequence[Item],
+    threads: concurrent.futures.Executor,
+    fail: Callable[[Item, Exception], None],
+) -> Iterator[tuple[Item, Photograph]]:
+    """Reads some images ahead, in order; what cannot be read is passed over."""
+    waiting: collections.deque[tuple[Item, concurrent.futures.Future[Photograph]]]
+    waiting = collections.deque()
+    remaining = iter(items)
+    while True:
+        while len(waiting) < _THREADS and (item := next(remaining, None)) is not None:
+            waiting.append((item, threads.submit(_read, item)))
+        if not waiting:
+            return
+        item, future = waiting.popleft()
+        try:
+            yield item, future.result()
+        except (ImageFileError, OSError, ValueError, MemoryError) as error:
+            fail(item, error)
+
+
+def _write(
+    item: Item,
+    restored: np.ndarray,
+    photograph: Photograph,
+    file_format: str | None,
+    comparisons: pathlib.Path | None,
+) -> tuple[str, ...]:
+    """Writes a restoration; returns what its format could not keep."""
+    notes = image_files.write(item.target, restored, photograph, file_format)
+    if comparisons is not None:
+        path = comparisons / item.relative.with_name(f"{item.relative.name}.png")
+        beside = Photograph(_side_by_side(photograph.pixels, restored))
+        image_files.write(path, beside.pixels, beside)
+    return notes
+
+
+def _side_by_side(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The input left of its restoration, uint8 [H, W, 3]."""
+    pair = [np.atleast_3d(_to_bytes(image)) for image in (before, after)]
+    gap = np.full((pair[0].shape[0], 8, 3), 255, np.uint8)
+    left, right = (np.broadcast_to(image, (*image.shape[:2], 3)) for image in pair)
+    return np.concatenate([left, gap, right], axis=1)
+
+
+def _to_bytes(image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return image
+    white = 65535.0 if image.dtype == np.uint16 else 1.0
+    return np.round(image.astype(np.float32) * (255.0 / white)).astype(np.uint8)

@@ -1,0 +1,187 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from restore_jax import image_files, models, restore
+from restore_jax.errors import RunError, UsageError
+from restore_jax.restorer import Restorer
+from tests import image_fuzz
+
+
+@pytest.fixture(scope="module")
+def restorer():
+    fields = {"name": "sca_unet", "widths": (2, 4)}
+    model = models.create(**fields)
+    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
+    config = ConfigDict({"model": fields})
+    return Restorer(model, variables, config, tile=32, batch_size=4)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "in"
+    for i, name in enumerate(("a.png", "b/a.png", "b/c.bmp", "b/d/e.tif")):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 24 + i, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def run(restorer, folder, output, **options):
+    items = restore.plan([str(folder)], output, options.get("file_format"))
+    return restore.restore_files(restorer, items, **options)
+
+
+def names(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_folder_comes_back_restored(restorer, photographs, tmp_path):
+    outcome = run(restorer, photographs, tmp_path / "out")
+    assert (outcome.restored, outcome.skipped, outcome.failed) == (4, 0, [])
+    assert names(tmp_path / "out") == ["a.png", "b/a.png", "b/c.bmp", "b/d/e.tif"]
+    for name in names(photographs):
+        before = np.asarray(Image.open(photographs / name))
+        after = np.asarray(Image.open(tmp_path / "out" / name))
+        np.testing.assert_array_equal(after, restorer(before))
+        assert np.any(after != before)
+    assert "4 images restored into" in restore.format_outcome(outcome, tmp_path)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(restorer, photographs, tmp_path, monkeypatch):
+    output, write = tmp_path / "out", image_files.write
+    calls = itertools.count()
+
+    def dies(path, *rest):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return write(path, *rest)
+
+    monkeypatch.setattr(image_files, "write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(restorer, photographs, output)
+    done = {name: (output / name).stat().st_mtime_ns for name in names(output)}
+    assert 1 <= len(done) < 4
+    monkeypatch.setattr(image_files, "write", write)
+    outcome = run(restorer, photographs, output)
+    assert (outcome.restored, outcome.skipped) == (4 - len(done), len(done))
+    assert names(output) == names(photographs)  # and no half-written file
+    for name, time in done.items():
+        assert (output / name).stat().st_mtime_ns == time
+    assert "skipped, which were there" in restore.format_outcome(outcome, output)
+    again = run(restorer, photographs, output, overwrite=True)
+    assert (again.restored, again.skipped) == (4, 0)
+
+
+def test_a_bad_file_is_told_of_and_the_rest_goes_on(restorer, photographs, tmp_path, capsys):
+    (photographs / "b" / "bad.png").write_bytes(b"no image")
+    (photographs / "empty.jpg").touch()
+    outcome = run(restorer, photographs, tmp_path / "out")
+    assert outcome.restored == 4
+    assert len(outcome.failed) == 2
+    told = capsys.readouterr().err
+    for path, line in zip(("b/bad.png", "empty.jpg"), sorted(outcome.failed), strict=True):
+        assert line.startswith(str(photographs / path))
+        assert f"error: {line}" in told
+    with pytest.raises(RunError, match=r"4 images restored into .*; 2 failed"):
+        restore.format_outcome(outcome, tmp_path / "out")
+
+
+def test_a_file_that_cannot_be_written_does_not_stop_the_others(
+    restorer, photographs, tmp_path
+):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "b").write_text("in the way of a folder")
+    outcome = run(restorer, photographs, output)
+    assert outcome.restored == 1
+    assert len(outcome.failed) == 3
+    assert (output / "b").read_text() == "in the way of a folder"
+
+
+def test_another_format_and_pictures_of_both(restorer, photographs, tmp_path):
+    output = tmp_path / "out"
+    outcome = run(
+        restorer, photographs, output, file_format="webp", comparisons=output / "compare"
+    )
+    assert outcome.restored == 4
+    assert names(output) == [
+        "a.webp", "b/a.webp", "b/c.webp", "b/d/e.webp", "compare/a.webp.png",
+        "compare/b/a.webp.png", "compare/b/c.webp.png", "compare/b/d/e.webp.png",
+    ]  # fmt: skip
+    before = np.asarray(Image.open(photographs / "a.png"))
+    after = np.asarray(Image.open(output / "a.webp"))
+    both = np.asarray(Image.open(output / "compare" / "a.webp.png"))
+    np.testing.assert_array_equal(both[:, :24], before)
+    np.testing.assert_array_equal(both[:, -24:], after)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_pictures_of_both_are_of_8_bits_of_rgb(dtype):
+    white = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
+    before, after = np.full((4, 5), white, dtype), np.zeros((4, 5), dtype)
+    both = restore._side_by_side(before, after)
+    assert both.shape == (4, 18, 3)
+    assert both.dtype == np.uint8
+    assert (both[:, :13] == 255).all()
+    assert (both[:, 13:] == 0).all()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_shards_share_the_images_out(tmp_path, parts):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(40):
+        Image.new("L", (4, 4)).save(folder / f"{i}.png")
+    shares = [
+        {
+            item.source
+            for item in restore.plan([str(folder)], tmp_path / "out", shard=f"{i + 1}/{parts}")
+        }
+        for i in range(parts)
+    ]
+    assert sum(len(share) for share in shares) == 40
+    assert set().union(*shares) == set(folder.iterdir())
+    assert all(shares)
+    (folder / "new.png").write_bytes((folder / "0.png").read_bytes())
+    after = restore.plan([str(folder)], tmp_path / "out", shard=f"1/{parts}")
+    assert {item.source for item in after} - {folder / "new.png"} == shares[0]
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", ""])
+def test_a_wrong_shard_is_refused(tmp_path, shard):
+    with pytest.raises(UsageError, match=r"--shard=.*give I/N"):
+        restore.plan([str(tmp_path)], tmp_path / "out", shard=shard)
+
+
+@pytest.mark.slow
+def test_five_hundred_files_of_every_kind(restorer, tmp_path):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    cases = list(image_fuzz.generate(folder, 500, seed=7))
+    items = restore.plan([str(folder)], output)
+    outcome = restore.restore_files(restorer, items)
+    assert outcome.restored + len(outcome.failed) == len(items)
+    targets = {item.source: item.target for item in items}
+    good = [case for case in cases if case.good]
+    assert len(good) > 200
+    for case in good:
+        before, after = image_files.read(case.path), image_files.read(targets[case.path])
+        assert after.pixels.shape == before.pixels.shape, case
+        assert after.pixels.dtype == before.pixels.dtype, case
+        assert (after.format, after.mode) == (before.format, before.mode), case
+        assert (after.alpha is None) == (before.alpha is None), case
+        expected = restorer(before.pixels)
+        assert expected.shape == before.pixels.shape
+        assert expected.dtype == before.pixels.dtype
+    for line in outcome.failed:
+        assert "\n" not in line
+        assert "Traceback" not in line
+    for case in cases:
+        if case.good is False and case.path in targets:
+            assert not targets[case.path].exists(), case

@@ -1,0 +1,363 @@
+import collections
+
+import jax
+import numpy as np
+import pytest
+
+from restore_jax import models, tiles
+from restore_jax.errors import RunError
+from restore_jax.tiles import Sizes
+
+RNG = np.random.default_rng(0)
+
+
+class Memory:
+    """A picture of float32, and what was done to it."""
+
+    def __init__(self, image, label=None):
+        self.image = image.astype(np.float32)
+        self.height, self.width = image.shape[:2]
+        self.result = np.full(image.shape, np.nan, np.float32)
+        self.label = label
+        self.heights = []
+
+    def read(self, rows, columns):
+        return self.image[rows][:, columns]
+
+    def write(self, top, rows):
+        self.result[top : top + len(rows)] = rows
+        self.heights.append(len(rows))
+
+
+def restore(image, apply, tile=32, overlap=8, batch_size=4):
+    (picture,) = tiles.restore([Memory(image)], apply, Sizes(tile, overlap, batch_size))
+    return picture.result
+
+
+def identity(batch):
+    return batch
+
+
+def out_of_memory():
+    return jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+
+
+@pytest.fixture(scope="module")
+def pooled():
+    """A tiny random network with global pooling and non-local attention."""
+    model = models.create("sca_unet", widths=(2, 4))
+    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    compiled = jax.jit(model.apply)
+    return lambda batch: np.asarray(compiled(variables, batch))
+
+
+@pytest.mark.parametrize(
+    ("length", "tile", "overlap", "expected"),
+    [
+        (32, 32, 8, [0]),
+        (5, 32, 8, [0]),
+        (33, 32, 8, [0, 1]),
+        (56, 32, 8, [0, 24]),
+        (57, 32, 8, [0, 12, 25]),
+        (64, 32, 0, [0, 32]),
+    ],
+)
+def test_tiles_begin_evenly_and_overlap_enough(length, tile, overlap, expected):
+    assert tiles.starts(length, tile, overlap) == expected
+
+
+def test_any_length_is_covered_with_the_overlap_asked_for():
+    for length in range(33, 400):
+        begins = tiles.starts(length, 32, 9)
+        assert begins[0] == 0
+        assert begins[-1] + 32 == length
+        assert min(np.diff(begins)) >= 1
+        assert max(np.diff(begins)) <= 32 - 9
+
+
+def test_weights_follow_a_raised_cosine_and_sum_to_one():
+    first, second = tiles.axis_weights([0, 4], 8)
+    rise = 0.5 - 0.5 * np.cos(np.pi * np.array([0.5, 1.5, 2.5, 3.5]) / 4)
+    np.testing.assert_allclose(first, [1, 1, 1, 1, *rise[::-1]], rtol=1e-6)
+    np.testing.assert_allclose(second, [*rise, 1, 1, 1, 1], rtol=1e-6)
+    for length in (33, 40, 57, 100, 131):
+        begins = tiles.starts(length, 32, 12)
+        total = np.zeros(length)
+        for begin, row in zip(begins, tiles.axis_weights(begins, 32), strict=True):
+            assert (row > 0).all()
+            total[begin : begin + 32] += row
+        np.testing.assert_allclose(total, 1.0, rtol=1e-6)
+
+
+def test_tiles_that_do_not_overlap_are_put_side_by_side():
+    np.testing.assert_array_equal(tiles.axis_weights([0, 8], 8), np.ones((2, 8)))
+
+
+@pytest.mark.parametrize(("length", "padded"), [(5, 9), (3, 32), (2, 7), (7, 7), (40, 64)])
+def test_padding_reflects_as_numpy_does(length, padded):
+    expected = np.pad(np.arange(length), (0, padded - length), mode="reflect")
+    np.testing.assert_array_equal(tiles.reflected(length, padded), expected)
+
+
+def test_a_single_pixel_is_repeated():
+    np.testing.assert_array_equal(tiles.reflected(1, 4), [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 70), (31, 33), (32, 32), (100, 20), (65, 129), (200, 97)]
+)
+@pytest.mark.parametrize("overlap", [0, 5, 16])
+def test_a_model_that_does_nothing_leaves_the_image(shape, overlap):
+    image = RNG.uniform(0, 1, (*shape, 3)).astype(np.float32)
+    np.testing.assert_allclose(restore(image, identity, overlap=overlap), image, atol=1e-6)
+
+
+def test_blending_equals_a_weighted_mean_over_the_whole_image():
+    """Against the plain way: all tiles in two full-size float64 accumulators."""
+    image = RNG.uniform(0, 1, (75, 110, 3)).astype(np.float32)
+
+    def model(batch):
+        return batch**2 + batch.mean(axis=(1, 2), keepdims=True)
+
+    total, weight = np.zeros((75, 110, 3)), np.zeros((75, 110, 1))
+
+    def window(index, begins):
+        """The raised cosine towards each neighbour, before any normalisation."""
+        values, x = np.ones(32), np.arange(32) + 0.5
+        if index:
+            shared = begins[index - 1] + 32 - begins[index]
+            values *= np.where(x < shared, 0.5 - 0.5 * np.cos(np.pi * x / shared), 1)
+        if index + 1 < len(begins):
+            shared = begins[index] + 32 - begins[index + 1]
+            left = 32 - x
+            values *= np.where(left < shared, 0.5 - 0.5 * np.cos(np.pi * left / shared), 1)
+        return values
+
+    tops, lefts = tiles.starts(75, 32, 16), tiles.starts(110, 32, 16)
+    for i, top in enumerate(tops):
+        for j, left in enumerate(lefts):
+            where = slice(top, top + 32), slice(left, left + 32)
+            w = np.outer(window(i, tops), window(j, lefts))[..., None]
+            total[where] += w * model(image[where][None].astype(np.float64))[0]
+            weight[where] += w
+    np.testing.assert_allclose(restore(image, model, overlap=16), total / weight, atol=1e-6)
+
+
+def test_rows_are_handed_on_once_and_in_order():
+    (picture,) = tiles.restore([Memory(np.zeros((100, 40, 3)))], identity, Sizes(32, 8, 4))
+    assert sum(picture.heights) == 100
+    assert max(picture.heights) <= 32
+    assert len(picture.heights) == len(tiles.starts(100, 32, 8))
+
+
+SIZE, TILE, FRAME = 192, 64, 12
+
+
+def at_borders_and_elsewhere(line_values, overlap):
+    """The largest of values between neighbouring lines: where a tile begins or ends; elsewhere.
+
+    The image's own frame is left out: there a network sees zeros, and does as it likes.
+    """
+    begins = tiles.starts(SIZE, TILE, overlap)
+    edges = {x - 1 for x in begins[1:]} | {x + TILE - 1 for x in begins[:-1]}
+    near = {x + d for x in edges for d in (-1, 0, 1)}
+    inside = range(FRAME, len(line_values) - FRAME)
+    return (
+        max(line_values[x] for x in inside if x in near),
+        max(line_values[x] for x in inside if x not in near),
+    )
+
+
+def jumps(result, axis):
+    """The largest jump of any pixel between neighbouring lines across an axis."""
+    inner = np.moveaxis(np.diff(result, axis=axis), axis, 0)[:, FRAME:-FRAME]
+    return np.abs(inner).max(axis=(1, 2))
+
+
+def steps(result, axis):
+    """By how much whole lines differ from their neighbours; what a seam in a texture is."""
+    inner = np.moveaxis(np.diff(result, axis=axis), axis, 0)[:, FRAME:-FRAME]
+    return np.abs(inner.mean(axis=1)).max(axis=1)
+
+
+def ramp():
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+    return np.stack([x, y, (x + y) / 2], axis=-1).astype(np.float32)
+
+
+def texture():
+    noise = np.random.default_rng(1).uniform(0, 1, (SIZE + 2, SIZE + 2, 3))
+    smooth = (noise[2:, 2:] + noise[1:-1, 1:-1] + noise[:-2, :-2]) / 3
+    # Regions of different means, so that what is pooled differs from tile to tile.
+    shade = np.sin(np.arange(SIZE) / 17)[:, None, None] + np.cos(np.arange(SIZE) / 23)[:, None]
+    return np.clip(0.5 * smooth + 0.25 + 0.1 * shade, 0, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    ("image", "measure"),
+    [(ramp(), jumps), (texture(), jumps), (texture(), steps)],
+    ids=["ramp-jumps", "texture-jumps", "texture-steps"],
+)
+def test_no_seam_shows(pooled, image, measure, axis):
+    blended = measure(restore(image, pooled, TILE, TILE // 4, batch_size=1), axis)
+    at_borders, elsewhere = at_borders_and_elsewhere(blended, TILE // 4)
+    assert at_borders <= elsewhere
+    # Nor is it larger than anywhere in an image that was restored in one piece.
+    whole = measure(pooled(image[None])[0], axis)[FRAME:-FRAME].max()
+    assert at_borders <= whole
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("image", "measure"), [(ramp(), jumps), (texture(), steps)])
+def test_a_seam_is_seen_by_these_measures(pooled, image, measure, axis):
+    side_by_side = measure(restore(image, pooled, TILE, 0, batch_size=1), axis)
+    at_borders, _ = at_borders_and_elsewhere(side_by_side, 0)
+    assert at_borders > 2 * measure(pooled(image[None])[0], axis)[FRAME:-FRAME].max()
+
+
+def test_a_jump_between_tiles_becomes_a_smooth_slope():
+    """Tiles that differ by 1 pass into one another no steeper than a raised cosine."""
+    values = iter([0.0, 1.0])
+    result = restore(
+        np.zeros((32, 48, 3)), lambda batch: np.full_like(batch, next(values)), batch_size=1
+    )
+    assert result[:, 0].max() == 0
+    assert result[:, -1].min() == 1
+    assert np.diff(result, axis=1).max() <= np.pi / 2 / 16 + 1e-6
+    assert np.diff(result, axis=1).min() >= 0
+
+
+def test_few_shapes_serve_all_sizes():
+    seen = collections.Counter()
+
+    def apply(batch):
+        seen[batch.shape] += 1
+        return batch
+
+    sizes = [(h, w) for h in (1, 20, 33, 64, 65, 200) for w in (5, 31, 32, 70, 128)]
+    images = [RNG.uniform(0, 1, (*size, 3)) for size in sizes]
+    pictures = [Memory(image, i) for i, image in enumerate(images)]
+    done = list(tiles.restore(pictures, apply, Sizes(64, 16, 8)))
+    assert [picture.label for picture in done] == list(range(len(images)))
+    for picture, image in zip(done, images, strict=True):
+        np.testing.assert_allclose(picture.result, image, atol=1e-6)
+    assert {shape[1:] for shape in seen} <= {(h, w, 3) for h in (32, 64) for w in (32, 64)}
+    assert {shape[0] for shape in seen} <= {1, 2, 4, 8}
+
+
+def test_batches_are_filled_across_images():
+    batches = []
+
+    def apply(batch):
+        batches.append(len(batch))
+        return batch
+
+    pictures = [Memory(np.zeros((20, 20, 3))) for _ in range(10)]
+    assert len(list(tiles.restore(pictures, apply, Sizes(32, 8, 4)))) == 10
+    assert batches == [4, 4, 2]
+
+
+def test_images_are_taken_in_only_as_needed():
+    taken = []
+
+    def pictures():
+        for i in range(100):
+            taken.append(i)
+            yield Memory(np.zeros((20, 20, 3)))
+
+    results = tiles.restore(pictures(), identity, Sizes(32, 8, 4))
+    assert not taken
+    next(results)
+    assert len(taken) == 4
+
+
+def test_a_shape_that_is_rare_does_not_wait_for_ever():
+    taken = []
+
+    def pictures():
+        for i in range(100):
+            taken.append(i)
+            yield Memory(np.zeros((20, 20 if i else 40, 3)))
+
+    next(tiles.restore(pictures(), identity, Sizes(64, 8, 64)))
+    assert len(taken) == 32
+
+
+def test_a_large_image_does_not_wait_for_others(monkeypatch):
+    monkeypatch.setattr(tiles, "_MOST_PIXELS_WAITING", 1000)
+    taken = []
+
+    def pictures():
+        for i in range(3):
+            taken.append(i)
+            yield Memory(np.zeros((40, 40, 3)))
+
+    next(tiles.restore(pictures(), identity, Sizes(64, 8, 8)))
+    assert taken == [0]
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on():
+    image = RNG.uniform(0, 1, (100, 100, 3)).astype(np.float32)
+    seen = []
+
+    def apply(batch):
+        seen.append(len(batch))
+        if len(batch) > 2:
+            raise out_of_memory()
+        return batch
+
+    sizes = Sizes(32, 8, 8)
+    (picture,) = tiles.restore([Memory(image)], apply, sizes)
+    np.testing.assert_allclose(picture.result, image, atol=1e-6)
+    assert seen[:3] == [8, 4, 2]
+    assert max(seen[2:]) == 2
+    assert (sizes.tile, sizes.overlap, sizes.batch_size) == (32, 8, 2)
+
+
+def test_out_of_memory_of_one_tile_halves_the_tile_and_begins_anew():
+    images = [
+        RNG.uniform(0, 1, size).astype(np.float32) for size in ((20, 20, 3), (300, 200, 3))
+    ]
+    calls = collections.Counter()
+
+    def apply(batch):
+        calls[batch.shape[1:3]] += 1
+        # It sufficed for a while, then something else took the memory.
+        if batch.shape[1] == 128 and calls[128, 128] > 3:
+            raise out_of_memory()
+        return batch
+
+    sizes = Sizes(128, 32, 1)
+    pictures = list(tiles.restore([Memory(image) for image in images], apply, sizes))
+    for picture, image in zip(pictures, images, strict=True):
+        np.testing.assert_allclose(picture.result, image, atol=1e-6)
+    assert calls[128, 128] == 4
+    assert (sizes.tile, sizes.overlap, sizes.batch_size) == (64, 16, 1)
+
+
+def test_out_of_memory_of_the_smallest_tile_is_told():
+    def apply(batch):
+        raise out_of_memory()
+
+    with pytest.raises(RunError, match="out of memory for one tile of 32×32 px"):
+        restore(np.zeros((100, 100, 3)), apply)
+
+
+def test_the_hosts_memory_counts_too_and_other_errors_pass():
+    seen = []
+
+    def scarce(batch):
+        seen.append(len(batch))
+        if len(batch) > 1:
+            raise MemoryError
+        return batch
+
+    restore(np.zeros((100, 100, 3)), scarce)
+    assert seen[:3] == [4, 2, 1]
+
+    def broken(batch):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        restore(np.zeros((100, 100, 3)), broken)
