@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/sca_unet_sample
 REQUIREMENTS := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes),requirements-cuda12.txt,requirements.txt)
 
-.PHONY: setup train test lint
+.PHONY: setup train test lint bench
 
 setup: $(VENV)/installed
 
@@ -23,6 +23,9 @@ train: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2
+
+bench: setup
+	$(BIN)/python -m benchmarks.models
 
 lint: setup
 	$(BIN)/ruff check .

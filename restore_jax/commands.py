@@ -10,7 +10,17 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from restore_jax import assess, batches, compare_runs, restore, results, train, watch
+from restore_jax import (
+    assess,
+    batches,
+    compare_runs,
+    export,
+    restore,
+    results,
+    torch_weights,
+    train,
+    watch,
+)
 from restore_jax.errors import UsageError
 from restore_jax.restorer import load
 
@@ -102,11 +112,41 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
     print(restore.format_outcome(outcome, output))
 
 
+def run_export(flags: Flags, make_data: MakeData) -> None:
+    """Writes a model to a file that runs without this project."""
+    del make_data
+    output = pathlib.Path(_given(flags.output)).expanduser()
+    restorer = load(_workdir(flags), flags.checkpoint or "best")
+    form = export.export_onnx if output.suffix == ".onnx" else export.export_stablehlo
+    print(
+        form(
+            restorer.model,
+            restorer.variables,
+            output,
+            config=restorer.config,
+            overwrite=flags.overwrite,
+        )
+    )
+
+
+def run_import(flags: Flags, make_data: MakeData) -> None:
+    """Makes a workdir of weights that were published for PyTorch."""
+    del make_data
+    folder = _workdir(flags)
+    print(
+        torch_weights.import_weights(
+            flags.config, pathlib.Path(_given(flags.weights)).expanduser(), folder
+        )
+    )
+
+
 COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
     "compare": run_compare,
     "restore": run_restore,
+    "export": run_export,
+    "import": run_import,
 }
 
 

@@ -268,7 +268,8 @@ def softmax_attention(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Arr
     def attend(query: jax.Array) -> jax.Array:
         return jax.nn.dot_product_attention(query, key, value, scale=1.0)
 
-    if count <= _MAX_QUERIES:
+    # While an export is traced the count may be unknown, and then nothing can be compared.
+    if not isinstance(count, int) or count <= _MAX_QUERIES:
         return attend(query).reshape(b, h, w, c)
     # A native 1024×1024 photograph has 16,384 positions here: all the weights at once would
     # take a gigabyte per image, so the queries go through in blocks.

@@ -1,0 +1,1 @@
+"""Scripts that measure and print JSON lines; none of it is asserted against a clock."""

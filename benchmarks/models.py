@@ -1,0 +1,277 @@
+"""What each experiment's model costs to restore an image with: one JSON line per model.
+
+    python -m benchmarks.models
+    python -m benchmarks.models --model=sca_unet,rcan --size=512 --dtype=bfloat16 --rounds=20
+    python -m benchmarks.models --model=pexels_unet --option=bottleneck=1024
+
+All models are timed in turn, round by round, so that a busy spell of the machine meets them
+all. Memory is measured before that, each model in processes of its own. It takes no TensorFlow.
+
+    op, model, options, size, batch, dtype, device   what was measured, and on what
+    parameters          trainable values; of a GAN, those of the generator
+    gmac                10⁹ multiply-accumulates per image
+    receptive_field     side in px of the square that local operations reach
+    global              whether each pixel depends on the whole image besides
+    ms_per_image        median over the rounds; ms_low and ms_high are the quartiles
+    images_per_s        1000 / ms_per_image
+    peak_memory_mb      10⁶ bytes. On a CPU: most resident memory of a process that restores a
+                        batch with a program compiled before, less that of an idle process with
+                        JAX loaded. On a GPU: most memory in use on the device.
+    compiling_peak_mb   the same of the first process, which compiles the program
+    program_memory_mb   what the compiled program alone asks for: its arguments (parameters and
+                        images), result and intermediate arrays, by XLA's plan; the scratch
+                        space of library kernels is not in it
+"""
+
+import ast
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from restore_jax import compilation, cost, models
+from restore_jax.errors import RunError, UsageError
+from restore_jax.receptive_field import receptive_field
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted(
+    path.stem for path in (ROOT / "configs").glob("[a-z]*.py") if path.stem != "default"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A model to measure, and on what; it travels to other processes as JSON.
+
+    Attributes:
+        model: name of an experiment.
+        options: changes to its `config.model`.
+        size: side of the images, px.
+        batch: images at once.
+        dtype: of the arithmetic, float32 or bfloat16.
+    """
+
+    model: str
+    options: dict[str, Any]
+    size: int
+    batch: int
+    dtype: str
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures the models that the flags name and prints their lines."""
+    try:
+        for record in measure(*parse(argv)):
+            print(json.dumps(record), flush=True)
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def parse(argv: Sequence[str]) -> tuple[list[Task], int]:
+    """Turns a command line into what to measure, and how often to time it.
+
+    Raises:
+        UsageError: for a flag, model or option that does not exist, or a value out of range.
+    """
+    values = flags.FlagValues()  # not absl's global ones, which others in the process define
+    of = {"flag_values": values}
+    flags.DEFINE_list("model", ["all"], "Names of configs/, or all.", **of)
+    flags.DEFINE_multi_string("option", [], "NAME=VALUE in config.model, for each.", **of)
+    flags.DEFINE_integer("size", 256, "Side of the images, px.", 1, **of)
+    flags.DEFINE_integer("batch", 1, "Images at once.", 1, **of)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Arithmetic.", **of)
+    flags.DEFINE_integer("rounds", 10, "How often to time each.", 1, **of)
+    flags.DEFINE_bool("help", False, "Shows this.", short_name="h", **of)
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    if values.help:
+        print(__doc__ + values.get_help())
+        sys.exit(0)
+    if rest[1:]:
+        raise UsageError(f"{rest[1]}: not a flag; see python -m benchmarks.models --help")
+    names = EXPERIMENTS if values.model == ["all"] else list(dict.fromkeys(values.model))
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise UsageError(f"--model: no config {name!r}; there are all, {EXPERIMENTS}")
+    options = dict(_option(text) for text in values.option)
+    tasks = [Task(name, options, values.size, values.batch, values.dtype) for name in names]
+    for task in tasks:
+        make_model(task)  # says what is wrong before anything is measured
+    return tasks, values.rounds
+
+
+def _option(text: str) -> tuple[str, Any]:
+    field, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--option={text}: write NAME=VALUE, as in bottleneck=1024")
+    try:
+        return field, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return field, value  # a name, as in mask_attention=identity
+
+
+def make_model(task: Task) -> nn.Module:
+    """Makes the architecture of a task.
+
+    Raises:
+        UsageError: for an option or a value that it does not have.
+    """
+    config: ConfigDict = importlib.import_module(f"configs.{task.model}").get_config()
+    config.dtype = task.dtype
+    with config.unlocked():
+        config.model.update(task.options)
+    return models.from_config(config)
+
+
+def measure(tasks: Sequence[Task], rounds: int) -> list[dict[str, Any]]:
+    """Measures models side by side.
+
+    Args:
+        tasks: of the same size and batch, each model once.
+        rounds: how often each is timed.
+
+    Returns:
+        A record for each, in their order; the keys are explained above.
+
+    Raises:
+        RunError: where a process that measures memory fails.
+    """
+    # First the other processes: on a GPU this one would keep the memory that they need.
+    memory = peak_memory(tasks)
+    compilation.use_cache()
+    shape = (tasks[0].batch, tasks[0].size, tasks[0].size, 3)
+    images = jax.random.uniform(jax.random.key(1), shape)
+    made = {task.model: make_model(task) for task in tasks}
+    with_variables = {
+        name: (model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+        for name, model in made.items()
+    }
+    costs = cost.measure(with_variables, images, rounds)
+    records = []
+    for task, megabytes in zip(tasks, memory, strict=True):
+        found = costs[task.model]
+        field = receptive_field(made[task.model])
+        records.append(
+            {
+                "op": "restore",
+                **dataclasses.asdict(task),
+                "device": jax.devices()[0].device_kind,
+                "rounds": rounds,
+                "parameters": found.parameters,
+                "gmac": round(found.gmac, 4),
+                "receptive_field": field.side,
+                "global": field.whole_image,
+                "ms_per_image": round(found.ms_per_image, 3),
+                "ms_low": round(found.ms_low, 3),
+                "ms_high": round(found.ms_high, 3),
+                "images_per_s": round(1000.0 / found.ms_per_image, 3),
+                **megabytes,
+            }
+        )
+    return records
+
+
+def peak_memory(tasks: Sequence[Task]) -> list[dict[str, float]]:
+    """Measures the memory of restoring a batch, each model in processes of its own.
+
+    Returns:
+        `peak_memory_mb`, `compiling_peak_mb` and `program_memory_mb` of each.
+
+    Raises:
+        RunError: where such a process fails.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        idle = _in_a_process(None, cache)["peak_mb"]
+        found = []
+        for task in tasks:
+            # The first process compiles, which takes more memory than most models.
+            first, again = (_in_a_process(task, cache) for _ in range(2))
+            found.append(
+                {
+                    "peak_memory_mb": round(again["peak_mb"] - idle, 1),
+                    "compiling_peak_mb": round(first["peak_mb"] - idle, 1),
+                    "program_memory_mb": round(first["program_mb"], 1),
+                }
+            )
+    return found
+
+
+def _in_a_process(task: Task | None, cache: str) -> dict[str, float]:
+    argument = json.dumps(None if task is None else dataclasses.asdict(task))
+    script = "import sys; from benchmarks import models; models.report_memory(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, argument],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        name = "an idle process" if task is None else task.model
+        reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise RunError(f"{name}: its memory could not be measured: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report_memory(argument: str) -> None:
+    """Restores a batch and prints this process's peak memory as JSON; does nothing for null."""
+    task = json.loads(argument)
+    program = 0.0
+    jnp.zeros(1).block_until_ready()  # an idle process has opened the device too
+    if task is not None:
+        program = _restore_twice(Task(**task)) / 1e6
+    print(json.dumps({"peak_mb": peak_bytes() / 1e6, "program_mb": program}))
+
+
+def _restore_twice(task: Task) -> int:
+    model = make_model(task)
+    images = jnp.full((task.batch, task.size, task.size, 3), 0.5)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images[:1, :32, :32])
+    # As if read from a file: a program that draws parameters would take memory, too.
+    variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), shapes)
+    restore = jax.jit(model.apply).lower(variables, images).compile()
+    for _ in range(2):
+        restore(variables, images).block_until_ready()
+    plan = restore.memory_analysis()
+    return plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+
+
+def peak_bytes() -> int:
+    """Returns the most memory that this process had: on its device, or resident on a CPU."""
+    statistics = jax.devices()[0].memory_stats()
+    if statistics:
+        return statistics["peak_bytes_in_use"]
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: on Linux a process takes that over from the one that started it.
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+if __name__ == "__main__":
+    main(sys.argv)

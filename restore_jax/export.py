@@ -1,0 +1,334 @@
+"""Models as files for other programs: ONNX, and StableHLO for a process that has only JAX.
+
+What is exported takes `degraded` float32 [B, H, W, 3] in [0, 1] and returns `restored` of the
+same shape, not clipped; the parameters are within. Models that can be shown a mask are exported
+without one. Every export is compared with the model itself before it is written.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import export as jax_export
+from jax.extend.core import jaxpr_as_fun
+from ml_collections import ConfigDict
+
+from restore_jax import workdir
+from restore_jax.errors import RunError, UsageError
+
+TOLERANCE = 1e-4
+"""Largest difference from the model that an export may have.
+
+In units of the range [0, 1], or of the largest value of an image that goes beyond it.
+"""
+
+STABLEHLO_FILES = ("restorer.stablehlo", "restorer.json")
+
+# An image's sides have to be a multiple of 2 to the power of the poolings.
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+_ANY_SIZE = ("B", "H", "W", 3)
+# Batch, height and width of the images that an export of any size is tried on.
+_TRIALS = ((1, 32, 48), (2, 61, 83))
+
+Restore = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the file, or the folder.
+        shape: of the input and the output; a letter where any number goes.
+        largest_difference: from the model, over the images it was tried on.
+    """
+
+    path: pathlib.Path
+    shape: tuple[int | str, ...]
+    largest_difference: float
+
+    def __str__(self) -> str:
+        """A line for a terminal."""
+        shape = ", ".join(map(str, self.shape))
+        fixed = "" if self.shape == _ANY_SIZE else "; this model is not exported at any size"
+        return (
+            f"{self.path}: degraded [{shape}] → restored [{shape}]{fixed}; differs from the "
+            f"model by at most {self.largest_difference:.1e}"
+        )
+
+
+def export_onnx(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    path: pathlib.Path,
+    config: ConfigDict | None = None,
+    size: int = 256,
+    overwrite: bool = False,
+) -> Exported:
+    """Writes a model as ONNX (opset 23), for any batch, height and width where it allows.
+
+    Args:
+        model: the architecture; computes in float32, whatever its `dtype`.
+        variables: what `model.apply` takes.
+        path: of the file, .onnx.
+        config: kept in the file's metadata under "config", as JSON.
+        size: both sides of the images, for a model that cannot be exported at any size.
+        overwrite: whether a file that exists may be replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: for a file that exists, or where the packages of the extra `export` are
+            missing.
+        RunError: where the model cannot be converted, or onnxruntime computes otherwise.
+    """
+    _check_new([path], overwrite)
+    try:
+        with _quiet():
+            import jax2onnx  # noqa: PLC0415
+            import onnx  # noqa: PLC0415
+            import onnxruntime  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(
+            f"--output={path}: ONNX needs the package {error.name}; pip install "
+            '"restore_jax[export]"'
+        ) from error
+    model = model.clone(dtype=jnp.float32)
+
+    def convert(restore: Restore, spec: jax.ShapeDtypeStruct) -> tuple[bytes, Restore]:
+        # The converter's own tracing of Flax loses the padding of dilated convolutions of
+        # unknown size and stops at others: it is given what JAX has traced.
+        traced = jax.make_jaxpr(restore)(spec)
+        with _quiet():
+            proto = jax2onnx.to_onnx(
+                lambda degraded: jaxpr_as_fun(traced)(degraded)[0],
+                inputs=[spec],
+                model_name="restorer",
+                input_names=["degraded"],
+                output_names=["restored"],
+            )
+        fields = {} if config is None else workdir.as_json(config)
+        onnx.helper.set_model_props(proto, {"config": json.dumps(fields)})
+        content = proto.SerializeToString()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised as well
+        session = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"]
+        )
+        return content, lambda degraded: session.run(None, {"degraded": degraded})[0]
+
+    content, shape, difference = _converted(model, variables, size, convert, "ONNX")
+    _write(path, content)
+    return Exported(path, shape, difference)
+
+
+def export_stablehlo(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    folder: pathlib.Path,
+    config: ConfigDict | None = None,
+    size: int = 256,
+    overwrite: bool = False,
+) -> Exported:
+    """Writes a model as StableHLO by `jax.export`, for CPU, CUDA and TPU.
+
+    Args:
+        model: the architecture; computes in float32, whatever its `dtype`.
+        variables: what `model.apply` takes.
+        folder: gets restorer.stablehlo, for `jax.export.deserialize`, and restorer.json, which
+            describes its input and output and holds the configuration.
+        config: goes into restorer.json.
+        size: both sides of the images, for a model that cannot be exported at any size.
+        overwrite: whether files that exist may be replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: for a file that exists.
+        RunError: where the model cannot be exported, or what was exported computes otherwise.
+    """
+    paths = [folder / name for name in STABLEHLO_FILES]
+    _check_new(paths, overwrite)
+    model = model.clone(dtype=jnp.float32)
+
+    def convert(restore: Restore, spec: jax.ShapeDtypeStruct) -> tuple[bytes, Restore]:
+        exported = jax_export.export(jax.jit(restore), platforms=("cpu", "cuda", "tpu"))(spec)
+        content = bytes(exported.serialize())
+        return content, jax.jit(jax_export.deserialize(bytearray(content)).call)
+
+    content, shape, difference = _converted(model, variables, size, convert, "StableHLO")
+    array = {"shape": shape, "dtype": "float32", "layout": "BHWC, RGB"}
+    description = {
+        "input": {"name": "degraded", **array, "range": [0, 1]},
+        "output": {"name": "restored", **array, "range": "near [0, 1], not clipped"},
+        "largest_difference": difference,
+        "jax": jax.__version__,
+        "config": None if config is None else workdir.as_json(config),
+    }
+    _write(paths[0], content)
+    _write(paths[1], (json.dumps(description, indent=2) + "\n").encode())
+    return Exported(folder, shape, difference)
+
+
+def side_multiple(model: nn.Module, variables: Mapping[str, Any]) -> int | None:
+    """Finds what a model pads the sides of images to a multiple of.
+
+    Args:
+        model: the architecture.
+        variables: what `model.apply` takes.
+
+    Returns:
+        The smallest power of two whose multiples JAX can trace it at with the sides unknown;
+        None if there is none.
+    """
+    for multiple in _MULTIPLES:
+        shape = jax_export.symbolic_shape(f"B, {multiple}*H, {multiple}*W, 3")
+        try:
+            jax.eval_shape(
+                lambda x: model.apply(variables, x), jax.ShapeDtypeStruct(shape, jnp.float32)
+            )
+        # What a comparison of unknown sizes raises, by itself or within `jnp.pad`.
+        except (jax.errors.InconclusiveDimensionOperation, ValueError):
+            continue
+        return multiple
+    return None
+
+
+def _picked(size: int, full: int) -> jax.Array:
+    """Returns the zeros and ones [full, size] that extend `size` pixels by reflection."""
+    position = jnp.arange(full)
+    # The distance to the nearest multiple of the period 2·(size − 1).
+    period = jnp.maximum(2 * size - 2, 1)
+    position -= period * jax.lax.div(position, period)
+    position = jnp.minimum(position, period - position)
+    return (position[:, None] == jnp.arange(size)[None, :]).astype(jnp.float32)
+
+
+def _at_any_size(model: nn.Module, variables: Mapping[str, Any], multiple: int) -> Restore:
+    """Returns what pads, restores and crops images whose size is unknown in tracing.
+
+    `jnp.pad` and indexing need to know sizes, or are beyond the converter to ONNX; a product
+    with zeros and ones and `jax.lax.slice` are not.
+    """
+
+    def restore(degraded: jax.Array) -> jax.Array:
+        if multiple == 1:
+            return model.apply(variables, degraded)
+        height, width = degraded.shape[1:3]
+        # Rounded up so that no division is of a negative: ONNX rounds those towards zero.
+        rows, columns = (
+            _picked(side, (side + multiple - 1) // multiple * multiple)
+            for side in (height, width)
+        )
+        x = jnp.einsum("oh,bhwc->bowc", rows, degraded, precision="highest")
+        x = jnp.einsum("ow,bhwc->bhoc", columns, x, precision="highest")
+        return jax.lax.slice(model.apply(variables, x), (0, 0, 0, 0), degraded.shape)
+
+    return restore
+
+
+def _converted(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    size: int,
+    convert: Callable[[Restore, jax.ShapeDtypeStruct], tuple[bytes, Restore]],
+    kind: str,
+) -> tuple[bytes, tuple[int | str, ...], float]:
+    """Converts a model for any size, else for a fixed one, and compares the two.
+
+    Returns:
+        The content of the file, the shape of its input, and the largest difference.
+
+    Raises:
+        RunError: where neither gives what the model does.
+    """
+    fixed = (_ANY_SIZE[0], size, size, 3)
+    attempts: list[tuple[Restore, tuple[int | str, ...], Sequence[tuple[int, ...]]]] = [
+        (lambda x: model.apply(variables, x), fixed, [(2, size, size)])
+    ]
+    multiple = side_multiple(model, variables)
+    if multiple is not None:
+        attempts.insert(0, (_at_any_size(model, variables, multiple), _ANY_SIZE, _TRIALS))
+    problem = ""
+    for restore, shape, trials in attempts:
+        symbolic = jax_export.symbolic_shape(", ".join(map(str, shape)))
+        try:
+            content, run = convert(restore, jax.ShapeDtypeStruct(symbolic, jnp.float32))
+            difference = _largest_difference(model, variables, run, trials)
+        # The converter raises whatever it stumbles on; a fixed size asks less of it.
+        except Exception as error:
+            problem = next(iter(str(error).splitlines()), type(error).__name__)
+            continue
+        if difference <= TOLERANCE:
+            return content, shape, difference
+        problem = f"its results differ by {difference:.1e}, more than {TOLERANCE:.0e}"
+    raise RunError(f"{kind}: {type(model).__name__} cannot be exported ({problem[:200]})")
+
+
+def _largest_difference(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    run: Restore,
+    trials: Sequence[tuple[int, ...]],
+) -> float:
+    """Returns how far the results of `run` are from the model's, on random images."""
+    rng = np.random.default_rng(0)
+    expected_of = jax.jit(model.apply)
+    largest = 0.0
+    with jax.default_matmul_precision("float32"):
+        for shape in trials:
+            degraded = rng.random((*shape, 3), np.float32)
+            expected = np.asarray(expected_of(variables, degraded))
+            found = np.asarray(run(degraded))
+            if found.shape != expected.shape:
+                raise ValueError(f"gives {found.shape} where the model gives {expected.shape}")
+            scale = max(1.0, float(np.abs(expected).max()))
+            difference = float(np.abs(found - expected).max()) / scale
+            # A NaN must not pass as small.
+            largest = max(largest, difference if np.isfinite(difference) else np.inf)
+    return largest
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what the converter says about itself off the terminal."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_new(paths: Sequence[pathlib.Path], overwrite: bool) -> None:
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise UsageError(f"--output={path}: exists; take another name, or give --overwrite")
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file in one step; a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UsageError(f"--output={path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,217 @@
+import importlib
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from benchmarks import models as benchmark
+from restore_jax import models
+from restore_jax.errors import RunError, UsageError
+from restore_jax.receptive_field import ReceptiveField, receptive_field
+
+# Each written as the interval of columns that a restored pixel depends on, from the output
+# backwards; the pixel is one of those for which it is widest.
+FIELDS = {
+    # 7×7 + 3 × (3×3) + 7×7: 1 + 6 + 3·2 + 6.
+    "pexels_cnn": (19, False),
+    # 7×7, 20 convolutions 3×3 of dilation 2, 7×7: 1 + 6 + 20·4 + 6; channel attention.
+    "rcan": (93, True),
+    # A pixel at half the size is 2 pixels under the pooling; two 3×3: 2 + 2·2.
+    "unet_small": (6, False),
+    # Pixel 162. Up, each block of two 3×3 adds 2 on each side, and the transposed convolution
+    # leads from i to i // 2:
+    #   160…164 → 80…82, 78…84 → 39…42, 37…44 → 18…22, 16…24 → 8…12.
+    # Bottleneck 6…14. Down, a pooling leads from i to 2i and 2i + 1, then a block:
+    #   12…29, 10…31 → 20…63, 18…65 → 36…131, 34…133 → 68…267, 66…269.
+    "pexels_unet": (204, False),
+    # Pixel 161; the 3×3 output layer first:
+    #   160…162, 158…164 → 79…82, 77…84 → 38…42, 36…44 → 18…22, 16…24 → 8…12; then as above.
+    "pexels_gan": (204, False),
+    # As pexels_unet, with or without the skips, which lie inside; channel attention.
+    "cbam_unet": (204, True),
+    # Pixel 163. Up, bilinear doubling leads from an even i to i/2 − 1 and i/2, from an odd one
+    # to (i − 1)/2 and (i + 1)/2:
+    #   161…165 → 80…83, 78…85 → 38…43, 36…45 → 17…23.
+    # Two blocks at the bottom: 13…27. Down:
+    #   26…55, 24…57 → 48…115, 46…117 → 92…235, 90…237.
+    "sca_unet": (148, True),
+    # Aligned corners shift the two taps by less than a pixel: no more pixels in all.
+    "sca_unet_released": (148, True),
+}
+
+
+def model_of(name, **options):
+    config = importlib.import_module(f"configs.{name}").get_config("sample")
+    with config.unlocked():
+        config.model.update(options)
+    return models.from_config(config)
+
+
+def test_every_experiment_has_its_field_written_down():
+    assert sorted(FIELDS) == benchmark.EXPERIMENTS
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_receptive_field_is_what_the_layers_add_up_to(name):
+    assert receptive_field(model_of(name)) == ReceptiveField(*FIELDS[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "side"),
+    [
+        ("rcan", {"blocks": 3}, 1 + 6 + 3 * 8 + 6),
+        ("pexels_cnn", {"widths": (4, 4)}, 1 + 6 + 2 + 6),
+        ("rcan", {"width": 3, "blocks": 1, "global_residual": True}, 1 + 6 + 8 + 6),
+    ],
+)
+def test_receptive_field_follows_the_options(name, options, side):
+    assert receptive_field(model_of(name, **options)).side == side
+
+
+class Layers(nn.Module):
+    """A convolution of any width, and a global mean; its channels cannot be narrowed."""
+
+    size: int
+    mean: bool = False
+    dtype: type = jnp.float32
+
+    @nn.compact
+    def __call__(self, degraded):
+        x = nn.Conv(3, (1, self.size), name="convolution")(degraded)
+        return x * jnp.mean(x) if self.mean else x
+
+
+@pytest.mark.parametrize("size", [1, 4, 237, 243])
+@pytest.mark.parametrize("mean", [False, True])
+def test_receptive_field_of_one_convolution(size, mean):
+    assert receptive_field(Layers(size, mean)) == ReceptiveField(size, mean)
+
+
+def test_receptive_field_beyond_measure_is_refused(monkeypatch):
+    monkeypatch.setattr("restore_jax.receptive_field._MAX_SIDE", 320)
+    assert receptive_field(Layers(235)).side == 235
+    with pytest.raises(ValueError, match="field of Layers is too large to measure"):
+        receptive_field(Layers(245))
+
+
+def test_nothing_outside_of_the_field_changes_a_trained_model():
+    # At full width and with random parameters: 9 px on each side of the middle, no more.
+    model = model_of("pexels_cnn")
+    image = jax.random.uniform(jax.random.key(1), (1, 31, 31, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), image)
+    restore = jax.jit(lambda image: model.apply(variables, image)[0, 15, 15])
+    noise = jax.random.uniform(jax.random.key(2), image.shape)
+    outside = noise.at[:, 6:25, 6:25].set(image[:, 6:25, 6:25])
+    np.testing.assert_array_equal(restore(outside), restore(image))
+    for row, column in ((6, 6), (24, 24), (6, 24)):
+        inside = image.at[0, row, column].set(100.0)
+        assert np.abs(restore(inside) - restore(image)).max() > 0
+
+
+@pytest.mark.slow
+def test_lines_of_two_models(capsys):
+    benchmark.main(
+        ["models", "--model=pexels_cnn,rcan", "--size=16", "--batch=2", "--rounds=2"]
+    )
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["model"] for line in lines] == ["pexels_cnn", "rcan"]
+    for line, parameters in zip(lines, (83_715, 763_243), strict=True):
+        assert set(line) == {
+            *("op", "model", "options", "size", "batch", "dtype", "device", "rounds"),
+            *("parameters", "gmac", "receptive_field", "global"),
+            *("ms_per_image", "ms_low", "ms_high", "images_per_s"),
+            *("peak_memory_mb", "compiling_peak_mb", "program_memory_mb"),
+        }
+        assert (line["op"], line["options"], line["rounds"]) == ("restore", {}, 2)
+        assert (line["size"], line["batch"], line["dtype"]) == (16, 2, "float32")
+        assert line["device"] == jax.devices()[0].device_kind
+        assert line["parameters"] == parameters
+        assert (line["receptive_field"], line["global"]) == FIELDS[line["model"]]
+        assert 0 < line["ms_low"] <= line["ms_per_image"] <= line["ms_high"]
+        assert line["images_per_s"] == pytest.approx(1000 / line["ms_per_image"], rel=0.01)
+        assert line["peak_memory_mb"] > 0
+        # The parameters and two images in and out, at the least; it holds float32.
+        assert line["program_memory_mb"] > 4e-6 * (parameters + 2 * 2 * 16 * 16 * 3) - 0.1
+    # Kernel elements times pixels; 49.55 GMAC of the RCAN are for 256×256.
+    kernels = 49 * 3 * 32 + 9 * (32 * 64 + 64 * 64 + 64 * 32) + 49 * 32 * 3
+    assert lines[0]["gmac"] == pytest.approx(kernels * 16 * 16 / 1e9, abs=1e-4)
+    assert lines[1]["gmac"] == pytest.approx(49.55 / 16**2, rel=1e-3)
+
+
+def test_peak_memory_is_of_the_process_itself():
+    def peak(work):
+        script = f"{work}; from benchmarks import models; print(models.peak_bytes())"
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=benchmark.ROOT, capture_output=True, check=True
+        )
+        return int(done.stdout)
+
+    # This process has more than the others; getrusage would give them its size.
+    held = np.ones(60_000_000)
+    idle = peak("import numpy")
+    assert idle < held.nbytes
+    grown = peak("import numpy; kept = numpy.ones(20_000_000)") - idle
+    assert 150e6 < grown < 170e6
+
+
+def test_options_reach_the_model():
+    tasks, rounds = benchmark.parse(
+        [
+            *("models", "--model=cbam_unet", "--rounds=3", "--dtype=bfloat16"),
+            *("--option=mask_attention=identity", "--option=skips=[True, True, False, False]"),
+        ]
+    )
+    assert rounds == 3
+    assert benchmark.make_model(tasks[0]) == models.create(
+        "cbam_unet",
+        mask_attention="identity",
+        skips=(True, True, False, False),
+        dtype=jnp.dtype("bfloat16"),
+    )
+
+
+def test_all_models_are_the_default():
+    tasks, rounds = benchmark.parse(["models"])
+    assert [task.model for task in tasks] == benchmark.EXPERIMENTS
+    assert {(task.size, task.batch, task.dtype) for task in tasks} == {(256, 1, "float32")}
+    assert rounds == 10
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model=nothing", "--model: no config 'nothing'; there are all, "),
+        ("--model=default", "--model: no config 'default'"),
+        ("--size=0", "flag --size=0: 0 is not a positive integer"),
+        ("--dtype=int8", "flag --dtype=int8: value should be one of"),
+        ("--nothing=1", "Unknown command line flag 'nothing'"),
+        ("sca_unet", "sca_unet: not a flag"),
+        ("--option=bottleneck", "--option=bottleneck: write NAME=VALUE"),
+        ("--option=bottleneck=512", "config.model.bottleneck: cbam_unet has no such option"),
+    ],
+)
+def test_wrong_flags_are_one_line(flag, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(["models", flag])
+    assert stop.value.code == UsageError.exit_status
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {message}") and printed.err.count("\n") == 1
+
+
+def test_help_says_what_the_keys_mean(capsys):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(["models", "--help"])
+    assert stop.value.code == 0
+    assert "peak_memory_mb" in capsys.readouterr().out
+
+
+def test_a_process_that_fails_is_named(monkeypatch):
+    monkeypatch.setattr(benchmark.sys, "executable", "/bin/false")
+    with pytest.raises(RunError, match=r"an idle process: its memory .*: exit status 1"):
+        benchmark.peak_memory([])
