@@ -19,6 +19,8 @@ from restore_jax.restorer import Restorer
 # Read ahead and written behind the model, so that it need not wait for the disk.
 _THREADS = 4
 _AHEAD = 8
+# But not so far that large photographs fill the memory.
+_AHEAD_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +135,11 @@ def restore_files(
             read.append((item, photograph))
             yield photograph.pixels
 
-    writing: collections.deque[tuple[Item, concurrent.futures.Future[tuple[str, ...]]]]
+    writing: collections.deque[tuple[Item, concurrent.futures.Future[tuple[str, ...]], int]]
     writing = collections.deque()
 
     def finish_one() -> None:
-        item, future = writing.popleft()
+        item, future, _ = writing.popleft()
         try:
             tell(item, future.result())
         except (ImageFileError, OSError) as error:
@@ -149,15 +151,11 @@ def restore_files(
     with bar, concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
         for restored in restorer.restore_many(arrays(threads)):
             item, photograph = read.popleft()
-            writing.append(
-                (
-                    item,
-                    threads.submit(
-                        _write, item, restored, photograph, file_format, comparisons
-                    ),
-                )
+            future = threads.submit(
+                _write, item, restored, photograph, file_format, comparisons
             )
-            while len(writing) > _AHEAD:
+            writing.append((item, future, restored.nbytes))
+            while len(writing) > _AHEAD or sum(held for *_, held in writing) > _AHEAD_BYTES:
                 finish_one()
         while writing:
             finish_one()
@@ -204,15 +202,17 @@ def _read_ahead(
     """Reads some images ahead, in order; what cannot be read is passed over."""
     waiting: collections.deque[tuple[Item, concurrent.futures.Future[Photograph]]]
     waiting = collections.deque()
-    remaining = iter(items)
+    remaining, ahead = iter(items), 1
     while True:
-        while len(waiting) < _THREADS and (item := next(remaining, None)) is not None:
+        while len(waiting) < ahead and (item := next(remaining, None)) is not None:
             waiting.append((item, threads.submit(_read, item)))
         if not waiting:
             return
         item, future = waiting.popleft()
         try:
-            yield item, future.result()
+            photograph = future.result()
+            ahead = max(1, min(_THREADS, _AHEAD_BYTES // photograph.pixels.nbytes))
+            yield item, photograph
         except (ImageFileError, OSError, ValueError, MemoryError) as error:
             fail(item, error)
 

@@ -17,8 +17,10 @@ from restore_jax import ensemble, pixels, tiles, weights_file
 from restore_jax.errors import UsageError
 
 _FALLBACK_TILE = 256
-# A batch has no more pixels than eight images of the reports' size, whatever the tile.
+# A batch has no more pixels than eight images of the reports' size, whatever the tile, and no
+# more tiles than keep the count of its possible sizes, each of which is compiled, small.
 _MOST_PIXELS = 8 * 256 * 256
+_MOST_TILES = 32
 _ATTEMPTS = 5
 
 
@@ -65,7 +67,7 @@ class Options:
     def cut(self) -> tuple[int, int, int]:
         """Tile, overlap and batch size; what was not given follows from the tile."""
         overlap = self.tile // 4 if self.overlap is None else self.overlap
-        batch_size = self.batch_size or max(1, _MOST_PIXELS // self.tile**2)
+        batch_size = self.batch_size or min(_MOST_TILES, max(1, _MOST_PIXELS // self.tile**2))
         return self.tile, overlap, batch_size
 
 
@@ -86,12 +88,20 @@ class Restorer:
     what went in, clipped to its range. H and W may be anything from 1 on.
 
     Images larger than `tile` are restored in overlapping tiles, see `restore_jax.tiles`. The
-    pooling and attention of a model see only their tile, so restorations depend a little on
-    how an image is cut: a tile of the training size sees what the model was trained to see,
-    and at an image's own size, a model that was trained on images shrunk to a smaller one finds
-    another blur than it knows. Images are never resized here. A side shorter than the tile is
-    padded by reflection to a multiple of 32, and cropped back.
-    %MEASURED%
+    pooling and attention of a model see only their tile, so a restoration depends a little on
+    how the image is cut; a tile of the training size sees as much as the model was trained to.
+    A side shorter than the tile is padded by reflection to a multiple of 32 and cropped back.
+    Measured with an SCA U-Net trained at 256×256, on six degraded photographs of MVTec AD:
+
+    | image | cut or padding | PSNR | in one piece, unpadded | PSNR between the two |
+    |---|---|---|---|---|
+    | 512×512 | tiles of 256 | 25.22 dB | 25.23 dB | 55.8 dB |
+    | 512×512 | tiles of 128 | 25.18 dB | 25.23 dB | 50.0 dB |
+    | 225×225 | padded to 256×256 | 26.02 dB | 26.02 dB | 58.7 dB |
+    | 200×200 | padded to 224×224 | 26.01 dB | 25.98 dB | 45.9 dB |
+
+    Images are never resized here: a model that was trained on photographs shrunk to a smaller
+    size finds another blur in them at their own size than the one it knows.
 
     Args:
         model: an architecture of `restore_jax.models` that restores.
@@ -101,7 +111,7 @@ class Restorer:
             `config.data.image_size` or, where it was native, `config.data.crop_size`.
         overlap: of neighbouring tiles in px, at most half a tile. None: a quarter of the tile.
         batch_size: tiles restored at once. None: as many as have the pixels of eight 256×256
-            images. Where the device's memory does not suffice, this and then the tile are
+            images, at most 32. Where the memory does not suffice, this and then the tile are
             halved until it does.
         strength: 1 is the restored image, 0 the input, between them their mean by that weight.
         self_ensemble: "none"; "flips" averages the restorations of the image's flips that the
@@ -119,8 +129,8 @@ class Restorer:
         >>> import jax, numpy as np
         >>> from ml_collections import ConfigDict
         >>> from restore_jax import Restorer, models
-        >>> config = ConfigDict({"model": {"name": "sca_unet", "widths": (2, 4)}})
-        >>> model = models.create("sca_unet", widths=(2, 4))
+        >>> config = ConfigDict({"model": {"name": "pexels_cnn", "widths": (2,)}})
+        >>> model = models.create("pexels_cnn", widths=(2,))
         >>> variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
         >>> restorer = Restorer(model, variables, config, tile=32)
         >>> grey = np.linspace(0, 65535, 40 * 50).reshape(40, 50).astype(np.uint16)
@@ -264,8 +274,8 @@ def load(
         >>> from ml_collections import ConfigDict
         >>> import restore_jax
         >>> from restore_jax import models
-        >>> config = ConfigDict({"model": {"name": "sca_unet", "widths": (2, 4)}})
-        >>> model = models.create("sca_unet", widths=(2, 4))
+        >>> config = ConfigDict({"model": {"name": "pexels_cnn", "widths": (2,)}})
+        >>> model = models.create("pexels_cnn", widths=(2,))
         >>> variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
         >>> folder = tempfile.TemporaryDirectory()
         >>> path = pathlib.Path(folder.name, "tiny.safetensors")

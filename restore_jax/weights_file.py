@@ -119,8 +119,8 @@ def save_weights(
         >>> from ml_collections import ConfigDict
         >>> import restore_jax
         >>> from restore_jax import models
-        >>> config = ConfigDict({"model": {"name": "sca_unet", "widths": (2, 4)}})
-        >>> model = models.create("sca_unet", widths=(2, 4))
+        >>> config = ConfigDict({"model": {"name": "pexels_cnn", "widths": (2,)}})
+        >>> model = models.create("pexels_cnn", widths=(2,))
         >>> variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
         >>> folder = tempfile.TemporaryDirectory()
         >>> path = pathlib.Path(folder.name) / "tiny.safetensors"
