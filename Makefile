@@ -25,7 +25,14 @@ test: setup
 	$(BIN)/python -m pytest -n 2
 
 bench: setup
-	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.models --rounds=3
+	$(BIN)/python -m benchmarks.train_step --batch=4 --peers=channels_last
+	$(BIN)/python -m benchmarks.train_step --model=rcan --size=64 --batch=2 --peers=channels_last
+	$(BIN)/python -m benchmarks.infer --batch=1 --peers=channels_last
+	$(BIN)/python -m benchmarks.infer --model=rcan --size=128 --batch=1 --peers=channels_last
+	$(BIN)/python -m benchmarks.ssim --batch=4
+	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.end_to_end --batch=4 --rounds=10
 
 lint: setup
 	$(BIN)/ruff check .

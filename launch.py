@@ -57,8 +57,13 @@ def main(argv: Sequence[str]) -> None:
         commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), make_data)
     except (UsageError, RunError) as error:
         fail(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(RunError(f"{error.filename}: {error.strerror}"))  # a full disk, a wrong permission
     except KeyboardInterrupt:
-        fail(RunError("stopped; the same command goes on from where it is saved"))
+        print("error: stopped; the same command goes on from what is saved", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,9 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.train.mask_dropout = 0.0  # share of the images whose mask the model is not shown
     config.train.log_every_steps = 20  # how often the loss is fetched, shown and checked
 
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 0  # save so often within an epoch; 0 = at validations only
+
     config.eval = ConfigDict()
     config.eval.every_epochs = 1  # validate and save a checkpoint so often
     config.eval.batch_size = 8  # over all devices together
@@ -89,6 +92,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.realisations = 1  # fixed draws of noise and blur per image; 0 = new every epoch
     config.data.references = 40  # evaluation: clean images per category to fit a detector on
     config.data.augment = "none"  # none, flips, or all8 (with rotations)
+    config.data.skip_bad = False  # leave out images that cannot be read, instead of stopping
     config.data.cache_dir = ""  # prepared data; "" = restore_jax/tfds in the user's cache
 
     # The law that turns clean photographs into degraded ones, at native size, in this order.

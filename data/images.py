@@ -129,6 +129,8 @@ def blank_mask(size: tuple[int, int]) -> bytes:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Opens an image; whatever fails inside is an ImageError."""
     try:
+        if path.exists() and not path.is_file():  # a named pipe would never end
+            raise ImageError("not a plain file")
         with Image.open(path, formats=_FORMATS) as image:
             yield image
     except ImageError:

@@ -14,7 +14,7 @@ import collections
 import os
 from pathlib import Path
 
-from data import folders
+from data import examples, folders
 from restore_jax.errors import UsageError
 
 SPLITS = ("defects", "test")
@@ -35,13 +35,14 @@ _WANTED = (
 _DEPTH = 3
 
 
-def load(root: str, split: str = "defects") -> folders.Loaded:
+def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.Loaded:
     """Finds the degraded photographs and prints how many each category has.
 
     Args:
         root: `config.data.root`: the set's folder or one that it is in.
         split: `config.data.split`: `defects` takes Train and Val, or where there is no more
             than Test, that to validate on and nothing to train on; `test` takes Test alone.
+        skip_bad: `config.data.skip_bad`, as for `folders.load_pairs`.
 
     Returns:
         As `folders.load_pairs`. Ids are `<category>/<Train|Val|Test>/<defect type>/NNN`.
@@ -62,31 +63,36 @@ def load(root: str, split: str = "defects") -> folders.Loaded:
     use_test = split == "test" or names == {"Test"}
     wanted = {"val": "Test"} if use_test else {"train": "Train", "val": "Val"}
 
-    faults: folders.Faults = collections.defaultdict(list)
-    found: dict[str, list[folders.Example]] = {part: [] for part in folders.PARTS}
+    faults: examples.Faults = collections.defaultdict(list)
+    found: dict[str, list[examples.Example]] = {part: [] for part in folders.PARTS}
     for part, section in wanted.items():
         for (category, name), place in sorted(sections.items()):
             if name == section:
                 found[part] += _examples(category, section, place, folder, faults)
-    folders.check([e for members in found.values() for e in members], folder, faults)
+    listed = [example for members in found.values() for example in members]
+    left_out = examples.check("kla", listed, folder, faults, skip_bad)
+    found = {
+        part: [example for example in members if example.id not in left_out]
+        for part, members in found.items()
+    }
     if not found["val"]:
         raise UsageError(
-            f"config.data.root={root!r}: there are no {wanted['val']} photographs to validate"
-            f" on; name {_WANTED}"
+            f"config.data.root={root!r}: there are no {wanted['val']} photographs"
+            f"{' that can be read' if left_out else ''} to validate on; name {_WANTED}"
         )
     print(_counts(found, use_test))
     if "Test" in names and not use_test:
         print("kla: its Test photographs are left alone; --config.data.split=test takes them")
-    return {part: (folders.as_dataset(m, paired=True), len(m)) for part, m in found.items()}
+    return {part: (examples.as_dataset(m, paired=True), len(m)) for part, m in found.items()}
 
 
 def _examples(
-    category: str, section: str, place: Path, root: Path, faults: folders.Faults
-) -> list[folders.Example]:
+    category: str, section: str, place: Path, root: Path, faults: examples.Faults
+) -> list[examples.Example]:
     clean, degraded, mask = (place / name for name in _LAYOUT[section])
     matched = folders.match(clean, degraded, mask, root, faults)
     return [
-        folders.Example(
+        examples.Example(
             f"{category}/{section}/{key}",
             category,
             key.split("/")[0] if "/" in key else "",
@@ -132,7 +138,7 @@ def _folders(folder: Path) -> list[Path]:
     return [folder / name for name in names if not name.startswith((".", "__MACOSX"))]
 
 
-def _counts(found: dict[str, list[folders.Example]], use_test: bool) -> str:
+def _counts(found: dict[str, list[examples.Example]], use_test: bool) -> str:
     per_part = [collections.Counter(e.category for e in found[part]) for part in folders.PARTS]
     categories = sorted(set().union(*per_part))
     train, val = per_part

@@ -309,7 +309,13 @@ def _refusal(error: tf.errors.OpError) -> Exception:
     for line in error.message.splitlines():
         if "config.data." in line:
             return UsageError(line[line.index("config.data.") :].rstrip("'] "))
-    return RunError(f"an image could not be read: {error.message.splitlines()[0]}")
+    reason = error.message.splitlines()[0]
+    if isinstance(error, tf.errors.DataLossError):
+        return RunError(
+            f"config.data.cache_dir: what is prepared there is damaged ({reason}); delete it "
+            "(by default restore_jax/tfds in the user's cache folder), and it is prepared anew"
+        )
+    return RunError(f"an image could not be read: {reason}")
 
 
 def fill_up(batch: Batch, batch_size: int) -> Batch:
@@ -333,6 +339,9 @@ def group_by_size(pairs: Iterator[dict[str, np.ndarray]], batch_size: int) -> It
 
     Yields:
         Batches as `restore_jax.batches` describes them.
+
+    Raises:
+        UsageError: for an image that is too small to be measured.
     """
     waiting: dict[tuple[int, ...], list[dict[str, np.ndarray]]] = {}
 
@@ -341,6 +350,12 @@ def group_by_size(pairs: Iterator[dict[str, np.ndarray]], batch_size: int) -> It
         return fill_up(stacked, batch_size)
 
     for pair in pairs:
+        height, width = pair["clean"].shape[:2]
+        if min(height, width) < MIN_SIZE:
+            raise UsageError(
+                f"{pair['id'].decode()}: {width}×{height} px is too small, SSIM needs "
+                f"{MIN_SIZE} px; take it out of the data or set config.data.image_size"
+            )
         group = waiting.setdefault(pair["clean"].shape, [])
         group.append(pair)
         if len(group) == batch_size:

@@ -26,9 +26,18 @@ class Records(NamedTuple):
 
 def _load_mvtec_ad(settings: ConfigDict) -> dict[str, Records]:
     loaded = mvtec_ad.load(
-        settings.root, settings.split, settings.cache_dir, settings.references
+        settings.root,
+        settings.split,
+        settings.cache_dir,
+        settings.references,
+        _skips_bad(settings),
     )
     return {split: Records(*found) for split, found in loaded.items()}
+
+
+def _skips_bad(settings: ConfigDict) -> bool:
+    # Runs of before that field stop at an image that cannot be read.
+    return settings.get("skip_bad", False)
 
 
 def _load_sample(settings: ConfigDict) -> dict[str, Records]:
@@ -76,9 +85,9 @@ def _render(indices: Mapping[str, int], size: int) -> Records:
 
 
 def _load_files(
-    load_files: Callable[[str, str], folders.Loaded], settings: ConfigDict
+    load_files: Callable[[str, str, bool], folders.Loaded], settings: ConfigDict
 ) -> dict[str, Records]:
-    loaded = load_files(settings.root, settings.split)
+    loaded = load_files(settings.root, settings.split, _skips_bad(settings))
     return {split: Records(*found) for split, found in loaded.items()}
 
 

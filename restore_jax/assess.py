@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from restore_jax import (
     batches,
     checkpoint,
+    config_check,
     detect,
     evaluate,
     figures,
@@ -86,7 +87,9 @@ def evaluate_checkpoint(
         UsageError: for a workdir without such a checkpoint, or a wrong field.
         RunError: where a checkpoint cannot be read, or a restored image is not finite.
     """
-    config = with_override(workdir.read_config(folder), override)
+    config = workdir.read_config(folder)
+    trained_on = {"name": config.data.name, "split": config.data.split}
+    config = with_override(config, override)
     mesh = batches.make_mesh(devices)
     batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
     system = make_system(config)
@@ -110,7 +113,11 @@ def evaluate_checkpoint(
         metrics.check_finite([image.row], metrics.IMAGE_FIGURES)
         _add_figures(image, config.eval.protocol)
         # A detector says nothing of photographs that it was fitted on.
-        if image.row["category"] in detectors and image.row["id"] not in fitted_on:
+        if (
+            image.row["category"] in detectors
+            and image.row["id"] not in fitted_on
+            and min(image.clean.shape[:2]) >= detect.MIN_SIZE
+        ):
             _add_to(measured, image)
         if tree is not None:
             tree.add_test(image)
@@ -155,6 +162,7 @@ def evaluate_checkpoint(
             "count": len(rows),
             "image_size": config.data.image_size,
         },
+        "trained_on": trained_on,
         "oracle_mask": config.eval.oracle_mask,
         **_summarise(rows, good_rows, config.eval.protocol),
         "detectability": measured.result() if detectors else None,
@@ -185,6 +193,7 @@ def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict
     """Returns a workdir's configuration with the data and evaluation of another, checked."""
     if override is not None:
         config.data, config.eval = override.data, override.eval
+    config_check.require(config, "config.json")
     check(config.eval)
     return config
 
@@ -269,7 +278,7 @@ def _picture(image: Restored) -> figures.Picture:
         degraded=figures.to_uint8(image.degraded),
         restored=figures.to_uint8(image.restored),
         clean=figures.to_uint8(image.clean),
-        mask=image.mask,
+        mask=image.mask.copy(),  # a part of a batch would keep the whole of it in memory
         input_psnr=image.row["input_psnr"],
         psnr=image.row["psnr"],
     )
@@ -305,9 +314,12 @@ def _examples(
 
     def keep(image: Restored) -> None:
         row = figures_of[image.row["id"]]
-        for rank in chosen.get(row["id"], ()):
-            names = {name: row[name] for name in ("category", "defect_type", "id")}
-            found.append(report.Example(rank=rank, **names, **image._asdict() | {"row": row}))
+        if row["id"] not in chosen:
+            return
+        names = {name: row[name] for name in ("category", "defect_type", "id")}
+        # Parts of a batch would keep the whole of it in memory.
+        fields = image.copied()._asdict() | names | {"row": row}
+        found.extend(report.Example(rank=rank, **fields) for rank in chosen[row["id"]])
 
     wanted = (batch for batch in images if not chosen.keys().isdisjoint(batch["id"].tolist()))
     run(images=wanted, observe=keep)

@@ -1,62 +1,227 @@
-"""Checkpoints in a workdir: the latest state and the one of the best validation SSIM."""
+"""Checkpoints in a workdir: the latest states and the one of the best validation SSIM.
 
+`checkpoints/STEP` holds the state and a record: how far the run was, the figures of the
+validation where there was one, and digests of the state and of the record itself. A file that
+was cut off or changed is so found out when the checkpoint is read.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
 import pathlib
+import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from restore_jax.errors import UsageError
+from restore_jax import workdir as workdirs
+from restore_jax.errors import RunError, UsageError
 from restore_jax.state import TrainState
+
+Record = dict[str, Any]
+
+# The second one to go on from, should the first be damaged.
+_LATEST = 2
+# Bytes that a checkpoint takes beside its arrays, and that the logs may take meanwhile.
+_SLACK = 1 << 20
+
+
+class Damaged(RunError):
+    """A checkpoint is not as it was written.
+
+    Args:
+        folder: of the checkpoint.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, folder: pathlib.Path, reason: str) -> None:
+        super().__init__(f"{folder}: the checkpoint is damaged ({reason}); take another one")
+        self.folder = folder
+        self.reason = reason
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, with failures that are told instead of thrown."""
+
+    def metrics(self, step: int) -> Record | None:
+        """Returns the record of a step; None where it cannot be read."""
+        try:
+            found = super().metrics(step)
+        except (OSError, ValueError):
+            return None
+        if not isinstance(found, dict) or not isinstance(_ssim(found), (int, float)):
+            return None
+        return found
+
+    def wait_until_finished(self) -> None:
+        """Waits for the save that is going on; a RunError where it failed."""
+        try:
+            super().wait_until_finished()
+        except Exception as error:
+            raise _not_written(self.directory, _one_line(error)) from error
+
+    def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
+        """Starts a save; a RunError where it, or the one before, failed."""
+        try:
+            return super().save(step, *args, **kwargs)
+        except RunError:
+            raise
+        except Exception as error:
+            raise _not_written(self.directory, _one_line(error)) from error
+
+
+def _not_written(folder: os.PathLike[str], reason: str) -> RunError:
+    return RunError(
+        f"{folder}: no checkpoint can be written ({reason}); the training stops and the "
+        "earlier ones are kept. Once that is mended, the same command goes on from the latest"
+    )
+
+
+def _ssim(record: Mapping[str, Any]) -> float:
+    """What the best checkpoint has most of; one without a validation is never better."""
+    return record.get("ssim", -math.inf)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _is_worth_logging(entry: logging.LogRecord) -> bool:
+    """Leaves out the tracebacks of Orbax's failed saves, which are raised as well."""
+    from_orbax = "orbax" in entry.pathname or "OCDBT" in entry.getMessage()
+    return not from_orbax or not entry.exc_info
+
+
+def _is_worth_showing(unraisable: Any) -> bool:
+    """Leaves out what Orbax's reads and writes complain about when one of them has failed."""
+    name = getattr(unraisable.object, "__qualname__", "")
+    return "Event loop is closed" not in str(unraisable.exc_value) and "serialize" not in name
+
+
+def _quieten_orbax() -> None:
+    """Keeps tracebacks off the terminal of failures that are raised as well."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_worth_logging)
+    shown = sys.unraisablehook
+    if getattr(shown, "quietened", False):
+        return
+
+    def show(unraisable: Any) -> None:
+        if _is_worth_showing(unraisable):
+            shown(unraisable)
+
+    show.quietened = True
+    sys.unraisablehook = show
 
 
 def open_manager(workdir: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager:
     """Opens the checkpoints of a workdir; `checkpoints/STEP` each.
 
-    Two are kept: the latest, to go on from, and the one of the highest validation SSIM (the
-    later one of equals). Saves are asynchronous; close the manager to wait for them.
+    Three are kept: the two latest, to go on from, and the one of the highest validation SSIM
+    (the later one of equals). Saves are asynchronous; close the manager to wait for them.
 
     Args:
         workdir: the run's folder.
         read_only: never writes or deletes, for a second process beside a running training.
 
     Returns:
-        The manager; use it as a context manager.
+        The manager; use it as a context manager. It raises a RunError where it cannot write.
     """
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
-            checkpoint_managers.LatestN(1),
-            checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["ssim"], n=1),
+            checkpoint_managers.LatestN(_LATEST),
+            checkpoint_managers.BestN(
+                get_metric_fn=_ssim, n=1, keep_checkpoints_without_metrics=False
+            ),
         ]
     )
     if read_only:
-        options = ocp.CheckpointManagerOptions(
-            read_only=True, create=False, best_fn=lambda metrics: metrics["ssim"]
-        )
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False, best_fn=_ssim)
     else:
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            best_fn=lambda metrics: metrics["ssim"],
-            cleanup_tmp_directories=True,
+            preservation_policy=policy, best_fn=_ssim, cleanup_tmp_directories=True
         )
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    _quieten_orbax()
+    return _Manager((workdir / "checkpoints").absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, metrics: Mapping[str, Any]) -> None:
-    """Starts saving a state with the validation metrics of that very state.
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    figures: Mapping[str, Any],
+    progress: Mapping[str, Any] | None = None,
+) -> None:
+    """Starts saving a state with the validation figures of that very state.
 
     Args:
         manager: from `open_manager`.
         state: the state; it may be donated to the next step at once.
-        metrics: holds "ssim", and "epoch".
+        figures: "epoch", the epochs that are over; and "ssim" and the others, unless the state
+            was not validated.
+        progress: what else the run needs to go on, as JSON has it.
+
+    Raises:
+        RunError: where this checkpoint, or the one before, cannot be written.
     """
+    folder = pathlib.Path(manager.directory)
+    # Orbax would find out as well, but in its threads and with a traceback for each array.
+    free, needed = shutil.disk_usage(folder).free, _SLACK + _size(state)
+    if free < needed:
+        raise _not_written(folder, f"{free >> 10} KiB are free and it takes {needed >> 10}")
+    record: Record = {**figures, **(progress or {}), "digests": digests(vars(state))}
+    record["digest"] = _digest_of_record(record)
     manager.save(
         int(state.step),
         args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-        metrics=dict(metrics),
+        metrics=record,
     )
+
+
+def digests(parts: Mapping[str, Any]) -> dict[str, str]:
+    """Returns a digest of each part of a state: "params", "opt_state" and so on.
+
+    It is over the names, types, shapes and bytes of the part's arrays.
+    """
+    found = {}
+    for name, part in parts.items():
+        digest = hashlib.blake2b(digest_size=16)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+            array = np.asarray(leaf)
+            header = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
+            digest.update(header.encode())
+            digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        found[name] = digest.hexdigest()
+    return found
+
+
+def changed(record: Mapping[str, Any], parts: Mapping[str, Any]) -> list[str]:
+    """Names the parts of a state that are not those which a record was made of.
+
+    Args:
+        record: of a checkpoint, from the manager's `metrics`; one of an earlier version, which
+            has no digests, cannot tell.
+        parts: some parts of the state by name, for example {"params": …}.
+    """
+    expected = record.get("digests")
+    if expected is None:
+        return []
+    return [name for name, digest in digests(parts).items() if expected.get(name) != digest]
+
+
+def _size(state: TrainState) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def _digest_of_record(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def latest_step(workdir: pathlib.Path) -> int:
@@ -73,12 +238,12 @@ def exists(workdir: pathlib.Path, step: int) -> bool:
 
 
 def epochs_done(workdir: pathlib.Path) -> int:
-    """Returns the epochs behind the latest checkpoint; 0 where there is none."""
+    """Returns the epochs behind the latest checkpoint that tells; 0 where there is none."""
     if not (workdir / "checkpoints").is_dir():
         return 0
     with open_manager(workdir, read_only=True) as manager:
-        step = manager.latest_step()
-        return int(manager.metrics(step)["epoch"]) if step else 0
+        records = [manager.metrics(step) or {} for step in manager.all_steps()]
+        return max((int(record.get("epoch", 0)) for record in records), default=0)
 
 
 def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path) -> int:
@@ -100,11 +265,18 @@ def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path)
         raise UsageError(f"--workdir={workdir}: no checkpoint in it yet; train it first")
     if which == "latest":
         return steps[-1]
+    best = manager.best_step()
+    if best is not None and "ssim" not in (manager.metrics(best) or {}):
+        best = None
     if which == "best":
-        return manager.best_step()
+        if best is None:
+            raise UsageError(
+                f"--checkpoint=best: nothing in {workdir} was validated yet; take latest"
+            )
+        return best
     if not which.isdecimal() or int(which) not in steps:
         raise UsageError(
-            f"--checkpoint={which}: not in {workdir}; there are best ({manager.best_step()}), "
+            f"--checkpoint={which}: not in {workdir}; there are best ({best}), "
             f"latest ({steps[-1]}) and the steps {steps}"
         )
     return int(which)
@@ -112,8 +284,8 @@ def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path)
 
 def restore(
     manager: ocp.CheckpointManager, step: int, template: TrainState
-) -> tuple[TrainState, dict[str, Any]]:
-    """Reads a checkpoint.
+) -> tuple[TrainState, Record]:
+    """Reads a checkpoint and checks that it is as it was written.
 
     Args:
         manager: from `open_manager`.
@@ -122,10 +294,104 @@ def restore(
             (arrays, or `jax.ShapeDtypeStruct`); the result takes them on.
 
     Returns:
-        The state and the metrics it was saved with.
+        The state, and the figures and progress it was saved with.
+
+    Raises:
+        Damaged: where a file of it is missing, cut off or changed.
+        FileNotFoundError: where the whole checkpoint is gone: a running training removes the
+            older ones.
     """
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-    restored = manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    state, record = _read(manager, step, template)
+    # Not in the memory it was read to: the step gives its state away.
+    state = jax.tree.map(
+        lambda leaf, like: jax.device_put(leaf, like.sharding, may_alias=False), state, template
     )
-    return restored["state"], dict(manager.metrics(step) or {})
+    return state, record
+
+
+def _read(
+    manager: ocp.CheckpointManager, step: int, template: TrainState
+) -> tuple[TrainState, Record]:
+    """Reads a checkpoint into the host's memory; raises as `restore`."""
+    folder = pathlib.Path(manager.directory) / str(step)
+    try:
+        return _read_checked(manager, step, template)
+    except MemoryError:
+        raise
+    # A damaged file makes the libraries that read it raise nearly anything.
+    except Exception as error:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: removed") from error
+        raise Damaged(folder, _one_line(error)) from error
+
+
+def _read_checked(
+    manager: ocp.CheckpointManager, step: int, template: TrainState
+) -> tuple[TrainState, Record]:
+    """Reads a checkpoint into the host's memory; any exception where it is damaged."""
+    record = manager.metrics(step)
+    if record is None or "epoch" not in record:
+        raise ValueError("its record cannot be read")
+    record = dict(record)
+    empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(empty))
+    state = manager.restore(step, args=args)["state"]
+    expected = record.pop("digest", None)
+    if expected is None:  # earlier versions wrote none
+        return state, record
+    if _digest_of_record(record) != expected:
+        raise ValueError("its record changed")
+    if names := changed(record, vars(state)):
+        raise ValueError(f"its {', '.join(names)} changed")
+    del record["digests"]
+    return state, record
+
+
+def newest_whole(
+    workdir: pathlib.Path, template: TrainState
+) -> tuple[TrainState | None, Record, list[Damaged]]:
+    """Reads the newest checkpoint that is not damaged, and looks whether the best one is.
+
+    Args:
+        workdir: the run's folder.
+        template: as for `restore`.
+
+    Returns:
+        The state and its record, None and {} where there is no checkpoint; and those found
+        damaged.
+
+    Raises:
+        RunError: where there are checkpoints and not one can be read.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        return None, {}, []
+    damaged: list[Damaged] = []
+    with open_manager(workdir, read_only=True) as manager:
+        steps, best = sorted(manager.all_steps()), manager.best_step()
+        for step in reversed(steps):
+            try:
+                state, record = restore(manager, step, template)
+            except Damaged as error:
+                damaged.append(error)
+                continue
+            if best is not None and best < step:
+                try:
+                    _read(manager, best, template)
+                except Damaged as error:
+                    damaged.append(error)
+            return state, record, damaged
+    if damaged:
+        raise RunError(
+            f"{workdir}: none of its checkpoints can be read "
+            f"({'; '.join(f'{error.folder.name}: {error.reason}' for error in damaged)}); "
+            "train in another workdir"
+        )
+    return None, {}, []
+
+
+def make_way(manager: ocp.CheckpointManager, workdir: pathlib.Path, step: int) -> None:
+    """Removes the checkpoint of a step, if there is one, so that it can be saved once more."""
+    manager.wait_until_finished()
+    if exists(workdir, step):
+        workdirs.remove(workdir, workdir / "checkpoints" / str(step))
+        manager.reload()

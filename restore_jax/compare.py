@@ -37,6 +37,7 @@ class Run:
         good_rows: the same of photographs without defects that were tested beside the split;
             only their hallucination counts.
         oracle_mask: whether the model was given the true masks.
+        seen_in_training: whether it was trained on some of the images.
     """
 
     workdir: str
@@ -46,6 +47,7 @@ class Run:
     cost: Cost | None = None
     good_rows: Sequence[Row] = ()
     oracle_mask: bool = False
+    seen_in_training: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +156,9 @@ def compare(
         - "conditions": as given;
         - "interval": {"level", "resamples", "min_images"};
         - "runs": a list of {"letter" (A, B, …), "workdir", "name", "checkpoint", "oracle_mask",
-          "left_out" (images that others lack), "cost" (`cost.Cost` as a dict, or None),
-          "micro": M, "macro": M, "categories": {name: M}}, M as in metrics.json, with
-          "contrast_error", over the common images;
+          "seen_in_training", "left_out" (images that others lack), "cost" (`cost.Cost` as a
+          dict, or None), "micro": M, "macro": M, "categories": {name: M}}, M as in
+          metrics.json, with "contrast_error", over the common images;
         - "differences": a list, for each later run and each measure that both have, of
           {"run", "against" (letters), "measure", "better" ("higher" or "lower"), "micro": D,
           "macro": D, "categories": {name: D}}, D with "images", "difference" (the run's figure
@@ -181,6 +183,7 @@ def compare(
                 "name": run.name,
                 "checkpoint": dict(run.summary["checkpoint"]),
                 "oracle_mask": run.oracle_mask,
+                "seen_in_training": run.seen_in_training,
                 "left_out": len(run.rows) - len(common),
                 "cost": None if run.cost is None else _finite(dataclasses.asdict(run.cost)),
                 **_summarise(_chosen(run.rows, common), _chosen(run.good_rows, good)),

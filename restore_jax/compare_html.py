@@ -83,10 +83,11 @@ def _header(comparison: Fields) -> str:
             f"With oracle mask: {', '.join(oracle)} got the true defect mask of every image. "
             "Whoever restores a new photograph has none."
         )
-    if data["split"] in ("train", "all"):
+    seen = [run["letter"] for run in runs if run["seen_in_training"]]
+    if seen:
         notes.append(
-            f"Split “{data['split']}” holds images that models were trained on; they may do "
-            "worse on others."
+            f"Trained on some of the images that it was evaluated on: {', '.join(seen)}. It "
+            "may do worse on others, and a comparison with a model that was not is not fair."
         )
     shown = "".join(f'<p class="note">{breakable(note)}</p>\n' for note in notes)
     return (

@@ -10,7 +10,17 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from restore_jax import assess, batches, compare, compare_html, cost, evaluate, results, workdir
+from restore_jax import (
+    assess,
+    batches,
+    compare,
+    compare_html,
+    cost,
+    evaluate,
+    report,
+    results,
+    workdir,
+)
 from restore_jax.compare import Run
 from restore_jax.compare_images import Shown
 from restore_jax.errors import UsageError
@@ -58,6 +68,8 @@ def compare_runs(
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) < len(resolved):
         raise UsageError(f"--workdir: the same folder twice: {', '.join(map(str, folders))}")
+    if output is not None and output.exists() and not output.is_dir():
+        raise UsageError(f"--output={output}: is a file; name a folder for the comparison")
     make_once = _remembering(make_data)
     configs = [assess.with_override(workdir.read_config(f), override) for f in folders]
     runs, models = [], []
@@ -160,6 +172,7 @@ def _run(
         rows=results.read_rows(where / "images.csv"),
         good_rows=results.read_rows(where / "good.csv"),
         oracle_mask=summary["oracle_mask"],
+        seen_in_training=bool(report.seen_in_training(summary)),
     )
 
 
@@ -197,7 +210,8 @@ def _restore(
 
     def keep(image: Restored) -> None:
         if image.row["id"] in found:
-            found[image.row["id"]].append(image)
+            # Parts of a batch would keep the whole of it in memory.
+            found[image.row["id"]].append(image.copied())
 
     for model, variables in models:
         wanted = (b for b in images() if not found.keys().isdisjoint(b["id"].tolist()))

@@ -36,6 +36,15 @@ class Restored(NamedTuple):
         """Whether the image is known to have no defect."""
         return self.row["defect_type"] == batches.GOOD
 
+    def copied(self) -> "Restored":
+        """Returns the same with arrays of its own: these are parts of a batch's."""
+        return self._replace(
+            degraded=self.degraded.copy(),
+            restored=self.restored.copy(),
+            clean=self.clean.copy(),
+            mask=self.mask.copy(),
+        )
+
 
 Observer = Callable[[Restored], None]
 

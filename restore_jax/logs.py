@@ -1,32 +1,36 @@
 """The records of a training: metrics.jsonl, TensorBoard events, the picture of the curves."""
 
 import json
+import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import tensorboardX
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 
 from restore_jax import figures
-from restore_jax.workdir import write_text
+from restore_jax.workdir import replacing, set_aside, write_text
 
 
 def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the lines of metrics.jsonl; none where there is no such file.
 
-    A last line that was cut off by a crash is left out.
+    A line that is damaged is left out, such as a last one that was cut off by a crash.
     """
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
-            break
+            continue
+        if isinstance(record, dict) and record.keys() >= {"step", "epoch", "split"}:
+            records.append(record)
     return records
 
 
@@ -39,22 +43,59 @@ def epochs_without_gain(records: Sequence[Mapping[str, Any]]) -> int:
     return validations[-1]["epoch"] - best["epoch"]
 
 
+class _Events:
+    """A file of TensorBoard events.
+
+    `tensorboardX.SummaryWriter` writes in a thread, which a full disk ends with a traceback;
+    the training then waits for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int | None) -> None:
+        folder.mkdir(exist_ok=True)
+        # Its name holds the second alone, and a run may be killed and gone on with within one;
+        # TensorBoard reads the files in the order of their names.
+        self._file = event_file_writer.EventsWriter(
+            str(folder / "events"), f".{time.time_ns()}"
+        )
+        if purge_step is not None:
+            # TensorBoard then hides what the same steps have in earlier files.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(event_pb2.Event(step=purge_step, session_log=start))
+
+    def add(self, step: int, name: str, value: float) -> None:
+        self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, event: event_pb2.Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+
+
 class Logs:
     """Writes the figures of a training as they come; a context manager.
 
     Args:
         workdir: the run's folder.
-        step: the step that the training goes on from; lines after it are taken back, since they
+        step: the step that the training goes on from.
+        epoch: the epochs that are over by then; lines of later ones are taken back, since they
             come again.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int) -> None:
+    def __init__(self, workdir: pathlib.Path, step: int, epoch: int) -> None:
         self._workdir = workdir
-        kept = [record for record in read_records(workdir) if record["step"] <= step]
-        write_text(workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        kept = [record for record in read_records(workdir) if record["epoch"] <= epoch]
+        path = workdir / "metrics.jsonl"
+        trained = {record["epoch"] for record in kept if record["split"] == "train"}
+        if missing := sorted(set(range(1, epoch + 1)) - trained):
+            found = f"; what there was lies in {set_aside(workdir, path)}" * path.exists()
+            print(f"{path}: damaged, {len(missing)} of {epoch} epochs are missing{found}")
+        write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+        self._events = _Events(workdir / "tensorboard", purge_step=step + 1 if step else None)
         self._drawn = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -66,8 +107,10 @@ class Logs:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._draw_curves()
-        self._events.close()
+        try:
+            self._draw_curves()
+        finally:
+            self._events.close()
 
     def write(self, step: int, epoch: int, split: str, figures: Mapping[str, Any]) -> None:
         """Appends one line and the same scalars for TensorBoard.
@@ -81,13 +124,16 @@ class Logs:
         record = {"step": step, "epoch": epoch, "split": split, **figures}
         with (self._workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
+            # Before the checkpoint that says it is written.
+            os.fsync(file.fileno())
         for name, value in figures.items():
             if value is not None:
-                self._events.add_scalar(f"{split}/{name}", value, step)
+                self._events.add(step, f"{split}/{name}", value)
 
     def write_speed(self, step: int, images_per_second: float) -> None:
         """Records the speed, for TensorBoard alone: metrics.jsonl is the same for every run."""
-        self._events.add_scalar("train/images_per_second", images_per_second, step)
+        self._events.add(step, "train/images_per_second", images_per_second)
 
     def refresh(self) -> None:
         """Makes the events readable and, twice a minute at most, draws the curves anew."""
@@ -97,5 +143,6 @@ class Logs:
             self._draw_curves()
 
     def _draw_curves(self) -> None:
-        figures.draw_curves(read_records(self._workdir), self._workdir / "curves.png")
+        with replacing(self._workdir / "curves.png") as path:
+            figures.draw_curves(read_records(self._workdir), path)
         self._drawn = time.monotonic()

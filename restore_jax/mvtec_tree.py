@@ -21,7 +21,7 @@ class TreeWriter:
     in all three, so that a detector fitted on one serves for all; `test/<defect type>/NNN.png`
     differ; `ground_truth/<defect type>/NNN_mask.png` are the masks, 255 on the defect.
     Detectors need the mask of every defective photograph: one whose mask is not known is left
-    out, and counted in `left_out`.
+    out, and counted in `left_out`. Nor is a photograph of train/good tested.
 
     Args:
         folder: what an earlier evaluation wrote there is replaced.
@@ -30,13 +30,15 @@ class TreeWriter:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         self.left_out = 0
+        self._references: set[str] = set()
         self._partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def add_reference(self, image_id: str, category: str, clean: np.ndarray) -> None:
         """Adds a clean photograph without defect, float [H, W, 3] in [0, 1]."""
+        self._references.add(image_id)
         first = self._partial / VERSIONS[0] / category / "train" / batches.GOOD
-        path = first / f"{_name(image_id)}.png"
+        path = first / f"{_name(image_id, category, batches.GOOD, 'train')}.png"
         _save(path, figures.to_uint8(clean))
         for version in VERSIONS[1:]:
             other = self._partial / version / path.relative_to(self._partial / VERSIONS[0])
@@ -45,11 +47,14 @@ class TreeWriter:
 
     def add_test(self, image: Restored) -> None:
         """Adds the three versions of a test image, and its mask."""
+        row = image.row
+        if row["id"] in self._references:
+            return
         if not image.is_good and not (image.has_mask and image.mask.any()):
             self.left_out += 1
             return
-        row = image.row
-        name, kind = _name(row["id"]), row["defect_type"] or "defect"
+        name = _name(row["id"], row["category"], row["defect_type"], "test")
+        kind = row["defect_type"] or "defect"
         for version in VERSIONS:
             category = self._partial / version / row["category"]
             path = category / "test" / kind / f"{name}.png"
@@ -70,8 +75,10 @@ class TreeWriter:
             self._partial.rename(self.folder)
 
 
-def _name(image_id: str) -> str:
-    return image_id.rsplit("/", 1)[-1]
+def _name(image_id: str, *folders: str) -> str:
+    """The name of an image, with those folders of its id that the tree does not have."""
+    *path, name = image_id.split("/")
+    return "_".join([*(part for part in path if part not in folders), name])
 
 
 def _save(path: pathlib.Path, pixels: np.ndarray) -> None:

@@ -25,6 +25,9 @@ _TRAINED_ON = {
     "all": "photographs with and without defects (split “all”)",
 }
 
+# What was trained on with the first is never validated on with the second.
+_APART = (("good", "defects"), ("defects", "test"))
+
 _ORACLE = (
     '<p class="note"><strong>With oracle mask.</strong> The model was given the true defect '
     "mask of every image. Whoever restores a new photograph has none, so these figures are no "
@@ -80,14 +83,33 @@ def render(report: Report) -> str:
     return document(report.title, colours, "\n".join(filter(None, sections)))
 
 
-def _header(report: Report) -> str:
-    split = report.summary["data"]["split"]
-    note = _ORACLE if report.oracle_mask else ""
-    if split in ("train", "all"):
-        note += (
-            f'<p class="note">Split “{split}” holds images that the model was trained on; it '
-            "may do worse on others.</p>\n"
+def seen_in_training(summary: Mapping[str, Any]) -> str:
+    """Says that the model was trained on some of the evaluated images; "" where it was not.
+
+    Args:
+        summary: the content of metrics.json.
+    """
+    data, trained = summary["data"], summary["trained_on"]
+    if trained["name"] != data["name"]:
+        return ""
+    if data["split"] in ("train", "all"):
+        return (
+            f"Split “{data['split']}” holds images that the model was trained on; it may do "
+            "worse on others."
         )
+    division = summary["settings"]["data"]["split"]
+    if division == trained["split"] or (trained["split"], division) in _APART:
+        return ""
+    return (
+        f"The model was trained with data.split “{trained['split']}” and is evaluated with "
+        f"“{division}”: it was trained on some of these images, and may do worse on others."
+    )
+
+
+def _header(report: Report) -> str:
+    note = _ORACLE if report.oracle_mask else ""
+    seen = seen_in_training(report.summary)
+    note += f'<p class="note">{text(seen)}</p>\n' if seen else ""
     return (
         f"<header><h1>{text(report.title)}</h1>\n"
         f'<p class="muted">{_data(report)}; {_checkpoint(report)}</p>\n{note}</header>'
@@ -118,8 +140,9 @@ def _measures(report: Report) -> str:
 def _provenance(report: Report) -> str:
     model = dict(report.config.get("model") or {})
     name = str(model.pop("name", "n/a"))
-    split = _training_split(report)
-    trained_on = [("Trained on", text(_TRAINED_ON[split]))] if split in _TRAINED_ON else []
+    trained_on = report.summary["trained_on"]["name"]
+    if split := _training_split(report):
+        trained_on += f": {_TRAINED_ON[split]}"
     masks = "given the true masks (oracle)" if report.oracle_mask else "given no masks"
     facts = definitions(
         [
@@ -127,7 +150,7 @@ def _provenance(report: Report) -> str:
             ("Model", text(f"{name}: {_options(model)}" if model else name)),
             ("Masks", text(f"the model was {masks}")),
             ("Data", _data(report)),
-            *trained_on,
+            ("Trained on", text(trained_on)),
             ("Degradation", text(_degradation(report))),
         ],
         "wide facts",
@@ -146,8 +169,8 @@ def _provenance(report: Report) -> str:
 
 def _training_split(report: Report) -> str | None:
     """Which photographs of MVTec AD the model was trained on; None for other data."""
-    fields = report.config.get("data") or {}
-    return fields.get("split") if report.summary["data"]["name"] == "mvtec_ad" else None
+    trained = report.summary["trained_on"]
+    return trained["split"] if trained["name"] == "mvtec_ad" else None
 
 
 def _degradation(report: Report) -> str:

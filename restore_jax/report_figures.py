@@ -95,7 +95,8 @@ def headline(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> s
         gain = difference(after, before)
         against = f"input {form(before)}"
         if gain is not None:
-            css = "better" if quality(after) >= quality(before) else "worse"
+            css = "better" if quality(after) > quality(before) else "worse"
+            css = "muted" if after == before else css
             against += f'; <span class="{css}">{change(gain)}</span>'
         return (
             f'<span class="figure">{form(after)}{unit if defined(after) else ""}</span>'

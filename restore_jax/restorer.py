@@ -317,9 +317,12 @@ def _read_run(folder: pathlib.Path, which: str) -> tuple[nn.Module, dict[str, An
     for _ in range(_ATTEMPTS):
         with _quiet(), checkpoint.open_manager(folder, read_only=True) as manager:
             step = checkpoint.find_step(manager, which, folder)
+            record = manager.metrics(step) or {}
         saved = folder / "checkpoints" / str(step)
         try:
-            variables = _read_variables(saved / "state")
+            parts = _read_parts(saved / "state")
+            if changed := checkpoint.changed(record, parts):
+                raise ValueError(f"its {', '.join(changed)} changed")
         except (OSError, ValueError, KeyError, TypeError) as error:
             # A running training removes an older checkpoint as it saves a new one.
             if not checkpoint.exists(folder, step):
@@ -328,6 +331,8 @@ def _read_run(folder: pathlib.Path, which: str) -> tuple[nn.Module, dict[str, An
                 f"{saved}: cannot be read ({' '.join(str(error).split())[:200]}); take another "
                 "checkpoint"
             ) from error
+        params = parts["params"] if "params" in parts else parts["ema_params"]
+        variables = {"params": params, "batch_stats": parts["batch_stats"]}
         weights_file.check_variables(model, variables, str(saved))
         return model, variables, config
     raise UsageError(f"{folder}: its training removes checkpoints faster than they can be read")
@@ -344,9 +349,10 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _read_variables(folder: pathlib.Path) -> dict[str, Any]:
+def _read_parts(folder: pathlib.Path) -> dict[str, Any]:
     """Reads what restores of a saved `TrainState`, and nothing of its optimizer.
 
+    That is "batch_stats", and "ema_params" where there are any, else "params".
     So a run restores whatever it was trained with, in this version or an earlier one.
     """
     import orbax.checkpoint as ocp  # noqa: PLC0415
@@ -365,7 +371,7 @@ def _read_variables(folder: pathlib.Path) -> dict[str, Any]:
         folder,
         args=ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True),
     )
-    return {"params": read[params], "batch_stats": read["batch_stats"]}
+    return {name: read[name] for name in wanted}
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

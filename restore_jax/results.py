@@ -14,8 +14,8 @@ from restore_jax.evaluate import Row
 
 Summary = dict[str, Any]
 
-# How a figure is shown depends on these, no figure does.
-_FREE_FIELDS = ("root", "cache_dir", "batch_size", "pictures")
+# No figure depends on these.
+_FREE_FIELDS = ("cache_dir", "batch_size", "pictures")
 
 _COLUMNS = (
     "id",
@@ -61,15 +61,19 @@ def read_stored(
 
     Returns:
         The content of its metrics.json and its folder; None where there is none, or it is of
-        another checkpoint or of other settings.
+        another checkpoint or of other settings, or was not written by this release.
     """
     found = folder_of(folder, config, which)
     if not all((found / name).is_file() for name in ("metrics.json", "images.csv")):
         return None
-    summary = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
     with checkpoint.open_manager(folder, read_only=True) as manager:
         current = checkpoint.find_step(manager, which, folder)
-    same = summary["checkpoint"]["step"] == current and summary["settings"] == settings(config)
+    try:
+        summary = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
+        step, asked = summary["checkpoint"]["step"], summary["settings"]
+        same = step == current and asked == settings(config) and "trained_on" in summary
+    except (ValueError, KeyError, TypeError):
+        return None
     return (summary, found) if same else None
 
 
@@ -182,7 +186,9 @@ def format_report(summary: Summary, results: pathlib.Path) -> str:
         f"({summary['data']['split']}), {found['which']} checkpoint: "
         f"step {found['step']}, epoch {found['epoch']}"
         + (", with oracle mask\n" if summary["oracle_mask"] else "\n"),
+        *filter(None, [report.seen_in_training(summary)]),
         format_table(summary),
+        *_format_kla(summary["macro"]),
         *_format_detectability(summary["detectability"]),
         f"\ncheckpoint  {results.parent.parent / 'checkpoints' / str(found['step'])}",
         f"figures     {results / 'metrics.json'}",
@@ -191,6 +197,23 @@ def format_report(summary: Summary, results: pathlib.Path) -> str:
     if (results / "triplets.png").exists():
         lines.append(f"picture     {results / 'triplets.png'}")
     return "\n".join(lines)
+
+
+def _format_kla(macro: Mapping[str, Any]) -> list[str]:
+    if "kla_psnr" not in macro:
+        return []
+    columns = (
+        ("PSNR", "kla_psnr", ".2f"),
+        ("SSIM", "kla_ssim", ".4f"),
+        ("defect PSNR", "kla_defect_psnr", ".2f"),
+        ("defect SSIM", "kla_defect_ssim", ".4f"),
+    )
+    found = [
+        f"{title} {format(macro[key], form)}"
+        for title, key, form in columns
+        if macro[key] is not None
+    ]
+    return ["\nBy the KLA set's own protocol (mean of categories)", ", ".join(found)]
 
 
 def _format_detectability(found: Mapping[str, Any] | None) -> list[str]:

@@ -24,7 +24,7 @@ def watch(
     """Evaluates the newest checkpoint again and again until the training has ended.
 
     Each goes to `evaluation/<data>-<step>`, as `--checkpoint=STEP` has it, and gets a line on
-    the terminal. A training keeps two checkpoints: of those that come while one is evaluated,
+    the terminal. A training keeps three checkpoints: of those that come while one is evaluated,
     only the newest is left to be evaluated next.
 
     Args:

@@ -20,7 +20,7 @@ import safetensors.numpy
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from restore_jax import models
+from restore_jax import config_check, models
 from restore_jax.errors import UsageError
 
 FORMAT = "restore_jax"
@@ -198,9 +198,7 @@ def read_weights(
             f"version {VERSION}, so install a newer one"
         )
     try:
-        fields = json.loads(metadata["config"])
-        if not isinstance(fields, dict):
-            raise ValueError("the configuration is not an object")
+        fields = config_check.read(metadata["config"], str(path))
         total = int(metadata["parameters"])
     except (KeyError, ValueError) as error:
         raise UsageError(f"{path}: damaged header ({error!r}); copy the file again") from error

@@ -1,23 +1,28 @@
 """A run's folder: what is where, and whose configuration it is."""
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import json
 import math
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from restore_jax.errors import UsageError
+from restore_jax import config_check
+from restore_jax.errors import RunError, UsageError
 
 # Fields that a run may be gone on with in another place: where its data lie, how much is shown.
 # None of them changes a parameter or a figure.
 FREE_FIELDS = (
     "config.data.root",
     "config.data.cache_dir",
+    "config.data.skip_bad",
     "config.data.references",
     "config.eval.batch_size",
     "config.eval.pictures",
@@ -25,19 +30,73 @@ FREE_FIELDS = (
     "config.eval.split",
     "config.vgg16_weights",
     "config.train.log_every_steps",
+    "config.checkpoint.every_steps",
 )
 
+# Where files go that were found damaged, for whoever wants to look at them.
+DAMAGED = "damaged"
 
 # Held by the training of a workdir as long as it runs; its process's death releases it.
 _LOCK = ".lock"
+# What is only on its way to its place, and worth nothing once its process is gone.
+_TEMPORARY = ".tmp-"
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a path to write to, whose content takes the place of a file when it is complete.
+
+    A reader sees the old content or the new, never half of it, whatever ends the process or
+    fills the disk meanwhile.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file in one step: a reader sees the old content or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Writes a text file in one step, see `replacing`; it is on the disk when this returns."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def set_aside(workdir: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
+    """Moves a damaged file or folder into the workdir's `damaged/`; returns where it is now."""
+    folder = workdir / DAMAGED
+    folder.mkdir(exist_ok=True)
+    names = itertools.chain([path.name], (f"{path.name}.{i}" for i in itertools.count(2)))
+    place = next(folder / name for name in names if not (folder / name).exists())
+    return path.rename(place)
+
+
+def remove(workdir: pathlib.Path, folder: pathlib.Path) -> None:
+    """Removes a folder of a workdir in one step: it is there whole, or not at all."""
+    temporary = folder.rename(workdir / f"{_TEMPORARY}{os.getpid()}-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def full_disk_told(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns what a full disk does to a training into one line.
+
+    Raises:
+        RunError: for it; any other failure is left as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise RunError(
+            f"{error.filename or workdir}: {error.strerror}; the training stops and its "
+            "checkpoints are kept. Make room, then the same command goes on from the latest"
+        ) from error
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
@@ -83,20 +142,13 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     """Reads the configuration that a workdir was made with.
 
     Raises:
-        UsageError: where there is no workdir, or its config.json cannot be read.
+        UsageError: where there is no workdir, or its config.json cannot be read, or
+            holds a field of a wrong type.
     """
     path = workdir / "config.json"
     if not path.is_file():
         raise UsageError(f"--workdir={workdir}: no run in it ({path.name} is missing)")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise UsageError(
-            f"{path}: not a configuration ({error}); restore the file or take another workdir"
-        ) from error
-    return ConfigDict(fields)
+    return config_check.read_file(path)
 
 
 def is_claimed(workdir: pathlib.Path, config: ConfigDict) -> bool:
@@ -114,20 +166,24 @@ def is_claimed(workdir: pathlib.Path, config: ConfigDict) -> bool:
                 f"workdir, or the same fields: {', '.join(differing)}"
             )
         return True
-    if workdir.exists() and (
-        not workdir.is_dir() or any(path.name != _LOCK for path in workdir.iterdir())
-    ):
+    if workdir.exists() and (not workdir.is_dir() or any(map(_is_foreign, workdir.iterdir()))):
         raise UsageError(
             f"--workdir={workdir}: exists and is not a run's folder; take an empty or a new one"
         )
     return False
 
 
+def _is_foreign(path: pathlib.Path) -> bool:
+    """Tells the files of others from what a run leaves that was killed as it began."""
+    return path.name != _LOCK and not path.name.startswith(_TEMPORARY)
+
+
 @contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
     """Holds a workdir for one training; makes the folder where there is none.
 
-    Where the file system cannot lock files, nothing is held.
+    What a killed training had only half written is removed. Where the file system cannot lock
+    files, nothing is held.
 
     Raises:
         UsageError: where another training holds it, or it cannot be written.
@@ -146,6 +202,11 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
             raise _in_use(workdir) from error
         except OSError:
             pass
+        for path in workdir.glob(f"{_TEMPORARY}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         yield
 
 

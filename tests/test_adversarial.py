@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from restore_jax import adversarial, batches, losses, models, state, train
+from restore_jax import adversarial, batches, losses, models, state, steps, train
 from restore_jax.errors import UsageError
 from tests import tiny
 
@@ -93,7 +93,7 @@ def test_a_step_trains_both_against_what_the_other_was(adversary):
     before = state.create_state(system, seed=1)
     batch = arrays()
     step = functools.partial(
-        train.train_step, system=system, loss_fn=losses.weighted_sum({"l1": 2.0}), seed=0
+        steps.train_step, system=system, loss_fn=losses.weighted_sum({"l1": 2.0}), seed=0
     )
     after, scalars = jax.jit(step)(before, batch)
     restored = model.apply({"params": before.params}, batch["degraded"])

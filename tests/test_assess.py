@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import functools
 import json
 
@@ -72,8 +73,9 @@ def test_the_files_have_the_promised_content(trained):
     assert stored["data"] == {"name": "tiny", "split": "val", "count": 6, "image_size": 64}
     assert stored.keys() == {
         "checkpoint", "data", "micro", "macro", "categories", "detectability", "settings",
-        "oracle_mask",
+        "oracle_mask", "trained_on",
     }  # fmt: skip
+    assert stored["trained_on"] == {"name": "sample", "split": "defects"}
     assert list(stored["categories"]) == ["a", "b"]
     for means in (stored["micro"], stored["macro"], *stored["categories"].values()):
         assert means.keys() == REQUIRED | PRESERVATION
@@ -183,6 +185,9 @@ def test_the_protocol_of_the_kla_set_adds_its_figures(trained):
     # Far above the SSIM of all other figures, by its (1 + SSIM) / 2 alone.
     assert summary["micro"]["kla_ssim"] > summary["micro"]["ssim"]
     assert "official protocol" in (where / "report.html").read_text()
+    line = f"PSNR {summary['macro']['kla_psnr']:.2f}, SSIM {summary['macro']['kla_ssim']:.4f}, "
+    assert line in results.format_report(summary, where)
+    assert "KLA" not in results.format_report(*run(trained))
 
 
 def test_results_are_used_again_only_for_the_same_question(trained):
@@ -191,12 +196,45 @@ def test_results_are_used_again_only_for_the_same_question(trained):
     assert results.read_stored(trained, config, "best") == (summary, where)
     assert len(results.read_rows(where / "images.csv")) == 6
     config.eval.batch_size = 2
+    config.data.cache_dir = "elsewhere"
+    assert results.read_stored(trained, config, "best") is not None
     config.data.root = "elsewhere"
+    assert results.read_stored(trained, config, "best") is None
+    config.data.root = ""
     assert results.read_stored(trained, config, "best") is not None
     config.data.degradation.preset = "mild"
     assert results.read_stored(trained, config, "best") is None
     assert results.read_stored(trained, changed(protocol="kla"), "best") is None
     assert results.read_stored(trained, workdir.read_config(trained), "3") is None
+
+
+@pytest.mark.parametrize("content", ['{"checkpoint"', "[]", '{"checkpoint": {"step": 6}}'])
+def test_results_that_cannot_be_read_are_made_again(trained, content):
+    _, where = run(trained, "latest")
+    (where / "metrics.json").write_text(content)
+    assert results.read_stored(trained, workdir.read_config(trained), "latest") is None
+
+
+def test_a_model_that_was_trained_on_the_images_is_told(trained):
+    config = tiny.config()
+    config.data.split = "good"
+
+    def sample(settings):
+        return dataclasses.replace(data(settings), name="sample")
+
+    for override, told in (
+        (tiny.config(), False),
+        (config, True),
+        (changed(split="all"), True),
+    ):
+        summary, where = run(trained, override=override, made=sample)
+        for text in (
+            results.format_report(summary, where),
+            (where / "report.html").read_text(),
+        ):
+            assert ("may do worse on others" in text) == told
+        # The data are called otherwise than those of the training.
+        assert "may do worse" not in results.format_report(*run(trained, override=override))
 
 
 def test_rows_come_back_as_they_were_written(trained):
@@ -371,6 +409,27 @@ def test_the_tree_leaves_out_images_whose_mask_is_not_known(trained, capsys):
     _, where = run(trained, write_tree=True, made=unknown)
     assert not list((where / "tree" / "restored").rglob("scratch"))
     assert "6 images left out, their masks are not known" in capsys.readouterr().out
+
+
+def test_photographs_of_one_name_are_told_apart_in_the_tree(trained):
+    """train/good and test/good both have a 000, and the references are not tested."""
+    made = functools.partial(tiny.data, image_size=32, good=6)
+
+    def with_good(settings):
+        found = made(settings)
+
+        def eval_batches(split):
+            yield from found.eval_batches(split)
+            if split == "val":
+                for kind, section in ((3, "train"), (4, "extra")):
+                    pairs = tiny.images(4, kind, 32, "good", section)
+                    yield tiny.batch_rows(pairs, range(4), 4)
+
+        return dataclasses.replace(found, eval_batches=eval_batches)
+
+    _, where = run(trained, write_tree=True, made=with_good)
+    names = {path.name for path in (where / "tree/restored/a/test/good").iterdir()}
+    assert names == {"000.png", "002.png", "004.png", "extra_000.png", "extra_002.png"}
 
 
 def test_the_true_mask_is_shown_only_on_demand_and_said_so(trained, tmp_path):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from benchmarks import common, gpu_all, infer, limits
 from benchmarks import models as benchmark
-from restore_jax import models
+from restore_jax import losses, metrics, models
 from restore_jax.errors import RunError, UsageError
 from restore_jax.receptive_field import ReceptiveField, receptive_field
 
@@ -215,3 +216,153 @@ def test_a_process_that_fails_is_named(monkeypatch):
     monkeypatch.setattr(benchmark.sys, "executable", "/bin/false")
     with pytest.raises(RunError, match=r"an idle process: its memory .*: exit status 1"):
         benchmark.peak_memory([])
+
+
+KEYS = {
+    *("op", "framework", "model", "size", "batch", "dtype", "device", "rounds"),
+    *("ms_per_image", "ms_low", "ms_high", "images_per_s", "relative_time"),
+    *("gflop", "mb", "compute_share", "memory_share"),
+}
+
+
+def printed(capsys, name, *flags):
+    module = importlib.import_module(f"benchmarks.{name}")
+    common.run(module.__doc__, module.measure, flags)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for line in lines:
+        if line["op"] == "ceilings":
+            assert set(line) == {"op", "dtype", "device", "gflop_per_s", "gb_per_s"}
+            assert line["gflop_per_s"] > 0 and line["gb_per_s"] > 0
+        else:
+            assert set(line) >= KEYS
+            assert 0 < line["ms_low"] <= line["ms_per_image"] <= line["ms_high"]
+            assert line["images_per_s"] == pytest.approx(1000 / line["ms_per_image"], rel=2e-3)
+    return [line for line in lines if line["op"] != "ceilings"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_step", "infer"])
+def test_lines_of_both_frameworks(name, capsys):
+    pytest.importorskip("torch")
+    flags = ("--size=16", "--batch=2", "--rounds=2", "--peers=eager,channels_last")
+    lines = printed(capsys, name, *flags)
+    assert [line["framework"] for line in lines] == [
+        "jax",
+        "torch eager",
+        "torch channels_last",
+    ]
+    for line in lines:
+        assert (line["op"], line["model"], line["batch"]) == (name, "sca_unet", 2)
+        assert line["gflop"] > 0 and line["mb"] > 0 and line["compute_share"] > 0
+        assert line["relative_time"] > 0
+    assert lines[0]["relative_time"] == 1.0
+
+
+@pytest.mark.slow
+def test_lines_of_ssim(capsys):
+    lines = printed(capsys, "ssim", "--size=16", "--batch=2", "--rounds=2", "--dtype=bfloat16")
+    assert [(line["op"], line["framework"]) for line in lines] == [
+        *(("ssim", "jax"), ("ssim", "dm_pix")),
+        *(("ssim_gradient", "jax"), ("ssim_gradient", "dm_pix")),
+    ]
+    assert {(line["model"], line["dtype"]) for line in lines} == {("none", "float32")}
+
+
+@pytest.mark.slow
+def test_lines_of_the_pipeline(capsys):
+    fresh, cached = printed(capsys, "pipeline", "--size=32", "--batch=4", "--rounds=2")
+    assert (fresh["op"], cached["op"]) == ("pipeline_fresh", "pipeline_cached")
+    for line in (fresh, cached):
+        assert line["images_per_s_per_core"] == pytest.approx(
+            line["images_per_s"] / line["cores"], rel=1e-3, abs=0.01
+        )
+        assert line["gflop"] is None and line["compute_share"] is None
+
+
+@pytest.mark.slow
+def test_lines_of_a_training_with_its_input(capsys):
+    lines = printed(capsys, "end_to_end", "--size=16", "--batch=2", "--rounds=2")
+    assert [line["op"] for line in lines] == ["train_fresh", "train_cached"]
+    for line in lines:
+        assert 0 <= line["input_share"] < 1 and line["first_step_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model=nothing", "there is no configs/nothing.py"),
+        ("--peers=fast", "not one of eager"),
+    ],
+)
+def test_a_wrong_model_or_peer_is_one_line(flag, message, capsys):
+    pytest.importorskip("torch")
+    with pytest.raises(SystemExit) as stop:
+        common.run("", infer.measure, [flag, "--size=16", "--batch=1", "--rounds=1"])
+    assert stop.value.code == UsageError.exit_status
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err and printed.err.count("\n") == 1
+
+
+class Chain(nn.Module):
+    """A convolution 3 → 4, and two that read its result."""
+
+    @nn.compact
+    def __call__(self, degraded):
+        x = nn.relu(nn.Conv(4, (3, 3))(degraded))
+        return nn.Conv(3, (1, 1))(x) + nn.Conv(3, (3, 3))(x)
+
+
+def test_limits_of_a_network_by_hand():
+    pixels = 64
+    kernels = (9 * 3 * 4, 4 * 3, 9 * 4 * 3)
+    parameters = sum(kernels) + 4 + 3 + 3
+    # The image and the features that two layers share are read once each; three results.
+    read, written = (3 + 4) * pixels, (4 + 3 + 3) * pixels
+    found = limits.restoring(Chain(), 8, 2, "float32")
+    assert found.operations == 2 * sum(kernels) * pixels
+    assert found.bytes == 4 * (read + written) + 4 * parameters / 2
+    found = limits.training(Chain(), 8, 2, "bfloat16")
+    # Nobody asks for the gradient by the image, neither of arithmetic nor of traffic.
+    assert found.operations == 2 * (3 * sum(kernels) - kernels[0]) * pixels
+    moved = 3 * read - 3 * pixels + 2 * written
+    assert found.bytes == 2 * moved + 4 * 3 * pixels + 40 * parameters / 2
+
+
+def test_limits_of_the_reports_networks():
+    least = limits.training(model_of("sca_unet"), 256, 8, "float32")
+    # 3.390 GMAC forward, but for the products of attention as the report counts them.
+    assert least.operations == pytest.approx(3 * 2 * 3.390e9, rel=0.01)
+
+
+def test_similarity_of_the_peer_is_that_of_jax():
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_peer  # noqa: PLC0415
+
+    rng = np.random.default_rng(0)
+    clean = rng.random((2, 24, 31, 3), np.float32)
+    restored = np.clip(clean + rng.normal(0, 0.2, clean.shape), 0, 1).astype(np.float32)
+    mask = (rng.random((2, 24, 31, 1)) > 0.5).astype(np.float32)
+    peers = [torch.from_numpy(x).permute(0, 3, 1, 2) for x in (restored, clean, mask)]
+    assert float(torch_peer.similarity(*peers[:2])) == pytest.approx(
+        float(metrics.ssim(restored, clean).mean()), abs=1e-5
+    )
+    for name, peer in (("sca_unet", torch_peer.sca_unet_loss), ("rcan", torch_peer.rcan_loss)):
+        loss = losses.weighted_sum(importlib.import_module(f"configs.{name}").get_config().loss)
+        expected = loss(restored, clean, mask, np.ones(2, bool))[0]
+        assert float(peer(*peers)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_what_fails_or_comes_too_late_stops_nothing():
+    def fails():
+        yield {"op": "begun"}
+        raise RuntimeError("no kernel\nat all")
+
+    emitted = []
+    planned = [("bad", fails), ("good", lambda: iter([{"op": "done"}]))]
+    gpu_all.run(planned, 60, emitted.append)
+    assert [record["op"] for record in emitted] == ["begun", "done", "gpu_all"]
+    assert emitted[-1]["failed"] == {"bad": "RuntimeError: no kernel"}
+    assert emitted[-1]["left_out"] == []
+    gpu_all.run(planned, -1, emitted.append)
+    assert emitted[-1]["left_out"] == ["bad", "good"] and emitted[-1]["failed"] == {}

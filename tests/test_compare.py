@@ -48,6 +48,7 @@ def run(rows, name="sca_unet", data=None, law=None, **fields):
         "checkpoint": {"step": 4200, "epoch": 20, "which": "best"},
         "data": {"name": "sample", "split": "val", "count": len(rows), "image_size": 32}
         | (data or {}),
+        "trained_on": {"name": "sample", "split": "defects"},
         "settings": {
             "data": {"resize": "bilinear", "degradation": {"preset": "kla", "gain": None}},
         },
@@ -171,6 +172,13 @@ def test_only_images_that_all_runs_have_count():
     alone = dataclasses.replace(B, rows=B.rows[:1])
     delta = difference(compare.compare([A, alone], resamples=50), "psnr")["macro"]
     assert (delta["images"], delta["low"], delta["verdict"]) == (1, None, "few")
+
+
+def test_a_run_that_was_trained_on_the_images_is_named():
+    runs = [A, dataclasses.replace(B, seen_in_training=True)]
+    note = "Trained on some of the images that it was evaluated on: B."
+    assert note in Page(compare_html.render(compare.compare(runs, resamples=50))).text
+    assert note not in Page(compare_html.render(compare.compare([A, B], resamples=50))).text
 
 
 def test_what_has_no_value_is_left_out_and_never_written():

@@ -61,6 +61,8 @@ def test_what_cannot_be_compared_is_said_in_one_line(runs, tmp_path):
         compare_runs.compare_runs([runs[0], runs[0] / ".." / "first"], "best", data)
     with pytest.raises(UsageError, match="no run in it"):
         compare_runs.compare_runs([runs[0], tmp_path], "best", data)
+    with pytest.raises(UsageError, match=r"--output=.*config.json: is a file"):
+        compare_runs.compare_runs(runs, "best", data, output=runs[0] / "config.json")
     config = tiny.config(epochs=1)
     config.data.degradation.preset = "mild"
     other = tmp_path / "other"

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from restore_jax import batches, checkpoint, losses, state, train
+from restore_jax import batches, checkpoint, losses, state, steps
 from restore_jax.errors import UsageError
 from tests import tiny
 
@@ -108,7 +108,7 @@ def test_a_step_and_its_checkpoint(name, tmp_path):
     pairs["mask"][1] = 0
     step = jax.jit(
         functools.partial(
-            train.train_step,
+            steps.train_step,
             system=system,
             loss_fn=losses.weighted_sum(config.loss),
             seed=0,

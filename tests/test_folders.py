@@ -414,12 +414,15 @@ def test_every_kind_of_fault_in_one_line(tmp_path):
     save(tmp_path / "train/mask/a/1.png", pixels((12, 16)))
     save(tmp_path / "val/clean/a/2.bmp", pixels((12, 16)))
     save(tmp_path / "val/clean/a/li\nne.png", pixels())
+    for name in ("gone", "pipe"):
+        write_pair(tmp_path, "val", f"a/{name}")
+        (tmp_path / f"val/clean/a/{name}.png").unlink()
     (tmp_path / "val/clean/a/gone.png").symlink_to("nowhere.png")
     os.mkfifo(tmp_path / "val/clean/a/pipe.png")
     text = refusal(folders.load_pairs, tmp_path)
     for part in (
-        "unreadable: train/clean/a/0.png (the file is empty), val/clean/a/gone.png (no file "
-        "behind the name), val/clean/a/pipe.png (no file behind the name) and 1 more",
+        "unreadable: train/clean/a/0.png (the file is empty), val/clean/a/gone.png (No "
+        "such file or directory), val/clean/a/pipe.png (not a plain file) and 1 more",
         "differently sized: train/clean/a/1.png 16×12 and train/degraded/a/1.jpg 17×12",
         "train/degraded/a/2.jpg 16×12 and train/mask/a/2_mask.png 2×2",
         "masks of one photograph: train/mask/a/1.png and train/mask/a/1_mask.png",

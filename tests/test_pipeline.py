@@ -240,6 +240,13 @@ def test_native_images_of_several_sizes_batch_by_size(monkeypatch, tmp_path):
         assert batch["mask"].shape == (*batch["clean"].shape[:3], 1)
 
 
+def test_a_native_image_too_small_to_measure_is_named(tmp_path):
+    write_pairs(tmp_path, size=(24, 10))
+    made = pipeline.make_data(pairs_options(tmp_path, image_size=0))
+    with pytest.raises(UsageError, match=r".*: 10×24 px is too small, SSIM needs 11 px"):
+        list(made.eval_batches("val"))
+
+
 def test_training_on_crops_of_native_images(monkeypatch, tmp_path):
     patched(monkeypatch, write(tmp_path, 6, (24, 30)))
     config = options(image_size=0, crop_size=16)

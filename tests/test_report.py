@@ -105,6 +105,9 @@ def make(rows, examples=None, **fields):
         **metrics.summarise(rows),
     }
     summary["data"] |= fields.pop("data", {})
+    summary["settings"] = {"data": {"split": fields.pop("division", "defects")}}
+    summary["trained_on"] = {"name": summary["data"]["name"], "split": "defects"}
+    summary["trained_on"] |= fields.pop("trained_on", {})
     for group in ("micro", "macro"):
         summary[group] = summary[group] | fields.pop(group, {})
     config = {
@@ -438,7 +441,10 @@ def test_it_says_what_was_evaluated():
     assert "oracle" not in text.lower()
     config = {"data": {"split": "good", "degradation": {"preset": "mild", "gain": [1, 1.5]}}}
     changed = make(
-        ROWS, config=config, data={"name": "mvtec_ad", "split": "train", "image_size": 0}
+        ROWS,
+        config=config,
+        data={"name": "mvtec_ad", "split": "train", "image_size": 0},
+        trained_on={"split": "good"},
     )
     text = Page(report.render(dataclasses.replace(changed, oracle_mask=True))).text
     assert "at their native size" in text
@@ -468,6 +474,28 @@ def test_a_claim_about_detection_says_what_training_saw():
     trained = make(ROWS, detectability=found, data={"name": "mvtec_ad"})
     assert "and this one has" in Page(report.render(trained)).text
     assert "Detectability" not in Page(report.render(make(ROWS))).text.split("What the")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "trained_on", "division", "seen"),
+    [
+        ("mvtec_ad", "defects", "defects", False),
+        ("mvtec_ad", "defects", "good", True),
+        ("mvtec_ad", "all", "defects", True),
+        ("mvtec_ad", "good", "all", True),
+        ("mvtec_ad", "good", "defects", False),
+        ("kla", "defects", "test", False),
+        ("sample", "defects", "good", False),
+    ],
+)
+def test_it_says_where_the_model_was_trained_on_the_images(name, trained_on, division, seen):
+    trained = {"name": "kla" if name == "kla" else "mvtec_ad", "split": trained_on}
+    changed = make(ROWS, data={"name": name}, trained_on=trained, division=division)
+    text = Page(report.render(changed)).text
+    assert ("may do worse on others" in text) == seen
+    assert f"Trained on {trained['name']}" in text
+    # Whatever the evaluation's own division is.
+    assert ("photographs without defect alone" in text) == (trained_on == "good")
 
 
 def test_inventions_on_good_images_are_told_in_grey_levels():

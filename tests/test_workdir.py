@@ -1,9 +1,11 @@
+import errno
+
 import pytest
 from ml_collections import ConfigDict
 
 from configs import sca_unet
 from restore_jax import workdir
-from restore_jax.errors import UsageError
+from restore_jax.errors import RunError, UsageError
 
 
 def test_a_claimed_workdir_gives_back_its_configuration(tmp_path):
@@ -70,3 +72,60 @@ def test_a_run_may_go_on_with_its_data_in_another_place(tmp_path):
     assert workdir.is_claimed(tmp_path, config)
     workdir.claim(tmp_path, config)
     assert workdir.read_config(tmp_path).data.root == "/elsewhere"
+
+
+def test_a_file_that_cannot_be_written_whole_keeps_its_content(tmp_path):
+    path = tmp_path / "notes.txt"
+    workdir.write_text(path, "old")
+    with pytest.raises(KeyError), workdir.replacing(path) as temporary:
+        temporary.write_text("ne")
+        raise KeyError
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    assert path.read_text() == "old"
+    workdir.write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_what_a_killed_run_left_half_written_is_no_file_of_others_and_goes(tmp_path):
+    config = sca_unet.get_config("sample")
+    (tmp_path / ".tmp-12-config.json").write_text("{")
+    (tmp_path / ".tmp-12-6").mkdir()
+    assert not workdir.is_claimed(tmp_path, config)
+    with workdir.held(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_what_is_set_aside_never_takes_the_place_of_what_was_before(tmp_path):
+    places = []
+    for content in "abc":
+        (tmp_path / "6").write_text(content)
+        places.append(workdir.set_aside(tmp_path, tmp_path / "6"))
+    assert [place.name for place in places] == ["6", "6.2", "6.3"]
+    assert [place.read_text() for place in places] == list("abc")
+    assert not (tmp_path / "6").exists()
+
+
+def test_a_folder_is_removed_whole(tmp_path):
+    (tmp_path / "checkpoints/6/state").mkdir(parents=True)
+    workdir.remove(tmp_path, tmp_path / "checkpoints/6")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_full_disk_is_one_line_and_other_failures_are_left_alone(tmp_path):
+    with (
+        pytest.raises(
+            RunError, match=r"^/a/b: No space left on device; .*same command goes on"
+        ),
+        workdir.full_disk_told(tmp_path),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", "/a/b")
+    with pytest.raises(FileNotFoundError), workdir.full_disk_told(tmp_path):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "/a/b")
+
+
+def test_how_often_to_save_may_change_within_a_run(tmp_path):
+    config = sca_unet.get_config("sample")
+    workdir.claim(tmp_path, config)
+    config.checkpoint.every_steps = 7
+    assert workdir.is_claimed(tmp_path, config)

@@ -1,14 +1,16 @@
 """Reads tar archives that come from the network, as a stream and without extracting them.
 
 Such an archive is not trusted: nothing in it is ever written under a name it chose. A member
-that points outside, is not a plain file or folder, or is far larger than any photograph is
-refused, and so is an archive that ends early, which `tarfile` alone takes for a complete one.
+that points outside, is not a plain file or folder, has holes, or is far larger than any
+photograph is refused, and so is an archive that claims more than any data set has, or one that
+ends early, which `tarfile` alone takes for a complete one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import lzma
 import tarfile
 import zlib
@@ -22,6 +24,10 @@ SUFFIXES = (".tar.xz", ".tar.gz", ".tar", ".txz", ".tgz")
 # MVTec AD's largest photograph takes about 3 MB, and the whole set has about 7,000 members.
 MAX_MEMBER_BYTES = 64 << 20
 MAX_MEMBERS = 100_000
+MAX_BYTES = 64 << 30  # of all members together, uncompressed; MVTec AD has 5 GB
+MAX_NAME = 1_000  # characters
+# All headers of one member; `tarfile` reads what they claim and follows where they lead.
+MAX_HEADER_BYTES = 16 << 10
 
 _MAGIC_BYTES = 6
 
@@ -46,43 +52,69 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
         UsageError: The archive cannot be read to its end, or a member is refused.
     """
     seen: set[str] = set()
+    claimed = 0
     try:
         with _open(path) as stream:
             guarded = _Guarded(stream)
             with tarfile.open(fileobj=guarded, mode="r:") as tar:
-                for count, member in enumerate(tar):
+                for count in itertools.count():
+                    guarded.allow(MAX_HEADER_BYTES)
+                    member = tar.next()
+                    if member is None:
+                        break
+                    # Neither list is needed, and what is hostile could fill the memory with it.
+                    tar.members.clear()
+                    tar.pax_headers.clear()
                     if count >= MAX_MEMBERS:
                         raise refused(path, f"it has more than {MAX_MEMBERS:,} members")
                     name = _checked_name(path, member)
+                    claimed += member.size
+                    if claimed > MAX_BYTES:
+                        raise refused(path, f"its members take more than {MAX_BYTES:,} bytes")
                     if member.isdir():
                         continue
                     if name in seen:
                         raise refused(path, f"it has {name!r} twice")
                     seen.add(name)
-                    content = tar.extractfile(member) if wanted(name) else None
-                    yield name, content and content.read()
+                    content = None
+                    if wanted(name):
+                        guarded.allow(member.size)
+                        content = tar.extractfile(member).read()
+                    yield name, content
             if guarded.last != bytes(tarfile.BLOCKSIZE):
                 raise refused(path, "it has no end mark: it is cut short or damaged")
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
-        raise refused(path, f"it cannot be read to its end, is it whole? ({error})") from error
+    # Of a header that makes no sense, `tarfile` lets through whatever it stumbled over.
+    except (
+        tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError,
+        ValueError, LookupError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:200]
+        raise refused(path, f"it cannot be read to its end, is it whole? ({reason})") from error
 
 
 class _Guarded:
-    """The file under `tarfile`: bounds every single read and remembers the last block.
+    """The file under `tarfile`: bounds what is read of a member and remembers the last block.
 
-    `tarfile` reads extended headers whole, whatever size they claim, and takes a header it
-    cannot read for the end of the archive.
+    `tarfile` reads extended headers whole, whatever size they claim and however many there are,
+    and takes a header it cannot read for the end of the archive.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
+        self._allowed = MAX_HEADER_BYTES
         self.last = b""
         self.seek = stream.seek
         self.tell = stream.tell
 
+    def allow(self, count: int) -> None:
+        """Sets how many bytes may be read from here on."""
+        self._allowed = count
+
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_MEMBER_BYTES + tarfile.BLOCKSIZE:
+        """Reads up to so many bytes."""
+        if not 0 <= size <= self._allowed:
             raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        self._allowed -= size
         self.last = self._stream.read(size)
         return self.last
 
@@ -103,11 +135,15 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 
 def _checked_name(path: Path, member: tarfile.TarInfo) -> str:
     """The member's name without `./`, once it is known to be a harmless file or folder."""
+    if len(member.name) > MAX_NAME:
+        raise refused(path, f"the name of a member has {len(member.name):,} characters")
     parts = member.name.split("/")
     if member.name.startswith("/") or ".." in parts:
         raise refused(path, f"its member {member.name!r} points outside of it")
     if not (member.isfile() or member.isdir()):
         raise refused(path, f"its member {member.name!r} is a link or a device")
+    if member.issparse():
+        raise refused(path, f"its member {member.name!r} is a file with holes")
     if not 0 <= member.size <= MAX_MEMBER_BYTES:
         raise refused(
             path,

@@ -7,9 +7,8 @@ Datasets' folder for data fetched by hand.
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import functools
+import struct
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from data import bad
 from data.mvtec_ad import source
 from restore_jax.errors import UsageError
 
@@ -38,7 +38,9 @@ _CITATION = """\
 }
 """
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_DECODING_THREADS = 4
+# A small file can claim any size, and decoding it takes that much memory. MVTec AD's largest
+# photographs have a million pixels.
+_MAX_PIXELS = 1 << 26
 # TensorFlow Datasets sorts what exceeds 1 GB in files of equal shares of the 128-bit keys, all
 # open at once. 64 of them stay clear of the limit on open files and small in memory.
 _SORTING_FILES_BITS = 6
@@ -54,8 +56,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     mean nothing); `category`; `defect_type`, `good` where there is none; `id`,
     `<category>/<train|test>/<defect type>/<name>`.
 
-    `info.metadata["ids"]` lists the ids of each split in the order of the records. A split of
-    which the source has no photographs does not exist.
+    `info.metadata["ids"]` lists the ids of each split in the order of the records, and
+    `info.metadata["left_out"]` those that the source leaves out. A split of which it has no
+    photographs does not exist.
 
     Args:
         root: The data set's folder or archive, or what `source.find` made of it; None: the
@@ -70,9 +73,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         " its categories or what they hold there; nothing needs to be extracted."
     )
 
-    def __init__(
-        self, *, root: str | source.Tree | source.Archives | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, root: str | source.Source | None = None, **kwargs: Any) -> None:
         self._root = root
         super().__init__(**kwargs)
 
@@ -101,7 +102,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         found = dl_manager.manual_dir if self._root is None else self._root
-        if not isinstance(found, source.Tree | source.Archives):
+        if not isinstance(found, source.Source):
             found = source.find(found)
         ids = {
             split: [p.id for p in found.photographs if p.split == split]
@@ -109,23 +110,53 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         }
         ids = {split: members for split, members in ids.items() if members}
         self.info.metadata["ids"] = ids
+        if isinstance(found, source.Readable):
+            self.info.metadata["left_out"] = dict(found.left_out)
         return {split: self._generate_examples(found, split, ids[split]) for split in ids}
 
     def _generate_examples(
-        self, found: source.Tree | source.Archives, split: source.Split, ids: list[str]
+        self, found: source.Source, split: source.Split, ids: list[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         ranks = {example: rank for rank, example in enumerate(ids)}
-        with concurrent.futures.ThreadPoolExecutor(_DECODING_THREADS) as threads:
-            checking: collections.deque[concurrent.futures.Future[dict[str, Any]]]
-            checking = collections.deque()
-            # Few at a time: a photograph takes about a megabyte and the set 5 GB.
-            for record in found.read(split):
-                checking.append(threads.submit(_example, record))
-                if len(checking) > 2 * _DECODING_THREADS:
-                    example = checking.popleft().result()
-                    yield _sorting_key(ranks[example["id"]], len(ids)), example
-            for example in (waiting.result() for waiting in checking):
-                yield _sorting_key(ranks[example["id"]], len(ids)), example
+        for checked in bad.in_parallel(_example, found.read(split)):
+            example = checked.result()
+            yield _sorting_key(ranks[example["id"]], len(ids)), example
+
+
+def unreadable(found: source.Tree | source.Archives) -> dict[str, str]:
+    """Decodes every file once, to find those that cannot be; shows its progress on stderr.
+
+    Returns:
+        For the id of each photograph that cannot be read, or whose mask cannot, the file and
+        what is wrong with it.
+
+    Raises:
+        UsageError: An archive as a whole is damaged or unsafe.
+    """
+    problems = {}
+    records = (record for split in ("train", "test") for record in found.read(split))
+    looks = bad.in_parallel(_problem, records)
+    for look in bad.progress(looks, len(found.photographs), "mvtec_ad"):
+        example, problem = look.result()
+        if problem:
+            problems[example] = problem
+    return problems
+
+
+class _Unreadable(UsageError):
+    """A file that cannot be decoded."""
+
+
+def _problem(record: source.Record) -> tuple[str, str]:
+    """The id of a photograph, and what is wrong with a file of it; "" if nothing is."""
+    photograph, image, mask = record
+    try:
+        _decoded_size(image, channels=3)
+        if mask is not None:
+            _decoded_size(mask, channels=1)
+    except _Unreadable as error:
+        return photograph.id, str(error)
+    return photograph.id, ""
 
 
 def _sorting_key(rank: int, count: int) -> int:
@@ -158,16 +189,29 @@ def _example(record: source.Record) -> dict[str, Any]:
 
 def _decoded_size(picture: source.Picture, channels: int) -> tuple[int, int]:
     """Height and width of a picture that the training pipeline's decoder accepts."""
+    if picture.problem:
+        raise _Unreadable(f"{picture.where}: {picture.problem}")
     try:
-        if picture.data.startswith(_PNG_SIGNATURE):
+        if _is_png(picture):
             height, width, _ = tf.io.decode_png(picture.data, channels=channels).shape
             return height, width
     except tf.errors.InvalidArgumentError:
         pass
-    raise UsageError(
+    raise _Unreadable(
         f"{picture.where}: not a PNG file that can be decoded (cut short or damaged?),"
         " get it again"
     )
+
+
+def _is_png(picture: source.Picture) -> bool:
+    """Whether a file begins as a PNG file does whose pixels fit in the memory."""
+    start = picture.data[:24]
+    if not start.startswith(_PNG_SIGNATURE) or len(start) < 24:
+        return False
+    width, height = struct.unpack(">II", start[16:])
+    if width * height > _MAX_PIXELS:
+        raise _Unreadable(f"{picture.where}: has more than {_MAX_PIXELS:,} pixels")
+    return True
 
 
 @functools.lru_cache(maxsize=16)

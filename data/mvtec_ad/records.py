@@ -17,9 +17,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from data import splits
+from data import bad, splits
 from data.mvtec_ad import source
-from data.mvtec_ad.mvtec_ad_dataset_builder import Builder
+from data.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
 from restore_jax.errors import RunError, UsageError
 
 # Small files: a share of the photographs is then read without passing over the others.
@@ -28,7 +28,11 @@ _NEEDED = 1.1  # disk space to prepare, as a multiple of the data set's size
 
 
 def load(
-    root: str, split: str = "defects", cache_dir: str | None = None, references: int = 0
+    root: str,
+    split: str = "defects",
+    cache_dir: str | None = None,
+    references: int = 0,
+    skip_bad: bool = False,
 ) -> dict[str, tuple[tf.data.Dataset, int]]:
     """Reads MVTec AD for training and evaluation.
 
@@ -44,6 +48,9 @@ def load(
         cache_dir: Where to keep prepared data; None: `restore_jax/tfds` in the user's cache
             folder (`$XDG_CACHE_HOME`, else `~/.cache`).
         references: `config.data.references` (`splits.parts`).
+        skip_bad: `config.data.skip_bad`: leaves out photographs of which a file cannot be
+            read, after they were divided, and prints how many. What is prepared without them
+            has a folder of its own in the cache.
 
     Returns:
         For each part of `splits.parts` that has any (`train` and `val` always do), the records
@@ -62,23 +69,53 @@ def load(
     folder = _cache(cache_dir) / f"mvtec_ad-{found.fingerprint()[:16]}"
     with _quiet():
         builder = _prepared(folder)
+    if builder is None and skip_bad:
+        builder = _prepare_readable(root, found, folder)
     if builder is None:
         builder = _prepare(root, found, folder)
 
+    left_out = builder.info.metadata.get("left_out", {})
     ids = builder.info.metadata["ids"]
     positions = {
         example: (name, position)
         for name, members in ids.items()
         for position, example in enumerate(members)
     }
-    parts = splits.parts(positions, split, references)
+    bad.report("mvtec_ad", list(left_out.values()), len(positions) + len(left_out))
+    # Divided with those that are left out: none of the others changes its part.
+    parts = splits.parts([*positions, *left_out], split, references)
     _check_some(parts["train"], parts["val"], split, root)
+    parts = {part: [i for i in of if i not in left_out] for part, of in parts.items()}
+    for part in ("train", "val"):
+        if not parts[part]:
+            raise UsageError(
+                f"config.data.root={root!r} with config.data.split={split!r}: none of the"
+                f" photographs for {part} can be read: get them again"
+            )
     with _quiet():
         return {
             part: (_read(builder, [positions[example] for example in members]), len(members))
             for part, members in parts.items()
             if members
         }
+
+
+def _prepare_readable(
+    root: str, found: source.Tree | source.Archives, folder: Path
+) -> Builder | None:
+    """Prepares what can be read of a damaged data set; None where nothing is damaged."""
+    folder = folder.with_name(f"{folder.name}-readable")
+    with _quiet():
+        builder = _prepared(folder)
+    if builder is None and (left_out := unreadable(found)):
+        readable = source.Readable(found, left_out)
+        if not readable.photographs:
+            raise UsageError(
+                f"config.data.root={root!r}: none of its photographs can be read, the first is"
+                f" {min(left_out.values())}"
+            )
+        builder = _prepare(root, readable, folder)
+    return builder
 
 
 def _check_some(train: list[str], val: list[str], split: str, root: str) -> None:
@@ -118,7 +155,7 @@ def _prepared(folder: Path) -> Builder | None:
     return builder if complete else None
 
 
-def _prepare(root: str, found: source.Tree | source.Archives, folder: Path) -> Builder:
+def _prepare(root: str, found: source.Source, folder: Path) -> Builder:
     """Prepares the data set in a folder, unless another process does so meanwhile."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +209,7 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
-def _shards(found: source.Tree | source.Archives) -> int:
+def _shards(found: source.Source) -> int:
     """Into how many files each split goes: none may be left empty."""
     per_split = collections.Counter(p.split for p in found.photographs)
     return max(1, min(found.bytes // _SHARD_BYTES, *per_split.values()))

@@ -14,7 +14,8 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -62,10 +63,17 @@ class Photograph:
 
 
 class Picture(NamedTuple):
-    """The encoded bytes of a file and the words that tell a user where it is."""
+    """A file's encoded bytes.
+
+    Attributes:
+        where: the words that tell a user where it is.
+        data: what is in it.
+        problem: why it could not be read; "" where it was.
+    """
 
     where: str
     data: bytes
+    problem: str = ""
 
 
 Record = tuple[Photograph, Picture, Picture | None]
@@ -128,11 +136,7 @@ class Tree:
         return _fingerprint(self._files)
 
     def read(self, split: Split) -> Iterator[Record]:
-        """Yields the photographs of a split with their masks, in the order of their ids.
-
-        Raises:
-            UsageError: A file cannot be read.
-        """
+        """Yields the photographs of a split with their masks, in the order of their ids."""
         for photograph in self.photographs:
             if photograph.split == split:
                 mask = photograph.mask_file
@@ -141,9 +145,11 @@ class Tree:
     def _picture(self, name: str) -> Picture:
         path = self._root / name
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would never end
+                return Picture(str(path), b"", "cannot be read: not a plain file")
             return Picture(str(path), path.read_bytes())
         except OSError as error:
-            raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+            return Picture(str(path), b"", f"cannot be read: {error.strerror}")
 
 
 class Archives:
@@ -219,6 +225,32 @@ class Archives:
             index.append((path, {p.file: p for p in found if p.category not in taken}, masks))
             taken.update(p.category for p in found)
         return index
+
+
+class Readable:
+    """What is left of MVTec AD without photographs of which a file cannot be read.
+
+    Args:
+        found: where they are.
+        left_out: for the id of each, the file and what is wrong with it.
+    """
+
+    def __init__(self, found: Tree | Archives, left_out: Mapping[str, str]) -> None:
+        self._found = found
+        self.left_out = left_out
+        self.photographs = [p for p in found.photographs if p.id not in left_out]
+        self.bytes = found.bytes
+        self.summary = found.summary
+
+    def read(self, split: Split) -> Iterator[Record]:
+        """Yields the others as the source does."""
+        return (record for record in self._found.read(split) if self._has(record[0]))
+
+    def _has(self, photograph: Photograph) -> bool:
+        return photograph.id not in self.left_out
+
+
+Source = Tree | Archives | Readable
 
 
 def parse_layout(names: Iterable[str], where: str) -> list[Photograph]:
@@ -318,8 +350,16 @@ def _list_tree(root: Path) -> dict[str, os.stat_result]:
         ]
         images = [p for p in files if p.suffix.lower() in (".png", *_OTHER_IMAGES)]
         if images:
-            return {path.relative_to(root).as_posix(): path.stat() for path in images}
+            return {path.relative_to(root).as_posix(): _stat(path) for path in images}
     return {}
+
+
+def _stat(path: Path) -> os.stat_result:
+    """That of the link where nothing is behind one; what is wrong is told on reading."""
+    try:
+        return path.stat()
+    except OSError:
+        return path.lstat()
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,0 +1,252 @@
+"""What the benchmarks share: their flags, the two limits of a device, and the lines they print.
+
+The keys of every line:
+
+    op, framework, model, size, batch, dtype, device   what was measured, with what and on what
+    ms_per_image     median over the rounds; ms_low and ms_high are the quartiles
+    images_per_s     1000 / ms_per_image
+    gflop, mb        least arithmetic (10⁹ operations, a multiply-accumulate is two) and least
+                     memory traffic (10⁶ bytes) per image, see `benchmarks.limits`
+    compute_share    of the time that the least arithmetic takes at the device's measured rate
+                     in ms_per_image
+    memory_share     the same of the least traffic
+    relative_time    median over the rounds of this time over JAX's in the same round; above 1,
+                     JAX is the faster
+
+None stands where there is no such figure. Everything of one run is timed in turn, round by
+round, so that a busy spell of the machine meets all; compare within a run, not between runs.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import limits
+from restore_jax import compilation, cost
+from restore_jax.errors import RunError, UsageError
+
+MODELS = ("sca_unet", "rcan")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What to measure.
+
+    Attributes:
+        model: name of an experiment in `configs`.
+        size: side of the images, px.
+        batch: images at once.
+        dtype: of the arithmetic.
+        rounds: how often each piece of work is timed.
+        peers: PyTorch's forms to time beside, names of `torch_peer.FORMS`.
+    """
+
+    model: str = "sca_unet"
+    size: int = 256
+    batch: int = 8
+    dtype: str = "float32"
+    rounds: int = 5
+    peers: tuple[str, ...] = ()
+
+
+def run(
+    description: str,
+    measure: Callable[[Task], Iterable[Mapping[str, Any]]],
+    argv: Sequence[str] | None = None,
+    **defaults: Any,
+) -> None:
+    """Measures what the command line asks for and prints the lines.
+
+    Args:
+        description: the module's docstring, for --help.
+        measure: yields the records of a task.
+        argv: the flags; None: those of the process.
+        **defaults: fields of `Task` whose default is another.
+    """
+    start = Task(**defaults)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=start.model, help="an experiment of configs/")
+    parser.add_argument("--size", type=_positive, default=start.size, help="side of images, px")
+    parser.add_argument("--batch", type=_positive, default=start.batch, help="images at once")
+    parser.add_argument("--dtype", choices=DTYPES, default=start.dtype, help="arithmetic")
+    parser.add_argument("--rounds", type=_positive, default=start.rounds)
+    parser.add_argument(
+        "--peers",
+        default=",".join(start.peers),
+        help="forms of PyTorch to time beside: eager, channels_last, compiled",
+    )
+    given = vars(parser.parse_args(argv))
+    given["peers"] = tuple(name for name in given["peers"].split(",") if name)
+    compilation.use_cache()
+    try:
+        for record in measure(Task(**given)):
+            emit(record)
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def emit(record: Mapping[str, Any]) -> None:
+    """Prints a record as a line of JSON."""
+    print(json.dumps(dict(record)), flush=True)
+
+
+def make_config(task: Task, data: str = "mvtec_ad") -> Any:
+    """Returns the configuration of a task's experiment.
+
+    Raises:
+        UsageError: where there is no such experiment.
+    """
+    try:
+        module = importlib.import_module(f"configs.{task.model}")
+    except ModuleNotFoundError as error:
+        if error.name != f"configs.{task.model}":
+            raise
+        raise UsageError(f"--model={task.model}: there is no configs/{task.model}.py") from None
+    config = module.get_config(data)
+    config.dtype = task.dtype
+    config.train.batch_size = task.batch
+    return config
+
+
+def make_batch(task: Task) -> dict[str, jax.Array]:
+    """Makes the arrays of a batch of noise, a defect in the middle of each image."""
+    shape = (task.batch, task.size, task.size, 3)
+    clean = jax.random.uniform(jax.random.key(1), shape)
+    noise = 0.1 * jax.random.normal(jax.random.key(2), shape)
+    quarter = task.size // 4
+    mask = jnp.zeros((*shape[:3], 1)).at[:, quarter:-quarter, quarter:-quarter].set(1.0)
+    return {
+        "degraded": jnp.clip(clean + noise, 0.0, 1.0),
+        "clean": clean,
+        "mask": mask,
+        "has_mask": jnp.ones(task.batch, bool),
+        "valid": jnp.ones(task.batch, bool),
+    }
+
+
+@functools.cache
+def ceilings(dtype: str) -> tuple[float, float]:
+    """Measures a device's limits: operations per second of products, and bytes per second.
+
+    The products are of large square matrices of `dtype` (on a GPU float32 ones with JAX's
+    default precision, which is TF32); the traffic is that of reading an array far larger than
+    the caches and writing another.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    side, chain = (1536, 1) if on_cpu else (8192, 8)
+    matrix = jnp.full((side, side), 1.0 / side, dtype)
+
+    @jax.jit
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        for _ in range(chain):
+            x = x @ y
+        return x
+
+    length = 2**24 if on_cpu else 2**28
+    array = jnp.ones(length, jnp.float32)
+    scale = jax.jit(lambda x: 1.5 * x)
+    found = cost.interleaved_times(
+        {"product": lambda: product(matrix, matrix), "scale": lambda: scale(array)}, rounds=5
+    )
+    # The shortest: a limit is what the device can do, not what others leave of it.
+    return 2.0 * chain * side**3 / min(found["product"]), 8.0 * length / min(found["scale"])
+
+
+def ceilings_record(dtype: str) -> dict[str, Any]:
+    """Returns the line of the two limits."""
+    operations, traffic = ceilings(dtype)
+    return {
+        "op": "ceilings",
+        "dtype": dtype,
+        "device": jax.devices()[0].device_kind,
+        "gflop_per_s": round(operations / 1e9, 1),
+        "gb_per_s": round(traffic / 1e9, 1),
+    }
+
+
+def records(
+    op: str,
+    task: Task,
+    calls: Mapping[str, Callable[[], Any]],
+    least: limits.Least | None = None,
+) -> list[dict[str, Any]]:
+    """Times pieces of work that do the same in turn.
+
+    Args:
+        op: what they do.
+        task: to what; each call does it to `task.batch` images.
+        calls: by framework; "jax" is what the others are compared with.
+        least: what the work takes at the least, per image.
+    """
+    times = {
+        name: np.asarray(seconds) * 1e3 / task.batch
+        for name, seconds in cost.interleaved_times(calls, task.rounds).items()
+    }
+    return [
+        record(op, task, framework, values, least, values / times["jax"])
+        for framework, values in times.items()
+    ]
+
+
+def record(
+    op: str,
+    task: Task,
+    framework: str,
+    milliseconds: Sequence[float],
+    least: limits.Least | None = None,
+    relative: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Returns the line of one piece of work, from the milliseconds per image of its rounds."""
+    median = statistics.median(milliseconds)
+    low, high = np.quantile(milliseconds, [0.25, 0.75])
+    line = {
+        "op": op,
+        "framework": framework,
+        "model": task.model,
+        "size": task.size,
+        "batch": task.batch,
+        "dtype": task.dtype,
+        "device": jax.devices()[0].device_kind,
+        "rounds": len(milliseconds),
+        "ms_per_image": _rounded(median),
+        "ms_low": _rounded(low),
+        "ms_high": _rounded(high),
+        "images_per_s": _rounded(1000.0 / median),
+        **dict.fromkeys(("gflop", "mb", "compute_share", "memory_share")),
+        "relative_time": None if relative is None else _rounded(statistics.median(relative)),
+    }
+    if least is not None:
+        operations, traffic = ceilings(task.dtype)
+        line |= {
+            "gflop": _rounded(least.operations / 1e9),
+            "mb": _rounded(least.bytes / 1e6),
+            "compute_share": _rounded(1e3 * least.operations / operations / median),
+            "memory_share": _rounded(1e3 * least.bytes / traffic / median),
+        }
+    return line
+
+
+def _rounded(value: float) -> float:
+    """Rounds to four digits, which no timing is better than."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,38 @@
+"""Times the restoring of a batch of images that lies on the device.
+
+    python -m benchmarks.infer
+    python -m benchmarks.infer --model=rcan --batch=1 --peers=channels_last,compiled
+
+One JSON line per framework; `benchmarks.common` says what the keys mean. No TensorFlow.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import common, limits
+from benchmarks.common import Task
+from restore_jax import models
+
+
+def measure(task: Task) -> Iterator[dict[str, Any]]:
+    """Yields the limits of the device and a line for each framework."""
+    model = models.from_config(common.make_config(task))
+    images = common.make_batch(task)["degraded"]
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    restore = jax.jit(model.apply)
+    calls = {"jax": lambda: restore(variables, images)}
+    if task.peers:
+        # Only where it is asked for: PyTorch is no requirement.
+        from benchmarks import torch_peer  # noqa: PLC0415
+
+        calls |= torch_peer.restoring(task)
+    yield common.ceilings_record(task.dtype)
+    least = limits.restoring(model, task.size, task.batch, task.dtype)
+    yield from common.records("infer", task, calls, least)
+
+
+if __name__ == "__main__":
+    common.run(__doc__, measure)

@@ -1,0 +1,105 @@
+"""The least that a model must do per image: arithmetic, and traffic with the memory.
+
+Arithmetic: the multiply-accumulates of `restore_jax.cost`, two operations each. A training step
+takes three times those of the forward pass (the result, the gradient by the input and that by
+the kernel), less the gradient by the image, which nobody asks for. What is done per element
+(biases, activations, gates, pooling, resampling, the loss) is left out: on the way it is free.
+
+Traffic: convolutions and dense layers meet their neighbours in memory, and everything between
+two of them is taken as fused into one or the other. Forward, each layer's input is read once
+(once by several layers that share it) and its result written once. Backward, the input is read
+again for the kernel's gradient, the result's gradient read once for both gradients, and the
+input's gradient written once. The image itself has no gradient. Attention between positions is
+taken as fused: its weights never leave the chip. Activations have the size of `dtype`. Per
+step, not per image, come the float32 parameters: read forward and backward, gradients written,
+and Adam, which reads gradient, two moments and parameter and writes the last three; ten
+accesses of 4 bytes. A program may do with less by recomputing across layers; none here does.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from restore_jax import cost, metrics
+from restore_jax.models import layers
+from restore_jax.state import parameter_count
+
+_ADAM_STEP = 10
+_LAYERS = (nn.Conv, nn.Dense, layers.TransposedConv2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Least:
+    """What a piece of work takes at the least, per image.
+
+    Attributes:
+        operations: arithmetic.
+        bytes: read from and written to the memory.
+    """
+
+    operations: float
+    bytes: float
+
+
+def restoring(model: nn.Module, size: int, batch: int, dtype: str) -> Least:
+    """Returns the least of restoring an image of `size`×`size` px, in a batch."""
+    variables, read, written, _ = _trace(model, size)
+    macs = cost.model_macs(model, variables, size, size)
+    parameters = 4.0 * parameter_count(variables["params"]) / batch
+    return Least(2.0 * macs, jnp.dtype(dtype).itemsize * (read + written) + parameters)
+
+
+def training(model: nn.Module, size: int, batch: int, dtype: str) -> Least:
+    """Returns the least of an image's share of a training step with Adam."""
+    variables, read, written, first_macs = _trace(model, size)
+    macs = 3 * cost.model_macs(model, variables, size, size) - first_macs
+    image = 3 * size * size
+    moved = 3 * read - image + 2 * written
+    parameters = 4.0 * _ADAM_STEP * parameter_count(variables["params"]) / batch
+    # Besides what the layers move, the loss reads the clean image.
+    return Least(2.0 * macs, jnp.dtype(dtype).itemsize * moved + 4.0 * image + parameters)
+
+
+def similarity(size: int) -> Least:
+    """Returns the least of the SSIM of two images: five windowed means along both axes."""
+    values = 3.0 * size * size
+    return Least(2.0 * 2 * 5 * metrics.SSIM_WINDOW * values, 2 * 4 * values)
+
+
+def _trace(model: nn.Module, size: int) -> tuple[Mapping[str, Any], int, int, int]:
+    """Traces a model on one image.
+
+    Returns:
+        The shapes of its variables; the values that layers read and that they write, each
+        tensor once; and the multiply-accumulates of the layers that see the image itself.
+    """
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    # Held until the end: an object that is gone may leave its identity to another.
+    read: dict[int, jax.Array] = {}
+    written: dict[int, jax.Array] = {}
+    first = 0
+
+    def intercept(following: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        nonlocal first
+        result = following(*arguments, **keywords)
+        if isinstance(context.module, _LAYERS) and context.method_name == "__call__":
+            (x,) = arguments
+            read[id(x)] = x
+            written[id(result)] = result
+            if x.shape[-1] == 3:  # an image, not features
+                kernel = context.module.variables["params"]["kernel"]
+                first += kernel.size * result.size // result.shape[-1]
+        return result
+
+    def apply(variables: Any, image: jax.Array) -> jax.Array:
+        with nn.intercept_methods(intercept):
+            return model.apply(variables, image)
+
+    jax.eval_shape(apply, variables, image)
+    sizes = [sum(array.size for array in kept.values()) for kept in (read, written)]
+    return variables, *sizes, first

@@ -1,0 +1,43 @@
+"""Times the structural similarity of a batch of pairs, and its gradient.
+
+    python -m benchmarks.ssim --size=1024 --batch=1
+
+One JSON line each for "ssim" and "ssim_gradient"; `benchmarks.common` says what the keys mean.
+"dm_pix" is the library's own window, which convolves. No model takes part and `dtype` is
+float32, as in training and evaluation, whatever the flags say. No TensorFlow.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+
+from benchmarks import common, limits
+from benchmarks.common import Task
+from restore_jax import metrics
+
+
+def measure(task: Task) -> Iterator[dict[str, Any]]:
+    """Yields the limits of the device and the lines of both, with both windows."""
+    task = dataclasses.replace(task, model="none", dtype="float32")
+    batch = common.make_batch(task)
+    pair = batch["degraded"], batch["clean"]
+    forms = {"jax": metrics.ssim, "dm_pix": dm_pix.ssim}
+    yield common.ceilings_record(task.dtype)
+    least = limits.similarity(task.size)
+    values = {name: jax.jit(form) for name, form in forms.items()}
+    calls = {name: lambda f=value: f(*pair) for name, value in values.items()}
+    yield from common.records("ssim", task, calls, least)
+    gradients = {
+        name: jax.jit(jax.grad(lambda a, b, f=form: jnp.mean(f(a, b))))
+        for name, form in forms.items()
+    }
+    calls = {name: lambda f=gradient: f(*pair) for name, gradient in gradients.items()}
+    yield from common.records("ssim_gradient", task, calls)
+
+
+if __name__ == "__main__":
+    common.run(__doc__, measure)

@@ -1,0 +1,53 @@
+"""Times a step of training: forward, loss, gradients, Adam and the step's figures.
+
+    python -m benchmarks.train_step
+    python -m benchmarks.train_step --model=rcan --batch=4 --peers=channels_last,compiled
+
+One JSON line per framework; `benchmarks.common` says what the keys mean. The loss, optimizer
+and figures are those of the experiment, and PyTorch computes the same. No TensorFlow.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from benchmarks import common, limits
+from benchmarks.common import Task
+from restore_jax import batches, losses, state, steps
+
+
+def measure(task: Task) -> Iterator[dict[str, Any]]:
+    """Yields the limits of the device and a line for each framework."""
+    config = common.make_config(task)
+    model = state.make_system(config).model
+    calls = {"jax": make_step(task)}
+    if task.peers:
+        # Only where it is asked for: PyTorch is no requirement.
+        from benchmarks import torch_peer  # noqa: PLC0415
+
+        calls |= torch_peer.training(task)
+    yield common.ceilings_record(task.dtype)
+    least = limits.training(model, task.size, task.batch, task.dtype)
+    yield from common.records("train_step", task, calls, least)
+
+
+def make_step(task: Task) -> Callable[[], Any]:
+    """Returns a call that takes one step after the other on one batch."""
+    config = common.make_config(task)
+    system = state.make_system(config)
+    mesh = batches.make_mesh(jax.devices()[:1])
+    step = steps.compile_step(config, system, losses.weighted_sum(config.loss), mesh)
+    batch = jax.device_put(common.make_batch(task), batches.split_over(mesh))
+    now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))
+
+    def call() -> Any:
+        nonlocal now
+        now, scalars = step(now, batch, {})
+        return now, scalars
+
+    return call
+
+
+if __name__ == "__main__":
+    common.run(__doc__, measure)

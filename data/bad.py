@@ -1,0 +1,66 @@
+"""Finding the images that cannot be read before a training begins, to leave them out of it."""
+
+import collections
+import concurrent.futures
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import tqdm
+
+SHOWN = 3  # files that a line names
+THREADS = 4
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_parallel(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[concurrent.futures.Future[Result]]:
+    """Applies a function to items in threads, a few ahead of what is asked for.
+
+    Args:
+        function: lets other threads run, as decoders do.
+        items: taken from as there is room; a large photograph takes megabytes.
+
+    Yields:
+        What became of each item, in their order.
+    """
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
+        waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+        for item in items:
+            waiting.append(threads.submit(function, item))
+            if len(waiting) > 2 * THREADS:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def progress(items: Iterable[Item], total: int, name: str) -> Iterator[Item]:
+    """Passes items on and shows on stderr how many have gone by."""
+    yield from tqdm.tqdm(
+        items,
+        total=total,
+        desc=f"{name}: reading every image once",
+        unit=" images",
+        # A log file is no terminal: a line every ten seconds is enough there.
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        dynamic_ncols=True,
+    )
+
+
+def report(name: str, problems: Sequence[str], total: int) -> None:
+    """Prints how many images are left out, if any are, and the first of them.
+
+    Args:
+        name: of the data.
+        problems: for each image that is left out, its file and what is wrong with it.
+        total: the images there were.
+    """
+    if not problems:
+        return
+    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    print(
+        f"{name}: {len(problems)} of {total} images left out, they cannot be read: "
+        f"{', '.join(sorted(problems)[:SHOWN])}{more}"
+    )

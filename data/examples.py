@@ -1,0 +1,173 @@
+"""A photograph and the files that belong to it: checking them, and reading them as records."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from data import bad, images
+from restore_jax.errors import UsageError
+
+# What is wrong, with the files it is wrong with.
+Faults = dict[str, list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One photograph and the files that belong to it.
+
+    Attributes:
+        id: relative path without suffix, with forward slashes.
+        category: whose figures it counts in.
+        defect_type: "" where nothing tells.
+        image: the clean photograph.
+        degraded: the same, degraded; None where it is to be degraded here.
+        mask: its defects; None where they are not known.
+    """
+
+    id: str
+    category: str
+    defect_type: str
+    image: Path
+    degraded: Path | None = None
+    mask: Path | None = None
+
+
+def check(
+    name: str,
+    examples: Sequence[Example],
+    root: Path,
+    faults: Faults,
+    skip_bad: bool = False,
+) -> set[str]:
+    """Looks at all files: each an image, those of one photograph of one size.
+
+    Args:
+        name: of the data.
+        examples: the photographs.
+        root: what the names of faulty files are relative to.
+        faults: gains what is wrong.
+        skip_bad: whether photographs with a file that cannot be read are no fault. Every file
+            is then read to its end, and else its header alone.
+
+    Returns:
+        The ids of the photographs to leave out; their number is printed.
+
+    Raises:
+        UsageError: something is wrong, here or before; it names the first files of each kind.
+    """
+    looks: Iterable[_Look]
+    if skip_bad:
+        done = bad.in_parallel(lambda example: _look(example, root, decode=True), examples)
+        looks = (look.result() for look in bad.progress(done, len(examples), name))
+    else:
+        looks = (_look(example, root, decode=False) for example in examples)
+    left_out: dict[str, str] = {}
+    for example, (sizes, unreadable) in zip(examples, looks, strict=True):
+        if unreadable and skip_bad:
+            left_out[example.id] = " and ".join(unreadable)
+            continue
+        faults["unreadable"] += unreadable
+        if len(set(sizes.values())) > 1:
+            faults["differently sized"].append(
+                " and ".join(f"{name_in(p, root)} {w}×{h}" for p, (h, w) in sizes.items())
+            )
+    said = []
+    for kind, files in faults.items():
+        more = f" and {len(files) - bad.SHOWN} more" if len(files) > bad.SHOWN else ""
+        if files:
+            said.append(f"{kind}: {', '.join(sorted(files)[: bad.SHOWN])}{more}")
+    if said:
+        raise UsageError(
+            f"config.data.root={str(root)!r}: {'; '.join(said)}. Add, mend or remove these"
+        )
+    bad.report(name, list(left_out.values()), len(examples))
+    return set(left_out)
+
+
+# The size of each file of a photograph that can be read, and what is wrong with the others.
+_Look = tuple[dict[Path, tuple[int, int]], list[str]]
+
+
+def _look(example: Example, root: Path, decode: bool) -> _Look:
+    sizes, unreadable = {}, []
+    for path in filter(None, (example.image, example.degraded, example.mask)):
+        encode = images.encode_mask if path == example.mask else images.encode
+        try:
+            sizes[path] = encode(path).size if decode else images.measure(path)
+        except images.ImageError as error:
+            unreadable.append(f"{name_in(path, root)} ({error})")
+    return sizes, unreadable
+
+
+def as_dataset(examples: Sequence[Example], paired: bool) -> tf.data.Dataset:
+    """Makes the records of photographs; each is read when its record is.
+
+    Args:
+        examples: the photographs, checked before.
+        paired: whether the records have `degraded`.
+
+    Returns:
+        Records as `data.records` describes them. A file that turns out to be damaged stops the
+        reading with a line that names it.
+    """
+    encoded = ("image", "mask", *(("degraded",) if paired else ()))
+
+    def read(index: np.ndarray) -> list[np.ndarray]:
+        files = _read(examples[index])
+        # As objects: NumPy's own strings lose the zeros at their end.
+        return [np.array(files[name], dtype=object) for name in encoded]
+
+    def record(row: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        files = tf.numpy_function(read, [row["index"]], [tf.string] * len(encoded))
+        named = zip(encoded, files, strict=True)
+        fields = {name: value for name, value in row.items() if name != "index"}
+        return fields | {name: tf.ensure_shape(value, []) for name, value in named}
+
+    rows: dict[str, tf.Tensor] = {
+        name: tf.constant([getattr(example, name) for example in examples], tf.string)
+        for name in ("id", "category", "defect_type")
+    }
+    rows["has_mask"] = tf.constant([e.mask is not None for e in examples], tf.bool)
+    rows["index"] = tf.range(len(examples))
+    # In parallel: Pillow lets other threads go on while it decodes.
+    return tf.data.Dataset.from_tensor_slices(rows).map(
+        record, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+
+
+def _read(example: Example) -> dict[str, bytes]:
+    """Reads the files of a photograph; they may have changed since they were checked."""
+    image = _encoded(images.encode, example.image)
+    files, size = {"image": image.data}, image.size
+    if example.degraded is not None:
+        degraded = _encoded(images.encode, example.degraded)
+        files["degraded"] = degraded.data
+        _check_size(example.degraded, degraded.size, example.image, size)
+    if example.mask is None:
+        return files | {"mask": images.blank_mask(size)}
+    mask = _encoded(images.encode_mask, example.mask)
+    _check_size(example.mask, mask.size, example.image, size)
+    return files | {"mask": mask.data}
+
+
+def _encoded(read: Callable[[Path], images.Picture], path: Path) -> images.Picture:
+    try:
+        return read(path)
+    except images.ImageError as error:
+        raise UsageError(f"config.data.root: {path}: cannot be read: {error}") from error
+
+
+def _check_size(path: Path, size: tuple[int, int], of: Path, expected: tuple[int, int]) -> None:
+    if size != expected:
+        (h, w), (rows, columns) = size, expected
+        raise UsageError(f"config.data.root: {path} is {w}×{h}, but {of} {columns}×{rows}")
+
+
+def name_in(path: Path, root: Path) -> str:
+    """Returns a file's path within a folder, or all of it where it is elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
