@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -100,7 +100,6 @@ def evaluate_checkpoint(
     variables = inference_variables(state)
 
     data = make_data(config)
-    parts = parts_of(config.eval.split)
     where = results.folder_of(folder, config, which)
     reference = data.eval_batches("reference") if data.counts.get("reference") else ()
     tree = mvtec_tree.TreeWriter(where / "tree") if write_tree else None
@@ -140,7 +139,7 @@ def evaluate_checkpoint(
         oracle_mask=config.eval.oracle_mask,
     )
     rows = run(
-        images=(batch for part in parts for batch in data.eval_batches(part)),
+        images=images_of(data, config.eval.split),
         observe=observe_shown,
     )
     if not rows:
@@ -168,9 +167,7 @@ def evaluate_checkpoint(
         "detectability": measured.result() if detectors else None,
         "settings": results.settings(config),
     }
-    examples = _examples(
-        run, (batch for part in parts for batch in data.eval_batches(part)), rows
-    )
+    examples = _examples(run, images_of(data, config.eval.split), rows)
     page = report.Report(
         title=f"{config.name} on {data.name}",
         summary=summary,
@@ -184,9 +181,10 @@ def evaluate_checkpoint(
     return summary, where
 
 
-def parts_of(split: str) -> tuple[str, ...]:
-    """Returns the parts of the data that `config.eval.split` stands for."""
-    return ("train", "val") if split == "all" else (split,)
+def images_of(data: batches.Data, split: str) -> Iterator[batches.Batch]:
+    """Yields the batches that `config.eval.split` stands for."""
+    for part in ("train", "val") if split == "all" else (split,):
+        yield from data.eval_batches(part)
 
 
 def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict:

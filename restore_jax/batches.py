@@ -9,6 +9,7 @@ A batch is a dict of NumPy arrays:
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from restore_jax.errors import UsageError
 
@@ -51,6 +53,20 @@ class Data:
     train_batches: Callable[[int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]
     load_fixed: Callable[[], Mapping[str, Any]] = dict
+
+
+def remembering(make_data: Callable[[ConfigDict], Data]) -> Callable[[ConfigDict], Data]:
+    """Makes the same data only once: their images stay in memory from one use to the next."""
+    made: dict[str, Data] = {}
+
+    def make_once(config: ConfigDict) -> Data:
+        fields = config.to_dict()
+        key = json.dumps([fields["data"], fields["eval"], fields["seed"]], sort_keys=True)
+        if key not in made:
+            made[key] = make_data(config)
+        return made[key]
+
+    return make_once
 
 
 def mean_of_valid(values: jax.Array, valid: jax.Array) -> jax.Array:

@@ -1,6 +1,5 @@
 """The comparison job: evaluates the runs where need be, and puts them side by side."""
 
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -70,7 +69,7 @@ def compare_runs(
         raise UsageError(f"--workdir: the same folder twice: {', '.join(map(str, folders))}")
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(f"--output={output}: is a file; name a folder for the comparison")
-    make_once = _remembering(make_data)
+    make_once = batches.remembering(make_data)
     configs = [assess.with_override(workdir.read_config(f), override) for f in folders]
     runs, models = [], []
     mesh = batches.make_mesh(devices)
@@ -89,8 +88,15 @@ def compare_runs(
 
     data = make_once(configs[0])
     chosen = compare.choose_images(runs, configs[0].eval.pictures)
-    shown = _restore(models, configs[0], lambda: _images(data, configs[0]), chosen, mesh, runs)
-    images = _to_time(next(_images(data, configs[0])))
+    shown = _restore(
+        models,
+        configs[0],
+        lambda: assess.images_of(data, configs[0].eval.split),
+        chosen,
+        mesh,
+        runs,
+    )
+    images = _to_time(next(assess.images_of(data, configs[0].eval.split)))
     costs = cost.measure(
         {str(i): _on_one_device(model) for i, model in enumerate(models)}, images, _ROUNDS
     )
@@ -146,22 +152,6 @@ def format_comparison(comparison: Comparison, output: pathlib.Path) -> str:
     return "\n".join(["", *lines, f"\ncomparison  {output / 'compare.html'}"])
 
 
-def _remembering(
-    make_data: Callable[[ConfigDict], batches.Data],
-) -> Callable[[ConfigDict], batches.Data]:
-    """Makes the same data only once: their images stay in memory from run to run."""
-    made: dict[str, batches.Data] = {}
-
-    def make_once(config: ConfigDict) -> batches.Data:
-        fields = workdir.as_json(config)
-        key = json.dumps([fields["data"], fields["eval"], fields["seed"]], sort_keys=True)
-        if key not in made:
-            made[key] = make_data(config)
-        return made[key]
-
-    return make_once
-
-
 def _run(
     folder: pathlib.Path, config: ConfigDict, summary: results.Summary, where: pathlib.Path
 ) -> Run:
@@ -178,14 +168,6 @@ def _run(
 
 def _with_cost(run: Run, spent: cost.Cost) -> Run:
     return Run(**{**vars(run), "cost": spent})
-
-
-def _images(data: batches.Data, config: ConfigDict) -> Iterator[batches.Batch]:
-    return (
-        batch
-        for part in assess.parts_of(config.eval.split)
-        for batch in data.eval_batches(part)
-    )
 
 
 def _to_time(batch: batches.Batch) -> jax.Array:

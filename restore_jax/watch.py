@@ -42,14 +42,7 @@ def watch(
             training that could make one.
     """
     config = assess.with_override(workdir.read_config(folder), override)
-    made: list[batches.Data] = []
-
-    def make_once(config: ConfigDict) -> batches.Data:
-        # Its images stay in memory from one evaluation to the next.
-        if not made:
-            made.append(make_data(config))
-        return made[0]
-
+    make_once = batches.remembering(make_data)
     done: list[int] = []
     while True:
         # Asked before the step: a training may save its last checkpoint and end in between.
