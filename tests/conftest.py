@@ -1,8 +1,12 @@
-"""Settings every test shares; they must be in place before JAX or TensorFlow is imported."""
+"""What tests share; the settings must be in place before JAX or TensorFlow is imported."""
 
 import os
 import pathlib
 import tempfile
+
+import pytest
+
+from tests import browser
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
@@ -15,3 +19,11 @@ os.environ.setdefault(
     str(pathlib.Path(tempfile.gettempdir()) / f"restore_jax-tests-{os.getuid()}"),
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    if browser.missing():
+        pytest.skip(f"the browser of Debian's packages is {browser.missing()}")
+    with browser.chromium(tmp_path_factory.mktemp("profile")) as started:
+        yield started

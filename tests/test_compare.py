@@ -1,5 +1,4 @@
 import dataclasses
-import html.parser
 import json
 import math
 import re
@@ -11,7 +10,7 @@ from restore_jax import bootstrap, compare, compare_charts, compare_html, metric
 from restore_jax.compare_images import Shown
 from restore_jax.cost import Cost
 from restore_jax.errors import RunError, UsageError
-from tests import browser
+from tests.page import Page
 
 HOSTILE = '<img src=x onerror=alert(1)> & "quoted"'
 CATEGORIES = {"zipper": 3, "bottle": 7, "cable": 6}
@@ -272,40 +271,6 @@ def test_images_are_chosen_where_the_runs_differ_most():
     assert len(compare.choose_images(runs, 99)) == 16
 
 
-class Page(html.parser.HTMLParser):
-    """Collects elements and text, and refuses tags that do not match."""
-
-    VOID = frozenset(("meta", "link", "img", "input", "wbr"))
-
-    def __init__(self, content):
-        super().__init__()
-        self.elements, self._texts, self._open = [], [], []
-        self.feed(content)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag != "wbr":
-            self._texts.append(" ")
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if self._open and self._open[-1] not in ("script", "style"):
-            self._texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join("".join(self._texts).split())
-
-
 def shown_images(runs, count=2):
     rng = np.random.default_rng(0)
     mask = np.zeros((32, 32, 1), np.float32)
@@ -452,14 +417,6 @@ def test_files_are_written_whole(found, tmp_path):
         content = (tmp_path / "new" / "compare.html").read_text("utf-8")
         assert content == compare_html.render(found)
     assert len(list((tmp_path / "new").iterdir())) == 2
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    if browser.missing():
-        pytest.skip(f"the browser of Debian's packages is {browser.missing()}")
-    with browser.chromium(tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 import base64
 import dataclasses
-import html.parser
 import io
 import math
 import re
@@ -10,47 +9,10 @@ import pytest
 from PIL import Image
 
 from restore_jax import metrics, report, report_html, report_images
-from tests import browser
+from tests.page import Page
 
 HOSTILE = '<img src=x onerror=alert(1)> & "quoted"'
-VOID = {"meta", "link", "img", "input", "br", "wbr", "line", "rect", "use", "path"}
 RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.1, 0.9)
-
-
-class Page(html.parser.HTMLParser):
-    """Collects tags, attributes and text, and refuses tags that do not match."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.texts, self._open = [], [], []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag != "wbr":
-            self.texts.append(" ")
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self._open.pop() == tag
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        if self._open and self._open[-1] not in ("script", "style"):
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join("".join(self.texts).split())
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def row(category, number, **figures):
@@ -504,14 +466,6 @@ def test_inventions_on_good_images_are_told_in_grey_levels():
     assert "more than 25.5 grey levels" in text
     none = make(ROWS, micro={"good_count": 0, "hallucination": None})
     assert "images without defects, one" not in Page(report.render(none)).text
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    if browser.missing():
-        pytest.skip(f"the browser of Debian's packages is {browser.missing()}")
-    with browser.chromium(tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
