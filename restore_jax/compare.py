@@ -111,15 +111,9 @@ def check(runs: Sequence[Run]) -> None:
             raise UsageError(
                 f"{run.workdir}: image {twice} stands twice in its results; evaluate it again"
             )
+    check_data([(run.workdir, run.summary) for run in runs])
     first = runs[0]
     for other in runs[1:]:
-        asked, found = _data_of(first), _data_of(other)
-        for field in asked:
-            if field in found and asked[field] != found[field]:
-                raise UsageError(
-                    f"{other.workdir}: evaluated with {field} {found[field]}, but "
-                    f"{first.workdir} with {asked[field]}; evaluate both with the same --config"
-                )
         inputs = {row["id"]: row["input_psnr"] for row in first.rows}
         for row in other.rows:
             if abs(inputs.get(row["id"], row["input_psnr"]) - row["input_psnr"]) > _SAME_INPUT:
@@ -133,6 +127,27 @@ def check(runs: Sequence[Run]) -> None:
             f"{runs[-1].workdir}: shares no image with {first.workdir}; evaluate all runs on "
             "the same data, with the same --config"
         )
+
+
+def check_data(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Checks that runs are evaluated on the same degraded images, by their settings alone.
+
+    Args:
+        summaries: of each run its workdir, and "data" and "settings" as in metrics.json.
+
+    Raises:
+        UsageError: for settings that differ.
+    """
+    (first, summary), *others = summaries
+    asked = _data_of(summary)
+    for other, summary in others:
+        found = _data_of(summary)
+        for field in asked:
+            if field in found and asked[field] != found[field]:
+                raise UsageError(
+                    f"{other}: evaluated with {field} {found[field]}, but {first} with "
+                    f"{asked[field]}; evaluate both with the same --config"
+                )
 
 
 def compare(
@@ -197,7 +212,7 @@ def compare(
             "count": len(common),
             "degradation": {
                 field.removeprefix("data.degradation."): value
-                for field, value in _data_of(runs[0]).items()
+                for field, value in _data_of(runs[0].summary).items()
                 if field.startswith("data.degradation.")
             }
             or None,
@@ -219,7 +234,7 @@ def choose_images(runs: Sequence[Run], limit: int) -> list[str]:
 
     Args:
         runs: the runs.
-        limit: how many.
+        limit: how many; more where there are more categories.
 
     Returns:
         Ids: the first of each category in alphabetical order, then the second of each, until
@@ -238,14 +253,14 @@ def choose_images(runs: Sequence[Run], limit: int) -> list[str]:
     for category, ids in categories.items():
         ids.sort(key=lambda name: (-spread(name), name))
         by_turn += [(turn, category, name) for turn, name in enumerate(ids)]
-    chosen = sorted(by_turn)[:limit]
+    chosen = sorted(by_turn)[: max(limit, len(categories))]
     return [name for _, name in sorted((category, name) for _, category, name in chosen)]
 
 
-def _data_of(run: Run) -> dict[str, Any]:
+def _data_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What decides on the degraded images that a run was evaluated on."""
-    data = run.summary["data"]
-    settings = (run.summary.get("settings") or {}).get("data") or {}
+    data = summary["data"]
+    settings = (summary.get("settings") or {}).get("data") or {}
     fields = {
         "data.name": data["name"],
         "data.image_size": data["image_size"],

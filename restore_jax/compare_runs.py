@@ -71,6 +71,9 @@ def compare_runs(
         raise UsageError(f"--output={output}: is a file; name a folder for the comparison")
     make_once = batches.remembering(make_data)
     configs = [assess.with_override(workdir.read_config(f), override) for f in folders]
+    # Before anything is evaluated or timed: runs of different data cannot be compared.
+    asked = zip(map(str, folders), map(results.data_and_settings, configs), strict=True)
+    compare.check_data(list(asked))
     runs, models = [], []
     mesh = batches.make_mesh(devices)
     for folder, config in zip(folders, configs, strict=True):
@@ -83,7 +86,6 @@ def compare_runs(
         state, _ = assess.read_checkpoint(folder, which, system, mesh)
         models.append((system.model, inference_variables(state)))
         runs.append(_run(folder, config, summary, where))
-    # Before anything is timed: runs of different data cannot be compared.
     compare.check(runs)
 
     data = make_once(configs[0])

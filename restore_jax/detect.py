@@ -20,6 +20,10 @@ from scipy import ndimage
 MIN_SIZE = 32
 MIN_IMAGES = 2
 
+# With fewer references, what lies beyond a threshold that leaves 0.5 % of their pixels out are
+# the quirks of one or two of them.
+MIN_FOR_THRESHOLD = 8
+
 # The share of held-out clean pixels without defect that the frozen threshold flags.
 _CLEAN_FPR = 0.005
 
@@ -56,13 +60,16 @@ class Detector(NamedTuple):
         scale: float32 [h, w], by which a place's distance is multiplied: over 1 where the
             references vary less than elsewhere.
         threshold: distance above which a pixel counts as defective: 0.5 % of the reference
-            pixels exceed it, each reference scored by what the others predict for it.
+            pixels exceed it, each reference scored by what the others predict for it. None
+            with fewer than `MIN_FOR_THRESHOLD` references.
+        references: how many photographs it was fitted on.
     """
 
     mean: np.ndarray
     whitening: np.ndarray
     scale: np.ndarray
-    threshold: float
+    threshold: float | None
+    references: int
 
 
 def features(image: np.ndarray) -> np.ndarray:
@@ -187,12 +194,16 @@ def fit_features(measured: Sequence[np.ndarray]) -> Detector:
         _blurred(np.sqrt(distance) * _scale(trust * other))
         for distance, other in zip(distances, elsewhere, strict=True)
     ]
+    threshold = None
+    if count >= MIN_FOR_THRESHOLD:
+        # Under one floor there is nothing to see, however alike the references are.
+        threshold = max(1.0, float(np.quantile(np.stack(held_out), 1 - _CLEAN_FPR)))
     return Detector(
         mean=(mean * _FLOOR).astype(np.float32),
         whitening=_whitening(total_scatter / count) / _FLOOR[:, None],
         scale=_scale(trust * (smooth.mean(axis=0) - 1.0)),
-        # Under one floor there is nothing to see, however alike the references are.
-        threshold=max(1.0, float(np.quantile(np.stack(held_out), 1 - _CLEAN_FPR))),
+        threshold=threshold,
+        references=count,
     )
 
 

@@ -23,7 +23,7 @@ FIGURES = ("image_auroc", "pixel_auroc", "aupro", "f1", "hallucination_fpr")
 RECOVERED = ("pixel_auroc", "aupro")
 
 # Where clean and degraded differ by less, their difference is no scale to measure on.
-MIN_LOSS = 0.01
+MIN_LOSS = 0.05
 
 # Bins of a score's histogram: 1024 to the octave from 2^-5 to 2^11, so that scores within
 # 0.07 % of each other count as equal. Set beforehand, they do not depend on the images' order.
@@ -127,9 +127,14 @@ class _Tally:
     false_alarms: int = 0
     good_alarms: int = 0
     good_pixels: int = 0
+    is_frozen: bool = False
 
     def add(
-        self, scores: np.ndarray, weights: np.ndarray | None, is_good: bool, threshold: float
+        self,
+        scores: np.ndarray,
+        weights: np.ndarray | None,
+        is_good: bool,
+        threshold: float | None,
     ) -> None:
         self.labels.append(not is_good)
         self.scores.append(float(scores.max()))
@@ -137,10 +142,14 @@ class _Tally:
             return
         octaves = np.log2(np.maximum(scores, 2.0**_LOWEST)) - _LOWEST
         bins = np.minimum(octaves * _BINS_PER_OCTAVE, _BINS - 1).astype(np.int64).ravel()
-        defect, flagged = weights > 0, scores > threshold
+        defect = weights > 0
         self.inside += np.bincount(bins, defect.ravel(), _BINS)
         self.outside += np.bincount(bins, ~defect.ravel(), _BINS)
         self.regions += np.bincount(bins, weights.ravel(), _BINS)
+        if threshold is None:
+            return
+        self.is_frozen = True
+        flagged = scores > threshold
         self.hits += int((flagged & defect).sum())
         self.false_alarms += int((flagged & ~defect).sum())
         if is_good:
@@ -156,7 +165,7 @@ class _Tally:
             below = np.cumsum(self.outside) - 0.5 * self.outside
             found["pixel_auroc"] = float(self.inside @ below / (positives * negatives))
             found["aupro"] = _area_under_pro(self.outside, self.regions, MAX_FPR)
-        if positives:
+        if positives and self.is_frozen:
             flagged = self.hits + self.false_alarms
             found["f1"] = float(2 * self.hits / (flagged + positives))
         if self.good_pixels:
@@ -232,11 +241,12 @@ class Detectability:
             pixel_auroc: AUROC over the pixels of all images with a known mask, good ones too;
             aupro: see `aupro`, at 30 % false positives;
             f1: of the pixels above the threshold frozen on the clean references;
-            hallucination_fpr: the share of pixels above it on good images;
+            hallucination_fpr: the share of pixels above it on good images; both None where
+                there were too few references for a threshold;
         under "recovery", for pixel_auroc and aupro, (restored - degraded) / (clean - degraded):
         1 where all that the degradation took is back, 0 where nothing is; None where that is
-        less than 0.01; and `count` (images), `mask_count` (defective ones with a known mask)
-        and, for a category, its `threshold`.
+        less than 0.05; and `count` (images), `mask_count` (defective ones with a known mask)
+        and, for a category, its `threshold` and the number of its `references`.
 
         The macro figures are means over the categories that have one. Macro recovery is that
         of the macro figures: a mean of quotients would be ruled by the smallest denominators.
@@ -248,6 +258,7 @@ class Detectability:
                 "count": len(tallies["clean"].labels),
                 "mask_count": self._masked[name],
                 "threshold": self._detectors[name].threshold,
+                "references": self._detectors[name].references,
                 **versions,
                 "recovery": _recovery(versions),
             }

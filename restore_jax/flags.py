@@ -60,8 +60,15 @@ def parse(argv: Sequence[str]) -> list[str]:
             flags.FLAGS.verbosity = logging.ERROR  # Orbax tells of every step it takes
         if CONFIG.value is not None:
             _ = CONFIG.value.name  # a file that cannot be read says so only here
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):
+            raise UsageError(
+                f"--{error.flagname}: sets a field of a configuration; give that too, for "
+                "example --config=configs/sca_unet.py:sample"
+            ) from error
+        raise UsageError(_one_line(error)) from error
     except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(_one_line(error)) from error
     if rest[1:]:
         raise UsageError(f"{rest[1]}: not a flag; see python launch.py --help")
     mode = MODE.value
@@ -82,6 +89,14 @@ def parse(argv: Sequence[str]) -> list[str]:
         if mode in needing and not flags.FLAGS[name].value:
             raise UsageError(f"--{name}: missing; --mode={mode} needs it")
     return rest
+
+
+def _one_line(error: Exception) -> str:
+    cause = error.args[0] if error.args else None
+    if isinstance(error, AttributeError) and isinstance(cause, KeyError):
+        # Of a field, and only its name and what it may have been meant to be.
+        error = ValueError(f"--config: no such field: {cause.args[0]}")
+    return " ".join(str(error).split())
 
 
 def given() -> dict[str, Any]:

@@ -49,6 +49,18 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def data_and_settings(config: ConfigDict) -> Summary:
+    """Returns what metrics.json says of the data, all but how many images there were."""
+    return {
+        "data": {
+            "name": config.data.name,
+            "split": config.eval.split,
+            "image_size": config.data.image_size,
+        },
+        "settings": settings(config),
+    }
+
+
 def read_stored(
     folder: pathlib.Path, config: ConfigDict, which: str
 ) -> tuple[Summary, pathlib.Path] | None:

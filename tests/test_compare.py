@@ -266,7 +266,7 @@ def test_images_are_chosen_where_the_runs_differ_most():
     runs = [A, dataclasses.replace(B, rows=rows)]
     firsts = ["bottle/test/scratch/002", "cable/test/scratch/001", "zipper/test/scratch/000"]
     assert compare.choose_images(runs, 3) == firsts
-    assert compare.choose_images(runs, 2) == firsts[:2]
+    assert compare.choose_images(runs, 2) == firsts  # none of the categories is left out
     assert compare.choose_images(runs, 4) == sorted([*firsts, "bottle/test/scratch/005"])
     assert len(compare.choose_images(runs, 99)) == 16
 

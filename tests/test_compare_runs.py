@@ -69,3 +69,4 @@ def test_what_cannot_be_compared_is_said_in_one_line(runs, tmp_path):
     train.train_and_evaluate(config, other, data, ONE)
     with pytest.raises(UsageError, match=r"other: evaluated with .*mild"):
         compare_runs.compare_runs([runs[0], other], "best", data, devices=ONE)
+    assert not (other / "evaluation").exists()  # refused before anything is computed

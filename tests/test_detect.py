@@ -358,7 +358,20 @@ def test_a_restoration_that_brings_the_defects_back_recovers_all(detector):
     assert found["degraded"]["hallucination_fpr"] > 0.5  # noise is unlike any reference
     assert found["restored"] == found["clean"]
     assert found["recovery"] == {"pixel_auroc": 1.0, "aupro": 1.0}
-    assert result["macro"] == {k: v for k, v in found.items() if k != "threshold"}
+    assert result["macro"] == {
+        k: v for k, v in found.items() if k not in ("threshold", "references")
+    }
+
+
+def test_a_threshold_needs_more_references_than_a_map():
+    few = detect.fit(texture(seed) for seed in range(detect.MIN_FOR_THRESHOLD - 1))
+    assert few.threshold is None
+    found = measured(few, cases())["categories"]["cloth"]
+    assert found["references"] == detect.MIN_FOR_THRESHOLD - 1
+    for version in detectability.VERSIONS:
+        assert found[version]["f1"] is None
+        assert found[version]["hallucination_fpr"] is None
+    assert found["clean"]["pixel_auroc"] > 0.9
 
 
 def test_a_restoration_that_changes_nothing_recovers_nothing(detector):
@@ -460,7 +473,7 @@ def test_too_few_images_give_none_and_never_nan(detector):
 
 
 def test_flat_images_have_finite_figures():
-    flat = [np.full((48, 48, 3), 0.5, np.float32)] * 3
+    flat = [np.full((48, 48, 3), 0.5, np.float32)] * detect.MIN_FOR_THRESHOLD
     detector = detect.fit(flat)
     mask = np.zeros((48, 48, 1))
     mask[20:30, 20:30] = 1
@@ -480,7 +493,7 @@ def test_flat_images_have_finite_figures():
 
 
 def test_macro_figures_are_means_over_the_categories():
-    reference = {name: [texture(seed) for seed in range(4)] for name in ("b", "a")}
+    reference = {name: [texture(seed) for seed in range(8)] for name in ("b", "a")}
     tests = {"b": cases(2, 3), "a": [cases(1, 1)[0]]}
     result = detectability.detectability(reference, tests)
     assert list(result["categories"]) == ["a", "b"]

@@ -122,7 +122,11 @@ def assert_one_line(done, status, *words):
         (("--mode=dream",), ["mode", "dream"]),
         (("--config=configs/none.py",), ["configs/none.py"]),
         (("--config=configs/sca_unet.py:cats",), ["cats", "mvtec_ad", "sample"]),
-        (("--config=configs/sca_unet.py", "--config.train.epoch=3"), ["epoch"]),
+        (
+            ("--config=configs/sca_unet.py", "--config.train.epoch=3"),
+            ["--config: no such field: 'epoch'", 'Did you mean "epochs"'],
+        ),
+        (("--workdir=runs/mine", "--config.data.root=x"), ["--config.data.root: ", "sca_unet"]),
         (("--config=configs/sca_unet.py", "--config.train.epochs=many"), ["epochs", "many"]),
         (("--config=configs/sca_unet.py:sample", "runs/mine"), ["runs/mine: not a flag"]),
         (("--nonsense",), ["nonsense"]),
