@@ -83,7 +83,7 @@ def test_a_workdir_gives_the_averaged_parameters_of_a_checkpoint(run, which, ste
     assert first_parameter(loaded) == step + 0.25
     assert loaded.config.name == "sca_unet"
     assert loaded.model.widths == (2, 4)
-    assert loaded.options.tile == 64
+    assert loaded.options.tile == 128
     assert not caplog.records
 
 
@@ -96,10 +96,10 @@ def test_the_folder_of_a_checkpoint_is_that_checkpoint(run):
 def test_a_config_of_an_earlier_version_is_enough(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "old")
     fields = json.loads((folder / "config.json").read_text())
-    kept = {"model": fields["model"], "data": {"image_size": 0, "crop_size": 48}}
+    kept = {"model": fields["model"], "data": {"image_size": 0, "crop_size": 144}}
     (folder / "config.json").write_text(json.dumps(kept))
     loaded = restore_jax.load(folder)
-    assert loaded.options.tile == 48
+    assert loaded.options.tile == 144
     assert first_parameter(loaded) == 1.25
 
 
@@ -346,12 +346,12 @@ def test_an_unknown_option_is_refused_before_any_work():
         ({"image_size": 128, "crop_size": 256}, 128, 32),
         ({"image_size": 0, "crop_size": 512}, 512, 2),
         ({"image_size": 1024}, 1024, 1),
-        ({"image_size": 16}, 32, 32),
+        ({"image_size": 64}, 128, 32),
         ({}, 256, 8),
         (None, 256, 8),
     ],
 )
-def test_the_tile_is_the_training_size_by_default(data, tile, batch_size):
+def test_the_tile_is_the_training_size_by_default_unless_that_is_small(data, tile, batch_size):
     options = darker(config={"data": data} if data is not None else {}, tile=None).options
     assert options.tile == tile
     assert options.cut == (tile, tile // 4, batch_size)
