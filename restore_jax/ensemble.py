@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from restore_jax.tiles import Apply
@@ -38,11 +39,16 @@ def symmetries(ensemble: str, degradation: Mapping[str, Any]) -> list[Symmetry]:
     return flips
 
 
-def mean_over(views: Sequence[Symmetry], apply: Apply, batch: np.ndarray) -> np.ndarray:
+def mean_over(
+    views: Sequence[Symmetry], apply: Apply, batch: np.ndarray
+) -> np.ndarray | jax.Array:
     """Restores a batch [B, h, w, 3] in each view, turns the results back and averages them."""
+    restored = [apply(np.ascontiguousarray(_seen(batch, view))) for view in views]
+    if len(views) == 1:  # the image as it is, which nobody needs to wait for here
+        return restored[0]
     total = np.zeros_like(batch)
-    for view in views:
-        total += _seen(apply(np.ascontiguousarray(_seen(batch, view))), view, back=True)
+    for view, seen in zip(views, restored, strict=True):
+        total += _seen(np.asarray(seen), view, back=True)
     return total / np.float32(len(views))
 
 

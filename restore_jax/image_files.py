@@ -4,6 +4,7 @@ PNG, JPEG, TIFF, BMP and WebP, with 1, 8 or 16 bits a sample (TIFF also with flo
 palette or CMYK, with or without alpha. Neither TensorFlow nor JAX is needed.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -23,8 +24,36 @@ __all__ = ["MAX_PIXELS", "ImageFileError", "Photograph", "read", "write"]
 # Where Pillow, too, takes a file for one made to fill the memory.
 MAX_PIXELS = 178_956_970
 
-# What is said to whom about warnings is the whole process's to decide: one reader at a time.
-_READING = threading.Lock()
+
+class _Quiet:
+    """Silences warnings and tifffile's log for as long as any thread reads.
+
+    Both are the whole process's, and set back by whoever is the last to leave.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._before = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._readers:
+                self._before.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                log = logging.getLogger("tifffile")
+                self._before.callback(setattr, log, "disabled", log.disabled)
+                log.disabled = True
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                self._before.close()
+
+
+_QUIET = _Quiet()
 
 
 class ImageFileError(RunError):
@@ -53,14 +82,8 @@ def read(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photogra
             raise Refused("is a folder" if allowed else "is a folder that cannot be read")
         if path.exists() and not path.is_file():
             raise Refused("is not a regular file")
-        with _READING, warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")
-            log = logging.getLogger("tifffile")
-            before, log.disabled = log.disabled, True
-            try:
-                return image_decoding.decode(file, max_pixels)
-            finally:
-                log.disabled = before
+        with _QUIET, path.open("rb") as file:
+            return image_decoding.decode(file, max_pixels)
     except Refused as error:
         raise ImageFileError(f"{_shown(path)}: {error}") from error
     except MemoryError as error:

@@ -237,7 +237,7 @@ class Restorer:
         data = self.config.get("data") or {}
         views = ensemble.symmetries(chosen.self_ensemble, data.get("degradation") or {})
 
-        def apply(batch: np.ndarray) -> np.ndarray:
+        def apply(batch: np.ndarray) -> np.ndarray | jax.Array:
             return ensemble.mean_over(views, self._apply, batch)
 
         arrays = (pixels.checked(image, f"images[{i}]") for i, image in enumerate(images))
@@ -246,9 +246,9 @@ class Restorer:
         pictures = (pixels.Picture(array, chosen.strength) for array in arrays)
         return (picture.result for picture in tiles.restore(pictures, apply, sizes))
 
-    def _apply(self, batch: np.ndarray) -> np.ndarray:
+    def _apply(self, batch: np.ndarray) -> jax.Array:
         """Runs the model on float32 [B, h, w, 3], which comes back restored, not clipped."""
-        return np.asarray(self._compiled(self.variables, batch))
+        return self._compiled(self.variables, batch)
 
 
 def load(

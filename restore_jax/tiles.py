@@ -19,7 +19,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ from restore_jax.errors import RunError
 LEAST_TILE = 32
 """Tiles are no smaller, and sides shorter than a tile are padded to a multiple of this."""
 
-Apply = Callable[[np.ndarray], np.ndarray]
+Apply = Callable[[np.ndarray], np.ndarray | jax.Array]
 
 # Images that wait until a batch of tiles of their shape is full.
 _MOST_WAITING = 32
@@ -220,7 +220,7 @@ class Job:
     def start(self, sizes: Sizes) -> None:
         """Begins with the first tile, whatever was done before."""
         self.plan = plan(self.picture.height, self.picture.width, sizes.tile, sizes.overlap)
-        self.done = 0
+        self.done = self.sent = 0
         self._top = 0
         width = max(self.plan.width, self.plan.tile_width)
         self._band: np.ndarray | None = None
@@ -228,8 +228,13 @@ class Job:
 
     @property
     def remaining(self) -> int:
-        """How many tiles are still to be restored."""
+        """How many tiles are still to come back."""
         return self.plan.count - self.done
+
+    @property
+    def unsent(self) -> int:
+        """How many tiles are still to go out."""
+        return self.plan.count - self.sent
 
     def read(self, index: int) -> np.ndarray:
         """Returns a tile of the image as it is, float32 [tile_height, tile_width, 3]."""
@@ -282,13 +287,15 @@ def is_out_of_memory(error: Exception) -> bool:
 def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Iterator[AnyPicture]:
     """Restores images tile by tile; tiles of several images share a batch.
 
-    Only as many images are taken from `pictures` as are needed to fill a batch. Where the
+    Only as many images are taken from `pictures` as are needed to fill a batch. While the
+    device works on one batch, the host cuts the next and blends the one before. Where the
     memory of the device does not suffice, the batch and then the tile are halved, `sizes` says
     so from then on, and the work goes on; what is not finished begins anew with smaller tiles.
 
     Args:
         pictures: the images, of any sizes.
-        apply: the model: float32 [B, h, w, 3] in [0, 1] → the same shape.
+        apply: the model: float32 [B, h, w, 3] in [0, 1] → the same shape. It may return before
+            the device is done.
         sizes: how to cut them; changed where that turns out to be too large.
 
     Yields:
@@ -300,17 +307,25 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
     waiting: collections.deque[Job] = collections.deque()
     source = iter(pictures)
     ended = False
+    flight: _Flight | None = None
     while waiting or not ended:
         while waiting and not waiting[0].remaining:
             yield waiting.popleft().picture
         batch = _next_batch(waiting, sizes, not ended and _room(waiting))
-        if batch:
-            _run(batch, waiting, apply, sizes)
-        elif not ended:
+        if not batch and not ended and _room(waiting):
             picture = next(source, None)
             ended = picture is None
             if picture is not None:
                 waiting.append(Job(picture, sizes))
+            continue
+        before, flight = flight, _launch(batch, apply, sizes) if batch else None
+        for landing in (before, flight):
+            # There is no use in sending more after one that failed at once.
+            if landing is None or (landing is flight and landing.error is None):
+                continue
+            if not _land(landing, waiting, sizes):
+                flight = None
+                break
 
 
 def _room(waiting: collections.deque[Job]) -> bool:
@@ -331,35 +346,66 @@ def _next_batch(
         tiles = by_shape.setdefault(job.plan.shape, [])
         missing = sizes.batch_size - len(tiles)
         tiles.extend(
-            (job, index) for index in range(job.done, job.done + min(missing, job.remaining))
+            (job, index) for index in range(job.sent, job.sent + min(missing, job.unsent))
         )
     found = [tiles for tiles in by_shape.values() if tiles]
     full = [tiles for tiles in found if len(tiles) == sizes.batch_size]
     return next(iter(full or ([] if only_full else found)), [])
 
 
-def _run(
-    batch: list[tuple[Job, int]],
-    waiting: collections.deque[Job],
-    apply: Apply,
-    sizes: Sizes,
-) -> None:
-    """Restores a batch of tiles and hands each to its image, or makes do with less memory."""
+class _Flight(NamedTuple):
+    """A batch of tiles that was sent to the device.
+
+    Attributes:
+        tiles: of which image, and which of its tiles, in the order of the batch.
+        shape: of the batch.
+        restored: what comes back, which the device may still be at.
+        error: why it could not be sent; None where it was.
+    """
+
+    tiles: list[tuple[Job, int]]
+    shape: tuple[int, ...]
+    restored: np.ndarray | jax.Array | None = None
+    error: Exception | None = None
+
+
+_FAILURES = (jax.errors.JaxRuntimeError, MemoryError)
+
+
+def _launch(batch: list[tuple[Job, int]], apply: Apply, sizes: Sizes) -> _Flight:
+    """Sends a batch of tiles to the device, and does not wait for it."""
     # A power of two, so that the rest of an image does not compile a size of its own.
     size = min(sizes.batch_size, 2 ** math.ceil(math.log2(len(batch))))
     tiles = np.stack([job.read(index) for job, index in batch])
     tiles = np.concatenate([tiles, np.repeat(tiles[-1:], size - len(batch), axis=0)])
+    for job, _ in batch:
+        job.sent += 1
     try:
-        restored = np.asarray(apply(tiles))
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        return _Flight(batch, tiles.shape, apply(tiles))
+    except _FAILURES as error:
+        return _Flight(batch, tiles.shape, error=error)
+
+
+def _land(flight: _Flight, waiting: collections.deque[Job], sizes: Sizes) -> bool:
+    """Hands each tile of a batch to its image, or makes do with less memory.
+
+    Returns:
+        Whether it came back. If not, all that was sent after it must be sent anew.
+    """
+    try:
+        if flight.error is not None:
+            raise flight.error
+        restored = np.asarray(flight.restored)
+    except _FAILURES as error:
         if not is_out_of_memory(error):
             raise
         before = sizes.tile
-        sizes.halve(tiles.shape[:3])
-        if sizes.tile != before:
-            for job in waiting:
-                if job.remaining:
-                    job.start(sizes)
-        return
-    for (job, _), tile in zip(batch, restored, strict=False):
+        sizes.halve(flight.shape[:3])
+        for job in waiting:
+            job.sent = job.done
+            if sizes.tile != before and job.remaining:
+                job.start(sizes)
+        return False
+    for (job, _), tile in zip(flight.tiles, restored, strict=False):
         job.add(tile)
+    return True

@@ -1,10 +1,12 @@
 import dataclasses
 import io
+import logging
 import os
 import struct
 import subprocess
 import sys
 import threading
+import warnings
 import zlib
 
 import numpy as np
@@ -615,12 +617,15 @@ def test_threads_can_read_and_write_at_once(tmp_path):
         _, again, _ = identity(path, tmp_path / "out" / path.name)
         equal.append(np.array_equal(again.pixels, photo(seed=seed)))
 
+    filters, log = list(warnings.filters), logging.getLogger("tifffile")
     threads = [threading.Thread(target=work, args=(p, i)) for i, p in enumerate(paths)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert equal == [True] * 8
+    assert warnings.filters == filters
+    assert not log.disabled
 
 
 def test_neither_jax_nor_tensorflow_is_needed():

@@ -269,7 +269,7 @@ def test_images_are_taken_in_only_as_needed():
     results = tiles.restore(pictures(), identity, Sizes(32, 8, 4))
     assert not taken
     next(results)
-    assert len(taken) == 4
+    assert len(taken) == 8  # one batch to hand back, and one for the device meanwhile
 
 
 def test_a_shape_that_is_rare_does_not_wait_for_ever():
@@ -313,6 +313,41 @@ def test_out_of_memory_halves_the_batch_and_goes_on():
     assert seen[:3] == [8, 4, 2]
     assert max(seen[2:]) == 2
     assert (sizes.tile, sizes.overlap, sizes.batch_size) == (32, 8, 2)
+
+
+class Late:
+    """A result that is waited for when it is read, as those of a device."""
+
+    def __init__(self, batch, events, most=99):
+        self.batch, self.events, self.most = batch, events, most
+        events.append("sent")
+
+    def __array__(self, dtype=None, copy=None):
+        self.events.append("landed")
+        if len(self.batch) > self.most:
+            raise out_of_memory()
+        return self.batch
+
+
+def test_the_next_batch_is_sent_before_one_is_waited_for():
+    image = RNG.uniform(0, 1, (32, 32 * 7, 3)).astype(np.float32)
+    events = []
+    sizes = Sizes(32, 0, 2)
+    (picture,) = tiles.restore([Memory(image)], lambda batch: Late(batch, events), sizes)
+    np.testing.assert_array_equal(picture.result, image)
+    assert events == ["sent", *["sent", "landed"] * 3, "landed"]
+
+
+def test_memory_that_proves_too_small_later_halves_the_batch_and_loses_nothing():
+    images = [RNG.uniform(0, 1, (100, 90 + 40 * i, 3)).astype(np.float32) for i in range(3)]
+    events = []
+    sizes = Sizes(32, 8, 8)
+    pictures = tiles.restore(
+        [Memory(image) for image in images], lambda batch: Late(batch, events, 2), sizes
+    )
+    for picture, image in zip(pictures, images, strict=True):
+        np.testing.assert_allclose(picture.result, image, atol=1e-6)
+    assert sizes.batch_size == 2
 
 
 def test_out_of_memory_of_one_tile_halves_the_tile_and_begins_anew():
