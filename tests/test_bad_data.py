@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import shutil
 import tarfile
 import zlib
 
@@ -12,7 +13,7 @@ import pytest
 from configs import sca_unet
 from data import mvtec_ad, pipeline
 from data.mvtec_ad import archive, source
-from restore_jax.errors import UsageError
+from restore_jax.errors import RunError, UsageError
 from tests import test_folders, test_kla, test_mvtec_ad
 from tests.test_mvtec_ad import temporary_folder  # noqa: F401 - applies itself
 
@@ -313,3 +314,27 @@ def test_a_bomb_of_zeros_is_refused_before_it_is_unpacked(tmp_path):
     path.write_bytes(packer.compress(block + bytes(1 << 20)) + packer.flush())
     with pytest.raises(UsageError, match="claims 4,294,967,296 bytes"):
         list(archive.members(path, lambda name: True))
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut short", "removed"])
+def test_damage_to_what_was_prepared_is_told_with_its_folder(tmp_path, harm):
+    config = options("mvtec_ad", test_mvtec_ad.write_set(tmp_path / "set"), tmp_path)
+    every = ("train", "val", "reference", "good")
+    whole = ids(config, every)
+    for shard in (tmp_path / "cache").rglob("*.tfrecord*"):
+        content = bytearray(shard.read_bytes())
+        if harm == "flipped":
+            content[len(content) // 2] ^= 1
+            shard.write_bytes(content)
+        elif harm == "cut short":
+            shard.write_bytes(content[: len(content) // 2])
+        else:
+            shard.unlink()
+    if harm == "removed":  # which is seen at once, and mended
+        assert ids(config, every) == whole
+        return
+    with pytest.raises(RunError, match=r"^config\.data\.cache_dir: .*; delete it") as caught:
+        ids(config, every)
+    assert str(caught.value).isprintable()
+    shutil.rmtree(tmp_path / "cache")
+    assert ids(config, every) == whole
