@@ -1,9 +1,11 @@
 """The files of an evaluation, and its figures as a table for a terminal."""
 
 import csv
+import hashlib
 import io
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,6 +89,34 @@ def read_stored(
     except (ValueError, KeyError, TypeError):
         return None
     return (summary, found) if same else None
+
+
+def make_room(where: pathlib.Path, config: ConfigDict, step: int) -> None:
+    """Makes room for an evaluation, of which there may be an earlier one.
+
+    One with other settings is kept, under a name that tells them apart. Of one with the same
+    settings but of another step, the tree is removed, which a new evaluation may not write;
+    everything else it does.
+
+    Args:
+        where: the folder of the evaluation.
+        config: the configuration of the run, with the data and evaluation that are asked for.
+        step: of the checkpoint.
+    """
+    try:
+        summary = json.loads((where / "metrics.json").read_text(encoding="utf-8"))
+        before, step_before = summary["settings"], summary["checkpoint"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if before != settings(config):
+        digest = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:8]
+        kept = where.with_name(f"{where.name}-{digest}")
+        if kept.exists():
+            shutil.rmtree(kept)
+        where.rename(kept)
+        print(f"{where}: was of other settings; it is kept as {kept.name}")
+    elif step_before != step:
+        shutil.rmtree(where / "tree", ignore_errors=True)
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -173,6 +174,32 @@ def test_an_evaluation_replaces_all_of_an_earlier_one(trained):
     assert {path.name for path in where.iterdir()} == {
         "metrics.json", "images.csv", "report.html",
     }  # fmt: skip
+
+
+def test_what_was_evaluated_with_other_settings_is_kept(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    _, where = run(folder)
+    first = (where / "metrics.json").read_bytes()
+    run(folder, override=changed(protocol="kla"))
+    (kept,) = where.parent.glob(f"{where.name}-????????")
+    assert (kept / "metrics.json").read_bytes() == first
+    assert f"was of other settings; it is kept as {kept.name}" in capsys.readouterr().out
+    assert "kla_psnr" in (where / "images.csv").read_text()
+    run(folder)  # as at first, and both once only
+    assert (where / "metrics.json").read_bytes() == first
+    assert len(list(where.parent.glob(f"{where.name}*"))) == 3
+
+
+def test_no_tree_of_another_checkpoint_stays(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    _, where = run(folder, write_tree=True)
+    run(folder)
+    assert (where / "tree" / "clean").is_dir()
+    summary = json.loads((where / "metrics.json").read_text())
+    summary["checkpoint"]["step"] += 1
+    (where / "metrics.json").write_text(json.dumps(summary))
+    run(folder)
+    assert not (where / "tree").exists()
 
 
 def test_the_protocol_of_the_kla_set_adds_its_figures(trained):
