@@ -135,8 +135,7 @@ def format_comparison(comparison: Comparison, output: pathlib.Path) -> str:
     for name, run in zip(names, comparison["runs"], strict=True):
         cells = [name.ljust(width)]
         for title, (_, key, form) in zip(titles, columns, strict=False):
-            value = run["micro"].get(key)
-            cells.append(("-" if value is None else format(value, form)).rjust(len(title)))
+            cells.append(results.format_cell(run["micro"].get(key), form).rjust(len(title)))
         spent = run["cost"]
         cells += [f"{spent['parameters']:10,}", f"{spent['gmac']:7.2f}"]
         cells.append(f"{spent['ms_per_image']:8.1f}")

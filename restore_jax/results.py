@@ -186,6 +186,11 @@ def _csv(rows: Sequence[Row]) -> str:
     return table.getvalue()
 
 
+def format_cell(value: float | None, form: str) -> str:
+    """Formats a figure for a table; "-" where it is not defined."""
+    return "-" if value is None else format(value, form)
+
+
 def format_table(summary: Summary) -> str:
     """Formats the figures for a terminal: a line per category, then micro and macro means.
 
@@ -212,8 +217,7 @@ def format_table(summary: Summary) -> str:
     for name, figures_ in named:
         cells = [name.ljust(width), f"{figures_['count']:6d}"]
         for title, key, form in columns:
-            value = figures_[key]
-            cells.append(("-" if value is None else format(value, form)).rjust(len(title)))
+            cells.append(format_cell(figures_[key], form).rjust(len(title)))
         if name == "mean of images":
             lines.append("─" * len(lines[0]))
         lines.append("  ".join(cells))

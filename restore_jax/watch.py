@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from restore_jax import assess, batches, checkpoint, workdir
 from restore_jax.errors import RunError, UsageError
-from restore_jax.results import Summary
+from restore_jax.results import Summary, format_cell
 
 POLL_SECONDS = 5.0
 
@@ -92,16 +92,13 @@ def _line(summary: Summary, header: bool) -> str:
         ("epoch", f"{found['epoch']:6d}"),
         ("PSNR", f"{micro['psnr']:7.2f}"),
         ("SSIM", f"{micro['ssim']:7.4f}"),
-        ("defect PSNR", _cell(micro["defect_psnr"], "11.2f")),
-        ("contrast kept", _cell(micro["defect_contrast"], "13.2f")),
-        ("erased", _cell(micro["erasure_rate"], "7.0%")),
+        ("defect PSNR", format_cell(micro["defect_psnr"], ".2f")),
+        ("contrast kept", format_cell(micro["defect_contrast"], ".2f")),
+        ("erased", format_cell(micro["erasure_rate"], ".0%").rjust(7)),
     )
-    line = "  ".join(text for _, text in columns)
-    titles = "  ".join(title.rjust(len(text)) for title, text in columns)
-    return f"{titles}\n{line}" if header else line
-
-
-def _cell(value: float | None, form: str) -> str:
-    if value is None:
-        return "-".rjust(int(form.split(".", maxsplit=1)[0]))
-    return format(value, form)
+    widths = [max(len(title), len(text)) for title, text in columns]
+    lines = zip(*columns, strict=True) if header else [[text for _, text in columns]]
+    return "\n".join(
+        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+        for line in lines
+    )
