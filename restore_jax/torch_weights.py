@@ -227,7 +227,7 @@ def to_params(
     ]
     if problems:
         raise UsageError(
-            f"{source}: not the weights of this {name}: tensors {'; '.join(problems)}"
+            f"{source}: not the weights of this {name}, by its tensors: {'; '.join(problems)}"
             f"{_hint(tensors)}"
         )
     for path, value in params.items():
