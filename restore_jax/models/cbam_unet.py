@@ -52,8 +52,8 @@ class MaskAttention(nn.Module):
     @nn.compact
     def __call__(self, mask: jax.Array) -> jax.Array:
         """[B, H, W, 1] → [B, H, W, 1] in (0, 1)."""
-        x = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(mask)
-        return nn.sigmoid(nn.Conv(1, (1, 1), dtype=self.dtype, name="conv2")(nn.relu(x)))
+        x = layers.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(mask)
+        return nn.sigmoid(layers.Conv(1, (1, 1), dtype=self.dtype, name="conv2")(nn.relu(x)))
 
 
 class CBAMUNet(nn.Module):
@@ -145,7 +145,7 @@ class CBAMUNet(nn.Module):
             x = block(x, features, f"up{stage}")
 
         def head(name: str) -> jax.Array:
-            return nn.Conv(3, (1, 1), dtype=self.dtype, name=name)(x).astype(jnp.float32)
+            return layers.Conv(3, (1, 1), dtype=self.dtype, name=name)(x).astype(jnp.float32)
 
         w = MaskAttention(stages[0], dtype=self.dtype, name="mask_attention")(mask)
         if self.mask_attention == "blend":

@@ -52,6 +52,6 @@ class PexelsCNN(nn.Module):
         x = degraded.astype(self.dtype)
         for i, features in enumerate(self.widths, start=1):
             kernel = (7, 7) if i == 1 else (3, 3)
-            x = nn.Conv(features, kernel, dtype=self.dtype, name=f"conv{i}")(x)
+            x = layers.Conv(features, kernel, dtype=self.dtype, name=f"conv{i}")(x)
             x = nn.relu(layers.batch_norm(x, train, valid, self.dtype, f"norm{i}"))
-        return nn.Conv(3, (7, 7), dtype=self.dtype, name="output")(x).astype(jnp.float32)
+        return layers.Conv(3, (7, 7), dtype=self.dtype, name="output")(x).astype(jnp.float32)

@@ -57,7 +57,7 @@ class PexelsGenerator(nn.Module):
         height, width = degraded.shape[1:3]
         x = layers.pad_to_multiple(degraded, 2 ** len(self.widths))
         x = encode_decode(x, self.widths, self.widths[-1], False, train, valid, self.dtype)
-        x = nn.Conv(3, (3, 3), dtype=self.dtype, name="output")(x)
+        x = layers.Conv(3, (3, 3), dtype=self.dtype, name="output")(x)
         return x[:, :height, :width].astype(jnp.float32)
 
 
@@ -104,7 +104,7 @@ class PexelsDiscriminator(nn.Module):
         x = jnp.concatenate([degraded, candidate], axis=-1).astype(self.dtype)
         for i, features in enumerate(self.widths, start=1):
             first, last = i == 1, i == len(self.widths)
-            x = nn.Conv(
+            x = layers.Conv(
                 features,
                 (4, 4),
                 strides=1 if last else 2,
@@ -115,4 +115,4 @@ class PexelsDiscriminator(nn.Module):
             if not first:
                 x = layers.batch_norm(x, train, valid, self.dtype, f"norm{i}")
             x = nn.leaky_relu(x, 0.2)
-        return nn.Conv(1, (4, 4), dtype=self.dtype, name="output")(x).astype(jnp.float32)
+        return layers.Conv(1, (4, 4), dtype=self.dtype, name="output")(x).astype(jnp.float32)

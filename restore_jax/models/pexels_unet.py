@@ -100,5 +100,5 @@ class PexelsUNet(nn.Module):
         widths = [self.bottleneck // divisor for divisor in (16, 8, 4, 2)]
         x = layers.pad_to_multiple(degraded, 2 ** len(widths))
         x = encode_decode(x, widths, self.bottleneck, True, train, valid, self.dtype)
-        x = nn.Conv(3, (1, 1), dtype=self.dtype, name="output")(x)
+        x = layers.Conv(3, (1, 1), dtype=self.dtype, name="output")(x)
         return x[:, :height, :width].astype(jnp.float32)

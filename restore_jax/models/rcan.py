@@ -23,7 +23,7 @@ class RCAB(nn.Module):
         """[B, H, W, C] → [B, H, W, C]."""
 
         def conv(name: str) -> nn.Conv:
-            return nn.Conv(
+            return layers.Conv(
                 x.shape[-1], (3, 3), kernel_dilation=(2, 2), dtype=self.dtype, name=name
             )
 
@@ -73,8 +73,10 @@ class RCAN(nn.Module):
             [B, H, W, 3] float32, near [0, 1] but not clipped.
         """
         del mask, train, valid
-        x = nn.Conv(self.width, (7, 7), dtype=self.dtype, name="input")(degraded)
+        x = layers.Conv(self.width, (7, 7), dtype=self.dtype, name="input")(degraded)
         for block in range(1, self.blocks + 1):
             x = RCAB(dtype=self.dtype, name=f"block{block}")(x)
-        restored = nn.Conv(3, (7, 7), dtype=self.dtype, name="output")(x).astype(jnp.float32)
+        restored = layers.Conv(3, (7, 7), dtype=self.dtype, name="output")(x).astype(
+            jnp.float32
+        )
         return restored + degraded if self.global_residual else restored

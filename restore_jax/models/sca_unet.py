@@ -85,6 +85,6 @@ class SCAUNet(nn.Module):
         for stage in range(deepest - 1, 0, -1):
             x = jnp.concatenate([upsample(x), skips[stage - 1]], axis=-1)
             x = block(self.widths[stage - 1], f"up{stage}")(x)
-        residual = nn.Conv(3, (1, 1), dtype=self.dtype, name="output")(x)
+        residual = layers.Conv(3, (1, 1), dtype=self.dtype, name="output")(x)
         restored = padded.astype(jnp.float32) + residual.astype(jnp.float32)
         return restored[:, :height, :width]

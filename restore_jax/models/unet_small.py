@@ -52,8 +52,8 @@ class SmallUNet(nn.Module):
         height, width = degraded.shape[1:3]
         x = layers.pad_to_multiple(degraded, 2)
         for i, features in enumerate(self.widths, start=1):
-            x = nn.relu(nn.Conv(features, (3, 3), dtype=self.dtype, name=f"conv{i}")(x))
+            x = nn.relu(layers.Conv(features, (3, 3), dtype=self.dtype, name=f"conv{i}")(x))
         x = layers.max_pool2(x)
         x = nn.relu(layers.TransposedConv2(self.widths[0], dtype=self.dtype, name="up")(x))
-        x = nn.Conv(3, (1, 1), dtype=self.dtype, name="output")(x)
+        x = layers.Conv(3, (1, 1), dtype=self.dtype, name="output")(x)
         return x[:, :height, :width].astype(jnp.float32)
