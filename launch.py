@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from absl import app
 
-from restore_jax import flags
+from restore_jax import flags, host_memory
 from restore_jax.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def make_data(config: "ConfigDict") -> "Data":
 def main(argv: Sequence[str]) -> None:
     """Runs what the flags say; a mistake of the user's is one line."""
     del argv
+    host_memory.keep_freed()
     # Imported here: a wrong flag is told at once, without waiting for JAX.
     from restore_jax import commands, compilation  # noqa: PLC0415
 

@@ -136,13 +136,14 @@ def kernel_gradient(
     Returns:
         [height, width, I, O] float32, whatever the inputs' type.
     """
-    if tuple(size) == (1, 1):
-        by_pixel = jnp.einsum("bhwi,bhwo->io", x, g, preferred_element_type=jnp.float32)
-        return by_pixel[None, None]
     batch, height, width, inputs = x.shape
     outputs = g.shape[-1]
     of_input = inputs < outputs
     narrow, wide = (x, g) if of_input else (g, x)
+    if tuple(size) == (1, 1):
+        # The first operand is the one that the library has transposed.
+        found = jnp.einsum("bhwn,bhwm->nm", narrow, wide, preferred_element_type=jnp.float32)
+        return (found if of_input else found.T)[None, None]
     reach = [step * (side // 2) for side, step in zip(size, spread, strict=True)]
     rows = min(_ROWS, height)
     columns = min(max(8, _VALUES // (rows * (inputs + outputs)) // 8 * 8), width)
