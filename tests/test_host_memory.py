@@ -34,9 +34,7 @@ def run(monkeypatch, argument):
 
 
 @linux
-@pytest.mark.skipif(
-    pathlib.Path("/dev/nvidiactl").exists(), reason="the arrays are on the GPU"
-)
+@pytest.mark.skipif(pathlib.Path("/dev/nvidiactl").exists(), reason="the arrays are on the GPU")
 def test_an_array_of_64_mb_finds_its_memory_again(monkeypatch):
     kept, faults = run(monkeypatch, "keep")
     if kept == "False":
