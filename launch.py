@@ -9,6 +9,7 @@ python launch.py --mode=export --workdir=runs/mine --output=mine.onnx
 python launch.py --mode=import --config=configs/rcan.py --weights=model.pth --workdir=runs/rcan
 """
 
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -41,6 +42,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def make_data(config: "ConfigDict") -> "Data":
     """Makes the data that a configuration asks for."""
     # Imported here: most commands wait for TensorFlow only if they need images to train on.
+    if config.data.get("resident", False):
+        from restore_jax import resident_data  # noqa: PLC0415
+
+        return resident_data.make_data(config, lambda: importlib.import_module("data.realised"))
     from data import pipeline  # noqa: PLC0415
 
     return pipeline.make_data(config)

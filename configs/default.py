@@ -68,6 +68,9 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.train.early_stopping_patience = 0  # epochs without a better SSIM; 0 = never stop
     config.train.mask_dropout = 0.0  # share of the images whose mask the model is not shown
     config.train.log_every_steps = 20  # how often the loss is fetched, shown and checked
+    # With config.data.resident: steps that the devices take without the host; the loss is
+    # fetched, and a signal obeyed, so often. 0 = those of train.log_every_steps.
+    config.train.steps_per_dispatch = 0
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 0  # save so often within an epoch; 0 = at validations only
@@ -94,6 +97,11 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.augment = "none"  # none, flips, or all8 (with rotations)
     config.data.skip_bad = False  # leave out images that cannot be read, instead of stopping
     config.data.cache_dir = ""  # prepared data; "" = restore_jax/tfds in the user's cache
+    # Keep all pairs in the memory of each device; draw batches, flips and fresh noise there.
+    config.data.resident = False
+    # The file of those pairs: made where there is none, and all that a machine without
+    # TensorFlow needs; "" = one in data.cache_dir, or in restore_jax/pairs of the user's cache.
+    config.data.resident_file = ""
 
     # The law that turns clean photographs into degraded ones, at native size, in this order.
     # None keeps the preset's value. Ranges are (low, high), drawn anew for every image.

@@ -47,27 +47,16 @@ def make_data(config: ConfigDict) -> Data:
     Raises:
         UsageError: for a wrong field, or a root without data.
     """
-    # TensorFlow only reads and degrades; the GPU's memory is JAX's.
-    with contextlib.suppress(RuntimeError):  # a notebook may have used TensorFlow before
-        tf.config.set_visible_devices([], "GPU")
-    settings = config.data
-    law = degrade.law_from_config(settings.degradation)
-    _check(settings, law)
-    sources = records.load(settings)
-    train = sources["train"]
-    if "degraded" in train.dataset.element_spec:
-        # There is one photograph of each, and the law is not applied.
-        config = config.copy_and_resolve_references()
-        config.data.realisations = 1
-        settings = config.data
+    config, law, sources = load(config)
+    settings, train = config.data, sources["train"]
     pairs = {}
     for split, source in sources.items():
         if split == "reference":
-            pairs[split] = _clean_pairs(source.dataset, settings).map(_as_floats)
+            pairs[split] = clean_pairs(source.dataset, settings).map(_as_floats)
             continue
         # Of fixed pairs that a run trained on, these are the very same ones.
         seed = config.seed if split == "train" and settings.realisations else EVAL_SEED
-        realised = _realise(source.dataset, settings, law, seed, realisation=0)
+        realised = realise(source.dataset, settings, law, seed, realisation=0)
         # Kept once it was gone over, unless the photographs have their native size.
         pairs[split] = (realised.cache() if settings.image_size else realised).map(_as_floats)
 
@@ -80,7 +69,7 @@ def make_data(config: ConfigDict) -> Data:
         return _train_batches(config, law, train, step)
 
     def eval_batches(split: str) -> Iterator[Batch]:
-        return group_by_size(_as_numpy(pairs[split]), config.eval.batch_size)
+        return group_by_size(as_numpy(pairs[split]), config.eval.batch_size)
 
     return Data(
         name=settings.name,
@@ -90,6 +79,29 @@ def make_data(config: ConfigDict) -> Data:
         eval_batches=eval_batches,
         load_fixed=functools.partial(vgg16.load_fixed, config),
     )
+
+
+def load(config: ConfigDict) -> tuple[ConfigDict, degrade.Law, dict[str, records.Records]]:
+    """Checks what a configuration asks for and loads its records.
+
+    Returns:
+        The configuration, with one draw of each photograph where the records bring a degraded
+        one of their own; the law; the records by part.
+
+    Raises:
+        UsageError: as `make_data`.
+    """
+    # TensorFlow only reads and degrades; the GPU's memory is JAX's.
+    with contextlib.suppress(RuntimeError):  # a notebook may have used TensorFlow before
+        tf.config.set_visible_devices([], "GPU")
+    law = degrade.law_from_config(config.data.degradation)
+    _check(config.data, law)
+    sources = records.load(config.data)
+    if "degraded" in sources["train"].dataset.element_spec:
+        # There is one photograph of each, and the law is not applied.
+        config = config.copy_and_resolve_references()
+        config.data.realisations = 1
+    return config, law, sources
 
 
 def _check(settings: ConfigDict, law: degrade.Law) -> None:
@@ -173,13 +185,14 @@ def _resized(
     }
 
 
-def _realise(
+def realise(
     source: tf.data.Dataset,
     settings: ConfigDict,
     law: degrade.Law,
     seed: int,
     realisation: tf.Tensor | int,
 ) -> tf.data.Dataset:
+    """Makes the pairs of a draw: uint8 images of the working size, with the other fields."""
     return source.map(
         lambda record: _pair(record, settings, law, seed, realisation),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -187,7 +200,7 @@ def _realise(
     )
 
 
-def _clean_pairs(source: tf.data.Dataset, settings: ConfigDict) -> tf.data.Dataset:
+def clean_pairs(source: tf.data.Dataset, settings: ConfigDict) -> tf.data.Dataset:
     """Pairs whose degraded image is the clean one."""
 
     def pair(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -287,7 +300,7 @@ def _train_batches(
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     dataset = epochs.flat_map(epoch_of)
-    for batch in _as_numpy(dataset):
+    for batch in as_numpy(dataset):
         yield fill_up(batch, batch_size)
 
 
@@ -296,7 +309,7 @@ def _with_draw(source: tf.data.Dataset, draw: int) -> tf.data.Dataset:
     return source.map(lambda record: (record, tf.constant(draw, tf.int64)))
 
 
-def _as_numpy(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
+def as_numpy(dataset: tf.data.Dataset) -> Iterator[Any]:
     """Iterates over a set in NumPy; what TensorFlow refuses becomes one clear line."""
     try:
         yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()

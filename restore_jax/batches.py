@@ -45,6 +45,8 @@ class Data:
         eval_batches: the batches of a split, once; the images of a batch are of one size.
         load_fixed: loads the parameters that terms of the loss take and that are not trained,
             by the name of the term (see `losses`); only a training asks for them.
+        pairs: the file of pairs that the batches come from, a `pairs_file.Pairs`; None where
+            they come from the host's pipeline.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Data:
     train_batches: Callable[[int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]
     load_fixed: Callable[[], Mapping[str, Any]] = dict
+    pairs: Any = None
 
 
 def remembering(make_data: Callable[[ConfigDict], Data]) -> Callable[[ConfigDict], Data]:
@@ -120,8 +123,14 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
 
 
 def to_devices(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts a batch's arrays on the devices, the images divided among them."""
+    """Puts a batch's arrays on the devices, the images divided among them.
+
+    Those that are on the devices already stay as they are.
+    """
     sharding = split_over(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ARRAYS
+        name: batch[name]
+        if isinstance(batch[name], jax.Array)
+        else jax.make_array_from_process_local_data(sharding, batch[name])
+        for name in ARRAYS
     }

@@ -70,12 +70,13 @@ _FIELDS_BY_KIND = {
     TEXT: """
         name dtype model.name vgg16_weights optimizer.name optimizer.schedule
         adversarial.discriminator eval.split eval.protocol data.name data.root data.split
-        data.resize data.augment data.cache_dir data.degradation.preset
+        data.resize data.augment data.cache_dir data.resident_file data.degradation.preset
     """,
     WHOLE: """
         seed train.epochs train.batch_size train.early_stopping_patience train.log_every_steps
-        checkpoint.every_steps eval.every_epochs eval.batch_size eval.pictures data.image_size
-        data.crop_size data.realisations data.references data.sample_size data.sample_count
+        train.steps_per_dispatch checkpoint.every_steps eval.every_epochs eval.batch_size
+        eval.pictures data.image_size data.crop_size data.realisations data.references
+        data.sample_size data.sample_count
     """,
     NUMBER: """
         optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
@@ -83,7 +84,7 @@ _FIELDS_BY_KIND = {
         optimizer.clip_norm optimizer.ema_decay adversarial.weight adversarial.learning_rate
         train.mask_dropout
     """,
-    FLAG: "eval.oracle_mask data.skip_bad",
+    FLAG: "eval.oracle_mask data.skip_bad data.resident",
     _TEXT_OR_NONE: "data.degradation.quantise",
     _TEXTS_OR_NONE: "data.degradation.blur",
     _NUMBERS_OR_NONE: " ".join(
@@ -102,7 +103,8 @@ FIELDS: dict[str, Kind] = {
 
 # Those that not every run has: of some data only, or without a use but in training.
 _OPTIONAL = {
-    "checkpoint.every_steps", "data.skip_bad", "data.sample_size", "data.sample_count",
+    "checkpoint.every_steps", "train.steps_per_dispatch", "data.skip_bad", "data.resident",
+    "data.resident_file", "data.sample_size", "data.sample_count",
 }  # fmt: skip
 
 _SECTIONS = {field.rpartition(".")[0] for field in FIELDS if "." in field} | {"loss", "model"}

@@ -24,6 +24,7 @@ from restore_jax import (
     losses,
     metrics,
     optim,
+    resident,
     signals,
     steps,
     workdir,
@@ -94,6 +95,7 @@ class _Run:
     fixed: losses.Fixed
     schedule: optax.Schedule
     step_fn: steps.StepFn
+    resident: resident.Resident | None
     steps_per_epoch: int
     manager: ocp.CheckpointManager
     request: signals.Request
@@ -171,11 +173,14 @@ def train_and_evaluate(
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
     # The first batch before the workdir: images may be refused only when they are read.
-    stream = data.train_batches(0 if state is None else int(state.step))
-    stream = itertools.chain([next(stream)], stream)
+    stream: Iterator[batches.Batch] = iter(())
+    if data.pairs is None:
+        stream = data.train_batches(0 if state is None else int(state.step))
+        stream = itertools.chain([next(stream)], stream)
     steps_per_epoch = math.ceil(data.train_images / config.train.batch_size)
     total = steps_per_epoch * config.train.epochs
     system = make_system(config, steps_per_epoch, total)
+    in_memory = resident.make_resident(config, data, system, loss_fn, mesh)
     with workdir.held(folder), workdir.full_disk_told(folder):
         # Once more: another training may have claimed it since.
         workdir.is_claimed(folder, config)
@@ -198,6 +203,7 @@ def train_and_evaluate(
                 fixed=fixed,
                 schedule=optim.make_schedule(config.optimizer, steps_per_epoch, total),
                 step_fn=steps.compile_step(config, system, loss_fn, mesh),
+                resident=in_memory,
                 steps_per_epoch=steps_per_epoch,
                 manager=manager,
                 request=request,
@@ -256,7 +262,10 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
         at = start
         for epoch in range(start.epoch + 1, config.train.epochs + 1):
             began, count = time.perf_counter(), at.sums.get("count", 0)
-            at = _train_epoch(run, at, stream, show)
+            if run.resident is None:
+                at = _train_epoch(run, at, stream, show)
+            else:
+                at = _train_resident_epoch(run, run.resident, at, show)
             if (trained := at.sums.get("count", 0) - count) > 0:
                 logs.write_speed(at.step, trained / (time.perf_counter() - began))
             # None where imported weights stand in for the only step of the first epoch.
@@ -318,6 +327,35 @@ def _train_epoch(
     return dataclasses.replace(at, state=state, sums=sums)
 
 
+def _train_resident_epoch(
+    run: _Run,
+    source: resident.Resident,
+    at: _Position,
+    show: Callable[[Mapping[str, float], int], None],
+) -> _Position:
+    """As `_train_epoch`, on pairs in device memory and with many steps per dispatch."""
+
+    def saves(step: int) -> bool:
+        last = step == (at.epoch + 1) * run.steps_per_epoch
+        return (_is_due(run, step) and not last) or run.request.received is not None
+
+    state, sums, seen = at.state, at.sums, at.step
+    dispatches = resident.train_epoch(source, state, seen, run.fixed, saves)
+    for state, fetched, save in dispatches:
+        before = sums.get("count", 0)
+        for values in fetched:
+            seen += 1
+            steps.check_finite(seen, values)
+            sums = steps.add(sums, values)
+        if fetched:
+            show(fetched[-1], int(sums["count"] - before))
+        if save:
+            at_step = dataclasses.replace(at, state=state, sums=sums)
+            _save(run, at_step)
+            _obey(run, at_step)
+    return dataclasses.replace(at, state=state, sums=sums)
+
+
 def _is_due(run: _Run, step: int) -> bool:
     """Tells whether a step is one of `config.checkpoint.every_steps`."""
     every = run.config.checkpoint.every_steps
@@ -362,7 +400,8 @@ def _validate(run: _Run, at: _Position) -> dict[str, float | None]:
     """Returns the validation figures: the loss and its terms, and the means over the images."""
 
     def until_asked_to_stop() -> Iterator[batches.Batch]:
-        for batch in run.data.eval_batches("val"):
+        source = run.resident
+        for batch in source.validation_batches() if source else run.data.eval_batches("val"):
             _obey(run, at)
             yield batch
 

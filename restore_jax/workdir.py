@@ -22,6 +22,7 @@ from restore_jax.errors import RunError, UsageError
 FREE_FIELDS = (
     "config.data.root",
     "config.data.cache_dir",
+    "config.data.resident_file",
     "config.data.skip_bad",
     "config.data.references",
     "config.eval.batch_size",
@@ -30,6 +31,7 @@ FREE_FIELDS = (
     "config.eval.split",
     "config.vgg16_weights",
     "config.train.log_every_steps",
+    "config.train.steps_per_dispatch",
     "config.checkpoint.every_steps",
 )
 

@@ -1,0 +1,149 @@
+"""The pairs of every split as arrays, for a training that keeps them in device memory.
+
+Everything comes from the host's pipeline, so that the pixels are the very same.
+`restore_jax.pairs_file` says what the arrays are.
+"""
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+from ml_collections import ConfigDict
+
+from data import degrade, images, pipeline, records
+from data.vgg16 import load_fixed
+from restore_jax.errors import UsageError
+
+Arrays = dict[str, np.ndarray]
+
+__all__ = ["Realised", "load", "load_fixed"]
+
+
+class Realised(NamedTuple):
+    """What a configuration's data become.
+
+    Attributes:
+        images: a digest of all photographs.
+        law: the fields of the degradation.
+        symmetries: the flips that it allows, see `degrade.symmetries`.
+        draws: fixed draws of each photograph of training; 0: a new one in every epoch.
+        realise: makes the arrays of each split, with lists of "id", "category" and
+            "defect_type"; takes as long as an epoch of the pipeline, or a few.
+    """
+
+    images: str
+    law: dict[str, Any]
+    symmetries: str
+    draws: int
+    realise: Callable[[], dict[str, dict[str, Any]]]
+
+
+def load(config: ConfigDict) -> Realised:
+    """Reads the photographs of a configuration once, and says what they can become.
+
+    Raises:
+        UsageError: for a wrong field, or data that cannot be kept in device memory.
+    """
+    if not config.data.image_size:
+        raise UsageError(
+            "config.data.resident: photographs of their native size are not kept in device "
+            "memory; set config.data.image_size, or config.data.resident=False"
+        )
+    config, law, sources = pipeline.load(config)
+    if not sources["train"].count:
+        raise UsageError(
+            f"config.data.root={config.data.root!r}: holds no images to train on; it can be "
+            "evaluated with config.data.resident=False"
+        )
+    return Realised(
+        _digest(sources),
+        dataclasses.asdict(law),
+        degrade.symmetries(law),
+        config.data.realisations,
+        lambda: {
+            split: _split(split, source, config, law) for split, source in sources.items()
+        },
+    )
+
+
+def _digest(sources: dict[str, records.Records]) -> str:
+    """A digest of all photographs, as they are encoded, with their names."""
+    digest = hashlib.sha256()
+    for split, source in sorted(sources.items()):
+        digest.update(split.encode())
+        for record in pipeline.as_numpy(source.dataset):
+            for name in ("id", "image", "mask", "degraded"):
+                if name in record:
+                    digest.update(len(record[name]).to_bytes(8, "little") + record[name])
+    return digest.hexdigest()
+
+
+def _split(
+    split: str, source: records.Records, config: ConfigDict, law: degrade.Law
+) -> dict[str, Any]:
+    """Realises a split as the host's pipeline does."""
+    settings, count, side = config.data, source.count, config.data.image_size
+    trained = split == "train" and settings.realisations > 0
+    if split == "reference":
+        draws = [pipeline.clean_pairs(source.dataset, settings)]
+    else:
+        seed = config.seed if trained else pipeline.EVAL_SEED
+        draws = [
+            pipeline.realise(source.dataset, settings, law, seed, draw)
+            for draw in range(settings.realisations if trained else 1)
+        ]
+    found: dict[str, Any] = {
+        "degraded": np.empty((len(draws) * count, side, side, 3), np.uint8),
+        "clean": np.empty((count, side, side, 3), np.uint8),
+        "mask": np.empty((count, side, side, 1), np.uint8),
+        "has_mask": np.empty(count, np.uint8),
+    }
+    names = ("id", "category", "defect_type")
+    found |= {name: [] for name in names}
+    for number, draw in enumerate(draws):
+        for i, pair in enumerate(_shown(draw, count, f"{settings.name}, {split}")):
+            found["degraded"][number * count + i] = pair["degraded"]
+            if number == 0:
+                for name in ("clean", "mask", "has_mask"):
+                    found[name][i] = pair[name]
+                for name in names:
+                    found[name].append(pair[name].decode())
+    if split == "train" and not trained:
+        found |= _sources_of_draws(source, settings, law)
+    return found
+
+
+def _sources_of_draws(
+    source: records.Records, settings: ConfigDict, law: degrade.Law
+) -> Arrays:
+    """What draws within a step start from, besides the clean photographs."""
+    shapes = source.dataset.map(
+        lambda record: tf.shape(images.decode(record["image"], 3))[:2],
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    found = {"native": np.stack(list(pipeline.as_numpy(shapes))).astype(np.int32)}
+    fixed = all(low == high for low, high in (law.sigma_x, law.sigma_y))
+    if set(law.blur) == {"gaussian"} and fixed:
+        only_blur = degrade.Law(law.blur, law.sigma_x, law.sigma_y)
+        blurred = pipeline.realise(source.dataset, settings, only_blur, 0, 0)
+        rows = _shown(blurred, source.count, f"{settings.name}, blurred")
+        found["blurred"] = np.stack([pair["degraded"] for pair in rows])
+    return found
+
+
+def _shown(dataset: tf.data.Dataset, count: int, name: str) -> Iterator[dict[str, Any]]:
+    """Iterates over pairs and shows on stderr how many have gone by."""
+    yield from tqdm.tqdm(
+        pipeline.as_numpy(dataset),
+        total=count,
+        desc=f"{name}: prepared for the device",
+        unit=" images",
+        # A log file is no terminal: a line every ten seconds is enough there.
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        dynamic_ncols=True,
+    )
