@@ -242,9 +242,9 @@ def blur(image: jax.Array, sigma_y: jax.Array, sigma_x: jax.Array) -> jax.Array:
 
 def _blur_matrix(length: int, sigma: jax.Array) -> jax.Array:
     """The blur of an axis as a matrix [length, length]."""
-    # Its transform is known in closed form: exp(σ² (cos θ − 1)).
+    # From its transform: a Gaussian sampled in space would not have its width below one pixel.
     angles = jnp.linspace(0.0, jnp.pi, 2 * length + 1)
-    kernel = jnp.fft.irfft(jnp.exp(jnp.square(sigma) * (jnp.cos(angles) - 1.0)), 4 * length)
+    kernel = jnp.fft.irfft(jnp.exp(-0.5 * jnp.square(sigma * angles)), 4 * length)
     i, j = np.arange(length)[:, None], np.arange(length)[None, :]
     last = length - 1
     # Reflected about the outermost pixels, which are not repeated.

@@ -161,9 +161,10 @@ def draw_batch(
 
 def as_floats(levels: jax.Array) -> jax.Array:
     """Returns 8-bit levels as float32 in [0, 1], to the bit those of the host's pipeline."""
-    # A divisor that the compiler knows would become a factor, which rounds otherwise.
-    white = jax.lax.optimization_barrier(jnp.float32(255.0))
-    return levels.astype(jnp.float32) / white
+    # XLA makes of a division by 255 a product, which rounds otherwise. 1/255 is 0.010101…, base
+    # 256; its first three digits times a level are exact, and this sum rounds as a division.
+    digits = levels.astype(jnp.float32) * ((2**16 + 2**8 + 1) / 2**24)
+    return digits + digits * 2**-24
 
 
 def _flipped(images: jax.Array, bits: jax.Array, augment: str) -> jax.Array:
@@ -175,7 +176,7 @@ def _flipped(images: jax.Array, bits: jax.Array, augment: str) -> jax.Array:
 
 
 def host_batches(pairs: Pairs, config: ConfigDict, step: int) -> Iterator[batches.Batch]:
-    """Yields the batches from a step on as NumPy arrays, the same that a step draws itself."""
+    """Yields the batches from a step on as NumPy arrays; they are those that a step draws."""
     drawing = make_drawing(pairs, config)
     arrays = jax.device_put(training_arrays(pairs, config.data.resize))
     draw = jax.jit(functools.partial(draw_batch, drawing=drawing))
@@ -247,6 +248,11 @@ def make_resident(
     """
     if not config.data.get("resident", False):
         return None
+    if config.train.get("steps_per_dispatch", 0) < 0:
+        raise UsageError(
+            f"config.train.steps_per_dispatch: {config.train.steps_per_dispatch} is negative; 0 "
+            "takes those of config.train.log_every_steps"
+        )
     if jax.process_count() > 1:
         raise UsageError(
             f"config.data.resident: {jax.process_count()} processes train together; it is for "
@@ -258,11 +264,10 @@ def make_resident(
     arrays = training_arrays(data.pairs, config.data.resize)
     validation = data.pairs.splits["val"].arrays
     size = sum(x.nbytes for x in arrays.values()) + sum(validation[n].nbytes for n in _IMAGES)
-    free = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit", math.inf)
-    if size > free:
+    if size > (capacity := _capacity(mesh.devices.flat[0])):
         raise UsageError(
             f"config.data.resident: the pairs take {size / 1e9:.1f} GB and the device has "
-            f"{free / 1e9:.1f} GB; set config.data.resident=False"
+            f"{capacity / 1e9:.1f} GB; set config.data.resident=False"
         )
     return Resident(
         take=compile_dispatch(config, drawing, system, loss_fn, mesh),
@@ -272,6 +277,11 @@ def make_resident(
         save_every=config.checkpoint.every_steps,
         validation=tuple(_validation(data.pairs, config.eval.batch_size, mesh)),
     )
+
+
+def _capacity(device: jax.Device) -> float:
+    """Bytes of a device's memory; infinite where it does not say."""
+    return (device.memory_stats() or {}).get("bytes_limit", math.inf)
 
 
 def _validation(pairs: Pairs, batch_size: int, mesh: Mesh) -> Iterator[batches.Batch]:
