@@ -191,6 +191,7 @@ def records(
     task: Task,
     calls: Mapping[str, Callable[[], Any]],
     least: limits.Least | None = None,
+    repeats: int = 1,
 ) -> list[dict[str, Any]]:
     """Times pieces of work that do the same in turn.
 
@@ -199,9 +200,10 @@ def records(
         task: to what; each call does it to `task.batch` images.
         calls: by framework; "jax" is what the others are compared with.
         least: what the work takes at the least, per image.
+        repeats: how often each call does it.
     """
     times = {
-        name: np.asarray(seconds) * 1e3 / task.batch
+        name: np.asarray(seconds) * 1e3 / (task.batch * repeats)
         for name, seconds in cost.interleaved_times(calls, task.rounds).items()
     }
     return [

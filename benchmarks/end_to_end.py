@@ -1,73 +1,139 @@
-"""Times training with its input: the host's pipeline, the way to the device and the step.
+"""Times training with its input, whichever way the input comes.
 
     python -m benchmarks.end_to_end
     python -m benchmarks.end_to_end --size=256 --batch=8 --rounds=50
 
-Rendered photographs of twice `--size` are degraded anew for every epoch ("train_fresh") or once
-("train_cached"); a round is a step. One JSON line each; `benchmarks.common` says what the keys
-mean. Besides:
+Rendered photographs of twice `--size`; one JSON line for each way, all timed in turn:
 
-    input_share       of the time, spent waiting for the pipeline
-    first_step_s      from the making of the data to the end of the first, compiled step
+    train_fresh            the host's pipeline, which degrades them anew for every epoch
+    train_cached           the host's pipeline, fixed pairs kept as 8-bit pixels
+    train_resident         fixed pairs in device memory, several steps per dispatch
+    train_resident_fresh   the same, with noise and gain drawn within the step
+
+`benchmarks.common` says what the keys mean. A round is a few steps, and `relative_time` is to
+that of "train_cached" in the same round. Besides:
+
+    input_share       of the time, spent waiting for the pipeline; none where there is none
+    first_step_s      from the making of the data to the end of the first, compiled steps; with
+                      "train_resident" the file of pairs is made within it
 
 It takes TensorFlow.
 """
 
+import statistics
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import ml_collections
 
+import launch
 from benchmarks import common, limits
 from benchmarks.common import Task
-from data import pipeline
-from restore_jax import batches, losses, state, steps
+from restore_jax import batches, losses, resident, state, steps
 
+# Of a round, and of a dispatch.
+STEPS = 4
 _WARM_UPS = 2
+
+Turn = Callable[[], float | None]
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:
-    """Yields the limits of the device and a line for each way to make pairs."""
+    """Yields the limits of the device and a line for each way."""
     yield common.ceilings_record(task.dtype)
-    yield _train("train_fresh", task, realisations=0)
-    yield _train("train_cached", task, realisations=1)
+    with tempfile.TemporaryDirectory() as cache:
+        turns: dict[str, Turn] = {}
+        first: dict[str, float] = {}
+        for op, draws in (
+            ("train_cached", 1), ("train_fresh", 0),
+            ("train_resident", 1), ("train_resident_fresh", 0),
+        ):  # fmt: skip
+            began = time.perf_counter()
+            config = _config(task, draws, op.startswith("train_resident"), cache)
+            turns[op] = _resident(config) if config.data.resident else _from_host(config)
+            turns[op]()
+            first[op] = time.perf_counter() - began
+        spent: dict[str, list[float]] = {op: [] for op in turns}
+        waited: dict[str, list[float | None]] = {op: [] for op in turns}
+        for number in range(_WARM_UPS + task.rounds):
+            for op, turn in turns.items():
+                start = time.perf_counter()
+                wait = turn()
+                if number >= _WARM_UPS:
+                    spent[op].append(time.perf_counter() - start)
+                    waited[op].append(wait)
+    least = limits.training(state.make_system(config).model, task.size, task.batch, task.dtype)
+    for op, seconds in spent.items():
+        milliseconds = [1e3 * value / (STEPS * task.batch) for value in seconds]
+        ratios = [a / b for a, b in zip(seconds, spent["train_cached"], strict=True)]
+        share = None
+        if not op.startswith("train_resident"):
+            share = round(sum(filter(None, waited[op])) / sum(seconds), 4)
+        yield common.record(op, task, "jax", milliseconds, least) | {
+            "relative_time": round(statistics.median(ratios), 4),
+            "input_share": share,
+            "first_step_s": round(first[op], 2),
+        }
 
 
-def _train(op: str, task: Task, realisations: int) -> dict[str, Any]:
-    began = time.perf_counter()
+def _config(task: Task, draws: int, in_memory: bool, cache: str) -> ml_collections.ConfigDict:
     config = common.make_config(task, "sample")
     config.data.image_size = task.size
     config.data.sample_size = max(32, 2 * task.size)
     config.data.sample_count = 2
-    config.data.realisations = realisations
+    config.data.realisations = draws
+    config.data.references = 0
+    config.data.resident = in_memory
+    config.data.cache_dir = cache
+    return config
+
+
+def _from_host(config: ml_collections.ConfigDict) -> Turn:
+    """Returns a call that takes a round's steps and returns how long it waited for batches."""
+    system, mesh, now = _start(config)
+    step = steps.compile_step(config, system, losses.weighted_sum(config.loss), mesh)
+    stream = launch.make_data(config).train_batches(0)
+
+    def turn() -> float:
+        nonlocal now
+        waited = 0.0
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - start
+            now, scalars = step(now, batches.to_devices(batch, mesh), {})
+            # Unlike in a training, where the host runs ahead: so it is known who waits.
+            jax.block_until_ready((now, scalars))
+        return waited
+
+    return turn
+
+
+def _resident(config: ml_collections.ConfigDict) -> Turn:
+    """Returns a call that takes a round's steps in one dispatch."""
+    system, mesh, now = _start(config)
+    data = launch.make_data(config)
+    loss = losses.weighted_sum(config.loss)
+    source = resident.make_resident(config, data, system, loss, mesh)
+    assert source is not None
+
+    def turn() -> None:
+        nonlocal now
+        # It may go beyond an epoch's end, where it takes the last image again.
+        now, scalars = source.take(now, source.arrays, {}, STEPS)
+        jax.block_until_ready((now, scalars))
+
+    return turn
+
+
+def _start(config: ml_collections.ConfigDict) -> tuple[state.System, Any, state.TrainState]:
     system = state.make_system(config)
     mesh = batches.make_mesh(jax.devices()[:1])
-    step = steps.compile_step(config, system, losses.weighted_sum(config.loss), mesh)
-    now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))
-    stream = pipeline.make_data(config).train_batches(0)
-
-    first, waited = 0.0, 0.0
-    milliseconds = []
-    for turn in range(_WARM_UPS + task.rounds):
-        start = time.perf_counter()
-        batch = next(stream)
-        ready = time.perf_counter()
-        # Waited for, unlike in a training, where the host runs ahead: each round is its own.
-        now, scalars = step(now, batches.to_devices(batch, mesh), {})
-        jax.block_until_ready((now, scalars))
-        end = time.perf_counter()
-        if turn == 0:
-            first = end - began
-        if turn >= _WARM_UPS:
-            waited += ready - start
-            milliseconds.append(1e3 * (end - start) / task.batch)
-    least = limits.training(system.model, task.size, task.batch, task.dtype)
-    share = 1e3 * waited / (sum(milliseconds) * task.batch)
-    return common.record(op, task, "jax", milliseconds, least) | {
-        "input_share": round(share, 4),
-        "first_step_s": round(first, 2),
-    }
+    now = state.create_state(system, config.seed)
+    return system, mesh, jax.device_put(now, batches.replicated(mesh))
 
 
 if __name__ == "__main__":

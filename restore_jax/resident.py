@@ -176,7 +176,7 @@ def _flipped(images: jax.Array, bits: jax.Array, augment: str) -> jax.Array:
 
 
 def host_batches(pairs: Pairs, config: ConfigDict, step: int) -> Iterator[batches.Batch]:
-    """Yields the batches from a step on as NumPy arrays; they are those that a step draws."""
+    """Yields the batches from a step on as NumPy arrays; a step draws the very same."""
     drawing = make_drawing(pairs, config)
     arrays = jax.device_put(training_arrays(pairs, config.data.resize))
     draw = jax.jit(functools.partial(draw_batch, drawing=drawing))
@@ -250,8 +250,8 @@ def make_resident(
         return None
     if config.train.get("steps_per_dispatch", 0) < 0:
         raise UsageError(
-            f"config.train.steps_per_dispatch: {config.train.steps_per_dispatch} is negative; 0 "
-            "takes those of config.train.log_every_steps"
+            f"config.train.steps_per_dispatch: {config.train.steps_per_dispatch} is negative; "
+            "0 takes those of config.train.log_every_steps"
         )
     if jax.process_count() > 1:
         raise UsageError(

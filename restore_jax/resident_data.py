@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax import batches, pairs_file, resident
+from restore_jax import batches, law, pairs_file, resident
 from restore_jax.errors import UsageError
 from restore_jax.pairs_file import Pairs, Split
 
@@ -70,7 +70,10 @@ def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batche
                 f"config.data.resident_file={named or repr('')}: {path} is to be made, which "
                 f"takes TensorFlow ({error}); copy the file from a machine that has it"
             ) from error
-        pairs = _kept(path, settings, source.load(config))
+        realised = source.load(config)
+        if not realised.draws:
+            law.from_fields(realised.law, blurred=False)  # refuses what no step can draw
+        pairs = _kept(path, settings, realised)
     return as_data(pairs, config, lambda: import_source().load_fixed(config))
 
 

@@ -1,0 +1,139 @@
+"""Times training on pairs in device memory: many steps per dispatch, their input included.
+
+    python -m benchmarks.resident
+    python -m benchmarks.resident --batch=64 --dtype=bfloat16 --peers=channels_last,compiled
+
+One JSON line per way; `benchmarks.common` says what the keys mean. Besides, `steps_per_dispatch`.
+
+    train_resident         fixed pairs, drawn and flipped within the step
+    train_resident_fresh   noise and gain drawn anew within the step, too
+    train_step             JAX and the forms of PyTorch on one batch that is in device memory
+                           already: neither draws anything
+
+`relative_time` is to that of "train_step" in JAX. The pixels are random, and the model, its loss
+and its optimizer are those of the experiment. No TensorFlow.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import common, limits, train_step
+from benchmarks.common import Task
+from restore_jax import batches, losses, pairs_file, resident, resident_data, state
+
+IMAGES = 932
+"""As many as the reports trained on."""
+
+# As data/degrade.py has the preset "kla".
+_LAW = {
+    "blur": ["gaussian"], "sigma_x": [10.0, 10.0], "sigma_y": [2.0, 2.0],
+    "noise_sigma": [50.0, 80.0], "poisson_peak": [0.0, 0.0], "gain": [0.9, 1.1],
+    "quantise": "truncate",
+}  # fmt: skip
+
+
+def make_pairs(size: int, images: int, held_out: int, draws: int) -> pairs_file.Pairs:
+    """Makes pairs of random pixels, as a file would hold them.
+
+    Args:
+        size: side, px.
+        images: to train on.
+        held_out: to validate on.
+        draws: fixed ones of each image; 0: drawn within the step.
+    """
+    rng = np.random.default_rng(0)
+
+    def split(count: int, draws: int) -> pairs_file.Split:
+        # Blocks, so that there is something to restore.
+        coarse = rng.integers(0, 256, (count, -(-size // 8), -(-size // 8), 3), np.uint8)
+        clean = coarse.repeat(8, 1).repeat(8, 2)[:, :size, :size]
+        shape = (draws * count, size, size, 3)
+        noise = rng.integers(-30, 31, shape, np.int16)
+        degraded = np.clip(np.tile(clean, (draws, 1, 1, 1)) + noise, 0, 255)
+        mask = np.zeros((count, size, size, 1), np.uint8)
+        mask[:, size // 4 : size // 2, size // 4 : size // 2] = 1
+        arrays = {
+            "degraded": degraded.astype(np.uint8),
+            "clean": clean,
+            "mask": mask,
+            "has_mask": np.ones(count, np.uint8),
+        }
+        names = [f"a/test/b/{number:04d}" for number in range(count)]
+        return pairs_file.Split(names, ["a"] * count, ["b"] * count, arrays)
+
+    train = split(images, max(1, draws))
+    if not draws:
+        native = np.full((images, 2), 4 * size, np.int32)
+        extra = {"native": native, "blurred": train.arrays["clean"]}
+        train = pairs_file.Split(
+            train.ids, train.categories, train.defect_types, {**train.arrays, **extra}
+        )
+    return pairs_file.Pairs(
+        path=pathlib.Path("random"),
+        settings={},
+        images="",
+        law=_LAW,
+        symmetries="flips",
+        draws=draws,
+        splits={"train": train, "val": split(held_out, 1)},
+    )
+
+
+def measure(task: Task, images: int = IMAGES) -> Iterator[dict[str, Any]]:
+    """Yields the limits of the device and a line for each way."""
+    config = common.make_config(task)
+    count = max(1, min(config.train.log_every_steps, images // task.batch))
+    calls = {"jax": _repeated(train_step.make_step(task), count)}
+    if task.peers:
+        # Only where it is asked for: PyTorch is no requirement.
+        from benchmarks import torch_peer  # noqa: PLC0415
+
+        calls |= {
+            name: _repeated(call, count) for name, call in torch_peer.training(task).items()
+        }
+    for name, draws in (("train_resident", 1), ("train_resident_fresh", 0)):
+        calls[name] = make_dispatch(task, make_pairs(task.size, images, 1, draws), count)
+    yield common.ceilings_record(task.dtype)
+    least = limits.training(state.make_system(config).model, task.size, task.batch, task.dtype)
+    for line in common.records("train_step", task, calls, least, repeats=count):
+        if line["framework"] in ("train_resident", "train_resident_fresh"):
+            line |= {"op": line["framework"], "framework": "jax"}
+        yield line | {"steps_per_dispatch": count if line["op"] != "train_step" else 1}
+
+
+def make_dispatch(task: Task, pairs: pairs_file.Pairs, count: int) -> Callable[[], Any]:
+    """Returns a call that takes `count` steps in one dispatch, over and over in one epoch."""
+    config = common.make_config(task)
+    config.data.resident = True
+    config.data.augment = "flips"
+    system = state.make_system(config)
+    mesh = batches.make_mesh(jax.devices()[:1])
+    data = resident_data.as_data(pairs, config)
+    loss = losses.weighted_sum(config.loss)
+    source = resident.make_resident(config, data, system, loss, mesh)
+    assert source is not None
+    now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))
+
+    def call() -> Any:
+        nonlocal now
+        now, scalars = source.take(now, source.arrays, {}, count)
+        return now, scalars
+
+    return call
+
+
+def _repeated(call: Callable[[], Any], count: int) -> Callable[[], Any]:
+    def calls() -> Any:
+        for _ in range(count):
+            found = call()
+        return found
+
+    return calls
+
+
+if __name__ == "__main__":
+    common.run(__doc__, measure)
