@@ -2,9 +2,13 @@
 
     python -m benchmarks.gpu_all
     python -m benchmarks.gpu_all --minutes=7 --output=results.jsonl
+    python -m benchmarks.gpu_all --list         # the parts, in order
+    python -m benchmarks.gpu_all --first=9      # those that a call before left out
+    python -m benchmarks.gpu_all --tiny         # the smallest of each kind: does it run at all?
 
-It needs JAX, Flax, optax, dm-pix, ml-collections and absl, and for the comparison PyTorch; no
-TensorFlow. A machine that cannot reach a package index can be given what it lacks as a folder:
+It needs JAX, Flax, optax, dm-pix, ml-collections and absl; for the comparison PyTorch; for the
+whole run Orbax, tensorboardX, tqdm and Matplotlib; no TensorFlow. A machine that cannot reach a
+package index can be given what it lacks as a folder:
 
     pip install --no-deps --target=carried dm-pix ml-collections      # where there is an index
     PYTHONPATH=carried python -m benchmarks.gpu_all                   # where there is none
@@ -21,7 +25,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 _NEEDED = ("jax", "flax", "optax", "dm_pix", "ml_collections", "absl")
@@ -29,7 +33,7 @@ _NEEDED = ("jax", "flax", "optax", "dm_pix", "ml_collections", "absl")
 Part = tuple[str, Callable[[], Iterator[Mapping[str, Any]]]]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the parts in order while there is time."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,12 +41,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=7.0, help="starts nothing after that")
     parser.add_argument("--output", type=pathlib.Path, help="a file for the lines, too")
     parser.add_argument("--size", type=int, default=256, help="side of the images, px")
-    parser.add_argument("--rounds", type=int, default=20)
-    given = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="number of the part to begin with")
+    parser.add_argument("--list", action="store_true", help="only name the parts")
+    parser.add_argument("--tiny", action="store_true", help="the smallest of each kind")
+    given = parser.parse_args(argv)
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(f"error: not installed: {', '.join(missing)}; see --help", file=sys.stderr)
         sys.exit(2)
+    planned = tiny_parts() if given.tiny else parts(given.size, given.rounds)
+    if given.list:
+        for number, (name, _) in enumerate(planned):
+            print(number, name)
+        return
     lines = []
 
     def emit(record: Mapping[str, Any]) -> None:
@@ -51,7 +63,11 @@ def main() -> None:
         if given.output:
             given.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    run(parts(given.size, given.rounds), 60.0 * given.minutes, emit)
+    # The next call need not compile what this one did.
+    from restore_jax import compilation  # noqa: PLC0415
+
+    compilation.use_cache()
+    run(planned[given.first :], 60.0 * given.minutes, emit)
 
 
 def run(planned: list[Part], seconds: float, emit: Callable[[Mapping[str, Any]], None]) -> None:
@@ -74,34 +90,77 @@ def run(planned: list[Part], seconds: float, emit: Callable[[Mapping[str, Any]],
 def parts(size: int, rounds: int) -> list[Part]:
     """Lists what is measured, the most important first."""
     # Only now: a machine that lacks a module shall get one line.
-    from benchmarks import infer, ssim, train_step  # noqa: PLC0415
+    from benchmarks import infer, resident, ssim, train_step  # noqa: PLC0415
     from benchmarks.common import Task  # noqa: PLC0415
 
     has_torch = importlib.util.find_spec("torch") is not None
     peers = ("channels_last", "compiled") if has_torch else ()
-    tasks = []
-    # Against the peer first, then how cost grows with the batch, JAX alone.
-    for model, batch in (("sca_unet", 64), ("rcan", 16)):
-        for dtype in ("bfloat16", "float32"):
-            tasks.append((train_step, Task(model, size, batch, dtype, rounds, peers)))
-            tasks.append((infer, Task(model, size, batch, dtype, rounds, peers)))
-    tasks += [
-        (train_step, Task("sca_unet", size, batch, "bfloat16", rounds)) for batch in (8, 256)
+    best = peers[-1:]
+    tasks: list[tuple[Any, Task]] = [
+        (resident, Task("sca_unet", size, 64, "bfloat16", rounds, peers)),
+        (resident, Task("sca_unet", size, 8, "bfloat16", rounds, best)),
+        (infer, Task("sca_unet", size, 64, "bfloat16", rounds, best)),
+        (resident, Task("sca_unet", size, 256, "bfloat16", rounds)),
+        (resident, Task("sca_unet", size, 64, "float32", rounds, best)),
+        (train_step, Task("rcan", size, 16, "bfloat16", rounds, best)),
     ]
-    tasks.append((train_step, Task("sca_unet", size, 8, "bfloat16", rounds, peers)))
-    tasks.append((infer, Task("sca_unet", 4 * size, 4, "bfloat16", rounds)))
-    tasks.append((ssim, Task("none", size, 64, "float32", rounds)))
-    tasks.append((ssim, Task("none", 4 * size, 4, "float32", rounds)))
-    return [
+    # From here on how cost grows with the batch, JAX alone, and the other models' rest.
+    tasks += [
+        (resident, Task("sca_unet", size, batch, "bfloat16", rounds)) for batch in (16, 32, 128)
+    ]
+    tasks += [(resident, Task("sca_unet", size, b, "float32", rounds)) for b in (8, 32, 256)]
+    tasks += [
+        (infer, Task("rcan", size, 16, "bfloat16", rounds, best)),
+        (train_step, Task("rcan", size, 16, "float32", rounds, best)),
+        (infer, Task("sca_unet", size, 64, "float32", rounds, best)),
+        (infer, Task("sca_unet", 4 * size, 4, "bfloat16", rounds)),
+        (ssim, Task("none", size, 64, "float32", rounds)),
+        (ssim, Task("none", 4 * size, 4, "float32", rounds)),
+    ]
+    planned: list[Part] = [
         (f"{module.__name__} {task}", functools.partial(_measured, module.measure, task))
         for module, task in tasks
     ]
+    # The reports' training, second in importance; with a larger batch, after all others.
+    for place, batch in ((1, 8), (len(planned) + 1, 64)):
+        task = Task("sca_unet", size, batch, "bfloat16")
+        part = f"benchmarks.whole_run {task}", functools.partial(_whole_run, task)
+        planned.insert(place, part)
+    return planned
 
 
-def _measured(measure: Callable[[Any], Any], task: Any) -> Iterator[Mapping[str, Any]]:
+def _whole_run(task: Any, **options: Any) -> Iterator[Mapping[str, Any]]:
+    # Only now: it needs more than the others, which do not fail for want of it.
+    from benchmarks import whole_run  # noqa: PLC0415
+
+    yield from whole_run.measure(task, **options)
+
+
+def tiny_parts() -> list[Part]:
+    """Lists one part of each kind, so small that a CPU goes through them."""
+    from benchmarks import infer, resident, ssim, train_step  # noqa: PLC0415
+    from benchmarks.common import Task  # noqa: PLC0415
+
+    task = Task("sca_unet", 16, 2, "float32", 2)
+    few = {"images": 6}
+    return [
+        ("resident", functools.partial(_measured, resident.measure, task, **few)),
+        (
+            "whole_run",
+            functools.partial(_whole_run, task, **few, held_out=2, epochs=3, warm=1),
+        ),
+        ("train_step", functools.partial(_measured, train_step.measure, task)),
+        ("infer", functools.partial(_measured, infer.measure, task)),
+        ("ssim", functools.partial(_measured, ssim.measure, task)),
+    ]
+
+
+def _measured(
+    measure: Callable[..., Any], task: Any, **options: Any
+) -> Iterator[Mapping[str, Any]]:
     """Yields a task's records; without `torch.compile` where that fails, and the reason."""
     try:
-        yield from list(measure(task))
+        yield from list(measure(task, **options))
     except Exception as error:
         # It needs a compiler, which a machine may lack; the other figures need none.
         if "compiled" not in task.peers:
@@ -111,7 +170,7 @@ def _measured(measure: Callable[[Any], Any], task: Any) -> Iterator[Mapping[str,
             "op": "not_compiled",
             "reason": f"{type(error).__name__}: {error}".splitlines()[0],
         }
-        yield from measure(dataclasses.replace(task, peers=others))
+        yield from measure(dataclasses.replace(task, peers=others), **options)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ One JSON line per way; `benchmarks.common` says what the keys mean. Besides, `st
 
     train_resident         fixed pairs, drawn and flipped within the step
     train_resident_fresh   noise and gain drawn anew within the step, too
-    train_step             JAX and the forms of PyTorch on one batch that is in device memory
-                           already: neither draws anything
+    train_step             JAX and forms of PyTorch on one batch in device memory, nothing drawn
 
-`relative_time` is to that of "train_step" in JAX. The pixels are random, and the model, its loss
-and its optimizer are those of the experiment. No TensorFlow.
+`relative_time` is to that of "train_step" in JAX. The pixels are random; model, loss and
+optimizer are those of the experiment. No TensorFlow.
 """
 
 import pathlib

@@ -4,13 +4,13 @@
     python -m benchmarks.whole_run --epochs=3 --images=40 --size=64
 
 Everything that a training does: steps, validation on 88 images after every epoch, checkpoints
-with their digests, logs and curves, in a temporary folder. The pixels are random. Two short runs
-come first, of 1 and of `--warm` epochs more, which compile and tell how long an epoch takes; if
-all of them would take longer than `--limit` seconds, they are not taken and the line says so.
+with their digests, logs and curves, in a temporary folder. The pixels are random. Short runs
+come first, of 1 epoch and of `--warm` more, which compile and tell how long an epoch takes; if
+all epochs would take longer than `--limit` seconds, they are not taken and the line says so.
 One JSON line:
 
     op, model, size, batch, dtype, device, images, validation_images, epochs
-    seconds           of the whole run, from the call to its return; programs were compiled before
+    seconds           of the whole run, from call to return; what it compiles is in the cache
     measured          false: extrapolated from the short runs
     epoch_s           of an epoch with its validation and checkpoint
     first_run_s       of the first short run: with compilation, where nothing was cached

@@ -69,7 +69,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.train.mask_dropout = 0.0  # share of the images whose mask the model is not shown
     config.train.log_every_steps = 20  # how often the loss is fetched, shown and checked
     # With config.data.resident: steps that the devices take without the host; the loss is
-    # fetched, and a signal obeyed, so often. 0 = those of train.log_every_steps.
+    # fetched, and a signal obeyed, so often. 0 = those of train.log_every_steps; 1 on a CPU.
     config.train.steps_per_dispatch = 0
 
     config.checkpoint = ConfigDict()

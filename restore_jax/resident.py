@@ -1,13 +1,10 @@
 """Training on pairs in device memory: batches drawn within the step, many steps per dispatch.
 
-The batch of a step is a pure function of the seed and the step: an epoch's order is a
-permutation drawn from the seed and the epoch, a row's flips and its noise are drawn from those
-and the row's place in the epoch. So a run that goes on from any step ends in the same bits,
-however its steps were divided among dispatches.
+The batch of a step is a pure function of the seed and the step (see `drawing`), so a run that
+goes on from any step ends in the same bits, however its steps were divided among dispatches.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,181 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import batches, law, losses, steps
+from restore_jax import batches, drawing, losses, steps
 from restore_jax.errors import UsageError
 from restore_jax.pairs_file import Pairs
 from restore_jax.state import System, TrainState
 
 Arrays = Mapping[str, jax.Array]
 
-# No step has this number, so that no draw shares its key with the model's of a step.
-_STREAM = 2**31 - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-    """How batches are drawn.
-
-    Attributes:
-        seed: of the run.
-        images: photographs.
-        draws: fixed draws of each; 0: a new one in every epoch.
-        batch_size: images of a batch, over all devices.
-        augment: "none", "flips" or "all8".
-        law: what is drawn anew in every epoch; None for fixed draws.
-    """
-
-    seed: int
-    images: int
-    draws: int
-    batch_size: int
-    augment: str
-    law: law.Law | None
-
-    @property
-    def rows(self) -> int:
-        """Images of an epoch."""
-        return self.images * max(1, self.draws)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
-        return math.ceil(self.rows / self.batch_size)
-
-
-def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
-    """Returns how a configuration draws its batches from a file of pairs.
-
-    Raises:
-        UsageError: for a law that cannot be drawn within a step.
-    """
-    train = pairs.splits["train"]
-    fresh = None if pairs.draws else law.from_fields(pairs.law, "blurred" in train.arrays)
-    return Drawing(
-        seed=config.seed,
-        images=len(train),
-        draws=pairs.draws,
-        batch_size=config.train.batch_size,
-        augment=config.data.augment,
-        law=fresh,
-    )
-
-
-def training_arrays(pairs: Pairs, method: str) -> dict[str, np.ndarray]:
-    """Returns the arrays that batches are drawn from, [N, …] each.
-
-    Args:
-        pairs: of the file.
-        method: `config.data.resize`.
-
-    Returns:
-        "clean", "mask" and "has_mask"; with fixed draws "degraded" [K·N, …]; else "source", the
-        photographs that are degraded, where they are not the clean ones, and what `law.degrade`
-        takes of each: "factors" and "ratio".
-
-    Raises:
-        UsageError: for photographs that would be enlarged, where draws are fresh.
-    """
-    stored = pairs.splits["train"].arrays
-    found = {name: stored[name] for name in ("clean", "mask", "has_mask")}
-    if pairs.draws:
-        return found | {"degraded": stored["degraded"]}
-    if "blurred" in stored:
-        found["source"] = stored["blurred"]
-    size = stored["clean"].shape[1]
-    shapes = [(int(h), int(w)) for h, w in stored["native"]]
-    found["factors"] = law.correlations(shapes, size, method)
-    found["ratio"] = (size / stored["native"]).astype(np.float32)
-    return found
-
-
-def epoch_key(seed: int, epoch: jax.Array) -> jax.Array:
-    """Returns the key of all draws of an epoch."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STREAM), epoch)
-
-
-def epoch_order(drawing: Drawing, epoch: jax.Array) -> jax.Array:
-    """Returns the order of an epoch's images, int32 [rows]."""
-    return jax.random.permutation(epoch_key(drawing.seed, epoch), drawing.rows)
-
-
-def draw_batch(
-    arrays: Arrays, drawing: Drawing, epoch: jax.Array, order: jax.Array, position: jax.Array
-) -> dict[str, jax.Array]:
-    """Draws the batch at a position of an epoch.
-
-    Args:
-        arrays: of `training_arrays`.
-        drawing: how.
-        epoch: its number, from 0.
-        order: of `epoch_order`.
-        position: of the batch in the epoch, from 0.
-
-    Returns:
-        The arrays of a batch, see `batches`; the last of an epoch is filled up with its last
-        image, which is not valid then.
-    """
-    places = position * drawing.batch_size + jnp.arange(drawing.batch_size)
-    rows = order[jnp.minimum(places, drawing.rows - 1)]
-    images = rows % drawing.images
-    base = jax.random.fold_in(epoch_key(drawing.seed, epoch), 0)
-    keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(base, place)))(places)
-    clean, mask = arrays["clean"][images], arrays["mask"][images]
-    if drawing.law is None:
-        degraded = arrays["degraded"][rows]
-    else:
-        source = arrays["source"][images] if "source" in arrays else clean
-        degraded = jax.vmap(functools.partial(law.degrade, law=drawing.law))(
-            keys[:, 0], source, arrays["factors"][images], arrays["ratio"][images]
-        )
-    if drawing.augment != "none":
-        bits = jax.vmap(lambda key: jax.random.bernoulli(key, shape=(3,)))(keys[:, 1])
-        degraded, clean, mask = (
-            _flipped(x, bits, drawing.augment) for x in (degraded, clean, mask)
-        )
-    return {
-        "degraded": as_floats(degraded),
-        "clean": as_floats(clean),
-        "mask": mask.astype(jnp.float32),
-        "has_mask": arrays["has_mask"][images] > 0,
-        "valid": places < drawing.rows,
-    }
-
-
-def as_floats(levels: jax.Array) -> jax.Array:
-    """Returns 8-bit levels as float32 in [0, 1], to the bit those of the host's pipeline."""
-    # XLA makes of a division by 255 a product, which rounds otherwise. 1/255 is 0.010101…, base
-    # 256; its first three digits times a level are exact, and this sum rounds as a division.
-    digits = levels.astype(jnp.float32) * ((2**16 + 2**8 + 1) / 2**24)
-    return digits + digits * 2**-24
-
-
-def _flipped(images: jax.Array, bits: jax.Array, augment: str) -> jax.Array:
-    """Flips along y and x, and transposes for "all8", where the bits [B, 3] say so."""
-    kinds = [lambda x: x[:, ::-1], lambda x: x[:, :, ::-1], lambda x: x.swapaxes(1, 2)]
-    for number, flip in enumerate(kinds[: 3 if augment == "all8" else 2]):
-        images = jnp.where(bits[:, number, None, None, None], flip(images), images)
-    return images
-
-
-def host_batches(pairs: Pairs, config: ConfigDict, step: int) -> Iterator[batches.Batch]:
-    """Yields the batches from a step on as NumPy arrays; a step draws the very same."""
-    drawing = make_drawing(pairs, config)
-    arrays = jax.device_put(training_arrays(pairs, config.data.resize))
-    draw = jax.jit(functools.partial(draw_batch, drawing=drawing))
-    train = pairs.splits["train"]
-    while True:
-        epoch, position = divmod(step, drawing.steps_per_epoch)
-        order = epoch_order(drawing, jnp.int32(epoch))
-        batch = jax.device_get(draw(arrays, epoch=epoch, order=order, position=position))
-        places = position * drawing.batch_size + np.arange(drawing.batch_size)
-        images = np.asarray(order)[np.minimum(places, drawing.rows - 1)] % drawing.images
-        yield batch | {
-            "id": np.array(train.ids)[images],
-            "category": np.array(train.categories)[images],
-            "defect_type": np.array(train.defect_types)[images],
-        }
-        step += 1
+Take = Callable[[TrainState, Arrays, losses.Fixed, int], tuple[TrainState, steps.Scalars]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +39,7 @@ class Resident:
         validation: the batches of "val", 8-bit images on the devices.
     """
 
-    take: Callable[[TrainState, Arrays, losses.Fixed, int], tuple[TrainState, steps.Scalars]]
+    take: Take
     arrays: Arrays
     steps_per_epoch: int
     longest: int
@@ -228,7 +58,7 @@ _IMAGES = ("degraded", "clean", "mask")
 @jax.jit
 def _as_floats_each(images: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {
-        name: image.astype(jnp.float32) if name == "mask" else as_floats(image)
+        name: image.astype(jnp.float32) if name == "mask" else drawing.as_floats(image)
         for name, image in images.items()
     }
 
@@ -251,7 +81,7 @@ def make_resident(
     if config.train.get("steps_per_dispatch", 0) < 0:
         raise UsageError(
             f"config.train.steps_per_dispatch: {config.train.steps_per_dispatch} is negative; "
-            "0 takes those of config.train.log_every_steps"
+            "0 chooses itself"
         )
     if jax.process_count() > 1:
         raise UsageError(
@@ -260,8 +90,8 @@ def make_resident(
         )
     if data.pairs is None:
         raise UsageError(f"config.data.resident: {data.name} has no file of pairs")
-    drawing = make_drawing(data.pairs, config)
-    arrays = training_arrays(data.pairs, config.data.resize)
+    draws = drawing.make_drawing(data.pairs, config)
+    arrays = drawing.training_arrays(data.pairs, config.data.resize)
     validation = data.pairs.splits["val"].arrays
     size = sum(x.nbytes for x in arrays.values()) + sum(validation[n].nbytes for n in _IMAGES)
     if size > (capacity := _capacity(mesh.devices.flat[0])):
@@ -270,10 +100,10 @@ def make_resident(
             f"{capacity / 1e9:.1f} GB; set config.data.resident=False"
         )
     return Resident(
-        take=compile_dispatch(config, drawing, system, loss_fn, mesh),
+        take=compile_dispatch(config, draws, system, loss_fn, mesh),
         arrays=jax.device_put(arrays, batches.replicated(mesh)),
-        steps_per_epoch=drawing.steps_per_epoch,
-        longest=longest_dispatch(config, drawing.steps_per_epoch),
+        steps_per_epoch=draws.steps_per_epoch,
+        longest=longest_dispatch(config, draws.steps_per_epoch, mesh.devices.flat[0].platform),
         save_every=config.checkpoint.every_steps,
         validation=tuple(_validation(data.pairs, config.eval.batch_size, mesh)),
     )
@@ -301,36 +131,37 @@ def _validation(pairs: Pairs, batch_size: int, mesh: Mesh) -> Iterator[batches.B
 
 def compile_dispatch(
     config: ConfigDict,
-    drawing: Drawing,
+    draws: drawing.Drawing,
     system: System,
     loss_fn: losses.BatchLoss,
     mesh: Mesh,
-) -> Callable[[TrainState, Arrays, losses.Fixed, int], tuple[TrainState, steps.Scalars]]:
-    """Returns the program that takes several steps, compiled for each number of them.
+) -> Take:
+    """Returns the program that takes several steps of one epoch; it gives the state away."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    compile_form = compile_single if on_cpu else compile_scan
+    return compile_form(config, draws, system, loss_fn, mesh)
 
-    The steps must be of one epoch. The state is given away.
-    """
-    step_fn = functools.partial(
-        steps.train_step,
-        system=system,
-        loss_fn=loss_fn,
-        seed=config.seed,
-        mask_dropout=config.train.mask_dropout,
-    )
+
+def compile_scan(
+    config: ConfigDict,
+    draws: drawing.Drawing,
+    system: System,
+    loss_fn: losses.BatchLoss,
+    mesh: Mesh,
+) -> Take:
+    """Returns a program that takes its steps in one dispatch, compiled for each number."""
+    step_fn = _step(config, draws, system, loss_fn, mesh)
 
     def take(
         state: TrainState, arrays: Arrays, fixed: losses.Fixed, count: int
     ) -> tuple[TrainState, steps.Scalars]:
-        epoch = state.step // drawing.steps_per_epoch
-        order = epoch_order(drawing, epoch)
+        epoch = state.step // draws.steps_per_epoch
+        order = drawing.epoch_order(draws, epoch)
 
         def body(state: TrainState, _: Any) -> tuple[TrainState, steps.Scalars]:
             # Nothing moves across: each step is compiled alike, whatever is around it.
             state = jax.lax.optimization_barrier(state)
-            position = state.step - epoch * drawing.steps_per_epoch
-            batch = draw_batch(arrays, drawing, epoch, order, position)
-            batch = jax.lax.with_sharding_constraint(batch, batches.split_over(mesh))
-            return jax.lax.optimization_barrier(step_fn(state, batch, fixed))
+            return jax.lax.optimization_barrier(step_fn(state, arrays, fixed, epoch, order))
 
         return jax.lax.scan(body, state, None, length=count)
 
@@ -342,10 +173,75 @@ def compile_dispatch(
     )
 
 
-def longest_dispatch(config: ConfigDict, steps_per_epoch: int) -> int:
+def compile_single(
+    config: ConfigDict,
+    draws: drawing.Drawing,
+    system: System,
+    loss_fn: losses.BatchLoss,
+    mesh: Mesh,
+) -> Take:
+    """Returns a program that dispatches its steps one by one.
+
+    XLA's loops on a CPU run convolutions in a plain form that takes many times as long.
+    """
+    step_fn = _step(config, draws, system, loss_fn, mesh)
+
+    def one(
+        state: TrainState, arrays: Arrays, fixed: losses.Fixed
+    ) -> tuple[TrainState, steps.Scalars]:
+        epoch = state.step // draws.steps_per_epoch
+        return step_fn(state, arrays, fixed, epoch, drawing.epoch_order(draws, epoch))
+
+    program = jax.jit(one, out_shardings=batches.replicated(mesh), donate_argnums=0)
+
+    def take(
+        state: TrainState, arrays: Arrays, fixed: losses.Fixed, count: int
+    ) -> tuple[TrainState, steps.Scalars]:
+        found = []
+        for _ in range(count):
+            state, scalars = program(state, arrays, fixed)
+            found.append(scalars)
+        return state, {name: jnp.stack([s[name] for s in found]) for name in found[0]}
+
+    return take
+
+
+def _step(
+    config: ConfigDict,
+    draws: drawing.Drawing,
+    system: System,
+    loss_fn: losses.BatchLoss,
+    mesh: Mesh,
+) -> Callable[..., tuple[TrainState, steps.Scalars]]:
+    """Returns a step that draws its batch itself."""
+
+    def step(
+        state: TrainState,
+        arrays: Arrays,
+        fixed: losses.Fixed,
+        epoch: jax.Array,
+        order: jax.Array,
+    ) -> tuple[TrainState, steps.Scalars]:
+        position = state.step - epoch * draws.steps_per_epoch
+        batch = drawing.draw_batch(arrays, draws, epoch, order, position)
+        batch = jax.lax.with_sharding_constraint(batch, batches.split_over(mesh))
+        return steps.train_step(
+            state,
+            batch,
+            fixed,
+            system=system,
+            loss_fn=loss_fn,
+            seed=config.seed,
+            mask_dropout=config.train.mask_dropout,
+        )
+
+    return step
+
+
+def longest_dispatch(config: ConfigDict, steps_per_epoch: int, platform: str) -> int:
     """Returns the steps of a dispatch: as the configuration has it, an epoch's at most."""
-    asked = config.train.get("steps_per_dispatch", 0) or config.train.log_every_steps
-    return min(asked, steps_per_epoch)
+    automatic = 1 if platform == "cpu" else config.train.log_every_steps
+    return min(config.train.get("steps_per_dispatch", 0) or automatic, steps_per_epoch)
 
 
 def train_epoch(

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax import batches, law, pairs_file, resident
+from restore_jax import batches, drawing, law, pairs_file
 from restore_jax.errors import UsageError
 from restore_jax.pairs_file import Pairs, Split
 
@@ -158,7 +158,7 @@ def as_data(
         name=config.data.name,
         counts={name: len(split) for name, split in pairs.splits.items()},
         train_images=len(train) * max(1, pairs.draws),
-        train_batches=functools.partial(resident.host_batches, pairs, config),
+        train_batches=functools.partial(drawing.host_batches, pairs, config),
         eval_batches=lambda split: eval_batches(pairs.splits[split], config.eval.batch_size),
         load_fixed=load_all_fixed,
         pairs=pairs,

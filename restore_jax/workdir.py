@@ -35,6 +35,9 @@ FREE_FIELDS = (
     "config.checkpoint.every_steps",
 )
 
+# What runs did that are older than the field.
+_BEFORE = {"config.data.resident": False}
+
 # Where files go that were found damaged, for whoever wants to look at them.
 DAMAGED = "damaged"
 
@@ -131,7 +134,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
     The `FREE_FIELDS` are left out.
     """
-    a, b = _flatten(as_json(old)), _flatten(as_json(new))
+    a, b = (_BEFORE | _flatten(as_json(config)) for config in (old, new))
     return [
         f"{field} ({a.get(field, 'absent')}, now {b.get(field, 'absent')})"
         for field in sorted(a.keys() | b.keys())

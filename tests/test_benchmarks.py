@@ -282,9 +282,48 @@ def test_lines_of_the_pipeline(capsys):
 @pytest.mark.slow
 def test_lines_of_a_training_with_its_input(capsys):
     lines = printed(capsys, "end_to_end", "--size=16", "--batch=2", "--rounds=2")
-    assert [line["op"] for line in lines] == ["train_fresh", "train_cached"]
+    ops = ["train_cached", "train_fresh", "train_resident", "train_resident_fresh"]
+    assert [line["op"] for line in lines] == ops
     for line in lines:
-        assert 0 <= line["input_share"] < 1 and line["first_step_s"] > 0
+        assert line["first_step_s"] > 0 and line["relative_time"] > 0
+        if "resident" in line["op"]:
+            assert line["input_share"] is None
+        else:
+            assert 0 <= line["input_share"] < 1
+
+
+@pytest.mark.slow
+def test_everything_for_a_gpu_runs_to_its_end_on_a_cpu_without_tensorflow(tmp_path):
+    script = (
+        "import sys\n"
+        "sys.modules.update(tensorflow=None, tensorflow_datasets=None)\n"
+        "from benchmarks import gpu_all\n"
+        f"gpu_all.main(['--tiny', '--output={tmp_path}/lines'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=benchmark.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
+    assert lines[-1] == {"op": "gpu_all", "left_out": [], "failed": {}}
+    found = {line["op"]: line for line in lines}
+    assert {"train_step", "train_resident", "train_resident_fresh", "whole_run"} <= set(found)
+    assert {"infer", "ssim", "ssim_gradient", "ceilings"} <= set(found)
+    whole = found["whole_run"]
+    assert (whole["epochs"], whole["images"], whole["measured"]) == (3, 6, True)
+    assert whole["seconds"] > 0 and whole["epoch_s"] is not None
+
+
+def test_what_a_gpu_measures_is_listed(capsys):
+    gpu_all.main(["--list"])
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == len(gpu_all.parts(256, 10))
+    for batch in (8, 16, 32, 64, 128, 256):
+        assert any("resident" in line and f"batch={batch}," in line for line in listed)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_fresh_draws_have_the_statistics_of_the_host(tmp_path):
             }
         )
     theirs, ours = found
-    # 176 draws of a gain that moves the mean by some 8 levels: a standard error of 0.9 for each.
+    # 176 draws of a gain that moves the mean by some 8 levels: a standard error of 0.9.
     np.testing.assert_allclose(ours["mean"], theirs["mean"], atol=3.5)
     np.testing.assert_allclose(ours["deviation"], theirs["deviation"], rtol=0.03)
     np.testing.assert_allclose(ours["deviations"], theirs["deviations"], rtol=0.05)
