@@ -3,7 +3,7 @@
     python -m benchmarks.resident
     python -m benchmarks.resident --batch=64 --dtype=bfloat16 --peers=channels_last,compiled
 
-One JSON line per way; `benchmarks.common` says what the keys mean. Besides, `steps_per_dispatch`.
+One JSON line per way, with `steps_per_dispatch`; `benchmarks.common` says what the keys mean.
 
     train_resident         fixed pairs, drawn and flipped within the step
     train_resident_fresh   noise and gain drawn anew within the step, too

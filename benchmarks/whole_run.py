@@ -20,6 +20,7 @@ No TensorFlow.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
@@ -102,7 +103,8 @@ def _train(task: Task, pairs: Any, epochs: int) -> float:
     config.data.augment = "none"
     config.train.epochs = epochs
     data = resident_data.as_data(pairs, config)
-    with tempfile.TemporaryDirectory() as folder:
+    # What a training says is not for those who read the lines.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         began = time.perf_counter()
         train.train_and_evaluate(
             config, pathlib.Path(folder) / "run", lambda _: data, jax.devices()[:1]
