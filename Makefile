@@ -32,7 +32,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.infer --model=rcan --size=128 --batch=1 --peers=channels_last
 	$(BIN)/python -m benchmarks.ssim --batch=4
 	$(BIN)/python -m benchmarks.pipeline
-	$(BIN)/python -m benchmarks.end_to_end --batch=4 --rounds=10
+	$(BIN)/python -m benchmarks.end_to_end --batch=4 --rounds=3
 
 lint: setup
 	$(BIN)/ruff check .

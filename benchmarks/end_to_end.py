@@ -20,7 +20,9 @@ that of "train_cached" in the same round. Besides:
 It takes TensorFlow.
 """
 
+import contextlib
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -53,7 +55,9 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
         ):  # fmt: skip
             began = time.perf_counter()
             config = _config(task, draws, op.startswith("train_resident"), cache)
-            turns[op] = _resident(config) if config.data.resident else _from_host(config)
+            # What is said of the file of pairs is not for those who read the lines.
+            with contextlib.redirect_stdout(sys.stderr):
+                turns[op] = _resident(config) if config.data.resident else _from_host(config)
             turns[op]()
             first[op] = time.perf_counter() - began
         spent: dict[str, list[float]] = {op: [] for op in turns}
