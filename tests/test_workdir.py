@@ -129,3 +129,11 @@ def test_how_often_to_save_may_change_within_a_run(tmp_path):
     workdir.claim(tmp_path, config)
     config.checkpoint.every_steps = 7
     assert workdir.is_claimed(tmp_path, config)
+
+
+def test_a_run_of_before_resident_data_goes_on_without_and_not_with_them():
+    old, new = sca_unet.get_config("sample"), sca_unet.get_config("sample")
+    del old.data.resident, old.data.resident_file, old.train.steps_per_dispatch
+    assert workdir.differences(old, new) == []
+    new.data.resident = True
+    assert workdir.differences(old, new) == ["config.data.resident (False, now True)"]
