@@ -7,6 +7,7 @@ python launch.py --mode=compare --workdir=runs/mine --workdir=runs/other
 python launch.py --mode=restore --workdir=runs/mine --input=photographs --output=restored
 python launch.py --mode=export --workdir=runs/mine --output=mine.onnx
 python launch.py --mode=import --config=configs/rcan.py --weights=model.pth --workdir=runs/rcan
+srun python launch.py --distributed --config=configs/sca_unet.py   (see docs/scale.md)
 """
 
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from absl import app
 
-from restore_jax import flags, host_memory
+from restore_jax import flags, host_memory, job
 from restore_jax.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -42,20 +43,24 @@ def make_data(config: "ConfigDict") -> "Data":
     """Makes the data that a configuration asks for."""
     # Imported here: most commands wait for TensorFlow only if they need images to train on.
     from data import pipeline  # noqa: PLC0415
+    from restore_jax import hosts  # noqa: PLC0415
 
-    return pipeline.make_data(config)
+    return pipeline.make_data(config, hosts.share())
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs what the flags say; a mistake of the user's is one line."""
     del argv
+    if flags.joined_job() is not None:
+        job.supervise()
     host_memory.keep_freed()
     # Imported here: a wrong flag is told at once, without waiting for JAX.
-    from restore_jax import commands, compilation  # noqa: PLC0415
+    from restore_jax import commands, compilation, hosts  # noqa: PLC0415
 
     compilation.use_cache()
     try:
-        commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), make_data)
+        with hosts.joined(flags.joined_job()):
+            commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), make_data)
     except (UsageError, RunError) as error:
         fail(error)
     except OSError as error:

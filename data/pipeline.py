@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import degrade, images, records, resize, vgg16
-from restore_jax.batches import Batch, Data
+from data import degrade, images, records, resize, shares, vgg16
+from restore_jax.batches import Batch, Data, Share
 from restore_jax.errors import RunError, UsageError
 
 # The seed of the draws of evaluation, whatever the run's own: figures of runs that differ in
@@ -35,11 +35,13 @@ _AUGMENTATIONS = ("none", "flips", "all8")
 _EVERY_EPOCH_ANEW = -1
 
 
-def make_data(config: ConfigDict) -> Data:
+def make_data(config: ConfigDict, share: Share = Share()) -> Data:  # noqa: B008
     """Makes the data that a configuration asks for; nothing is decoded yet.
 
     Args:
         config: all fields; `config.data`, `config.seed` and the batch sizes matter.
+        share: what of them this process reads: its rows of the batches that one process would
+            train on, and every so many-th image to evaluate.
 
     Returns:
         The data, with its batches as `restore_jax.batches` describes them.
@@ -62,12 +64,13 @@ def make_data(config: ConfigDict) -> Data:
         settings = config.data
     pairs = {}
     for split, source in sources.items():
+        own = shares.to_evaluate(source, share)
         if split == "reference":
-            pairs[split] = _clean_pairs(source.dataset, settings).map(_as_floats)
+            pairs[split] = _clean_pairs(own, settings).map(_as_floats)
             continue
         # Of fixed pairs that a run trained on, these are the very same ones.
         seed = config.seed if split == "train" and settings.realisations else EVAL_SEED
-        realised = _realise(source.dataset, settings, law, seed, realisation=0)
+        realised = _realise(own, settings, law, seed, realisation=0)
         # Kept once it was gone over, unless the photographs have their native size.
         pairs[split] = (realised.cache() if settings.image_size else realised).map(_as_floats)
 
@@ -77,10 +80,10 @@ def make_data(config: ConfigDict) -> Data:
                 f"config.data.root={settings.root!r}: holds no images to train on; it can be "
                 "evaluated with --mode=evaluate"
             )
-        return _train_batches(config, law, train, step)
+        return _train_batches(config, law, train, step, share)
 
     def eval_batches(split: str) -> Iterator[Batch]:
-        return group_by_size(_as_numpy(pairs[split]), config.eval.batch_size)
+        return group_by_size(_as_numpy(pairs[split]), config.eval.batch_size // share.count)
 
     return Data(
         name=settings.name,
@@ -242,13 +245,10 @@ def _augment(
 
 
 def _train_batches(
-    config: ConfigDict, law: degrade.Law, source: records.Records, step: int
+    config: ConfigDict, law: degrade.Law, source: records.Records, step: int, share: Share
 ) -> Iterator[Batch]:
     settings, batch_size = config.data, config.train.batch_size
     draws = range(settings.realisations) if settings.realisations else (_EVERY_EPOCH_ANEW,)
-    stored = _with_draw(source.dataset, draws[0])
-    for draw in draws[1:]:
-        stored = stored.concatenate(_with_draw(source.dataset, draw))
     count = source.count * len(draws)
     # Native photographs are large: they stay encoded.
     realised = settings.image_size > 0 and settings.realisations > 0
@@ -256,50 +256,90 @@ def _train_batches(
     def realise(record: dict[str, tf.Tensor], draw: tf.Tensor) -> dict[str, tf.Tensor]:
         return _pair(record, settings, law, config.seed, draw)
 
-    if realised:
-        stored = stored.map(realise, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    stored = stored.cache()
+    def kept(items: tf.data.Dataset) -> tf.data.Dataset:
+        """What stays in memory of records with their draws."""
+        if not realised:
+            return items
+        return items.map(realise, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def key_of(epoch: tf.Tensor) -> tf.Tensor:
+        seed = tf.constant([config.seed, 0], tf.int64)
+        return tf.random.experimental.stateless_fold_in(seed, epoch, alg="philox")
+
+    def shuffled(items: tf.data.Dataset, epoch: tf.Tensor) -> tf.data.Dataset:
+        # Drawn, since no single half of a key differs from all others'.
+        order = tf.random.stateless_uniform([], key_of(epoch), None, None, tf.int64, "philox")
+        return items.shuffle(count, seed=order, reshuffle_each_iteration=False)
+
+    def prepare(epoch: tf.Tensor, position: tf.Tensor, item: Any) -> dict[str, tf.Tensor]:
+        if realised:
+            pair = item
+        else:
+            record, draw = item
+            pair = realise(record, draw if settings.realisations else epoch)
+        seed = tf.random.experimental.stateless_fold_in(key_of(epoch), position, alg="philox")
+        return _augment(pair, settings, seed)
+
     steps_per_epoch = math.ceil(count / batch_size)
     first_epoch, first_step = divmod(step, steps_per_epoch)
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+    if share.count > 1:
+        numbers = tf.data.Dataset.range(count)
+        orders = epochs.flat_map(lambda epoch: shuffled(numbers, epoch).batch(count))
+        rows = shares.Rows(source, draws, kept, _as_numpy, share, batch_size)
+
+        @tf.function
+        def prepared(
+            epoch: tf.Tensor, positions: tf.Tensor, items: Any
+        ) -> dict[str, tf.Tensor]:
+            spec = tf.data.DatasetSpec.from_value(rows.example.map(lambda i: prepare(0, 0, i)))
+            return _as_floats(
+                tf.map_fn(
+                    lambda row: prepare(epoch, *row),
+                    (positions, items),
+                    fn_output_signature=spec.element_spec,
+                )
+            )
+
+        for epoch, order in enumerate(_as_numpy(orders), first_epoch):
+            done = first_step if epoch == first_epoch else 0
+            for positions, items, valid in rows.of_epoch(order, done):
+                with _refusals_told():
+                    batch = prepared(tf.constant(epoch, tf.int64), positions, items)
+                batch = {name: value.numpy() for name, value in batch.items()}
+                yield fill_up(batch, len(valid)) | {"valid": valid}
+        return
+
+    stored = shares.with_draw(source.dataset, draws[0])
+    for draw in draws[1:]:
+        stored = stored.concatenate(shares.with_draw(source.dataset, draw))
+    stored = kept(stored).cache()
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        key = tf.random.experimental.stateless_fold_in(
-            tf.constant([config.seed, 0], tf.int64), epoch, alg="philox"
-        )
         # Everything up to here is in memory, so skipping what was seen costs next to nothing.
         done = tf.where(epoch == first_epoch, first_step * batch_size, 0)
-        # Drawn, since no single half of a key differs from all others'.
-        order = tf.random.stateless_uniform([], key, None, None, tf.int64, alg="philox")
-        dataset = stored.shuffle(count, seed=order, reshuffle_each_iteration=False)
-        dataset = dataset.enumerate().skip(tf.cast(done, tf.int64))
+        items = shuffled(stored, epoch).enumerate().skip(tf.cast(done, tf.int64))
+        pairs = items.map(
+            functools.partial(prepare, epoch),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        return pairs.batch(batch_size).map(_as_floats)
 
-        def prepare(position: tf.Tensor, item: Any) -> dict[str, tf.Tensor]:
-            if realised:
-                pair = item
-            else:
-                record, draw = item
-                pair = realise(record, draw if settings.realisations else epoch)
-            seed = tf.random.experimental.stateless_fold_in(key, position, alg="philox")
-            return _augment(pair, settings, seed)
-
-        dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return dataset.batch(batch_size).map(_as_floats)
-
-    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    dataset = epochs.flat_map(epoch_of)
-    for batch in _as_numpy(dataset):
+    for batch in _as_numpy(epochs.flat_map(epoch_of)):
         yield fill_up(batch, batch_size)
-
-
-def _with_draw(source: tf.data.Dataset, draw: int) -> tf.data.Dataset:
-    """Puts the number of a fixed draw beside every record."""
-    return source.map(lambda record: (record, tf.constant(draw, tf.int64)))
 
 
 def _as_numpy(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
     """Iterates over a set in NumPy; what TensorFlow refuses becomes one clear line."""
-    try:
+    with _refusals_told():
         yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+@contextlib.contextmanager
+def _refusals_told() -> Iterator[None]:
+    try:
+        yield
     except tf.errors.OpError as error:
         raise _refusal(error) from error
 
