@@ -31,6 +31,15 @@ MIN_SIZE = 11
 _STRINGS = ("category", "defect_type", "id")
 _AUGMENTATIONS = ("none", "flips", "all8")
 
+# A pair of 8-bit images, as it is kept and batched.
+_PAIR = {
+    "degraded": tf.TensorSpec([None, None, 3], tf.uint8),
+    "clean": tf.TensorSpec([None, None, 3], tf.uint8),
+    "mask": tf.TensorSpec([None, None, 1], tf.uint8),
+    "has_mask": tf.TensorSpec([], tf.bool),
+    **{name: tf.TensorSpec([], tf.string) for name in _STRINGS},
+}
+
 # Stands where a fixed draw has its number; the epoch takes its place.
 _EVERY_EPOCH_ANEW = -1
 
@@ -284,20 +293,18 @@ def _train_batches(
     first_epoch, first_step = divmod(step, steps_per_epoch)
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     if share.count > 1:
+        realise = tf.function(realise)  # traced once, not for every epoch
         numbers = tf.data.Dataset.range(count)
         orders = epochs.flat_map(lambda epoch: shuffled(numbers, epoch).batch(count))
         rows = shares.Rows(source, draws, kept, _as_numpy, share, batch_size)
 
         @tf.function
-        def prepared(
-            epoch: tf.Tensor, positions: tf.Tensor, items: Any
-        ) -> dict[str, tf.Tensor]:
-            spec = tf.data.DatasetSpec.from_value(rows.example.map(lambda i: prepare(0, 0, i)))
+        def prepared(epoch: tf.Tensor, positions: tf.Tensor, items: Any) -> Any:
             return _as_floats(
                 tf.map_fn(
                     lambda row: prepare(epoch, *row),
                     (positions, items),
-                    fn_output_signature=spec.element_spec,
+                    fn_output_signature=_PAIR,
                 )
             )
 

@@ -1,10 +1,10 @@
 """What one of several processes reads: its rows of a training, its images of an evaluation.
 
 The order of an epoch is that of one process: each knows all of it, as numbers, and takes the
-rows of every batch that its devices get. So the batches are the same however many processes there
-are. The price is that after some epochs a process has met nearly every image, and keeps it in
-memory as one process would. A fixed part of the images for each would keep fewer, but then a run
-would depend on the number of its processes.
+rows of every batch that its devices get. So the batches are the same however many processes
+there are. The price is that after some epochs a process has met nearly every image, and keeps
+it in memory as one process would. A fixed part of the images for each would keep fewer, but
+then a run would depend on the number of its processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -60,11 +60,6 @@ class Rows:
         self._own = share.of(batch_size)
         self._batch_size = batch_size
         self._kept: dict[int, Any] = {}
-
-    @property
-    def example(self) -> tf.data.Dataset:
-        """A set of what is kept, for its types; nobody reads it."""
-        return self._make(with_draw(self._source.dataset, 0))
 
     def of_epoch(
         self, order: np.ndarray, done: int

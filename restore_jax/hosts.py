@@ -2,7 +2,7 @@
 
 Every process runs the same program on its own devices, by `jax.distributed`. They all hold the
 whole state; each reads the rows of a batch that its devices take (`batches.Share`), and the
-first one alone writes. With one process nothing here costs anything: no function waits or copies.
+first one alone writes. With one process nothing here costs anything.
 """
 
 import atexit
