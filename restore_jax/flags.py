@@ -138,7 +138,8 @@ def joined_job() -> job.Job | None:
 
     To restore, every process has images of its own and needs no other.
     """
-    return None if MODE.value == "restore" else _job()
+    found = _job()
+    return None if found is None or found.count == 1 or MODE.value == "restore" else found
 
 
 def given() -> dict[str, Any]:

@@ -55,7 +55,7 @@ def joined(job: Job | None) -> Iterator[None]:
     Raises:
         RunError: where the others cannot be found, or one of them is lost.
     """
-    if job is None or (job.count == 1 and job.coordinator is not None):
+    if job is None:
         yield
         return
     _join(job)
@@ -66,8 +66,11 @@ def joined(job: Job | None) -> Iterator[None]:
         raise  # all of them stop, after the same step
     except BaseException as error:
         lost = _is_loss(error)
+        status = (
+            130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
+        )
         # Not by way of JAX, which would wait for the others first.
-        atexit.register(_leave, getattr(error, "exit_status", 1), 0 if lost else _GRACE_SECONDS)
+        atexit.register(_leave, status, 0 if lost else _GRACE_SECONDS)
         if lost:
             raise RunError(LOST) from error
         raise

@@ -42,7 +42,8 @@ class Processes:
     """Processes of one job; each one's output goes to a file."""
 
     def __init__(self, tmp_path, commands):
-        self.outputs = [tmp_path / f"{free_port()}-{i}.txt" for i in range(len(commands))]
+        before = len(list(tmp_path.glob("*.txt")))
+        self.outputs = [tmp_path / f"{before + i}.txt" for i in range(len(commands))]
         self.running = []
         for command, output in zip(commands, self.outputs, strict=True):
             with output.open("wb") as file:
