@@ -103,7 +103,7 @@ def evaluate_checkpoint(
 
     data = make_data(config)
     where = results.folder_of(folder, config, which)
-    results.make_room(where, config, found["step"])
+    hosts.on_first(lambda: results.make_room(where, config, found["step"]))
     reference = data.eval_batches("reference") if data.counts.get("reference") else ()
     tree = mvtec_tree.TreeWriter(where / "tree") if write_tree else None
     detectors, fitted_on = _fit_detectors(reference, tree)

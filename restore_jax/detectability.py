@@ -158,7 +158,8 @@ class _Tally:
 
     def add_counts(self, other: "_Tally") -> None:
         for field in dataclasses.fields(self):
-            total = getattr(self, field.name) + getattr(other, field.name)
+            own, others = getattr(self, field.name), getattr(other, field.name)
+            total = own or others if isinstance(own, bool) else own + others
             setattr(self, field.name, total)
 
     def figures(self) -> dict[str, float | None]:
