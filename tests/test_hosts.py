@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -136,15 +137,19 @@ def whole(shared):
     return shared / "whole"
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(shared, whole):
+@pytest.fixture(scope="module")
+def two(shared):
+    """The same in two."""
     texts = run_children(shared, 2, "sca_unet", shared / "two", "--epochs=3")
-    assert_same_run(whole, shared / "two", epochs=3)
     assert "tiny: 10 images to train on" in texts[0]
     assert "tiny" not in texts[1]
-    # Finished, it says so, on any number of processes.
-    again = run_children(shared, 2, "sca_unet", shared / "two", "--epochs=3")
-    assert "finished" in again[0]
+    return shared / "two"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(shared, whole, two):
+    assert_same_run(whole, two, epochs=3)
+    assert "finished" in run_children(shared, 2, "sca_unet", two, "--epochs=3")[0]
 
 
 @pytest.mark.slow
@@ -200,9 +205,8 @@ def test_a_process_that_dies_ends_the_others_and_a_restart_goes_on(shared, victi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [0, 1])
-def test_a_signal_to_one_process_stops_all_after_the_same_step(shared, asked):
-    folder = shared / f"stopped-{asked}"
+def test_a_signal_to_one_process_stops_all_after_the_same_step(shared):
+    folder, asked = shared / "stopped", 1
     arguments = ("sca_unet", folder, "--every_steps=2", "--epochs=400")
     processes = children(shared, 2, *arguments)
     wait_for(has_saved(folder), processes)
@@ -218,20 +222,18 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(shared, asked):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_ends_as_one_that_was_not(shared, whole):
-    """Stopped within an epoch by two processes, gone on with by one and by two again."""
-    folder, flags = shared / "changing", ("--epochs=3", "--every_steps=2")
-    run_children(shared, 2, "sca_unet", folder, "--epochs=3")
-    reference = shared / "changed"
-    run_alone("sca_unet", reference, "--epochs=3")
-    for path in (folder, reference):
-        for step in (path / "checkpoints").iterdir():
-            if step.name in ("6", "9"):
-                subprocess.run(["rm", "-r", str(step)], check=True)
-    run_alone("sca_unet", folder, *flags)
-    run_children(shared, 2, "sca_unet", reference, *flags)
-    assert_same_run(whole, folder, epochs=3)
-    assert_same_run(whole, reference, epochs=3)
+def test_a_run_goes_on_with_another_number_of_processes(shared, whole, two):
+    for before, count in ((two, 1), (whole, 2)):
+        folder = shared / f"on-{count}"
+        shutil.copytree(before, folder)
+        for step in ("6", "9"):
+            shutil.rmtree(folder / "checkpoints" / step)
+        arguments = ("sca_unet", folder, "--epochs=3", "--every_steps=2")
+        if count == 1:
+            run_alone(*arguments)
+        else:
+            assert "going on from step 3" in run_children(shared, count, *arguments)[0]
+        assert_same_run(whole, folder, epochs=3)
 
 
 @pytest.mark.slow
@@ -337,7 +339,9 @@ def compare_evaluations(one, two):
     assert first.keys() == second.keys()
     for name, value in first.items():
         if isinstance(value, float):
-            assert second[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+            # A quotient of differences of which the lower may be 0.05.
+            tolerance = 1e-4 if "/recovery/" in name else 1e-5
+            assert second[name] == pytest.approx(value, rel=1e-5, abs=tolerance), name
         else:
             assert second[name] == value, name
     rows = [(path / "images.csv").read_text().splitlines() for path in (one, two)]
