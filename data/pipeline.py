@@ -18,7 +18,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data import degrade, images, records, resize, shares, vgg16
-from restore_jax.batches import Batch, Data, Share
+from restore_jax.batches import ALL, Batch, Data, Share
 from restore_jax.errors import RunError, UsageError
 
 # The seed of the draws of evaluation, whatever the run's own: figures of runs that differ in
@@ -44,7 +44,7 @@ _PAIR = {
 _EVERY_EPOCH_ANEW = -1
 
 
-def make_data(config: ConfigDict, share: Share = Share()) -> Data:  # noqa: B008
+def make_data(config: ConfigDict, share: Share = ALL) -> Data:
     """Makes the data that a configuration asks for; nothing is decoded yet.
 
     Args:
@@ -275,18 +275,18 @@ def _train_batches(
         seed = tf.constant([config.seed, 0], tf.int64)
         return tf.random.experimental.stateless_fold_in(seed, epoch, alg="philox")
 
-    def shuffled(items: tf.data.Dataset, epoch: tf.Tensor) -> tf.data.Dataset:
+    def shuffled(items: tf.data.Dataset, key: tf.Tensor) -> tf.data.Dataset:
         # Drawn, since no single half of a key differs from all others'.
-        order = tf.random.stateless_uniform([], key_of(epoch), None, None, tf.int64, "philox")
+        order = tf.random.stateless_uniform([], key, None, None, tf.int64, alg="philox")
         return items.shuffle(count, seed=order, reshuffle_each_iteration=False)
 
-    def prepare(epoch: tf.Tensor, position: tf.Tensor, item: Any) -> dict[str, tf.Tensor]:
+    def prepare(epoch: tf.Tensor, key: tf.Tensor, position: tf.Tensor, item: Any) -> Any:
         if realised:
             pair = item
         else:
             record, draw = item
             pair = realise(record, draw if settings.realisations else epoch)
-        seed = tf.random.experimental.stateless_fold_in(key_of(epoch), position, alg="philox")
+        seed = tf.random.experimental.stateless_fold_in(key, position, alg="philox")
         return _augment(pair, settings, seed)
 
     steps_per_epoch = math.ceil(count / batch_size)
@@ -295,14 +295,15 @@ def _train_batches(
     if share.count > 1:
         realise = tf.function(realise)  # traced once, not for every epoch
         numbers = tf.data.Dataset.range(count)
-        orders = epochs.flat_map(lambda epoch: shuffled(numbers, epoch).batch(count))
+        orders = epochs.flat_map(lambda epoch: shuffled(numbers, key_of(epoch)).batch(count))
         rows = shares.Rows(source, draws, kept, _as_numpy, share, batch_size)
 
         @tf.function
         def prepared(epoch: tf.Tensor, positions: tf.Tensor, items: Any) -> Any:
+            key = key_of(epoch)
             return _as_floats(
                 tf.map_fn(
-                    lambda row: prepare(epoch, *row),
+                    lambda row: prepare(epoch, key, *row),
                     (positions, items),
                     fn_output_signature=_PAIR,
                 )
@@ -323,11 +324,12 @@ def _train_batches(
     stored = kept(stored).cache()
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        key = key_of(epoch)
         # Everything up to here is in memory, so skipping what was seen costs next to nothing.
         done = tf.where(epoch == first_epoch, first_step * batch_size, 0)
-        items = shuffled(stored, epoch).enumerate().skip(tf.cast(done, tf.int64))
+        items = shuffled(stored, key).enumerate().skip(tf.cast(done, tf.int64))
         pairs = items.map(
-            functools.partial(prepare, epoch),
+            functools.partial(prepare, epoch, key),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )

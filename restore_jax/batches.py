@@ -46,6 +46,9 @@ class Share(NamedTuple):
         return slice(self.index * own, (self.index + 1) * own)
 
 
+ALL = Share()
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """A data set, ready to be read.

@@ -26,7 +26,7 @@ from tests import kills
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Far longer than anything takes; what hangs is ended and fails.
-PATIENCE = 240
+PATIENCE = 600
 
 
 def environment():
@@ -154,7 +154,7 @@ def test_two_processes_train_as_one_does(shared, whole, two):
 
 @pytest.mark.slow
 def test_four_processes_train_as_one_does_with_batchnorm_and_a_discriminator(shared):
-    names = ("sca_unet", "pexels_unet", "pexels_gan")
+    names = ("sca_unet", "pexels_gan")
     flags = ("--batch_size=8", "--epochs=2")
     run_alone(*itertools.chain(*((n, shared / f"one-{n}") for n in names)), *flags)
     run_children(

@@ -57,7 +57,7 @@ def data(
     spoil_at=None,
     image_size=16,
     good=0,
-    share=batches.Share(),  # noqa: B008
+    share=batches.ALL,
 ):
     """Data of NumPy arrays; the images of step `spoil_at` hold a NaN.
 
