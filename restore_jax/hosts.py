@@ -61,6 +61,9 @@ def joined(job: Job | None) -> Iterator[None]:
     _join(job)
     try:
         _check_devices()
+        # Gloo connects at the first exchange and waits half a minute for the others there; later
+        # ones may take as long as a program to compile.
+        gather(None)
         yield
     except Interrupted:
         raise  # all of them stop, after the same step
