@@ -61,8 +61,8 @@ def joined(job: Job | None) -> Iterator[None]:
     _join(job)
     try:
         _check_devices()
-        # Gloo connects at the first exchange and waits half a minute for the others there; later
-        # ones may take as long as a program to compile.
+        # Gloo connects at the first exchange and waits half a minute for the others there; in
+        # later ones it waits as long as another one compiles.
         gather(None)
         yield
     except Interrupted:
