@@ -338,7 +338,7 @@ def test_pairs_divided_by_their_folders(tmp_path):
 def ids(found):
     return {
         part: {r["id"].decode() for r in dataset.as_numpy_iterator()}
-        for part, (dataset, _) in found.items()
+        for part, (dataset, *_) in found.items()
     }
 
 
