@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from absl import app
 
-from restore_jax import flags, host_memory
+from restore_jax import flags, host_memory, job
 from restore_jax.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -47,20 +47,23 @@ def make_data(config: "ConfigDict") -> "Data":
 
         return resident_data.make_data(config, lambda: importlib.import_module("data.realised"))
     from data import pipeline  # noqa: PLC0415
+    from restore_jax import hosts  # noqa: PLC0415
 
-    return pipeline.make_data(config)
+    return pipeline.make_data(config, hosts.share())
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> None:
     """Runs what the flags say; a mistake of the user's is one line."""
-    del argv
+    if flags.joined_job() is not None:
+        job.supervise()
     host_memory.keep_freed()
     # Imported here: a wrong flag is told at once, without waiting for JAX.
-    from restore_jax import commands, compilation  # noqa: PLC0415
+    from restore_jax import commands, compilation, hosts  # noqa: PLC0415
 
     compilation.use_cache()
     try:
-        commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), make_data)
+        with hosts.joined(flags.joined_job()):
+            commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), make_data)
     except (UsageError, RunError) as error:
         fail(error)
     except OSError as error:

@@ -12,6 +12,8 @@ import tensorflow as tf
 from data import bad, images
 from restore_jax.errors import UsageError
 
+# The records of photographs, their number, and those of some positions among them.
+FromFiles = tuple[tf.data.Dataset, int, Callable[[Sequence[int]], tf.data.Dataset]]
 # What is wrong, with the files it is wrong with.
 Faults = dict[str, list[str]]
 
@@ -102,6 +104,15 @@ def _look(example: Example, root: Path, decode: bool) -> _Look:
         except images.ImageError as error:
             unreadable.append(f"{name_in(path, root)} ({error})")
     return sizes, unreadable
+
+
+def from_files(examples: Sequence[Example], paired: bool) -> FromFiles:
+    """Returns the records of photographs, all and some; the arguments are `as_dataset`'s."""
+
+    def pick(positions: Sequence[int]) -> tf.data.Dataset:
+        return as_dataset([examples[position] for position in positions], paired)
+
+    return as_dataset(examples, paired), len(examples), pick
 
 
 def as_dataset(examples: Sequence[Example], paired: bool) -> tf.data.Dataset:

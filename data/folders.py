@@ -16,15 +16,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import tensorflow as tf
-
 from data import images, splits
-from data.examples import Example, Faults, as_dataset, check, name_in
+from data.examples import Example, Faults, FromFiles, check, from_files, name_in
 from restore_jax.errors import UsageError
 
 PARTS = ("train", "val")
 
-Loaded = dict[str, tuple[tf.data.Dataset, int]]
+Loaded = dict[str, FromFiles]
 
 
 def load_pairs(root: str, split: str = "defects", skip_bad: bool = False) -> Loaded:
@@ -40,7 +38,7 @@ def load_pairs(root: str, split: str = "defects", skip_bad: bool = False) -> Loa
 
     Returns:
         For `train` and `val`, the records (see `data.records`) in the order of their ids, with
-        `degraded`, and their number.
+        `degraded`, their number, and how to read some of them.
 
     Raises:
         UsageError: there are no such pairs, nothing to train or to validate on, or files that
@@ -236,7 +234,7 @@ def _finish(
             if divided[part]:
                 problem = f"none of the images for {part} can be read"
             raise UsageError(f"config.data.root={str(where[part])!r}: {problem}; add some")
-    return {part: (as_dataset(m, name == "pairs"), len(m)) for part, m in kept.items()}
+    return {part: from_files(m, name == "pairs") for part, m in kept.items()}
 
 
 def _divide(examples: Iterable[Example]) -> dict[str, list[Example]]:

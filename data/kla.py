@@ -83,7 +83,7 @@ def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.L
     print(_counts(found, use_test))
     if "Test" in names and not use_test:
         print("kla: its Test photographs are left alone; --config.data.split=test takes them")
-    return {part: (examples.as_dataset(m, paired=True), len(m)) for part, m in found.items()}
+    return {part: examples.from_files(m, paired=True) for part, m in found.items()}
 
 
 def _examples(

@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import degrade, images, records, resize, vgg16
-from restore_jax.batches import Batch, Data
+from data import degrade, images, records, resize, shares, vgg16
+from restore_jax.batches import ALL, Batch, Data, Share
 from restore_jax.errors import RunError, UsageError
 
 # The seed of the draws of evaluation, whatever the run's own: figures of runs that differ in
@@ -31,15 +31,26 @@ MIN_SIZE = 11
 _STRINGS = ("category", "defect_type", "id")
 _AUGMENTATIONS = ("none", "flips", "all8")
 
+# A pair of 8-bit images, as it is kept and batched.
+_PAIR = {
+    "degraded": tf.TensorSpec([None, None, 3], tf.uint8),
+    "clean": tf.TensorSpec([None, None, 3], tf.uint8),
+    "mask": tf.TensorSpec([None, None, 1], tf.uint8),
+    "has_mask": tf.TensorSpec([], tf.bool),
+    **{name: tf.TensorSpec([], tf.string) for name in _STRINGS},
+}
+
 # Stands where a fixed draw has its number; the epoch takes its place.
 _EVERY_EPOCH_ANEW = -1
 
 
-def make_data(config: ConfigDict) -> Data:
+def make_data(config: ConfigDict, share: Share = ALL) -> Data:
     """Makes the data that a configuration asks for; nothing is decoded yet.
 
     Args:
         config: all fields; `config.data`, `config.seed` and the batch sizes matter.
+        share: what of them this process reads: its rows of the batches that one process would
+            train on, and every so many-th image to evaluate.
 
     Returns:
         The data, with its batches as `restore_jax.batches` describes them.
@@ -51,12 +62,13 @@ def make_data(config: ConfigDict) -> Data:
     settings, train = config.data, sources["train"]
     pairs = {}
     for split, source in sources.items():
+        own = shares.to_evaluate(source, share)
         if split == "reference":
-            pairs[split] = clean_pairs(source.dataset, settings).map(_as_floats)
+            pairs[split] = clean_pairs(own, settings).map(_as_floats)
             continue
         # Of fixed pairs that a run trained on, these are the very same ones.
         seed = config.seed if split == "train" and settings.realisations else EVAL_SEED
-        realised = realise(source.dataset, settings, law, seed, realisation=0)
+        realised = realise(own, settings, law, seed, realisation=0)
         # Kept once it was gone over, unless the photographs have their native size.
         pairs[split] = (realised.cache() if settings.image_size else realised).map(_as_floats)
 
@@ -66,10 +78,10 @@ def make_data(config: ConfigDict) -> Data:
                 f"config.data.root={settings.root!r}: holds no images to train on; it can be "
                 "evaluated with --mode=evaluate"
             )
-        return _train_batches(config, law, train, step)
+        return _train_batches(config, law, train, step, share)
 
     def eval_batches(split: str) -> Iterator[Batch]:
-        return group_by_size(as_numpy(pairs[split]), config.eval.batch_size)
+        return group_by_size(as_numpy(pairs[split]), config.eval.batch_size // share.count)
 
     return Data(
         name=settings.name,
@@ -255,13 +267,10 @@ def _augment(
 
 
 def _train_batches(
-    config: ConfigDict, law: degrade.Law, source: records.Records, step: int
+    config: ConfigDict, law: degrade.Law, source: records.Records, step: int, share: Share
 ) -> Iterator[Batch]:
     settings, batch_size = config.data, config.train.batch_size
     draws = range(settings.realisations) if settings.realisations else (_EVERY_EPOCH_ANEW,)
-    stored = _with_draw(source.dataset, draws[0])
-    for draw in draws[1:]:
-        stored = stored.concatenate(_with_draw(source.dataset, draw))
     count = source.count * len(draws)
     # Native photographs are large: they stay encoded.
     realised = settings.image_size > 0 and settings.realisations > 0
@@ -269,50 +278,90 @@ def _train_batches(
     def realise(record: dict[str, tf.Tensor], draw: tf.Tensor) -> dict[str, tf.Tensor]:
         return _pair(record, settings, law, config.seed, draw)
 
-    if realised:
-        stored = stored.map(realise, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    stored = stored.cache()
-    steps_per_epoch = math.ceil(count / batch_size)
-    first_epoch, first_step = divmod(step, steps_per_epoch)
+    def kept(items: tf.data.Dataset) -> tf.data.Dataset:
+        """What stays in memory of records with their draws."""
+        if not realised:
+            return items
+        return items.map(realise, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        key = tf.random.experimental.stateless_fold_in(
-            tf.constant([config.seed, 0], tf.int64), epoch, alg="philox"
-        )
-        # Everything up to here is in memory, so skipping what was seen costs next to nothing.
-        done = tf.where(epoch == first_epoch, first_step * batch_size, 0)
+    def key_of(epoch: tf.Tensor) -> tf.Tensor:
+        seed = tf.constant([config.seed, 0], tf.int64)
+        return tf.random.experimental.stateless_fold_in(seed, epoch, alg="philox")
+
+    def shuffled(items: tf.data.Dataset, key: tf.Tensor) -> tf.data.Dataset:
         # Drawn, since no single half of a key differs from all others'.
         order = tf.random.stateless_uniform([], key, None, None, tf.int64, alg="philox")
-        dataset = stored.shuffle(count, seed=order, reshuffle_each_iteration=False)
-        dataset = dataset.enumerate().skip(tf.cast(done, tf.int64))
+        return items.shuffle(count, seed=order, reshuffle_each_iteration=False)
 
-        def prepare(position: tf.Tensor, item: Any) -> dict[str, tf.Tensor]:
-            if realised:
-                pair = item
-            else:
-                record, draw = item
-                pair = realise(record, draw if settings.realisations else epoch)
-            seed = tf.random.experimental.stateless_fold_in(key, position, alg="philox")
-            return _augment(pair, settings, seed)
+    def prepare(epoch: tf.Tensor, key: tf.Tensor, position: tf.Tensor, item: Any) -> Any:
+        if realised:
+            pair = item
+        else:
+            record, draw = item
+            pair = realise(record, draw if settings.realisations else epoch)
+        seed = tf.random.experimental.stateless_fold_in(key, position, alg="philox")
+        return _augment(pair, settings, seed)
 
-        dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return dataset.batch(batch_size).map(_as_floats)
-
+    steps_per_epoch = math.ceil(count / batch_size)
+    first_epoch, first_step = divmod(step, steps_per_epoch)
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    dataset = epochs.flat_map(epoch_of)
-    for batch in as_numpy(dataset):
+    if share.count > 1:
+        realise = tf.function(realise)  # traced once, not for every epoch
+        numbers = tf.data.Dataset.range(count)
+        orders = epochs.flat_map(lambda epoch: shuffled(numbers, key_of(epoch)).batch(count))
+        rows = shares.Rows(source, draws, kept, as_numpy, share, batch_size)
+
+        @tf.function
+        def prepared(epoch: tf.Tensor, positions: tf.Tensor, items: Any) -> Any:
+            key = key_of(epoch)
+            return _as_floats(
+                tf.map_fn(
+                    lambda row: prepare(epoch, key, *row),
+                    (positions, items),
+                    fn_output_signature=_PAIR,
+                )
+            )
+
+        for epoch, order in enumerate(as_numpy(orders), first_epoch):
+            done = first_step if epoch == first_epoch else 0
+            for positions, items, valid in rows.of_epoch(order, done):
+                with _refusals_told():
+                    batch = prepared(tf.constant(epoch, tf.int64), positions, items)
+                batch = {name: value.numpy() for name, value in batch.items()}
+                yield fill_up(batch, len(valid)) | {"valid": valid}
+        return
+
+    stored = shares.with_draw(source.dataset, draws[0])
+    for draw in draws[1:]:
+        stored = stored.concatenate(shares.with_draw(source.dataset, draw))
+    stored = kept(stored).cache()
+
+    def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        key = key_of(epoch)
+        # Everything up to here is in memory, so skipping what was seen costs next to nothing.
+        done = tf.where(epoch == first_epoch, first_step * batch_size, 0)
+        items = shuffled(stored, key).enumerate().skip(tf.cast(done, tf.int64))
+        pairs = items.map(
+            functools.partial(prepare, epoch, key),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        return pairs.batch(batch_size).map(_as_floats)
+
+    for batch in as_numpy(epochs.flat_map(epoch_of)):
         yield fill_up(batch, batch_size)
-
-
-def _with_draw(source: tf.data.Dataset, draw: int) -> tf.data.Dataset:
-    """Puts the number of a fixed draw beside every record."""
-    return source.map(lambda record: (record, tf.constant(draw, tf.int64)))
 
 
 def as_numpy(dataset: tf.data.Dataset) -> Iterator[Any]:
     """Iterates over a set in NumPy; what TensorFlow refuses becomes one clear line."""
-    try:
+    with _refusals_told():
         yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+@contextlib.contextmanager
+def _refusals_told() -> Iterator[None]:
+    try:
+        yield
     except tf.errors.OpError as error:
         raise _refusal(error) from error
 

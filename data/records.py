@@ -7,7 +7,7 @@ strings. Where a source brings its own degraded photographs, every record of it 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -18,10 +18,18 @@ from restore_jax.errors import UsageError
 
 
 class Records(NamedTuple):
-    """The records of one part, in the order of their ids, and how many there are."""
+    """The records of one part, in the order of their ids, and how many there are.
+
+    Attributes:
+        dataset: all of them.
+        count: their number.
+        pick: those of some positions among them, of one at least, in the order given and again
+            where a position comes again; the others are not decoded.
+    """
 
     dataset: tf.data.Dataset
     count: int
+    pick: Callable[[Sequence[int]], tf.data.Dataset]
 
 
 def _load_mvtec_ad(settings: ConfigDict) -> dict[str, Records]:
@@ -53,17 +61,17 @@ def _load_sample(settings: ConfigDict) -> dict[str, Records]:
         listing[f"{category}/test/{defect_type}/{index:03d}"] = index
     parts = splits.parts(listing, settings.split, settings.references)
     return {
-        part: _render({i: listing[i] for i in ids}, settings.sample_size)
+        part: _render([(i, listing[i]) for i in ids], settings.sample_size)
         for part, ids in parts.items()
         if ids
     }
 
 
-def _render(indices: Mapping[str, int], size: int) -> Records:
-    """Renders the sample's images as they are read; `indices` holds their number by id."""
+def _render(listed: Sequence[tuple[str, int]], size: int) -> Records:
+    """Renders the sample's images, by their ids and numbers, as they are read."""
 
     def generate() -> Iterator[dict[str, Any]]:
-        for image_id, index in indices.items():
+        for image_id, index in listed:
             category, kind = splits.category(image_id), splits.defect_type(image_id)
             image, mask = sample.render(category, kind, index, size)
             yield {
@@ -81,7 +89,11 @@ def _render(indices: Mapping[str, int], size: int) -> Records:
     dataset = tf.data.Dataset.from_generator(
         generate, output_signature=strings | {"has_mask": tf.TensorSpec([], tf.bool)}
     )
-    return Records(dataset.cache(), len(indices))
+
+    def pick(positions: Sequence[int]) -> tf.data.Dataset:
+        return _render([listed[position] for position in positions], size).dataset
+
+    return Records(dataset.cache(), len(listed), pick)
 
 
 def _load_files(

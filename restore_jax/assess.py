@@ -17,6 +17,7 @@ from restore_jax import (
     detect,
     evaluate,
     figures,
+    hosts,
     losses,
     metrics,
     mvtec_tree,
@@ -70,6 +71,7 @@ def evaluate_checkpoint(
 
     Writes `evaluation/<data>-<which>/`: metrics.json, images.csv, report.html, triplets.png;
     good.csv where the data have photographs without defects to test; and tree/ where asked for.
+    Several processes share the images, and the first one writes.
 
     Args:
         folder: the workdir; the model is the one it was made with.
@@ -101,7 +103,7 @@ def evaluate_checkpoint(
 
     data = make_data(config)
     where = results.folder_of(folder, config, which)
-    results.make_room(where, config, found["step"])
+    hosts.on_first(lambda: results.make_room(where, config, found["step"]))
     reference = data.eval_batches("reference") if data.counts.get("reference") else ()
     tree = mvtec_tree.TreeWriter(where / "tree") if write_tree else None
     detectors, fitted_on = _fit_detectors(reference, tree)
@@ -154,19 +156,18 @@ def evaluate_checkpoint(
         if tree.left_out:
             print(f"{tree.folder}: {tree.left_out} images left out, their masks are not known")
 
+    for counts in hosts.from_others(measured.counts):
+        measured.add_counts(counts)
+    pictures = pictures.merged(hosts.in_order(pictures.pictures(), key=lambda shown: shown.id))
+    asked = results.data_and_settings(config)
     summary = {
         "checkpoint": found,
-        "data": {
-            "name": data.name,
-            "split": config.eval.split,
-            "count": len(rows),
-            "image_size": config.data.image_size,
-        },
+        "data": {**asked["data"], "name": data.name, "count": len(rows)},
         "trained_on": trained_on,
         "oracle_mask": config.eval.oracle_mask,
         **_summarise(rows, good_rows, config.eval.protocol),
         "detectability": measured.result() if detectors else None,
-        "settings": results.settings(config),
+        "settings": asked["settings"],
     }
     examples = _examples(run, images_of(data, config.eval.split), rows)
     page = report.Report(
@@ -178,7 +179,9 @@ def evaluate_checkpoint(
         detectability=summary["detectability"],
         oracle_mask=config.eval.oracle_mask,
     )
-    results.write(where, summary, rows, good_rows, pictures.pictures(), page)
+    hosts.on_first(
+        lambda: results.write(where, summary, rows, good_rows, pictures.pictures(), page)
+    )
     return summary, where
 
 
@@ -216,11 +219,26 @@ def read_checkpoint(
         RunError: where it cannot be read.
     """
     template = abstract_state(system, batches.replicated(mesh))
+    states: list[TrainState] = []
+
+    def read() -> dict[str, Any]:
+        state, found = _read(folder, which, template)
+        states.append(state)
+        return found
+
+    found = hosts.on_first(read)
+    return checkpoint.to_devices(states[0] if states else None, template), found
+
+
+def _read(
+    folder: pathlib.Path, which: str, template: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """Reads it into the host's memory, as `read_checkpoint` otherwise."""
     for _ in range(_ATTEMPTS):
         with checkpoint.open_manager(folder, read_only=True) as manager:
             step = checkpoint.find_step(manager, which, folder)
             try:
-                state, saved = checkpoint.restore(manager, step, template)
+                state, saved = checkpoint.read(manager, step, template)
             except (OSError, ValueError, KeyError) as error:
                 if checkpoint.exists(folder, step):
                     raise RunError(
@@ -236,16 +254,20 @@ def _fit_detectors(
     reference: Iterable[batches.Batch], tree: mvtec_tree.TreeWriter | None
 ) -> tuple[dict[str, detect.Detector], set[str]]:
     """Fits a detector per category with enough photographs; and the ids they were fitted on."""
-    features: dict[str, list[np.ndarray]] = {}
-    ids: dict[str, set[str]] = {}
+    # Of each photograph: its category, its id and what the detector is fitted on.
+    measured: list[tuple[str, str, np.ndarray]] = []
     for batch in reference:
         for i in np.flatnonzero(batch["valid"]):
             category, image = str(batch["category"][i]), batch["clean"][i]
             if tree is not None:
                 tree.add_reference(str(batch["id"][i]), category, image)
             if min(image.shape[:2]) >= detect.MIN_SIZE:
-                features.setdefault(category, []).append(detect.features(image))
-                ids.setdefault(category, set()).add(str(batch["id"][i]))
+                measured.append((category, str(batch["id"][i]), detect.features(image)))
+    features: dict[str, list[np.ndarray]] = {}
+    ids: dict[str, set[str]] = {}
+    for category, name, found in hosts.in_order(measured, key=lambda image: image[1]):
+        features.setdefault(category, []).append(found)
+        ids.setdefault(category, set()).add(name)
     detectors = {
         category: detect.fit_features(found)
         for category, found in sorted(features.items())
@@ -280,6 +302,7 @@ def _picture(image: Restored) -> figures.Picture:
         mask=image.mask.copy(),  # a part of a batch would keep the whole of it in memory
         input_psnr=image.row["input_psnr"],
         psnr=image.row["psnr"],
+        id=image.row["id"],
     )
 
 
@@ -322,4 +345,5 @@ def _examples(
 
     wanted = (batch for batch in images if not chosen.keys().isdisjoint(batch["id"].tolist()))
     run(images=wanted, observe=keep)
+    found = hosts.in_order(found, key=lambda example: example.id)
     return sorted(found, key=lambda example: (example.category, example.id))

@@ -11,7 +11,7 @@ A batch is a dict of NumPy arrays:
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,26 @@ GOOD = "good"
 ARRAYS = ("degraded", "clean", "mask", "has_mask", "valid")
 
 
+class Share(NamedTuple):
+    """The part of the data that one of several processes reads.
+
+    Attributes:
+        index: of the process, from 0.
+        count: of the processes; 1: all of the data are its part.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, batch_size: int) -> slice:
+        """Returns which rows of a batch are its own."""
+        own = batch_size // self.count
+        return slice(self.index * own, (self.index + 1) * own)
+
+
+ALL = Share()
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """A data set, ready to be read.
@@ -41,8 +61,10 @@ class Data:
         train_images: images of one training epoch; each fixed draw of an image counts.
         train_batches: from a step (0 = the start) on, the batches of training without end.
             Every epoch has ceil(train_images / batch size) of them, its last one filled up with
-            rows that are not valid. The same step always yields the same batch.
-        eval_batches: the batches of a split, once; the images of a batch are of one size.
+            rows that are not valid. The same step always yields the same batch. Of several
+            processes, each gets the rows of its share.
+        eval_batches: the batches of a split, once; the images of a batch are of one size. Of
+            several processes, each gets images of its own.
         load_fixed: loads the parameters that terms of the loss take and that are not trained,
             by the name of the term (see `losses`); only a training asks for them.
         pairs: the file of pairs that the batches come from, a `pairs_file.Pairs`; None where
@@ -117,15 +139,20 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
         below, above = batch_size // devices * devices, (batch_size // devices + 1) * devices
         fitting = f"{below} or {above}" if below > 0 else f"{above}"
         raise UsageError(
-            f"{field}: {batch_size} images do not divide among {devices} devices; "
-            f"take {fitting}"
+            f"{field}: {batch_size} images do not divide among {devices} devices"
+            f"{_of_processes()}; take {fitting}"
         )
+
+
+def _of_processes() -> str:
+    return f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
 
 
 def to_devices(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """Puts a batch's arrays on the devices, the images divided among them.
 
     Those that are on the devices already stay as they are.
+    Of several processes, each puts its own rows on its own devices.
     """
     sharding = split_over(mesh)
     return {

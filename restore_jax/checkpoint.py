@@ -3,16 +3,16 @@
 `checkpoints/STEP` holds the state and a record: how far the run was, the figures of the
 validation where there was one, and digests of the state and of the record itself. A file that
 was cut off or changed is so found out when the checkpoint is read.
+
+Of several processes the first one alone reads and writes: each holds the whole state.
 """
 
 import hashlib
 import json
-import logging
 import math
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from restore_jax import hosts, quiet
 from restore_jax import workdir as workdirs
 from restore_jax.errors import RunError, UsageError
 from restore_jax.state import TrainState
@@ -93,34 +94,6 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _is_worth_logging(entry: logging.LogRecord) -> bool:
-    """Leaves out the tracebacks of Orbax's failed saves, which are raised as well."""
-    from_orbax = "orbax" in entry.pathname or "OCDBT" in entry.getMessage()
-    return not from_orbax or not entry.exc_info
-
-
-def _is_worth_showing(unraisable: Any) -> bool:
-    """Leaves out what Orbax's reads and writes complain about when one of them has failed."""
-    name = getattr(unraisable.object, "__qualname__", "")
-    return "Event loop is closed" not in str(unraisable.exc_value) and "serialize" not in name
-
-
-def _quieten_orbax() -> None:
-    """Keeps tracebacks off the terminal of failures that are raised as well."""
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_is_worth_logging)
-    shown = sys.unraisablehook
-    if getattr(shown, "quietened", False):
-        return
-
-    def show(unraisable: Any) -> None:
-        if _is_worth_showing(unraisable):
-            shown(unraisable)
-
-    show.quietened = True
-    sys.unraisablehook = show
-
-
 def open_manager(workdir: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager:
     """Opens the checkpoints of a workdir; `checkpoints/STEP` each.
 
@@ -142,14 +115,27 @@ def open_manager(workdir: pathlib.Path, read_only: bool = False) -> ocp.Checkpoi
             ),
         ]
     )
-    if read_only:
-        options = ocp.CheckpointManagerOptions(read_only=True, create=False, best_fn=_ssim)
-    else:
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=_ssim, cleanup_tmp_directories=True
-        )
-    _quieten_orbax()
-    return _Manager((workdir / "checkpoints").absolute(), options=options)
+    folder = (workdir / "checkpoints").absolute()
+    alone = {jax.process_index()} if jax.process_count() > 1 else None
+    options = ocp.CheckpointManagerOptions(
+        best_fn=_ssim,
+        create=False,
+        # With these it waits for no other process.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes=alone,
+            barrier_sync_key_prefix=None if alone is None else "alone",
+        ),
+        **(
+            {"read_only": True}
+            if read_only
+            else {"preservation_policy": policy, "cleanup_tmp_directories": True}
+        ),
+    )
+    if not read_only:
+        folder.mkdir(parents=True, exist_ok=True)
+    quiet.quieten_orbax()
+    return _Manager(folder, options=options)
 
 
 def save(
@@ -177,6 +163,9 @@ def save(
         raise _not_written(folder, f"{free >> 10} KiB are free and it takes {needed >> 10}")
     record: Record = {**figures, **(progress or {}), "digests": digests(vars(state))}
     record["digest"] = _digest_of_record(record)
+    if jax.process_count() > 1:
+        # Orbax would have the others take part in writing what lies on their devices as well.
+        state = jax.tree.map(np.array, state)
     manager.save(
         int(state.step),
         args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
@@ -285,7 +274,7 @@ def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path)
 def restore(
     manager: ocp.CheckpointManager, step: int, template: TrainState
 ) -> tuple[TrainState, Record]:
-    """Reads a checkpoint and checks that it is as it was written.
+    """Reads a checkpoint and checks that it is as it was written; with one process only.
 
     Args:
         manager: from `open_manager`.
@@ -301,18 +290,34 @@ def restore(
         FileNotFoundError: where the whole checkpoint is gone: a running training removes the
             older ones.
     """
-    state, record = _read(manager, step, template)
+    state, record = read(manager, step, template)
+    return to_devices(state, template), record
+
+
+def to_devices(state: TrainState | None, template: TrainState) -> TrainState:
+    """Puts a state on the devices of all processes.
+
+    Args:
+        state: from `read`; only the first process has it.
+        template: as for `restore`.
+    """
+    state = hosts.from_first(state, template)
+    if jax.process_count() > 1:
+        return jax.tree.map(
+            lambda leaf, like: jax.make_array_from_process_local_data(like.sharding, leaf),
+            state,
+            template,
+        )
     # Not in the memory it was read to: the step gives its state away.
-    state = jax.tree.map(
+    return jax.tree.map(
         lambda leaf, like: jax.device_put(leaf, like.sharding, may_alias=False), state, template
     )
-    return state, record
 
 
-def _read(
+def read(
     manager: ocp.CheckpointManager, step: int, template: TrainState
 ) -> tuple[TrainState, Record]:
-    """Reads a checkpoint into the host's memory; raises as `restore`."""
+    """Reads a checkpoint into the host's memory; as `restore` otherwise."""
     folder = pathlib.Path(manager.directory) / str(step)
     try:
         return _read_checked(manager, step, template)
@@ -352,6 +357,8 @@ def newest_whole(
 ) -> tuple[TrainState | None, Record, list[Damaged]]:
     """Reads the newest checkpoint that is not damaged, and looks whether the best one is.
 
+    All processes call it at once, and get the same.
+
     Args:
         workdir: the run's folder.
         template: as for `restore`.
@@ -363,6 +370,24 @@ def newest_whole(
     Raises:
         RunError: where there are checkpoints and not one can be read.
     """
+    states: list[TrainState] = []
+
+    def read_it() -> tuple[Record | None, list[tuple[pathlib.Path, str]]]:
+        state, record, damaged = _newest_whole(workdir, template)
+        states.extend([state] if state is not None else [])
+        return record if states else None, [(error.folder, error.reason) for error in damaged]
+
+    record, damaged = hosts.on_first(read_it)
+    found = [Damaged(folder, reason) for folder, reason in damaged]
+    if record is None:
+        return None, {}, found
+    return to_devices(states[0] if states else None, template), record, found
+
+
+def _newest_whole(
+    workdir: pathlib.Path, template: TrainState
+) -> tuple[TrainState | None, Record, list[Damaged]]:
+    """Reads it into the host's memory, as `newest_whole` otherwise."""
     if not (workdir / "checkpoints").is_dir():
         return None, {}, []
     damaged: list[Damaged] = []
@@ -370,13 +395,13 @@ def newest_whole(
         steps, best = sorted(manager.all_steps()), manager.best_step()
         for step in reversed(steps):
             try:
-                state, record = restore(manager, step, template)
+                state, record = read(manager, step, template)
             except Damaged as error:
                 damaged.append(error)
                 continue
             if best is not None and best < step:
                 try:
-                    _read(manager, best, template)
+                    read(manager, best, template)
                 except Damaged as error:
                     damaged.append(error)
             return state, record, damaged

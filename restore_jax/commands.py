@@ -15,6 +15,7 @@ from restore_jax import (
     batches,
     compare_runs,
     export,
+    hosts,
     restore,
     results,
     torch_weights,
@@ -54,7 +55,7 @@ def run_train(flags: Flags, make_data: MakeData) -> None:
     config, folder = flags.config, _workdir(flags)
     assert config is not None  # a training without one is refused with the flags
     train.train_and_evaluate(config, folder, make_data)
-    found = results.read_stored(folder, config, "best")
+    found = hosts.on_first(lambda: results.read_stored(folder, config, "best"))
     print(
         results.format_report(*found or assess.evaluate_checkpoint(folder, "best", make_data))
     )

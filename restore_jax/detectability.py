@@ -156,6 +156,12 @@ class _Tally:
             self.good_alarms += int(flagged.sum())
             self.good_pixels += flagged.size
 
+    def add_counts(self, other: "_Tally") -> None:
+        for field in dataclasses.fields(self):
+            own, others = getattr(self, field.name), getattr(other, field.name)
+            total = own or others if isinstance(own, bool) else own + others
+            setattr(self, field.name, total)
+
     def figures(self) -> dict[str, float | None]:
         found: dict[str, float | None] = dict.fromkeys(FIGURES)
         if 0 < sum(self.labels) < len(self.labels):
@@ -231,6 +237,17 @@ class Detectability:
         self._masked[category] += weights is not None and not is_good
         for version, scores in maps.items():
             self._tallies[category][version].add(scores, weights, is_good, detector.threshold)
+
+    def counts(self) -> dict[str, Any]:
+        """Returns what was counted so far, for `add_counts` in another process."""
+        return {"tallies": self._tallies, "masked": self._masked}
+
+    def add_counts(self, counts: Mapping[str, Any]) -> None:
+        """Adds what another process counted, on other images by the same detectors."""
+        for name, tallies in counts["tallies"].items():
+            self._masked[name] += counts["masked"][name]
+            for version, tally in tallies.items():
+                self._tallies[name][version].add_counts(tally)
 
     def result(self) -> dict[str, Any]:
         """Returns the figures so far, fit for JSON: None where one is not defined, no NaN.

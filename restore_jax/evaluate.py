@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from restore_jax import batches, losses, metrics
+from restore_jax import batches, hosts, losses, metrics
 
 Row = dict[str, Any]
 
@@ -99,24 +99,28 @@ def evaluate(
     Args:
         model: the architecture.
         variables: what `model.apply` takes, on the devices of the mesh.
-        images: the batches.
+        images: the batches; of several processes, each has its own.
         mesh: the devices.
         terms: names of loss terms to compute along with the metrics.
-        observe: is shown every valid image; the images stay on the devices without it.
+        observe: is shown every valid image of this process; the images stay on the devices
+            without it.
         fixed: parameters of those terms that need some, on the devices of the mesh.
         oracle_mask: shows the model the true masks, which whoever restores an image has not.
 
     Returns:
-        A row of figures per valid image, with its id, category and defect type, sorted by id.
+        A row of figures per valid image, with its id, category and defect type, sorted by id;
+        of all processes.
     """
     rows = []
+    # An image concerns nobody else, and how many each process has may differ.
+    (variables, fixed), mesh = hosts.on_own_devices((variables, fixed or {}), mesh)
     for batch in images:
         measured, restored = evaluate_batch(
             model,
             tuple(terms),
             variables,
             batches.to_devices(batch, mesh),
-            fixed or {},
+            fixed,
             oracle_mask,
         )
         measured = jax.device_get(measured)
@@ -133,7 +137,7 @@ def evaluate(
             if observe is not None:
                 images_ = (batch["degraded"][i], restored[i], batch["clean"][i])
                 observe(Restored(row, *images_, batch["mask"][i], bool(batch["has_mask"][i])))
-    return sorted(rows, key=lambda row: row["id"])
+    return sorted(hosts.in_order(rows, lambda row: row["id"]), key=lambda row: row["id"])
 
 
 def mean_losses(rows: Sequence[Row], weights: Mapping[str, float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Picture:
     mask: np.ndarray
     input_psnr: float
     psnr: float
+    id: str = ""
 
 
 class Selection:
@@ -52,6 +53,13 @@ class Selection:
     def add(self, picture: Picture) -> None:
         """Keeps a picture."""
         self._kept.setdefault(picture.category, []).append(picture)
+
+    def merged(self, pictures: Iterable[Picture]) -> "Selection":
+        """Returns a selection of the same limit from those that several have picked."""
+        selection = Selection(self._limit)
+        for picture in pictures:
+            selection.add(picture)
+        return selection
 
     def pictures(self) -> list[Picture]:
         """Returns the pictures: the first of each category, then the second, sorted."""

@@ -9,9 +9,11 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
+from restore_jax import job
 from restore_jax.errors import UsageError
 
 MODES = ("train", "evaluate", "compare", "restore", "export", "import")
+_SHARED = ("train", "evaluate", "restore")
 _READING = ("evaluate", "compare", "restore", "export")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: configs/NAME.py[:DATA].")
@@ -42,6 +44,13 @@ _USES = (
     (flags.DEFINE_integer("tile", None, "Side of the tiles, px [as trained]."), ("restore",)),
     (flags.DEFINE_string("shard", None, "I/N: the I-th of N parts."), ("restore",)),
     (flags.DEFINE_string("weights", None, "The file to import."), ("import",)),
+)
+# Of several processes that work together, see docs/scale.md.
+_JOB = (
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes."),
+    flags.DEFINE_integer("num_processes", None, "How many processes there are."),
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0."),
+    flags.DEFINE_bool("distributed", False, "Ask Slurm or Open MPI about these."),
 )
 
 
@@ -75,6 +84,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     for flag, modes in _USES:
         if flag.value not in (None, False, []) and mode not in modes:
             raise UsageError(f"--{flag.name}: only for --mode={' or '.join(modes)}")
+    _check_job(mode)
     if CONFIG.value is None and mode in ("train", "import"):
         raise UsageError("--config: missing; for example --config=configs/sca_unet.py:sample")
     if CONFIG.value is not None and mode in ("restore", "export"):
@@ -99,6 +109,42 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _check_job(mode: str) -> None:
+    # Not `in (None, False)`: 0 is a process.
+    given_ = (flag.name for flag in _JOB if flag.value is not None and flag.value is not False)
+    named = next(given_, None)
+    if named is None:
+        return
+    _job()
+    if mode not in _SHARED:
+        raise UsageError(
+            f"--{named}: --mode={mode} is for one process; {' and '.join(_SHARED)} take several"
+        )
+    for flag, why in (
+        ("watch", "one process waits for the checkpoints of a training"),
+        ("write_tree", "one process writes the tree"),
+        ("shard", "every process of the job has a shard of its own"),
+    ):
+        if flags.FLAGS[flag].value:
+            raise UsageError(f"--{flag}: not with --{named}; {why}")
+
+
+def _job() -> job.Job | None:
+    return job.from_flags(**{flag.name: flag.value for flag in _JOB})
+
+
+def joined_job() -> job.Job | None:
+    """Returns the job whose processes wait for each other; None where this one is alone.
+
+    To restore, every process has images of its own and needs no other.
+    """
+    found = _job()
+    return None if found is None or found.count == 1 or MODE.value == "restore" else found
+
+
 def given() -> dict[str, Any]:
     """Returns the flags by their names, once they are parsed."""
-    return {flag.name: flag.value for flag, _ in _USES} | {"config": CONFIG.value}
+    values = {flag.name: flag.value for flag, _ in _USES} | {"config": CONFIG.value}
+    if MODE.value == "restore" and (found := _job()) is not None:
+        values["shard"] = found.shard
+    return values

@@ -1,5 +1,6 @@
 """The records of a training: metrics.jsonl, TensorBoard events, the picture of the curves."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -146,3 +147,19 @@ class Logs:
         with replacing(self._workdir / "curves.png") as path:
             figures.draw_curves(read_records(self._workdir), path)
         self._drawn = time.monotonic()
+
+
+class NoLogs(contextlib.AbstractContextManager["NoLogs", None]):
+    """Takes what `Logs` does and writes nothing: of several processes the first one does."""
+
+    def __exit__(self, *error: object) -> None:
+        """Leaves errors to the caller."""
+
+    def write(self, step: int, epoch: int, split: str, figures: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
+    def write_speed(self, step: int, images_per_second: float) -> None:
+        """Records nothing."""
+
+    def refresh(self) -> None:
+        """Draws nothing."""

@@ -1,5 +1,9 @@
-"""The training loop, which has all the side effects; its step is in `steps`."""
+"""The training loop, which has all the side effects; its step is in `steps`.
 
+Of several processes each runs this loop, and the first one alone writes (see `hosts`).
+"""
+
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -17,20 +21,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from restore_jax import (
-    assess,
     batches,
     checkpoint,
     evaluate,
+    hosts,
     losses,
     metrics,
     optim,
+    preparation,
     resident,
     signals,
     steps,
     workdir,
 )
-from restore_jax.errors import UsageError
-from restore_jax.logs import Logs, epochs_without_gain, read_records
+from restore_jax.logs import Logs, NoLogs, epochs_without_gain, read_records
 from restore_jax.state import (
     System,
     TrainState,
@@ -41,51 +45,29 @@ from restore_jax.state import (
 )
 
 
-def _check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses wrong fields before anything is written or prepared."""
-    workdir.check_finite(config)
-    assess.check(config.eval)
-    if not 0 <= config.seed < 2**31:
-        raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")
-    for section, field in (
-        ("train", "epochs"),
-        ("train", "log_every_steps"),
-        ("eval", "every_epochs"),
-    ):
-        if config[section][field] < 1:
-            raise UsageError(f"config.{section}.{field}: {config[section][field]} is below 1")
-    if config.train.early_stopping_patience < 0:
-        raise UsageError(
-            f"config.train.early_stopping_patience: {config.train.early_stopping_patience} is "
-            "negative; 0 turns it off"
-        )
-    if config.checkpoint.every_steps < 0:
-        raise UsageError(
-            f"config.checkpoint.every_steps: {config.checkpoint.every_steps} is negative; 0 "
-            "saves after validations only"
-        )
-    if not 0 <= config.train.mask_dropout <= 1:
-        raise UsageError(
-            f"config.train.mask_dropout: {config.train.mask_dropout} must lie in [0, 1]"
-        )
-    batches.check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
-    batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
-
-
 def _end_reached(folder: pathlib.Path, config: ConfigDict, done: int) -> str | None:
     """Says why a run is over, by its epochs done and records; None while it is not."""
     patience = config.train.early_stopping_patience
     if done >= config.train.epochs:
         return f"all {config.train.epochs} epochs are done"
-    records = [record for record in read_records(folder) if record["epoch"] <= done]
-    if patience and epochs_without_gain(records) >= patience:
-        return f"the SSIM has not risen for {epochs_without_gain(records)} epochs"
+    if patience and (epochs := _epochs_without_gain(folder, done)) >= patience:
+        return f"the SSIM has not risen for {epochs} epochs"
     return None
+
+
+def _epochs_without_gain(folder: pathlib.Path, done: int) -> int:
+    """Counts them after so many epochs; as the first process reads it."""
+    return hosts.on_first(
+        lambda: epochs_without_gain([r for r in read_records(folder) if r["epoch"] <= done])
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What stays the same from the first step of a run to its last."""
+    """What stays the same from the first step of a run to its last.
+
+    The first process alone has a `manager`.
+    """
 
     config: ConfigDict
     folder: pathlib.Path
@@ -97,8 +79,8 @@ class _Run:
     step_fn: steps.StepFn
     resident: resident.Resident | None
     steps_per_epoch: int
-    manager: ocp.CheckpointManager
-    request: signals.Request
+    manager: ocp.CheckpointManager | None
+    stop: hosts.Stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,25 +133,23 @@ def train_and_evaluate(
         signals.Interrupted: after SIGTERM or Ctrl-C.
     """
     mesh = batches.make_mesh(devices)
-    _check(config, mesh)
+    preparation.check(config, mesh)
     loss_fn = losses.weighted_sum(config.loss)
     template = abstract_state(make_system(config), batches.replicated(mesh))
-    claimed = workdir.is_claimed(folder, config)
-    workdir.check_free(folder)
-    newest = checkpoint.latest_step(folder) if claimed else 0
+    newest = hosts.on_first(lambda: preparation.look_at(folder, config))
     state, record, damaged = None, {"epoch": 0}, []
     if newest:
         state, record, damaged = checkpoint.newest_whole(folder, template)
         reason = _end_reached(folder, config, record["epoch"])
         if reason:
-            if damaged:
+            if damaged and hosts.is_first():
                 with workdir.held(folder):
-                    _set_aside(folder, damaged)
+                    preparation.set_aside(folder, damaged)
             print(f"{folder}: finished, {reason}; nothing to train.")
             return state
 
     data = make_data(config)
-    fixed = jax.device_put(data.load_fixed(), batches.replicated(mesh))
+    fixed = hosts.replicate(data.load_fixed(), mesh)
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
     # The first batch before the workdir: images may be refused only when they are read.
@@ -181,19 +161,17 @@ def train_and_evaluate(
     total = steps_per_epoch * config.train.epochs
     system = make_system(config, steps_per_epoch, total)
     in_memory = resident.make_resident(config, data, system, loss_fn, mesh)
-    with workdir.held(folder), workdir.full_disk_told(folder):
-        # Once more: another training may have claimed it since.
-        workdir.is_claimed(folder, config)
-        if checkpoint.latest_step(folder) != newest:
-            raise UsageError(f"--workdir={folder}: changed while this began; start it again")
-        workdir.claim(folder, config)
-        _set_aside(folder, damaged)
+    with contextlib.ExitStack() as stack:
+        hosts.on_first(lambda: preparation.take(stack, folder, config, newest, damaged))
         if state is None:
-            state = jax.device_put(create_state(system, config.seed), batches.replicated(mesh))
+            state = hosts.replicate(create_state(system, config.seed), mesh)
         else:
-            _check_same_images(record, int(state.step), data, steps_per_epoch, folder)
+            preparation.check_same_images(
+                record, int(state.step), data, steps_per_epoch, folder
+            )
             print(f"{folder}: going on from step {int(state.step)}")
-        with checkpoint.open_manager(folder) as manager, signals.noted() as request:
+        opened = checkpoint.open_manager(folder) if hosts.is_first() else None
+        with opened or contextlib.nullcontext() as manager, signals.noted() as request:
             run = _Run(
                 config=config,
                 folder=folder,
@@ -206,36 +184,10 @@ def train_and_evaluate(
                 resident=in_memory,
                 steps_per_epoch=steps_per_epoch,
                 manager=manager,
-                request=request,
+                stop=hosts.Stop(request, mesh),
             )
             start = _Position(state, record["epoch"], record.get("sums", {}))
             return _loop(run, start, stream)
-
-
-def _set_aside(folder: pathlib.Path, damaged: Sequence[checkpoint.Damaged]) -> None:
-    """Moves damaged checkpoints out of the way, and says so."""
-    for error in damaged:
-        place = workdir.set_aside(folder, error.folder)
-        print(f"{error.folder}: damaged ({error.reason}); it lies in {place} now")
-
-
-def _check_same_images(
-    record: Mapping[str, Any],
-    step: int,
-    data: batches.Data,
-    steps_per_epoch: int,
-    folder: pathlib.Path,
-) -> None:
-    """Refuses to go on with other images than a run began with."""
-    of_this_epoch = step - record["epoch"] * steps_per_epoch
-    if (
-        record.get("train_images", data.train_images) != data.train_images
-        or not 0 <= of_this_epoch <= steps_per_epoch
-    ):
-        raise UsageError(
-            f"--workdir={folder}: began with another number of images than {data.name} has now "
-            f"({data.counts['train']}); take another workdir"
-        )
 
 
 def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> TrainState:
@@ -249,8 +201,10 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
         # A log file is no terminal: a line every ten seconds is enough there.
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
         dynamic_ncols=True,
+        disable=not hosts.is_first(),
     )
-    with bar, Logs(run.folder, start.step, start.epoch) as logs:
+    opened = Logs(run.folder, start.step, start.epoch) if hosts.is_first() else NoLogs()
+    with bar, opened as logs:
         shown: dict[str, str] = {}
 
         def show(values: Mapping[str, float], count: int) -> None:
@@ -286,11 +240,11 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
             at = over
             _obey(run, at)
             patience = config.train.early_stopping_patience * validates
-            if patience and epochs_without_gain(read_records(run.folder)) >= patience:
+            if patience and _epochs_without_gain(run.folder, epoch) >= patience:
                 bar.write(f"stopped early: the SSIM has not risen for {patience} epochs")
                 break
     # It may have failed.
-    run.manager.wait_until_finished()
+    hosts.on_first(lambda: run.manager.wait_until_finished())  # noqa: PLW0108 - None elsewhere
     return at.state
 
 
@@ -311,7 +265,8 @@ def _train_epoch(
         pending.append(scalars)
         step = at.epoch * run.steps_per_epoch + done
         last = done == run.steps_per_epoch
-        save = (_is_due(run, step) and not last) or run.request.received is not None
+        stop = run.stop.asked_lately() is not None
+        save = (_is_due(run, step) and not last) or stop
         if last or save or done == 1 or done % run.config.train.log_every_steps == 0:
             before = sums.get("count", 0)
             for number, values in enumerate(jax.device_get(pending), step - len(pending) + 1):
@@ -337,7 +292,7 @@ def _train_resident_epoch(
 
     def saves(step: int) -> bool:
         last = step == (at.epoch + 1) * run.steps_per_epoch
-        return (_is_due(run, step) and not last) or run.request.received is not None
+        return (_is_due(run, step) and not last) or run.stop.asked_lately() is not None
 
     state, sums, seen = at.state, at.sums, at.step
     dispatches = resident.train_epoch(source, state, seen, run.fixed, saves)
@@ -364,6 +319,8 @@ def _is_due(run: _Run, step: int) -> bool:
 
 def _save(run: _Run, at: _Position, figures: Mapping[str, Any] | None = None) -> None:
     """Starts saving where a run stands, with the figures of the validation if there was one."""
+    if run.manager is None:
+        return
     # There is one where the run was stopped after the epoch's last step, before its validation.
     checkpoint.make_way(run.manager, run.folder, at.step)
     checkpoint.save(
@@ -375,25 +332,31 @@ def _save(run: _Run, at: _Position, figures: Mapping[str, Any] | None = None) ->
 
 
 def _obey(run: _Run, at: _Position) -> None:
-    """Ends a training that was asked to stop.
+    """Ends a training that was asked to stop; all processes ask at once.
 
     Raises:
         signals.Interrupted: then, when everything is on the disk.
     """
-    if run.request.received is None:
+    received = run.stop.asked()
+    if received is None:
         return
+    hosts.on_first(lambda: _save_to_stop(run, at))
+    epoch = min(at.epoch + 1, run.config.train.epochs)
+    raise signals.Interrupted(
+        f"stopped by {received.name} after step {at.step}, in epoch {epoch} of "
+        f"{run.config.train.epochs}; {run.folder} holds it all, and the same command goes on "
+        "from there",
+        received,
+    )
+
+
+def _save_to_stop(run: _Run, at: _Position) -> None:
+    """Returns when a checkpoint of where a run stands is on the disk."""
     # The one that is being written may be of this very step.
     run.manager.wait_until_finished()
     if not checkpoint.exists(run.folder, at.step):
         _save(run, at)
         run.manager.wait_until_finished()
-    epoch = min(at.epoch + 1, run.config.train.epochs)
-    raise signals.Interrupted(
-        f"stopped by {run.request.received.name} after step {at.step}, in epoch {epoch} of "
-        f"{run.config.train.epochs}; {run.folder} holds it all, and the same command goes on "
-        "from there",
-        run.request.received,
-    )
 
 
 def _validate(run: _Run, at: _Position) -> dict[str, float | None]:
@@ -401,9 +364,11 @@ def _validate(run: _Run, at: _Position) -> dict[str, float | None]:
 
     def until_asked_to_stop() -> Iterator[batches.Batch]:
         source = run.resident
-        for batch in source.validation_batches() if source else run.data.eval_batches("val"):
+        found = source.validation_batches() if source else run.data.eval_batches("val")
+        for batch in hosts.in_step(found):
             _obey(run, at)
-            yield batch
+            if batch is not None:
+                yield batch
 
     rows = evaluate.evaluate(
         run.system.model,

@@ -2,7 +2,8 @@
 
 python -m tests.child NAME FOLDER [NAME FOLDER …] [--field=value …]
 
-Ends as launch.py does. The phase it is in stands in FOLDER.phase: "step" or "validate".
+Ends as launch.py does. The phase it is in stands in FOLDER.phase: "step" or "validate". With
+--port, --process and --processes it is one of several.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import sys
 
 import jax
 
-from restore_jax import compilation, train
+from restore_jax import compilation, hosts, job, train
 from restore_jax.errors import RunError, UsageError
 from tests import tiny
 
@@ -37,7 +38,7 @@ def config(name, batch_size=4, every_steps=0, epochs=2):
 
 
 def data(settings, phase=None):
-    made = tiny.data(settings, count=5 * settings.train.batch_size // 2)
+    made = tiny.data(settings, count=5 * settings.train.batch_size // 2, share=hosts.share())
 
     def told(batches, text):
         for batch in batches:
@@ -55,17 +56,29 @@ def data(settings, phase=None):
 def main(arguments):
     compilation.use_cache()
     flags = dict(flag.removeprefix("--").split("=") for flag in arguments if flag[:2] == "--")
-    devices = jax.devices()[: int(flags.pop("devices", 1))]
+    port = flags.pop("port", None)
+    among = None
+    if port is not None:
+        index, count = int(flags.pop("process")), int(flags.pop("processes"))
+        among = job.Job(index, count, f"localhost:{port}")
+        job.supervise()
+    try:
+        with hosts.joined(among):
+            run(arguments, flags)
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def run(arguments, flags):
+    count = int(flags.pop("devices", 1))
+    devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:count]
     rest = [argument for argument in arguments if argument[:2] != "--"]
     for name, folder in zip(rest[::2], rest[1::2], strict=True):
         settings = config(name, **{key: int(value) for key, value in flags.items()})
         phase = pathlib.Path(f"{folder}.phase")
         make_data = functools.partial(data, phase=phase)
-        try:
-            train.train_and_evaluate(settings, pathlib.Path(folder), make_data, devices)
-        except (UsageError, RunError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_status)
+        train.train_and_evaluate(settings, pathlib.Path(folder), make_data, devices)
 
 
 if __name__ == "__main__":

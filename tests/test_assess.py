@@ -351,15 +351,15 @@ def test_a_restoration_that_is_not_finite_is_refused_by_name(trained):
 
 def test_a_checkpoint_removed_while_it_is_read_is_looked_for_again(trained, monkeypatch):
     summary, _ = run(trained, "latest")
-    restore, calls = checkpoint.restore, []
+    read, calls = checkpoint.read, []
 
     def gone_once(manager, step, template):
         calls.append(step)
         if len(calls) == 1:
             raise FileNotFoundError("removed")
-        return restore(manager, step, template)
+        return read(manager, step, template)
 
-    monkeypatch.setattr(checkpoint, "restore", gone_once)
+    monkeypatch.setattr(checkpoint, "read", gone_once)
     with pytest.raises(RunError, match=r"step 6 cannot be read \(removed\)"):
         run(trained, "latest")
     calls.clear()

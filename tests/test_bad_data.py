@@ -297,7 +297,7 @@ def test_odd_names_are_names_and_nothing_else(tmp_path):
     cache = tmp_path / "cache"
     parts = mvtec_ad.load(str(path), "all", str(cache))
     found = {
-        r["id"].decode() for dataset, _ in parts.values() for r in dataset.as_numpy_iterator()
+        r["id"].decode() for dataset, *_ in parts.values() for r in dataset.as_numpy_iterator()
     }
     # One that would climb out, were a backslash a slash, is none of the layout's.
     assert found == {name.removesuffix(".png") for name in names[1:]}

@@ -32,7 +32,7 @@ def decoded(picture):
 
 
 def read(part):
-    dataset, count = part
+    dataset, count, _ = part
     found = list(dataset.as_numpy_iterator())
     assert len(found) == count == int(dataset.cardinality())
     return {record["id"].decode(): record for record in found}
@@ -338,7 +338,7 @@ def test_pairs_divided_by_their_folders(tmp_path):
 def ids(found):
     return {
         part: {r["id"].decode() for r in dataset.as_numpy_iterator()}
-        for part, (dataset, _) in found.items()
+        for part, (dataset, *_) in found.items()
     }
 
 
@@ -369,7 +369,7 @@ def test_images_directly_in_the_folder_are_one_category(tmp_path):
     for number in range(6):
         write_pair(tmp_path / "set", "", str(number), size=(3, 4))
     found = folders.load_pairs(f"{tmp_path}/set/../set/")
-    assert [count for _, count in found.values()] == [5, 1]
+    assert [count for _, count, _ in found.values()] == [5, 1]
     every = read(found["train"]) | read(found["val"])
     assert {record["category"] for record in every.values()} == {b"set"}
 

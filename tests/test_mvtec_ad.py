@@ -89,7 +89,7 @@ def cache(tmp_path_factory):
 
 
 def read(part):
-    dataset, count = part
+    dataset, count, _ = part
     examples = list(dataset.as_numpy_iterator())
     assert len(examples) == count == int(dataset.cardinality())
     return {example["id"].decode(): example for example in examples}
@@ -157,7 +157,7 @@ def test_encoded_records_decode_in_tensorflow_and_grey_ones_to_rgb(tree, cache):
             "mask": tf.io.decode_png(example["mask"], channels=1),
         }
 
-    dataset, _ = mvtec_ad.load(str(tree), "all", cache)["train"]
+    dataset, *_ = mvtec_ad.load(str(tree), "all", cache)["train"]
     grey = 0
     for example in dataset.map(decode).as_numpy_iterator():
         pixels = Image.open(tree / f"{example['id'].decode()}.png")
@@ -198,7 +198,7 @@ def test_order_is_by_id_and_repeats(tree, cache, split):
 
 def test_order_holds_when_preparing_goes_through_files(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
-    dataset, _ = mvtec_ad.load(str(tree), "good", str(tmp_path))["val"]
+    dataset, *_ = mvtec_ad.load(str(tree), "good", str(tmp_path))["val"]
     names = [example["id"].decode() for example in dataset.as_numpy_iterator()]
     assert names == sorted(names)
     assert len(names) == 10
@@ -569,7 +569,7 @@ def test_prepared_once_and_anew_when_changed(tree, tmp_path, preparations):
     assert read(mvtec_ad.load(str(root), "all", cache)["train"])[name]["image"] == new
     assert len(preparations) == 2
     shutil.copy(changed, changed.with_name("777.png"))
-    counts = [count for _, count in mvtec_ad.load(str(root), "all", cache).values()]
+    counts = [count for _, count, _ in mvtec_ad.load(str(root), "all", cache).values()]
     assert sum(counts) == TRAIN + TEST + 1
     assert len(preparations) == 3
 

@@ -214,7 +214,7 @@ def patched(monkeypatch, images):
             "defect_type": ["scratch"] * len(images),
         }
     )
-    found = records.Records(dataset, len(images))
+    found = records.Records(dataset, len(images), pick=None)
     monkeypatch.setattr(records, "load", lambda settings: {"train": found, "val": found})
 
 

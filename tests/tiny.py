@@ -50,10 +50,19 @@ def batch_rows(pairs, rows, size):
     }
 
 
-def data(settings, count=10, held_out=6, spoil_at=None, image_size=16, good=0):
+def data(
+    settings,
+    count=10,
+    held_out=6,
+    spoil_at=None,
+    image_size=16,
+    good=0,
+    share=batches.ALL,
+):
     """Data of NumPy arrays; the images of step `spoil_at` hold a NaN.
 
-    With `good`, there are so many images without defects to test and as many to refer to.
+    With a share, the rows of one of several processes. With `good`, there are so many images
+    without defects to test and as many to refer to.
     """
     pairs = {
         "train": images(count, size=image_size),
@@ -76,11 +85,11 @@ def data(settings, count=10, held_out=6, spoil_at=None, image_size=16, good=0):
             step += 1
             if step == spoil_at:
                 batch["degraded"] = np.full_like(batch["degraded"], np.nan)
-            yield batch
+            yield {name: value[share.of(size)] for name, value in batch.items()}
 
     def eval_batches(split):
-        rows = np.arange(len(pairs[split]["id"]))
-        chunk = settings.eval.batch_size
+        rows = np.arange(len(pairs[split]["id"]))[share.index :: share.count]
+        chunk = settings.eval.batch_size // share.count
         for start in range(0, len(rows), chunk):
             yield batch_rows(pairs[split], rows[start : start + chunk], chunk)
 

@@ -9,7 +9,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +24,9 @@ from restore_jax.errors import RunError, UsageError
 
 # Small files: a share of the photographs is then read without passing over the others.
 _SHARD_BYTES = 32 << 20
+# The records of a part, their number, and those of some positions among them.
+Part = tuple[tf.data.Dataset, int, Callable[[Sequence[int]], tf.data.Dataset]]
+
 _NEEDED = 1.1  # disk space to prepare, as a multiple of the data set's size
 
 
@@ -33,7 +36,7 @@ def load(
     cache_dir: str | None = None,
     references: int = 0,
     skip_bad: bool = False,
-) -> dict[str, tuple[tf.data.Dataset, int]]:
+) -> dict[str, Part]:
     """Reads MVTec AD for training and evaluation.
 
     The first call on a data set copies its files, checked and undecoded, into a folder of the
@@ -54,10 +57,10 @@ def load(
 
     Returns:
         For each part of `splits.parts` that has any (`train` and `val` always do), the records
-        in the order of their ids and their number. A record
-        is a dict of scalars: `image` and `mask`, encoded PNG files; `has_mask`, bool, whether
-        the mask is known (it is, and empty, for photographs without defects); `id`, `category`
-        and `defect_type`, strings.
+        in the order of their ids, their number, and what reads those of some positions among
+        them without decoding others. A record is a dict of scalars: `image` and `mask`,
+        encoded PNG files; `has_mask`, bool, whether the mask is known (it is, and empty, for
+        photographs without defects); `id`, `category` and `defect_type`, strings.
 
     Raises:
         UsageError: There is no such split, no MVTec AD at `root` or no photographs in it that
@@ -94,7 +97,7 @@ def load(
             )
     with _quiet():
         return {
-            part: (_read(builder, [positions[example] for example in members]), len(members))
+            part: _all_and_some(builder, [positions[example] for example in members])
             for part, members in parts.items()
             if members
         }
@@ -213,6 +216,14 @@ def _shards(found: source.Source) -> int:
     """Into how many files each split goes: none may be left empty."""
     per_split = collections.Counter(p.split for p in found.photographs)
     return max(1, min(found.bytes // _SHARD_BYTES, *per_split.values()))
+
+
+def _all_and_some(builder: Builder, positions: list[tuple[str, int]]) -> Part:
+    def pick(chosen: Sequence[int]) -> tf.data.Dataset:
+        with _quiet():
+            return _read(builder, [positions[i] for i in chosen])
+
+    return _read(builder, positions), len(positions), pick
 
 
 def _read(builder: Builder, positions: list[tuple[str, int]]) -> tf.data.Dataset:

@@ -1,0 +1,94 @@
+"""What is checked and claimed before a training begins."""
+
+import contextlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from restore_jax import assess, batches, checkpoint, workdir
+from restore_jax.errors import UsageError
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses wrong fields before anything is written or prepared."""
+    workdir.check_finite(config)
+    assess.check(config.eval)
+    if not 0 <= config.seed < 2**31:
+        raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")
+    for section, field in (
+        ("train", "epochs"),
+        ("train", "log_every_steps"),
+        ("eval", "every_epochs"),
+    ):
+        if config[section][field] < 1:
+            raise UsageError(f"config.{section}.{field}: {config[section][field]} is below 1")
+    if config.train.early_stopping_patience < 0:
+        raise UsageError(
+            f"config.train.early_stopping_patience: {config.train.early_stopping_patience} is "
+            "negative; 0 turns it off"
+        )
+    if config.checkpoint.every_steps < 0:
+        raise UsageError(
+            f"config.checkpoint.every_steps: {config.checkpoint.every_steps} is negative; 0 "
+            "saves after validations only"
+        )
+    if not 0 <= config.train.mask_dropout <= 1:
+        raise UsageError(
+            f"config.train.mask_dropout: {config.train.mask_dropout} must lie in [0, 1]"
+        )
+    batches.check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
+    batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+
+
+def look_at(folder: pathlib.Path, config: ConfigDict) -> int:
+    """Refuses a workdir that is not this run's; returns the step of its latest checkpoint."""
+    claimed = workdir.is_claimed(folder, config)
+    workdir.check_free(folder)
+    return checkpoint.latest_step(folder) if claimed else 0
+
+
+def take(
+    stack: contextlib.ExitStack,
+    folder: pathlib.Path,
+    config: ConfigDict,
+    newest: int,
+    damaged: Sequence[checkpoint.Damaged],
+) -> None:
+    """Makes a workdir this training's alone, until the stack is left."""
+    stack.enter_context(workdir.held(folder))
+    stack.enter_context(workdir.full_disk_told(folder))
+    # Once more: another training may have claimed it since.
+    workdir.is_claimed(folder, config)
+    if checkpoint.latest_step(folder) != newest:
+        raise UsageError(f"--workdir={folder}: changed while this began; start it again")
+    workdir.claim(folder, config)
+    set_aside(folder, damaged)
+
+
+def set_aside(folder: pathlib.Path, damaged: Sequence[checkpoint.Damaged]) -> None:
+    """Moves damaged checkpoints out of the way, and says so."""
+    for error in damaged:
+        place = workdir.set_aside(folder, error.folder)
+        print(f"{error.folder}: damaged ({error.reason}); it lies in {place} now")
+
+
+def check_same_images(
+    record: Mapping[str, Any],
+    step: int,
+    data: batches.Data,
+    steps_per_epoch: int,
+    folder: pathlib.Path,
+) -> None:
+    """Refuses to go on with other images than a run began with."""
+    of_this_epoch = step - record["epoch"] * steps_per_epoch
+    if (
+        record.get("train_images", data.train_images) != data.train_images
+        or not 0 <= of_this_epoch <= steps_per_epoch
+    ):
+        raise UsageError(
+            f"--workdir={folder}: began with another number of images than {data.name} has now "
+            f"({data.counts['train']}); take another workdir"
+        )

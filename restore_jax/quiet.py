@@ -1,0 +1,33 @@
+"""Orbax's tracebacks of failures that are raised as well: kept off the terminal."""
+
+import logging
+import sys
+from typing import Any
+
+
+def _is_worth_logging(entry: logging.LogRecord) -> bool:
+    """Leaves out the tracebacks of Orbax's failed saves, which are raised as well."""
+    from_orbax = "orbax" in entry.pathname or "OCDBT" in entry.getMessage()
+    return not from_orbax or not entry.exc_info
+
+
+def _is_worth_showing(unraisable: Any) -> bool:
+    """Leaves out what Orbax's reads and writes complain about when one of them has failed."""
+    name = getattr(unraisable.object, "__qualname__", "")
+    return "Event loop is closed" not in str(unraisable.exc_value) and "serialize" not in name
+
+
+def quieten_orbax() -> None:
+    """Keeps tracebacks off the terminal of failures that are raised as well."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_worth_logging)
+    shown = sys.unraisablehook
+    if getattr(shown, "quietened", False):
+        return
+
+    def show(unraisable: Any) -> None:
+        if _is_worth_showing(unraisable):
+            shown(unraisable)
+
+    show.quietened = True
+    sys.unraisablehook = show
