@@ -248,11 +248,13 @@ def _blur_matrix(length: int, sigma: jax.Array) -> jax.Array:
     i, j = np.arange(length)[:, None], np.arange(length)[None, :]
     last = length - 1
     # Reflected about the outermost pixels, which are not repeated.
-    return (
+    matrix = (
         kernel[np.abs(i - j)]
         + np.where(j > 0, 1.0, 0.0) * kernel[i + j]
         + np.where(j < last, 1.0, 0.0) * kernel[2 * last - i - j]
-    ).astype(jnp.float32)
+    )
+    # Tails that reach beyond a whole image are left out; its brightness stays.
+    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(jnp.float32)
 
 
 def _uniform(key: jax.Array, bounds: Range, shape: tuple[int, ...] = ()) -> jax.Array:

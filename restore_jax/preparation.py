@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import assess, batches, checkpoint, workdir
+from restore_jax import assess, batches, checkpoint, resident, workdir
 from restore_jax.errors import UsageError
 
 
@@ -16,6 +16,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses wrong fields before anything is written or prepared."""
     workdir.check_finite(config)
     assess.check(config.eval)
+    resident.check(config)
     if not 0 <= config.seed < 2**31:
         raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")
     for section, field in (

@@ -63,21 +63,14 @@ def _as_floats_each(images: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     }
 
 
-def make_resident(
-    config: ConfigDict,
-    data: batches.Data,
-    system: System,
-    loss_fn: losses.BatchLoss,
-    mesh: Mesh,
-) -> Resident | None:
-    """Puts the pairs of a run on its devices, a copy on each; None without resident data.
+def check(config: ConfigDict) -> None:
+    """Checks what needs no data.
 
     Raises:
-        UsageError: where they do not fit, the law cannot be drawn within a step, or there are
-            several processes.
+        UsageError: for a negative number of steps, or several processes.
     """
     if not config.data.get("resident", False):
-        return None
+        return
     if config.train.get("steps_per_dispatch", 0) < 0:
         raise UsageError(
             f"config.train.steps_per_dispatch: {config.train.steps_per_dispatch} is negative; "
@@ -88,6 +81,22 @@ def make_resident(
             f"config.data.resident: {jax.process_count()} processes train together; it is for "
             "one alone, set config.data.resident=False"
         )
+
+
+def make_resident(
+    config: ConfigDict,
+    data: batches.Data,
+    system: System,
+    loss_fn: losses.BatchLoss,
+    mesh: Mesh,
+) -> Resident | None:
+    """Puts the pairs of a run on its devices, a copy on each; None without resident data.
+
+    Raises:
+        UsageError: where they do not fit, or the law cannot be drawn within a step.
+    """
+    if not config.data.get("resident", False):
+        return None
     if data.pairs is None:
         raise UsageError(f"config.data.resident: {data.name} has no file of pairs")
     draws = drawing.make_drawing(data.pairs, config)
