@@ -6,8 +6,8 @@
 
     python launch.py --config=configs/rcan.py:sample
 
-trains on rendered images at 64×64 with a shorter schedule: five epochs, about four minutes on
-two CPU cores.
+trains on rendered images at 64×64 with a shorter schedule: five epochs, about five minutes on
+two CPU cores, from 22.94 dB / 0.438 to 24.1 dB / 0.466.
 """
 
 from ml_collections import ConfigDict
