@@ -61,6 +61,14 @@ class _Manager(ocp.CheckpointManager):
             return None
         return found
 
+    def reached_preemption(self, step: int) -> bool:
+        """Tells that no host is about to be taken away: `signals` and `hosts` see to that.
+
+        Some releases of Orbax ask a service of JAX's that is off in jobs of several processes.
+        """
+        del step
+        return False
+
     def wait_until_finished(self) -> None:
         """Waits for the save that is going on; a RunError where it failed."""
         try:

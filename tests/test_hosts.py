@@ -63,6 +63,7 @@ class Processes:
         end = time.monotonic() + PATIENCE
         with contextlib.ExitStack() as stack:
             for process in self.running:
+                stack.callback(process.wait)  # after it was killed, so that none is left over
                 stack.callback(process.kill)
             statuses = [p.wait(end - time.monotonic()) for p in self.running]
         texts = [output.read_text(errors="replace") for output in self.outputs]
