@@ -18,6 +18,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data import degrade, images, records, resize, shares, vgg16
+from restore_jax import batches
 from restore_jax.batches import ALL, Batch, Data, Share
 from restore_jax.errors import RunError, UsageError
 
@@ -25,11 +26,7 @@ from restore_jax.errors import RunError, UsageError
 # their seed are of the same degraded images.
 EVAL_SEED = 20_240_613
 
-# The SSIM of training and evaluation has a window of 11 pixels.
-MIN_SIZE = 11
-
 _STRINGS = ("category", "defect_type", "id")
-_AUGMENTATIONS = ("none", "flips", "all8")
 
 # A pair of 8-bit images, as it is kept and batched.
 _PAIR = {
@@ -118,9 +115,10 @@ def load(config: ConfigDict) -> tuple[ConfigDict, degrade.Law, dict[str, records
 
 def _check(settings: ConfigDict, law: degrade.Law) -> None:
     field = "image_size" if settings.image_size else "crop_size"
-    if settings[field] < MIN_SIZE:
+    if settings[field] < batches.MIN_SIZE:
         raise UsageError(
-            f"config.data.{field}: {settings[field]} is too small; SSIM needs {MIN_SIZE} px"
+            f"config.data.{field}: {settings[field]} is too small; SSIM needs "
+            f"{batches.MIN_SIZE} px"
         )
     if settings.resize not in ("bilinear", "area"):
         raise UsageError(f"config.data.resize: {settings.resize!r} is not bilinear or area")
@@ -134,18 +132,9 @@ def _check(settings: ConfigDict, law: degrade.Law) -> None:
             f"config.data.realisations: {settings.realisations} is negative; 0 is a new draw "
             "every epoch"
         )
-    if settings.augment not in _AUGMENTATIONS:
-        raise UsageError(
-            f"config.data.augment: {settings.augment!r} is not one of {list(_AUGMENTATIONS)}"
-        )
     # It is asked of pairs that come ready as well: nothing tells which way theirs are blurred
     # but what the configuration says, and by default that only allows flips.
-    allowed = degrade.symmetries(law)
-    if _AUGMENTATIONS.index(settings.augment) > _AUGMENTATIONS.index(allowed):
-        raise UsageError(
-            f"config.data.augment: {settings.augment!r} would show pairs that the degradation "
-            f"never makes (its blur is directed); take {allowed}"
-        )
+    batches.check_augmentation(settings.augment, degrade.symmetries(law))
 
 
 def _decode(record: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -275,14 +264,14 @@ def _train_batches(
     # Native photographs are large: they stay encoded.
     realised = settings.image_size > 0 and settings.realisations > 0
 
-    def realise(record: dict[str, tf.Tensor], draw: tf.Tensor) -> dict[str, tf.Tensor]:
+    def pair_of(record: dict[str, tf.Tensor], draw: tf.Tensor) -> dict[str, tf.Tensor]:
         return _pair(record, settings, law, config.seed, draw)
 
     def kept(items: tf.data.Dataset) -> tf.data.Dataset:
         """What stays in memory of records with their draws."""
         if not realised:
             return items
-        return items.map(realise, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return items.map(pair_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def key_of(epoch: tf.Tensor) -> tf.Tensor:
         seed = tf.constant([config.seed, 0], tf.int64)
@@ -298,7 +287,7 @@ def _train_batches(
             pair = item
         else:
             record, draw = item
-            pair = realise(record, draw if settings.realisations else epoch)
+            pair = pair_of(record, draw if settings.realisations else epoch)
         seed = tf.random.experimental.stateless_fold_in(key, position, alg="philox")
         return _augment(pair, settings, seed)
 
@@ -306,7 +295,7 @@ def _train_batches(
     first_epoch, first_step = divmod(step, steps_per_epoch)
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     if share.count > 1:
-        realise = tf.function(realise)  # traced once, not for every epoch
+        pair_of = tf.function(pair_of)  # traced once, not for every epoch
         numbers = tf.data.Dataset.range(count)
         orders = epochs.flat_map(lambda epoch: shuffled(numbers, key_of(epoch)).batch(count))
         rows = shares.Rows(source, draws, kept, as_numpy, share, batch_size)
@@ -413,10 +402,10 @@ def group_by_size(pairs: Iterator[dict[str, np.ndarray]], batch_size: int) -> It
 
     for pair in pairs:
         height, width = pair["clean"].shape[:2]
-        if min(height, width) < MIN_SIZE:
+        if min(height, width) < batches.MIN_SIZE:
             raise UsageError(
                 f"{pair['id'].decode()}: {width}×{height} px is too small, SSIM needs "
-                f"{MIN_SIZE} px; take it out of the data or set config.data.image_size"
+                f"{batches.MIN_SIZE} px; take it out of the data or set config.data.image_size"
             )
         group = waiting.setdefault(pair["clean"].shape, [])
         group.append(pair)

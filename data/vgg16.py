@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from restore_jax import user_cache
 from restore_jax.errors import UsageError
 
 Params = dict[str, dict[str, np.ndarray]]
@@ -100,8 +101,7 @@ def _layers() -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def _archive() -> Path:
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(user) / "restore_jax" / "vgg16_imagenet.npz"
+    return user_cache.folder() / "vgg16_imagenet.npz"
 
 
 def _read(file: Path) -> Params:

@@ -28,6 +28,12 @@ GOOD = "good"
 
 ARRAYS = ("degraded", "clean", "mask", "has_mask", "valid")
 
+MIN_SIZE = 11
+"""Sides are at least so many px: the SSIM of training and evaluation has a window of that."""
+
+# Each has all that stands before it.
+_AUGMENTATIONS = ("none", "flips", "all8")
+
 
 class Share(NamedTuple):
     """The part of the data that one of several processes reads.
@@ -92,6 +98,27 @@ def remembering(make_data: Callable[[ConfigDict], Data]) -> Callable[[ConfigDict
         return made[key]
 
     return make_once
+
+
+def check_augmentation(augment: str, allowed: str) -> None:
+    """Checks `config.data.augment`.
+
+    Args:
+        augment: "none", "flips" or "all8".
+        allowed: the most that the degradation's symmetries allow, one of these as well.
+
+    Raises:
+        UsageError: for an unknown one, or one that would show pairs which the law never makes.
+    """
+    if augment not in _AUGMENTATIONS:
+        raise UsageError(
+            f"config.data.augment: {augment!r} is not one of {list(_AUGMENTATIONS)}"
+        )
+    if _AUGMENTATIONS.index(augment) > _AUGMENTATIONS.index(allowed):
+        raise UsageError(
+            f"config.data.augment: {augment!r} would show pairs that the degradation never "
+            f"makes (its blur is directed); take {allowed}"
+        )
 
 
 def mean_of_valid(values: jax.Array, valid: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """JAX's persistent compilation cache."""
 
 import os
-import pathlib
 
 import jax
+
+from restore_jax import user_cache
 
 
 def use_cache() -> None:
@@ -13,6 +14,5 @@ def use_cache() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(cache / "restore_jax" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(user_cache.folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -78,6 +78,23 @@ class Pairs:
     splits: Mapping[str, Split]
 
 
+def batch_at(split: Split, start: int, batch_size: int) -> dict[str, np.ndarray]:
+    """Returns the images from a place on, as `batches` has them, but of 8 bits as they are.
+
+    The last batch is filled up with copies of the last image, which are not valid.
+    """
+    places = np.arange(start, start + batch_size)
+    rows = np.minimum(places, len(split) - 1)
+    return {
+        **{name: split.arrays[name][rows] for name in ("degraded", "clean", "mask")},
+        "has_mask": split.arrays["has_mask"][rows] > 0,
+        "valid": places < len(split),
+        "category": np.array(split.categories)[rows],
+        "defect_type": np.array(split.defect_types)[rows],
+        "id": np.array(split.ids)[rows],
+    }
+
+
 def settings_of(config: ConfigDict) -> dict[str, Any]:
     """Returns the fields that decide over pixels, by their paths, as JSON has them."""
     data = config.data

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from restore_jax import batches, drawing, losses, steps
 from restore_jax.errors import UsageError
-from restore_jax.pairs_file import Pairs
+from restore_jax.pairs_file import Pairs, batch_at
 from restore_jax.state import System, TrainState
 
 Arrays = Mapping[str, jax.Array]
@@ -126,16 +126,8 @@ def _capacity(device: jax.Device) -> float:
 def _validation(pairs: Pairs, batch_size: int, mesh: Mesh) -> Iterator[batches.Batch]:
     split, sharding = pairs.splits["val"], batches.split_over(mesh)
     for start in range(0, len(split), batch_size):
-        places = np.arange(start, start + batch_size)
-        rows = np.minimum(places, len(split) - 1)
-        arrays = {name: split.arrays[name][rows] for name in _IMAGES}
-        yield jax.device_put(arrays, sharding) | {
-            "has_mask": split.arrays["has_mask"][rows] > 0,
-            "valid": places < len(split),
-            "category": np.array(split.categories)[rows],
-            "defect_type": np.array(split.defect_types)[rows],
-            "id": np.array(split.ids)[rows],
-        }
+        batch = batch_at(split, start, batch_size)
+        yield batch | jax.device_put({name: batch[name] for name in _IMAGES}, sharding)
 
 
 def compile_dispatch(

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -11,13 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax import batches, drawing, law, pairs_file
+from restore_jax import batches, drawing, law, pairs_file, user_cache
 from restore_jax.errors import UsageError
 from restore_jax.pairs_file import Pairs, Split
-
-_AUGMENTATIONS = ("none", "flips", "all8")
-# The SSIM of training and evaluation has a window of 11 pixels.
-_MIN_SIZE = 11
 
 
 class Realised(Protocol):
@@ -79,9 +74,8 @@ def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batche
 
 def _cached(config: ConfigDict, settings: Mapping[str, Any]) -> pathlib.Path:
     """The file's place in the cache, by the settings and by where the photographs are."""
-    user = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     given = config.data.cache_dir
-    folder = pathlib.Path(given or pathlib.Path(user) / "restore_jax" / "pairs").expanduser()
+    folder = pathlib.Path(given).expanduser() if given else user_cache.folder() / "pairs"
     text = json.dumps([settings, config.data.root], sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     return folder / f"{config.data.name}-{name}.safetensors"
@@ -129,19 +123,10 @@ def as_data(
     Raises:
         UsageError: for flips that the law does not allow, or images too small to be measured.
     """
-    augment = config.data.augment
-    if augment not in _AUGMENTATIONS:
-        raise UsageError(
-            f"config.data.augment: {augment!r} is not one of {list(_AUGMENTATIONS)}"
-        )
-    if _AUGMENTATIONS.index(augment) > _AUGMENTATIONS.index(pairs.symmetries):
-        raise UsageError(
-            f"config.data.augment: {augment!r} would show pairs that the degradation never "
-            f"makes (its blur is directed); take {pairs.symmetries}"
-        )
+    batches.check_augmentation(config.data.augment, pairs.symmetries)
     train = pairs.splits["train"]
-    if train.arrays["clean"].shape[1] < _MIN_SIZE:
-        raise UsageError(f"{pairs.path}: images too small, SSIM needs {_MIN_SIZE} px")
+    if train.arrays["clean"].shape[1] < batches.MIN_SIZE:
+        raise UsageError(f"{pairs.path}: images too small, SSIM needs {batches.MIN_SIZE} px")
 
     def load_all_fixed() -> Mapping[str, Any]:
         if not config.loss.get("perceptual", 0):
@@ -168,16 +153,9 @@ def as_data(
 def eval_batches(split: Split, batch_size: int) -> Iterator[batches.Batch]:
     """Yields the batches of a split, as `batches` describes them, from its pixels."""
     for start in range(0, len(split), batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), len(split) - 1)
-        yield {
-            **{
-                name: split.arrays[name][rows].astype(np.float32) / np.float32(255)
-                for name in ("degraded", "clean")
-            },
-            "mask": split.arrays["mask"][rows].astype(np.float32),
-            "has_mask": split.arrays["has_mask"][rows] > 0,
-            "valid": np.arange(start, start + batch_size) < len(split),
-            "category": np.array(split.categories)[rows],
-            "defect_type": np.array(split.defect_types)[rows],
-            "id": np.array(split.ids)[rows],
+        batch = pairs_file.batch_at(split, start, batch_size)
+        floats = {
+            name: batch[name].astype(np.float32) / np.float32(255)
+            for name in ("degraded", "clean")
         }
+        yield batch | floats | {"mask": batch["mask"].astype(np.float32)}

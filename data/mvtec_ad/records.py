@@ -6,7 +6,6 @@ import collections
 import contextlib
 import fcntl
 import io
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from absl import logging
 from data import bad, splits
 from data.mvtec_ad import source
 from data.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
+from restore_jax import user_cache
 from restore_jax.errors import RunError, UsageError
 
 # Small files: a share of the photographs is then read without passing over the others.
@@ -144,8 +144,7 @@ def _check_some(train: list[str], val: list[str], split: str, root: str) -> None
 def _cache(cache_dir: str | None) -> Path:
     if cache_dir:
         return Path(cache_dir).expanduser()
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(user) / "restore_jax" / "tfds"
+    return user_cache.folder() / "tfds"
 
 
 def _prepared(folder: Path) -> Builder | None:
