@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from restore_jax import cost, metrics
+from restore_jax import cost, gaussian_window
 from restore_jax.models import layers
 from restore_jax.state import parameter_count
 
@@ -67,7 +67,7 @@ def training(model: nn.Module, size: int, batch: int, dtype: str) -> Least:
 def similarity(size: int) -> Least:
     """Returns the least of the SSIM of two images: five windowed means along both axes."""
     values = 3.0 * size * size
-    return Least(2.0 * 2 * 5 * metrics.SSIM_WINDOW * values, 2 * 4 * values)
+    return Least(2.0 * 2 * 5 * gaussian_window.SSIM_WINDOW * values, 2 * 4 * values)
 
 
 def _trace(model: nn.Module, size: int) -> tuple[Mapping[str, Any], int, int, int]:

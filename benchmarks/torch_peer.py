@@ -18,8 +18,9 @@ from torch import nn
 
 from benchmarks.common import Task
 from restore_jax.errors import UsageError
+from restore_jax.gaussian_window import SSIM_SIGMA, SSIM_WINDOW
 from restore_jax.losses import CHARBONNIER_EPSILON, MASKED_MSE_ALPHA
-from restore_jax.metrics import MIN_MSE, SSIM_SIGMA, SSIM_WINDOW
+from restore_jax.metrics import MIN_MSE
 
 FORMS = ("eager", "channels_last", "compiled")
 

@@ -70,11 +70,7 @@ def edge(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -
     borders.
     """
     # The Laplacian is linear: that of the difference is the difference of the two.
-    d = _difference(restored, clean, mask)
-    p = jnp.pad(d, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    vertical = p[:, :-2, 1:-1] + p[:, 2:, 1:-1]
-    horizontal = p[:, 1:-1, :-2] + p[:, 1:-1, 2:]
-    return _mean_charbonnier(vertical + horizontal - 4.0 * d)
+    return _mean_charbonnier(_laplacian(_difference(restored, clean, mask)))
 
 
 def edge_pyramid(
@@ -273,6 +269,28 @@ def _mean(values: jax.Array) -> jax.Array:
 
 def _mean_charbonnier(difference: jax.Array) -> jax.Array:
     return _mean(jnp.sqrt(jnp.square(difference) + CHARBONNIER_EPSILON**2))
+
+
+@jax.custom_vjp
+def _laplacian(image: jax.Array) -> jax.Array:
+    """The four neighbours less four times the pixel, borders replicated, `[B, H, W, C]`."""
+    p = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    vertical = p[:, :-2, 1:-1] + p[:, 2:, 1:-1]
+    horizontal = p[:, 1:-1, :-2] + p[:, 1:-1, 2:]
+    return vertical + horizontal - 4.0 * image
+
+
+def _laplacian_forward(image: jax.Array) -> tuple[jax.Array, None]:
+    return _laplacian(image), None
+
+
+def _laplacian_backward(_: None, g: jax.Array) -> tuple[jax.Array]:
+    # It is its own transpose: a pixel and its neighbour take part in each other alike, and at
+    # the border the replicated neighbour is the pixel itself.
+    return (_laplacian(g),)
+
+
+_laplacian.defvjp(_laplacian_forward, _laplacian_backward)
 
 
 def _basic_error(difference: jax.Array) -> jax.Array:

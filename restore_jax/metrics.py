@@ -21,14 +21,11 @@ from typing import Any
 import dm_pix
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from restore_jax.errors import RunError
+from restore_jax.gaussian_window import SSIM_WINDOW, gaussian_window
 
-SSIM_WINDOW = 11
-SSIM_SIGMA = 1.5
 _SSIM_BORDER = SSIM_WINDOW // 2
-_SSIM_TILE = 64
 
 # 100 dB. A restoration that equals the clean image has a finite, comparable PSNR.
 MIN_MSE = 1e-10
@@ -101,9 +98,8 @@ def unclipped_ssim_map(restored: jax.Array, clean: jax.Array) -> jax.Array:
             f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} px, got shapes "
             f"{restored.shape} and {clean.shape}"
         )
-    planes = [jnp.moveaxis(image.astype(jnp.float32), -1, 1) for image in (restored, clean)]
-    similarity = dm_pix.ssim(*planes, filter_fn=_gaussian_window, return_map=True)
-    return jnp.moveaxis(similarity, 1, -1)
+    images = (image.astype(jnp.float32) for image in (restored, clean))
+    return dm_pix.ssim(*images, filter_fn=gaussian_window, return_map=True)
 
 
 def ssim_map(restored: jax.Array, clean: jax.Array) -> jax.Array:
@@ -383,38 +379,3 @@ def _dilate(region: jax.Array, width: int) -> jax.Array:
             region, False, jax.lax.bitwise_or, window, (1, 1, 1, 1), "SAME"
         )
     return region
-
-
-def _gaussian_window(planes: jax.Array) -> jax.Array:
-    """Valid-region Gaussian window over the last two axes of `[B, C, H, W]`.
-
-    The same values as `dm_pix.ssim`'s own filter, which convolves row by row. A product with a
-    band matrix is over five times faster on a CPU; the axis is cut into overlapping tiles, so
-    that the cost grows with the number of pixels and not faster.
-    """
-    for axis in (-2, -1):
-        planes = jnp.moveaxis(_window_last_axis(jnp.moveaxis(planes, axis, -1)), -1, axis)
-    return planes
-
-
-def _window_last_axis(lines: jax.Array) -> jax.Array:
-    length = lines.shape[-1] - SSIM_WINDOW + 1
-    tile = min(_SSIM_TILE, length)
-    tiles = -(-length // tile)
-    lines = jnp.pad(lines, [(0, 0)] * (lines.ndim - 1) + [(0, tiles * tile - length)])
-    pieces = jnp.stack(
-        [lines[..., i * tile : (i + 1) * tile + SSIM_WINDOW - 1] for i in range(tiles)],
-        axis=-2,
-    )
-    windowed = jnp.matmul(pieces, _band_matrix(tile), precision=jax.lax.Precision.HIGHEST)
-    return windowed.reshape(*lines.shape[:-1], tiles * tile)[..., :length]
-
-
-def _band_matrix(outputs: int) -> np.ndarray:
-    """Column j holds the window's taps in rows j to j + 10; float32."""
-    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
-    taps = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    matrix = np.zeros((outputs + SSIM_WINDOW - 1, outputs), np.float32)
-    for j in range(outputs):
-        matrix[j : j + SSIM_WINDOW, j] = taps / taps.sum()
-    return matrix

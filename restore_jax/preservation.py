@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from restore_jax import metrics
+from restore_jax import gaussian_window, metrics
 
 ERASED_BELOW = 0.5
 """A defect region that keeps less than this share of its contrast counts as erased."""
@@ -166,7 +166,7 @@ def masked_frame(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> d
         ValueError: shapes or types that do not fit, or a side under 11 px.
     """
     restored, clean, defect = _prepare(restored, clean, mask)
-    reach = metrics.SSIM_WINDOW - 1
+    reach = gaussian_window.SSIM_WINDOW - 1
     height, width = defect.shape
     if min(height, width) <= reach:
         raise ValueError(
@@ -305,8 +305,8 @@ def _prepare(
 
 def _gaussian_window(image: np.ndarray) -> np.ndarray:
     """The window of `metrics.ssim`, over the valid region: `[H, W, C]` to `[H-10, W-10, C]`."""
-    border = metrics.SSIM_WINDOW // 2
-    taps = np.exp(-0.5 * (np.arange(-border, border + 1) / metrics.SSIM_SIGMA) ** 2)
+    border = gaussian_window.SSIM_WINDOW // 2
+    taps = np.exp(-0.5 * (np.arange(-border, border + 1) / gaussian_window.SSIM_SIGMA) ** 2)
     for axis in (0, 1):
         image = ndimage.correlate1d(image, taps / taps.sum(), axis)
     return image[border:-border, border:-border]

@@ -65,6 +65,9 @@ def train_step(
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
+        # The barrier stands in the gradient, too: XLA would compute that of the loss once for
+        # each use of it in the last layer.
+        restored = jax.lax.optimization_barrier(restored)
         total, terms = loss_fn(restored, batch["clean"], batch["mask"], valid, fixed)
         if system.adversary is not None:
             fooling = adversarial.fooling_loss(
@@ -112,14 +115,15 @@ def compile_step(
 
     The batch is divided among them and the state is on each; the step gives its old one away.
     """
+    step = functools.partial(
+        train_step,
+        system=system,
+        loss_fn=loss_fn,
+        seed=config.seed,
+        mask_dropout=config.train.mask_dropout,
+    )
     return jax.jit(
-        functools.partial(
-            train_step,
-            system=system,
-            loss_fn=loss_fn,
-            seed=config.seed,
-            mask_dropout=config.train.mask_dropout,
-        ),
+        divided_over(mesh, step),
         in_shardings=(
             batches.replicated(mesh),
             batches.split_over(mesh),
@@ -128,6 +132,17 @@ def compile_step(
         out_shardings=batches.replicated(mesh),
         donate_argnums=0,
     )
+
+
+def divided_over(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a step know, while it is traced, among which devices its batch is divided."""
+
+    @functools.wraps(step)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(*args, **kwargs)
+
+    return traced
 
 
 def check_finite(step: int, values: Mapping[str, float], kind: str = "") -> None:

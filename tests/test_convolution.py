@@ -5,6 +5,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
+from restore_jax import batches, steps
 from restore_jax.models import convolution, layers
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -108,15 +109,35 @@ def test_other_convolutions_pass_through(one_device, options):
     jax.tree.map(np.testing.assert_array_equal, gradient(ours), gradient(theirs))
 
 
-def test_a_layer_has_the_parameters_and_the_results_of_flax():
-    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
-    ours, theirs = layers.Conv(5, (3, 3)), nn.Conv(5, (3, 3))
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size", "tolerance"),
+    [
+        pytest.param(5, 5, (9, 8), 0, id="as it is"),
+        pytest.param(3, 5, (9, 7), 0, id="an odd width"),
+        pytest.param(3, 17, (9, 8), 0, id="enough channels"),
+        pytest.param(3, 5, (9, 8), 1e-6, id="pairs of pixels"),
+        pytest.param(4, 16, (1, 2), 1e-6, id="one pair"),
+    ],
+)
+def test_a_layer_has_the_parameters_and_the_results_of_flax(inputs, outputs, size, tolerance):
+    x = jax.random.normal(jax.random.key(0), (2, *size, inputs))
+    ours, theirs = layers.Conv(outputs, (3, 3)), nn.Conv(outputs, (3, 3))
     variables = [layer.init(jax.random.key(1), x) for layer in (ours, theirs)]
     jax.tree.map(np.testing.assert_array_equal, *variables)
-    results = [
-        jax.jit(layer.apply)(v, x) for layer, v in zip((ours, theirs), variables, strict=True)
-    ]
-    np.testing.assert_array_equal(*results)
+
+    def found(layer, variables):
+        def total(v, x):
+            y = layer.apply(v, x)
+            return jnp.sum(y**2), y
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(variables, x)
+
+    (ours, theirs) = (
+        found(layer, v) for layer, v in zip((ours, theirs), variables, strict=True)
+    )
+    np.testing.assert_allclose(ours[0][1], theirs[0][1], rtol=tolerance, atol=tolerance)
+    for one, other in zip(*(jax.tree.leaves(z[1]) for z in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_other_devices_get_the_program_of_the_library(one_device):
@@ -136,7 +157,31 @@ def test_other_devices_get_the_program_of_the_library(one_device):
         assert ("stablehlo.while" in program) == loops, platform
 
 
-def test_several_devices_get_the_program_of_the_library():
+def divided(f, mesh):
+    """Compiles what takes a batch and a kernel for a batch that is divided."""
+    split, whole = batches.split_over(mesh), batches.replicated(mesh)
+    return jax.jit(steps.divided_over(mesh, f), in_shardings=(split, whole, split))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_each_device_sums_over_its_own_images(devices):
+    x, kernel, g = arrays((4, 9, 12, 5), (3, 3, 5, 6))
+    mesh = batches.make_mesh(jax.devices()[:devices])
+
+    def gradient(x, kernel, g):
+        convolve = layers.Conv(6, (3, 3), use_bias=False)
+        return jax.vjp(lambda k: convolve.apply({"params": {"kernel": k}}, x), kernel)[1](g)[0]
+
+    program = divided(gradient, mesh).lower(x, kernel, g)
+    assert "stablehlo.while" in program.as_text()
+    compiled = program.compile()
+    # Nothing is gathered: a device never has the whole batch.
+    assert "all-gather" not in compiled.as_text()
+    found = divided(gradient, mesh)(x, kernel, g)
+    np.testing.assert_allclose(found, by_hand(x, g, (3, 3), (1, 1)), rtol=1e-5, atol=1e-5)
+
+
+def test_several_devices_that_are_not_known_get_the_program_of_the_library():
     x, kernel, g = arrays((1, 8, 8, 2), (3, 3, 2, 4))
     layer = layers.Conv(4, (3, 3), use_bias=False)
 

@@ -216,6 +216,19 @@ def test_upsampling_equals_the_library_resize(shape):
     np.testing.assert_allclose(layers.upsample2(jnp.asarray(x)), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3), (3, 1), (7, 8)])
+def test_upsampling_has_the_gradient_of_its_definition(size):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
+    larger = (2, 2 * size[0], 2 * size[1], 3)
+    g = jnp.asarray(rng.normal(size=larger), jnp.float32)
+    found, expected = (
+        jax.jit(lambda x, g, f=f: jax.vjp(f, x)[1](g)[0])(x, g)
+        for f in (layers.upsample2, lambda x: jax.image.resize(x, larger, "bilinear"))
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 3, 5, 4), (1, 8, 8, 1)])
 def test_aligned_upsampling_equals_spline_zoom(shape):
     x = random(*shape)

@@ -55,26 +55,67 @@ def max_pool2(x: jax.Array) -> jax.Array:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
 
 
-def _double_axis(x: jax.Array, axis: int) -> jax.Array:
-    """Doubles one axis linearly, sample points at pixel centres, borders repeated."""
+def _bordered(x: jax.Array, axis: int) -> jax.Array:
+    """Repeats the first and the last entry of an axis."""
     size = x.shape[axis]
     first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
     last = jax.lax.slice_in_dim(x, size - 1, size, axis=axis)
-    before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
-    after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis)
-    even = 0.25 * before + 0.75 * x
-    odd = 0.75 * x + 0.25 * after
-    shape = [*x.shape[:axis], 2 * size, *x.shape[axis + 1 :]]
-    return jnp.stack([even, odd], axis=axis + 1).reshape(shape)
+    return jnp.concatenate([first, x, last], axis)
 
 
+def _halved_axis(g: jax.Array, axis: int) -> jax.Array:
+    """Applies to one axis the transpose of doubling it linearly."""
+    size = g.shape[axis] // 2
+    pairs = g.reshape(*g.shape[:axis], size, 2, *g.shape[axis + 1 :])
+    even, odd = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
+
+    def part(x: jax.Array, start: int, stop: int) -> jax.Array:
+        return jax.lax.slice_in_dim(x, start, stop, axis=axis)
+
+    if size == 1:
+        return even + odd
+    # A pixel is 3/4 of the two that lie on it and 1/4 of the next on either side. Beyond the
+    # border there is none: the outermost pixel has all of the one there.
+    first = part(even, 0, 1) + 0.75 * part(odd, 0, 1) + 0.25 * part(even, 1, 2)
+    near = part(even, 1, size - 1) + part(odd, 1, size - 1)
+    far = part(odd, 0, size - 2) + part(even, 2, size)
+    last = 0.25 * part(odd, size - 2, size - 1) + 0.75 * part(even, size - 1, size)
+    return jnp.concatenate(
+        [first, 0.75 * near + 0.25 * far, last + part(odd, size - 1, size)], axis
+    )
+
+
+@jax.custom_vjp
 def upsample2(x: jax.Array) -> jax.Array:
     """Doubles height and width bilinearly (pixel centres), [B, 2H, 2W, C].
 
     Equals `jax.image.resize(..., "bilinear")`, which computes the same two taps as dense
-    products with [2H, H] matrices.
+    products with [2H, H] matrices. Only reverse-mode differentiation is possible: the gradient
+    that JAX derives adds padded copies, and takes a CPU twelve times as long.
     """
-    return _double_axis(_double_axis(x, 1), 2)
+    b, h, w, c = x.shape
+    # The barrier has the borders written once, not looked for in each of the four pixels.
+    x = jax.lax.optimization_barrier(_bordered(_bordered(x, 1), 2))
+    rows = (0.25 * x[:, :h] + 0.75 * x[:, 1:-1], 0.75 * x[:, 1:-1] + 0.25 * x[:, 2:])
+    pixels = [
+        (
+            0.25 * row[:, :, :w] + 0.75 * row[:, :, 1:-1],
+            0.75 * row[:, :, 1:-1] + 0.25 * row[:, :, 2:],
+        )
+        for row in rows
+    ]
+    return jnp.stack([jnp.stack(row, 3) for row in pixels], 2).reshape(b, 2 * h, 2 * w, c)
+
+
+def _upsample2_forward(x: jax.Array) -> tuple[jax.Array, None]:
+    return upsample2(x), None
+
+
+def _upsample2_backward(_: None, g: jax.Array) -> tuple[jax.Array]:
+    return (_halved_axis(_halved_axis(g, 1), 2),)
+
+
+upsample2.defvjp(_upsample2_forward, _upsample2_backward)
 
 
 def upsample2_aligned(x: jax.Array) -> jax.Array:
@@ -92,6 +133,15 @@ def upsample2_aligned(x: jax.Array) -> jax.Array:
     rows, columns = taps(x.shape[1]), taps(x.shape[2])
     x = jnp.einsum("oh,bhwc->bowc", rows, x, precision="highest")
     return jnp.einsum("ow,bhwc->bhoc", columns, x, precision="highest")
+
+
+def joined(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Joins [B, H, W, C] and [B, H, W, D] along their channels, [B, H, W, C + D].
+
+    Written once, for all that take it: without the barrier XLA joins them anew for each
+    convolution, and on a CPU that is slow.
+    """
+    return jax.lax.optimization_barrier(jnp.concatenate([x, y], axis=-1))
 
 
 class TransposedConv2(nn.Module):
@@ -269,18 +319,22 @@ def softmax_attention(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Arr
     """
     b, h, w, c = theta.shape
     count = h * w
-    query, key, value = (z.reshape(b, count, 1, c) for z in (theta, phi, g))
+    query, key, value = (z.reshape(b, count, c) for z in (theta, phi, g))
 
     def attend(query: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(query, key, value, scale=1.0)
+        # `jax.nn.dot_product_attention` has an axis of heads, for whose sake a CPU copies all
+        # the weights into another order, forward and backward.
+        scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        return jnp.einsum("bqk,bkc->bqc", weights, value)
 
     # While an export is traced the count may be unknown, and then nothing can be compared.
     if not isinstance(count, int) or count <= _MAX_QUERIES:
         return attend(query).reshape(b, h, w, c)
     # A native 1024×1024 photograph has 16,384 positions here: all the weights at once would
     # take a gigabyte per image, so the queries go through in blocks.
-    query = jnp.pad(query, ((0, 0), (0, -count % _MAX_QUERIES), (0, 0), (0, 0)))
-    blocks = query.reshape(b, -1, _MAX_QUERIES, 1, c).swapaxes(0, 1)
+    query = jnp.pad(query, ((0, 0), (0, -count % _MAX_QUERIES), (0, 0)))
+    blocks = query.reshape(b, -1, _MAX_QUERIES, c).swapaxes(0, 1)
     attended = jax.lax.map(jax.checkpoint(attend), blocks).swapaxes(0, 1)
     return attended.reshape(b, -1, c)[:, :count].reshape(b, h, w, c)
 
