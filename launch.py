@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from absl import app
 
-from restore_jax import flags, host_memory, job
+from restore_jax import cores, flags, job
 from restore_jax.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def main(_: Sequence[str]) -> None:
     """Runs what the flags say; a mistake of the user's is one line."""
     if flags.joined_job() is not None:
         job.supervise()
-    host_memory.keep_freed()
+    cores.prepare(in_job=flags.joined_job() is not None)
     # Imported here: a wrong flag is told at once, without waiting for JAX.
     from restore_jax import commands, compilation, hosts  # noqa: PLC0415
 

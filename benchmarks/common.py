@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import limits
-from restore_jax import compilation, cost, host_memory
+from restore_jax import compilation, cores, cost
 from restore_jax.errors import RunError, UsageError
 
 MODELS = ("sca_unet", "rcan")
@@ -91,7 +91,7 @@ def run(
     given = vars(parser.parse_args(argv))
     given["peers"] = tuple(name for name in given["peers"].split(",") if name)
     compilation.use_cache()
-    host_memory.keep_freed()
+    cores.prepare()
     try:
         for record in measure(Task(**given)):
             emit(record)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from benchmarks import common, limits
 from benchmarks.common import Task
-from restore_jax import models
+from restore_jax import dividing, models
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:
@@ -22,8 +22,8 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
     model = models.from_config(common.make_config(task))
     images = common.make_batch(task)["degraded"]
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    restore = jax.jit(model.apply)
-    calls = {"jax": lambda: restore(variables, images)}
+    restore = dividing.divided(model, variables)
+    calls = {"jax": lambda: restore(images)}
     if task.peers:
         # Only where it is asked for: PyTorch is no requirement.
         from benchmarks import torch_peer  # noqa: PLC0415

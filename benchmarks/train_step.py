@@ -36,7 +36,7 @@ def make_step(task: Task) -> Callable[[], Any]:
     """Returns a call that takes one step after the other on one batch."""
     config = common.make_config(task)
     system = state.make_system(config)
-    mesh = batches.make_mesh(jax.devices()[:1])
+    mesh = batches.make_mesh(batches.fitting_devices(task.batch))
     step = steps.compile_step(config, system, losses.weighted_sum(config.loss), mesh)
     batch = jax.device_put(common.make_batch(task), batches.split_over(mesh))
     now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))

@@ -79,7 +79,7 @@ def evaluate_checkpoint(
         make_data: makes the data that a configuration asks for.
         override: a configuration whose data and evaluation sections take the place of the
             workdir's.
-        devices: those to run on; all there are, if None.
+        devices: those to run on; those of `batches.fitting_devices`, if None.
         write_tree: whether to write the images in MVTec AD's layout, see `mvtec_tree`.
 
     Returns:
@@ -92,7 +92,7 @@ def evaluate_checkpoint(
     config = workdir.read_config(folder)
     trained_on = {"name": config.data.name, "split": config.data.split}
     config = with_override(config, override)
-    mesh = batches.make_mesh(devices)
+    mesh = batches.make_mesh(devices or batches.fitting_devices(config.eval.batch_size))
     batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
     system = make_system(config)
     model = system.model

@@ -140,6 +140,23 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     )
 
 
+def fitting_devices(*batch_sizes: int) -> list[jax.Device]:
+    """Returns the devices that batches of some sizes are divided among.
+
+    All there are, but of the cores of a CPU only as many as divide the batches: how many cores
+    a machine has is no reason to refuse a batch.
+    """
+    devices = jax.devices()
+    if devices[0].platform != "cpu" or jax.process_count() > 1:
+        return devices
+    fitting = [
+        count
+        for count in range(1, len(devices) + 1)
+        if all(size % count == 0 for size in batch_sizes)
+    ]
+    return devices[: max(fitting)]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of the state: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

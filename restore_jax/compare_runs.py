@@ -75,7 +75,8 @@ def compare_runs(
     asked = zip(map(str, folders), map(results.data_and_settings, configs), strict=True)
     compare.check_data(list(asked))
     runs, models = [], []
-    mesh = batches.make_mesh(devices)
+    sizes = (config.eval.batch_size for config in configs)
+    mesh = batches.make_mesh(devices or batches.fitting_devices(*sizes))
     for folder, config in zip(folders, configs, strict=True):
         found = results.read_stored(folder, config, which)
         summary, where = found or assess.evaluate_checkpoint(

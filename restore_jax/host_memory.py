@@ -13,6 +13,11 @@ _M_ARENA_MAX = -8
 _NVIDIA = pathlib.Path("/dev/nvidiactl")
 
 
+def has_gpu() -> bool:
+    """Tells whether there is an NVIDIA GPU."""
+    return _NVIDIA.exists()
+
+
 def keep_freed() -> bool:
     """Has the process keep memory that it has freed, instead of returning it to the system.
 
@@ -30,7 +35,7 @@ def keep_freed() -> bool:
         Whether it was done.
     """
     has_own = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    if not sys.platform.startswith("linux") or has_own or _NVIDIA.exists():
+    if not sys.platform.startswith("linux") or has_own or has_gpu():
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # All the bits of a size are what -1 stands for: no limit.

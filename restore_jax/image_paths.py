@@ -1,8 +1,9 @@
 """Which image files a person means, and what their restored ones are called."""
 
+import functools
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from restore_jax.errors import UsageError
@@ -97,13 +98,15 @@ def _expand(given: str, output: str | None) -> Iterator[tuple[Path, Path]]:
             raise UsageError(f"--output: is the folder of --input={given!r}; name another one")
         if not _inside(output, real):
             output = None
-    for match in [path] if exists else sorted(map(Path, matches)):
-        if any(map(_is_hidden, match.relative_to(base).parts)):
+    resolve = _resolver()
+    for match in [path] if exists else sorted(map(Path, matches), key=lambda path: path.parts):
+        relative = match.relative_to(base)
+        if any(map(_is_hidden, relative.parts)):
             continue
         if match.is_dir():
             yield from ((file, file.relative_to(base)) for file in _walk(match, output))
-        elif _is_image(match) and not (output and _inside(os.path.realpath(match), output)):
-            yield match, match.relative_to(base)
+        elif _is_image(match) and not (output and _inside(resolve(os.fspath(match)), output)):
+            yield match, relative
 
 
 def _before_wildcards(pattern: Path) -> Path:
@@ -133,7 +136,9 @@ def _walk(
         return
     try:
         shown = (entry for entry in folder.iterdir() if not _is_hidden(entry.name))
-        entries = sorted((entry, entry.is_dir()) for entry in shown)
+        entries = [
+            (entry, entry.is_dir()) for entry in sorted(shown, key=lambda entry: entry.name)
+        ]
     except OSError:
         yield folder
         return
@@ -151,7 +156,8 @@ def _name_outputs(
     shared: dict[Path, set[Path]] = {}
     for wanted, (_, relative) in zip(plain, found, strict=True):
         shared.setdefault(wanted, set()).add(relative)
-    sources = {os.path.realpath(path) for path, _ in found}
+    resolve = _resolver()
+    sources = {resolve(os.fspath(path)) for path, _ in found}
     taken: dict[Path, Path] = {}
     for wanted, (path, relative) in zip(plain, found, strict=True):
         if len(shared[wanted]) > 1:
@@ -161,10 +167,23 @@ def _name_outputs(
                 f"--input: {taken[wanted]} and {path} would both become {wanted}; "
                 "name the folder that they share, or restore them one after the other"
             )
-        if output is not None and os.path.realpath(Path(output, wanted)) in sources:
+        if output is not None and resolve(f"{output}{os.sep}{wanted}") in sources:
             raise UsageError(f"--output: {wanted} in it is an input; name another folder")
         taken[wanted] = path
-    return [(taken[wanted], wanted) for wanted in sorted(taken)]
+    return [(taken[wanted], wanted) for wanted in sorted(taken, key=lambda path: path.parts)]
+
+
+def _resolver() -> Callable[[str], str]:
+    """Returns `os.path.realpath` for a great many files: it resolves each folder once."""
+    of_folder = functools.cache(os.path.realpath)
+
+    def resolve(path: str) -> str:
+        folder, name = os.path.split(path)
+        if name in ("", os.curdir, os.pardir) or os.path.islink(path):  # noqa: PTH114
+            return os.path.realpath(path)
+        return os.path.join(of_folder(folder), name)  # noqa: PTH118
+
+    return resolve
 
 
 def _renamed(relative: Path, name: str | None, keep: bool) -> Path:

@@ -78,13 +78,19 @@ class Picture:
             )
         here = slice(top, top + len(rows))
         if self._results.shape[-1] == 1:
-            rows = rows.mean(axis=-1, keepdims=True)
+            # As `mean` does, which takes ten times as long over an axis of three.
+            grey = rows[..., :1] + rows[..., 1:2]
+            grey += rows[..., 2:]
+            rows = np.divide(grey, np.float32(3.0), out=grey)
         rows = np.clip(rows, 0.0, 1.0)
         if self._strength < 1.0:
-            rows = rows * np.float32(self._strength)
+            rows *= np.float32(self._strength)
             rows += _as_float32(self._pixels[here]) * np.float32(1.0 - self._strength)
         if self._results.dtype.kind == "u":
-            rows = np.rint(rows * np.float32(np.iinfo(self._results.dtype).max))
+            rows *= np.float32(np.iinfo(self._results.dtype).max)
+            np.rint(rows, out=rows)
+        else:
+            rows += np.float32(0.0)  # makes zeros of negative zeros
         self._results[here] = rows
 
 
@@ -92,4 +98,4 @@ def _as_float32(pixels: np.ndarray) -> np.ndarray:
     """Converts pixels of any dtype to float32 in [0, 1]."""
     if pixels.dtype.kind == "u":
         return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-    return np.clip(pixels.astype(np.float32), 0.0, 1.0)
+    return np.clip(pixels.astype(np.float32, copy=False), 0.0, 1.0)

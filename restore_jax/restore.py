@@ -6,21 +6,23 @@ import dataclasses
 import hashlib
 import pathlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tqdm
 
-from restore_jax import image_files, image_paths, pixels
+from restore_jax import cores, image_files, image_paths, pixels
 from restore_jax.errors import RunError, UsageError
 from restore_jax.image_files import ImageFileError, Photograph
 from restore_jax.restorer import Restorer
 
-# Read ahead and written behind the model, so that it need not wait for the disk.
-_THREADS = 4
-_AHEAD = 8
-# But not so far that large photographs fill the memory.
+# Read ahead and written behind the model, so that it need not wait for the disk; but not so far
+# that large photographs fill the memory.
 _AHEAD_BYTES = 256 << 20
+# Threads: so many at least for a disk that is far away; each may hold a large photograph.
+_LEAST_THREADS = 4
+_MOST_READERS, _MOST_WRITERS = 16, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +74,11 @@ def plan(
         UsageError: as `image_paths.find`, or for a wrong shard.
     """
     part, parts = _parse_shard(shard)
-    items = []
-    for source, relative in image_paths.find(inputs, file_format, exclude=output):
-        number = int.from_bytes(hashlib.sha256(relative.as_posix().encode()).digest()[:8])
-        if number % parts != part - 1:
-            continue
-        items.append(Item(source, output / relative, relative))
-    return items
+    return [
+        Item(source, output / relative, relative)
+        for source, relative in image_paths.find(inputs, file_format, exclude=output)
+        if parts == 1 or _number(relative) % parts == part - 1
+    ]
 
 
 def restore_files(
@@ -127,16 +127,23 @@ def restore_files(
         for note in notes:
             bar.write(f"{item.source}: {note}", file=sys.stderr)
 
+    batch = restorer.options.cut[2]
+    readers, writers = _threads()
     read: collections.deque[tuple[Item, Photograph]] = collections.deque()
 
-    def arrays(threads: concurrent.futures.Executor) -> Iterator[np.ndarray]:
-        for item, photograph in _read_ahead(todo, threads, fail):
+    def arrays(reading: _ReadAhead) -> Iterator[np.ndarray]:
+        for item, photograph in reading.take(fail):
             tell(item, photograph.notes)
             read.append((item, photograph))
             yield photograph.pixels
 
     writing: collections.deque[tuple[Item, concurrent.futures.Future[tuple[str, ...]], int]]
     writing = collections.deque()
+
+    def too_many() -> bool:
+        # While the images of one batch are written, those of the next come.
+        held = sum(size for *_, size in writing)
+        return len(writing) > 2 * max(batch, writers) or held > _AHEAD_BYTES
 
     def finish_one() -> None:
         item, future, _ = writing.popleft()
@@ -148,14 +155,18 @@ def restore_files(
             outcome.restored += 1
             bar.update()
 
-    with bar, concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
-        for restored in restorer.restore_many(arrays(threads)):
+    with (
+        bar,
+        concurrent.futures.ThreadPoolExecutor(writers) as threads,
+        _ReadAhead(todo, readers, batch + readers) as reading,
+    ):
+        for restored in restorer.restore_many(arrays(reading)):
             item, photograph = read.popleft()
             future = threads.submit(
                 _write, item, restored, photograph, file_format, comparisons
             )
             writing.append((item, future, restored.nbytes))
-            while len(writing) > _AHEAD or sum(held for *_, held in writing) > _AHEAD_BYTES:
+            while writing and (writing[0][1].done() or too_many()):
                 finish_one()
         while writing:
             finish_one()
@@ -187,6 +198,10 @@ def _parse_shard(shard: str | None) -> tuple[int, int]:
     return int(first), int(second)
 
 
+def _number(relative: pathlib.Path) -> int:
+    return int.from_bytes(hashlib.sha256(relative.as_posix().encode()).digest()[:8])
+
+
 def _read(item: Item) -> Photograph:
     photograph = image_files.read(item.source)
     # Here, so that one image that cannot be restored does not end the others.
@@ -194,27 +209,99 @@ def _read(item: Item) -> Photograph:
     return photograph
 
 
-def _read_ahead(
-    items: Sequence[Item],
-    threads: concurrent.futures.Executor,
-    fail: Callable[[Item, Exception], None],
-) -> Iterator[tuple[Item, Photograph]]:
-    """Reads some images ahead, in order; what cannot be read is passed over."""
-    waiting: collections.deque[tuple[Item, concurrent.futures.Future[Photograph]]]
-    waiting = collections.deque()
-    remaining, ahead = iter(items), 1
-    while True:
-        while len(waiting) < ahead and (item := next(remaining, None)) is not None:
-            waiting.append((item, threads.submit(_read, item)))
-        if not waiting:
-            return
-        item, future = waiting.popleft()
+def _threads() -> tuple[int, int]:
+    """Returns how many threads read and how many write, which takes five times as long."""
+    count = cores.count()
+    return (
+        min(max(_LEAST_THREADS, count // 4), _MOST_READERS),
+        min(max(_LEAST_THREADS, count), _MOST_WRITERS),
+    )
+
+
+class _ReadAhead:
+    """Reads images ahead, in threads, in order.
+
+    Nothing is begun that would not fit into `_AHEAD_BYTES` beside what waits to be taken, if it
+    is as large as the largest that was read lately; so that where images become larger, those
+    that are too many are no more than there are threads.
+
+    Args:
+        items: the images.
+        threads: how many are read at the same time, at most.
+        most: how many are read or wait to be taken, at most.
+    """
+
+    def __init__(self, items: Sequence[Item], threads: int, most: int) -> None:
+        self._remaining = iter(items)
+        self._most, self._most_reading = most, threads
+        self._threads = concurrent.futures.ThreadPoolExecutor(threads)
+        # What follows is changed by all threads.
+        self._lock = threading.Lock()
+        self._waiting: collections.deque[tuple[Item, concurrent.futures.Future[Photograph]]]
+        self._waiting = collections.deque()
+        self._reading = self._held = 0
+        self._lately: collections.deque[int] = collections.deque(maxlen=threads)
+
+    def __enter__(self) -> "_ReadAhead":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._remaining = iter(())
+        self._threads.shutdown(cancel_futures=True)
+
+    def take(
+        self, fail: Callable[[Item, Exception], None]
+    ) -> Iterator[tuple[Item, Photograph]]:
+        """Yields the images; what cannot be read is handed to `fail` and passed over."""
+        while True:
+            self._begin()
+            if not self._waiting:
+                return
+            item, future = self._waiting[0]
+            try:
+                photograph = future.result()
+            except (ImageFileError, OSError, ValueError, MemoryError) as error:
+                self._let_go(0)
+                fail(item, error)
+            else:
+                self._let_go(photograph.pixels.nbytes)
+                yield item, photograph
+
+    def _let_go(self, size: int) -> None:
+        with self._lock:
+            self._waiting.popleft()
+            self._held -= size
+
+    def _begin(self) -> None:
+        """Has as many more read as there is room for; at least one where none is waiting."""
+        with self._lock:
+            while self._has_room() and (item := next(self._remaining, None)) is not None:
+                self._reading += 1
+                self._waiting.append((item, self._threads.submit(self._read, item)))
+
+    def _has_room(self) -> bool:
+        if not self._waiting:
+            return True
+        if len(self._waiting) >= self._most or self._reading >= self._most_reading:
+            return False
+        # Of the first one, nothing is known before it is read.
+        size = max(self._lately, default=_AHEAD_BYTES)
+        return self._held + (self._reading + 1) * size <= _AHEAD_BYTES
+
+    def _read(self, item: Item) -> Photograph:
+        size = 0
         try:
-            photograph = future.result()
-            ahead = max(1, min(_THREADS, _AHEAD_BYTES // photograph.pixels.nbytes))
-            yield item, photograph
-        except (ImageFileError, OSError, ValueError, MemoryError) as error:
-            fail(item, error)
+            photograph = _read(item)
+            size = photograph.pixels.nbytes
+            return photograph
+        finally:
+            with self._lock:
+                self._reading -= 1
+                self._held += size
+                if size:
+                    self._lately.append(size)
+            self._begin()
 
 
 def _write(

@@ -13,7 +13,7 @@ from absl import logging
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from restore_jax import ensemble, pixels, tiles, weights_file
+from restore_jax import dividing, ensemble, pixels, tiles, weights_file
 from restore_jax.errors import UsageError
 
 _FALLBACK_TILE = 256
@@ -177,7 +177,7 @@ class Restorer:
             strength,
             self_ensemble,
         )
-        self._compiled = jax.jit(model.apply)
+        self._restore = dividing.divided(model, self.variables)
         # Once the memory has not sufficed for some sizes, it will not the next time.
         self._sizes: dict[tuple[int, int, int], tiles.Sizes] = {}
 
@@ -248,7 +248,7 @@ class Restorer:
 
     def _apply(self, batch: np.ndarray) -> jax.Array:
         """Runs the model on float32 [B, h, w, 3], which comes back restored, not clipped."""
-        return self._compiled(self.variables, batch)
+        return self._restore(batch)
 
 
 def load(

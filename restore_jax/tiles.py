@@ -9,15 +9,13 @@ An image is blended in a band as high as one tile and as wide as the image, from
 handed on as soon as no further tile touches them. A side that is longer than the tile is
 covered by tiles of just that size. A shorter one is padded by reflection to the next multiple
 of 32, so that all the images there are need no more than (tile / 32)² shapes, each compiled
-once per batch size, which is a power of two or the largest allowed.
+once per batch size, which is a power of two or the largest allowed; and where the padding
+weighs little, the rest of many images is padded to a size that was compiled before.
 """
 
 import collections
 import dataclasses
-import functools
-import itertools
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -25,15 +23,17 @@ import jax
 import numpy as np
 
 from restore_jax.errors import RunError
-
-LEAST_TILE = 32
-"""Tiles are no smaller, and sides shorter than a tile are padded to a multiple of this."""
+from restore_jax.tile_plan import LEAST_TILE, plan, reflected
 
 Apply = Callable[[np.ndarray], np.ndarray | jax.Array]
 
-# Images that wait until a batch of tiles of their shape is full.
-_MOST_WAITING = 32
+# Images that were taken in and not handed back, at most: where those of two shapes take turns,
+# each has a batch on the device and fills the next one. Smaller batches have more.
+_BATCHES_WAITING = 4
+_LEAST_ROOM = 32
 _MOST_PIXELS_WAITING = 2**25
+# Tiles restored for each one of padding that spares compiling another batch size.
+_TILES_PER_PADDING = 8
 
 
 class Picture(Protocol):
@@ -46,7 +46,7 @@ class Picture(Protocol):
         """Returns the pixels of some rows and columns, float32 [h, w, 3] in [0, 1]."""
 
     def write(self, top: int, rows: np.ndarray) -> None:
-        """Takes restored rows from `top` on, float32 [n, width, 3].
+        """Takes restored rows from `top` on, float32 [n, width, 3], to be read at once only.
 
         From top to bottom, each once; from the top again where the memory did not suffice.
         """
@@ -89,120 +89,6 @@ class Sizes:
         self.overlap = self.overlap * tile // self.tile
         self.tile = tile
         logging.warning("out of memory: tiles of %d px from here on", tile)
-
-
-def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Returns where tiles begin along an axis: evenly spread, the last one ends with the axis.
-
-    Args:
-        length: of the axis, in px.
-        tile: length of a tile; where it is not below `length`, there is one tile.
-        overlap: of neighbours, at least; below `tile`.
-    """
-    if length <= tile:
-        return [0]
-    count = math.ceil((length - overlap) / (tile - overlap))
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
-
-
-def axis_weights(begins: list[int], tile: int) -> np.ndarray:
-    """Returns the weights of the tiles along an axis, float32 [tiles, tile].
-
-    Where two tiles overlap, the one's weight falls as the other's rises, by a raised cosine
-    over the whole of the overlap. Over all tiles the weights of a pixel sum to one.
-
-    Args:
-        begins: from `starts`.
-        tile: length of a tile, in px.
-    """
-    weights = np.ones((len(begins), tile))
-    for i, (begin, following) in enumerate(itertools.pairwise(begins)):
-        shared = begin + tile - following
-        rise = np.sin(0.5 * np.pi * (np.arange(shared) + 0.5) / max(1, shared)) ** 2
-        weights[i, tile - shared :] *= rise[::-1]
-        weights[i + 1, :shared] *= rise
-    # Where the last tiles crowd, three can share a pixel.
-    total = np.zeros(begins[-1] + tile)
-    for begin, row in zip(begins, weights, strict=True):
-        total[begin : begin + tile] += row
-    for begin, row in zip(begins, weights, strict=True):
-        row /= total[begin : begin + tile]
-    return weights.astype(np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The tiles of an image, row by row.
-
-    Attributes:
-        height, width: of the image.
-        tile_height, tile_width: of each tile.
-        tops, lefts: where the rows and columns of tiles begin.
-    """
-
-    height: int
-    width: int
-    tile_height: int
-    tile_width: int
-    tops: list[int]
-    lefts: list[int]
-
-    @property
-    def count(self) -> int:
-        """How many tiles there are."""
-        return len(self.tops) * len(self.lefts)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of each tile."""
-        return self.tile_height, self.tile_width
-
-    @functools.cached_property
-    def weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """Those along the rows, [len(tops), tile_height], and along the columns."""
-        return (
-            axis_weights(self.tops, self.tile_height),
-            axis_weights(self.lefts, self.tile_width),
-        )
-
-
-def plan(height: int, width: int, tile: int, overlap: int) -> Plan:
-    """Cuts an image into tiles.
-
-    Args:
-        height: of the image, at least 1.
-        width: of the image, at least 1.
-        tile: side of a tile; shorter sides are padded to a multiple of 32, but not beyond it.
-        overlap: of neighbouring tiles, at least; at most half a tile.
-    """
-
-    def side(length: int) -> int:
-        return min(tile, LEAST_TILE * math.ceil(length / LEAST_TILE))
-
-    return Plan(
-        height,
-        width,
-        side(height),
-        side(width),
-        starts(height, tile, overlap),
-        starts(width, tile, overlap),
-    )
-
-
-def reflected(length: int, padded: int) -> np.ndarray:
-    """Returns which pixels of an axis continue it by reflection, as often as needed.
-
-    The border pixel is not repeated: 0 1 2 1 0 1 … for a length of 3.
-
-    Args:
-        length: of the axis, at least 1.
-        padded: the length wanted.
-
-    Returns:
-        Indices below `length`, int [padded].
-    """
-    position = np.arange(padded) % max(1, 2 * (length - 1))
-    return np.minimum(position, 2 * (length - 1) - position) if length > 1 else position
 
 
 class Job:
@@ -250,6 +136,10 @@ class Job:
 
     def add(self, tile: np.ndarray) -> None:
         """Blends the next tile in; rows that are complete go to the picture."""
+        if self.plan.count == 1:  # whose weights are all 1
+            self.done = 1
+            self.picture.write(0, tile[: self.plan.height, : self.plan.width])
+            return
         row, column = divmod(self.done, len(self.plan.lefts))
         if self._band is None:
             self._band = np.zeros(self._band_shape, np.float32)
@@ -257,9 +147,9 @@ class Job:
             self._hand_on(self.plan.tops[row])
         down, across = self.plan.weights
         left = self.plan.lefts[column]
-        self._band[:, left : left + self.plan.tile_width] += (
-            tile * down[row][:, None, None] * across[column][None, :, None]
-        )
+        share = tile * down[row][:, None, None]
+        share *= np.repeat(across[column], 3).reshape(-1, 3)  # far faster than [:, None]
+        self._band[:, left : left + self.plan.tile_width] += share
         self.done += 1
         if not self.remaining:
             self._hand_on(self.plan.height)
@@ -288,7 +178,8 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
     """Restores images tile by tile; tiles of several images share a batch.
 
     Only as many images are taken from `pictures` as are needed to fill a batch. While the
-    device works on one batch, the host cuts the next and blends the one before. Where the
+    device works on one batch, the host cuts the next and blends the one before: a batch is sent
+    before one is waited for, unless images that are not handed back leave no room. Where the
     memory of the device does not suffice, the batch and then the tile are halved, `sizes` says
     so from then on, and the work goes on; what is not finished begins anew with smaller tiles.
 
@@ -305,20 +196,23 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
         RunError: where the memory does not suffice for the smallest tile.
     """
     waiting: collections.deque[Job] = collections.deque()
+    launched: dict[tuple[int, int], _Launched] = collections.defaultdict(_Launched)
     source = iter(pictures)
     ended = False
     flight: _Flight | None = None
     while waiting or not ended:
         while waiting and not waiting[0].remaining:
             yield waiting.popleft().picture
-        batch = _next_batch(waiting, sizes, not ended and _room(waiting))
-        if not batch and not ended and _room(waiting):
+        room = not ended and _room(waiting, sizes)
+        # What is on the device makes room when it is back: no need yet for less than a batch.
+        batch = _next_batch(waiting, sizes, room or not (ended or flight is None))
+        if room and not batch:
             picture = next(source, None)
             ended = picture is None
             if picture is not None:
                 waiting.append(Job(picture, sizes))
             continue
-        before, flight = flight, _launch(batch, apply, sizes) if batch else None
+        before, flight = flight, _launch(batch, apply, sizes, launched) if batch else None
         for landing in (before, flight):
             # There is no use in sending more after one that failed at once.
             if landing is None or (landing is flight and landing.error is None):
@@ -328,10 +222,11 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
                 break
 
 
-def _room(waiting: collections.deque[Job]) -> bool:
+def _room(waiting: collections.deque[Job], sizes: Sizes) -> bool:
     """Tells whether another image may be taken in before a batch is full."""
     pixels = sum(job.plan.height * job.plan.width for job in waiting)
-    return len(waiting) < _MOST_WAITING and pixels < _MOST_PIXELS_WAITING
+    most = max(_LEAST_ROOM, _BATCHES_WAITING * sizes.batch_size)
+    return len(waiting) < most and pixels < _MOST_PIXELS_WAITING
 
 
 def _next_batch(
@@ -343,14 +238,47 @@ def _next_batch(
     """
     by_shape: dict[tuple[int, int], list[tuple[Job, int]]] = {}
     for job in waiting:
+        if not job.unsent:
+            continue
         tiles = by_shape.setdefault(job.plan.shape, [])
         missing = sizes.batch_size - len(tiles)
         tiles.extend(
             (job, index) for index in range(job.sent, job.sent + min(missing, job.unsent))
         )
-    found = [tiles for tiles in by_shape.values() if tiles]
+    found = list(by_shape.values())
     full = [tiles for tiles in found if len(tiles) == sizes.batch_size]
     return next(iter(full or ([] if only_full else found)), [])
+
+
+@dataclasses.dataclass
+class _Launched:
+    """What was sent to the device of tiles of one shape.
+
+    Attributes:
+        sizes: of the batches, each of which was compiled.
+        tiles: how many, without padding.
+        padding: how many tiles were added to spare another size.
+    """
+
+    sizes: set[int] = dataclasses.field(default_factory=set)
+    tiles: int = 0
+    padding: int = 0
+
+    def add(self, count: int, most: int) -> int:
+        """Returns the size of a batch for so many tiles, `most` at the most.
+
+        It is a power of two, so that there are few. One that was there before is taken in its
+        place while all such padding is little beside the tiles restored, whatever the model
+        takes for a tile and for compiling: the same images always have the same batches.
+        """
+        size = min(most, 2 ** (count - 1).bit_length())
+        known = min((size for size in self.sizes if count <= size <= most), default=size)
+        padding = self.padding + max(0, known - size)
+        if _TILES_PER_PADDING * padding <= self.tiles:
+            size, self.padding = known, padding
+        self.tiles += count
+        self.sizes.add(size)
+        return size
 
 
 class _Flight(NamedTuple):
@@ -372,12 +300,19 @@ class _Flight(NamedTuple):
 _FAILURES = (jax.errors.JaxRuntimeError, MemoryError)
 
 
-def _launch(batch: list[tuple[Job, int]], apply: Apply, sizes: Sizes) -> _Flight:
+def _launch(
+    batch: list[tuple[Job, int]],
+    apply: Apply,
+    sizes: Sizes,
+    launched: dict[tuple[int, int], _Launched],
+) -> _Flight:
     """Sends a batch of tiles to the device, and does not wait for it."""
-    # A power of two, so that the rest of an image does not compile a size of its own.
-    size = min(sizes.batch_size, 2 ** math.ceil(math.log2(len(batch))))
-    tiles = np.stack([job.read(index) for job, index in batch])
-    tiles = np.concatenate([tiles, np.repeat(tiles[-1:], size - len(batch), axis=0)])
+    shape = batch[0][0].plan.shape
+    size = launched[shape].add(len(batch), sizes.batch_size)
+    tiles = np.empty((size, *shape, 3), np.float32)
+    for place, (job, index) in zip(tiles, batch, strict=False):
+        place[...] = job.read(index)
+    tiles[len(batch) :] = tiles[len(batch) - 1]
     for job, _ in batch:
         job.sent += 1
     try:

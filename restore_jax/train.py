@@ -121,7 +121,7 @@ def train_and_evaluate(
         config: all fields, see configs/default.py.
         folder: the workdir.
         make_data: makes the data that a configuration asks for.
-        devices: those to train on; all there are, if None.
+        devices: those to train on; those of `batches.fitting_devices`, if None.
 
     Returns:
         The last state.
@@ -132,7 +132,8 @@ def train_and_evaluate(
             checkpoints that cannot be read, and a disk that is full.
         signals.Interrupted: after SIGTERM or Ctrl-C.
     """
-    mesh = batches.make_mesh(devices)
+    sizes = (config.train.batch_size, config.eval.batch_size)
+    mesh = batches.make_mesh(devices or batches.fitting_devices(*sizes))
     preparation.check(config, mesh)
     loss_fn = losses.weighted_sum(config.loss)
     template = abstract_state(make_system(config), batches.replicated(mesh))

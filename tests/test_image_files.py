@@ -741,6 +741,52 @@ class TestFind:
         ]  # fmt: skip
         assert self.names([folder / "gone.png"]) == ["gone.png"]
 
+    def test_an_input_is_known_through_links(self, folder, tmp_path):
+        output = tmp_path / "out"
+        output.mkdir()
+        (output / "sub").symlink_to(folder / "sub")
+        with pytest.raises(UsageError, match=r"sub/a\.png in it is an input"):
+            image_paths.find([folder], exclude=output)
+        (output / "sub").unlink()
+        (output / "b.JPG").symlink_to(folder / "b.JPG")
+        with pytest.raises(UsageError, match=r"b\.JPG in it is an input"):
+            image_paths.find([folder], exclude=output)
+        (output / "b.JPG").unlink()
+        # Nor may it be where a link of the inputs leads, even if there is nothing yet.
+        (folder / "gone.png").symlink_to(output / "a.png")
+        with pytest.raises(UsageError, match=r"a\.png in it is an input"):
+            image_paths.find([folder], exclude=output)
+
+    def test_paths_are_resolved_as_by_the_system(self, folder, monkeypatch):
+        (folder / "link.png").symlink_to("sub/a.png")
+        (folder / "up").symlink_to("sub/..")
+        (folder / "gone").symlink_to("nowhere/x.png")
+        (folder / "loop").symlink_to("loop")
+        monkeypatch.chdir(folder)
+        resolve = image_paths._resolver()
+        for path in (
+            "a.png", "link.png", "up/link.png", "up/sub/deep/c.tif", "gone", "loop",
+            "loop/a.png", "none/x/y.png", "sub/../a.png", "sub/..", ".", "..", "", "/",
+            "/a.png", "up/", "a//b",
+        ):  # fmt: skip
+            for given in (path, f"{folder}/{path}"):
+                assert resolve(given) == os.path.realpath(given), given
+
+    def test_folders_are_resolved_once(self, folder, tmp_path, monkeypatch):
+        for i in range(50):
+            (folder / "sub" / f"{i}.png").write_bytes(b"")
+        given, realpath = [], os.path.realpath
+
+        def counted(path):
+            given.append(path)
+            return realpath(path)
+
+        monkeypatch.setattr(os.path, "realpath", counted)
+        for inputs in ([folder], [f"{folder}/**/*.*"]):
+            given.clear()
+            assert len(image_paths.find(inputs, exclude=tmp_path / "out")) == 54
+            assert len(given) < 20
+
     def test_a_folder_that_cannot_be_listed_is_left_to_the_reader(self, folder, monkeypatch):
         listed = type(folder).iterdir
 

@@ -1,4 +1,7 @@
 import itertools
+import os
+import pathlib
+import threading
 
 import jax
 import numpy as np
@@ -8,6 +11,7 @@ from PIL import Image
 
 from restore_jax import image_files, models, restore
 from restore_jax.errors import RunError, UsageError
+from restore_jax.image_files import ImageFileError, Photograph
 from restore_jax.restorer import Restorer
 from tests import image_fuzz
 
@@ -102,6 +106,156 @@ def test_a_file_that_cannot_be_written_does_not_stop_the_others(
     assert outcome.restored == 1
     assert len(outcome.failed) == 3
     assert (output / "b").read_text() == "in the way of a folder"
+
+
+def test_a_batch_is_prepared_while_the_one_before_is_written(restorer, tmp_path, monkeypatch):
+    """Nothing is written until all images of the next batch were taken in."""
+    folder, batch = tmp_path / "in", 40
+    folder.mkdir()
+    for i in range(3 * batch):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i:03d}.png")
+    next_one, late, write = threading.Event(), [], image_files.write
+
+    def slow(path, *rest):
+        if not next_one.wait(timeout=20):
+            late.append(path)
+        return write(path, *rest)
+
+    def restore_many(arrays):
+        arrays = iter(arrays)
+        images = list(itertools.islice(arrays, batch))
+        while images:
+            following = list(itertools.islice(arrays, batch))
+            yield from images
+            next_one.set()
+            images = following
+
+    monkeypatch.setattr(image_files, "write", slow)
+    monkeypatch.setattr(restorer, "restore_many", restore_many)
+    monkeypatch.setattr(restorer.options.__class__, "cut", (32, 8, batch))
+    outcome = run(restorer, folder, tmp_path / "out")
+    assert (outcome.restored, outcome.failed, late) == (3 * batch, [], [])
+
+
+@pytest.mark.parametrize("side", [8, 600])
+def test_few_images_wait_to_be_written(restorer, tmp_path, monkeypatch, side):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(60):
+        Image.new("L", (side, side)).save(folder / f"{i:03d}.png")
+    monkeypatch.setattr(restore, "_AHEAD_BYTES", 5 * 600 * 600)
+    monkeypatch.setattr(restore, "_threads", lambda: (4, 6))
+    lock, write = threading.Lock(), image_files.write
+    waiting, most = 0, 0
+
+    def restore_many(arrays):
+        nonlocal waiting, most
+        for array in arrays:
+            with lock:
+                waiting += 1
+                most = max(most, waiting)
+            yield array
+
+    def counted(*given):
+        nonlocal waiting
+        notes = write(*given)
+        with lock:
+            waiting -= 1
+        return notes
+
+    monkeypatch.setattr(image_files, "write", counted)
+    monkeypatch.setattr(restorer, "restore_many", restore_many)
+    assert run(restorer, folder, tmp_path / "out").restored == 60
+    # Twice as many as there are threads, or as fit; one that comes, and one not yet told of.
+    assert most <= (2 * 6 if side == 8 else 5) + 2
+
+
+class Reader:
+    """Reads photographs that it makes up, and counts the bytes that were not taken yet."""
+
+    def __init__(self, monkeypatch, sizes, ahead_bytes):
+        self.sizes, self.held, self.most, self.begun = sizes, 0, 0, []
+        self.lock = threading.Lock()
+        monkeypatch.setattr(restore, "_AHEAD_BYTES", ahead_bytes)
+        monkeypatch.setattr(image_files, "read", self.read)
+
+    def read(self, source):
+        number = int(source.name)
+        size = self.sizes[number]
+        with self.lock:
+            self.begun.append(number)
+            self.held += size
+            self.most = max(self.most, self.held)
+        if not size:
+            raise ImageFileError(f"{source}: is empty")
+        return Photograph(np.zeros((size, 1), np.uint8))
+
+    def take(self, threads, most):
+        items = [restore.Item(*[pathlib.Path(str(i))] * 3) for i in range(len(self.sizes))]
+        failed = []
+        with restore._ReadAhead(items, threads, most) as reading:
+            for item, photograph in reading.take(lambda item, error: failed.append(item)):
+                assert photograph.pixels.size == self.sizes[int(item.source.name)]
+                yield int(item.source.name)
+                with self.lock:
+                    self.held -= photograph.pixels.size
+        assert [int(item.source.name) for item in failed] == [
+            i for i, size in enumerate(self.sizes) if not size
+        ]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("most", [1, 3, 40])
+def test_images_are_read_ahead_in_order(monkeypatch, threads, most):
+    sizes = [1, 0, 2, 0, 0, 3, *range(200), 0]
+    reader = Reader(monkeypatch, sizes, 10**6)
+    assert list(reader.take(threads, most)) == [i for i, size in enumerate(sizes) if size]
+    assert sorted(reader.begun) == list(range(len(sizes)))
+
+
+def test_a_batch_is_read_ahead_while_nobody_takes_any(monkeypatch):
+    reader = Reader(monkeypatch, [5] * 100, 10**6)
+    taken = reader.take(4, 36)
+    for _ in range(10):
+        next(taken)
+    # The threads go on by themselves.
+    for _ in range(1000):
+        if len(reader.begun) >= 9 + 36:
+            break
+        threading.Event().wait(0.01)
+    assert 9 + 36 <= len(reader.begun) <= 10 + 36
+    taken.close()
+
+
+def test_what_is_read_ahead_is_bounded_by_its_size(monkeypatch):
+    threads, limit = 4, 1000
+    reader = Reader(monkeypatch, [90] * 200, limit)
+    assert len(list(reader.take(threads, 40))) == 200
+    assert reader.most <= limit + 90  # and the one that was taken
+    # Where they become large, as many as there are threads may come unexpected.
+    reader = Reader(monkeypatch, [1] * 100 + [900] * 100, limit)
+    assert len(list(reader.take(threads, 40))) == 200
+    assert reader.most <= limit + (threads + 1) * 900
+
+
+def test_reading_ends_with_whoever_takes_the_images(monkeypatch):
+    reader = Reader(monkeypatch, [5] * 1000, 10**6)
+    taken = reader.take(4, 36)
+    next(taken)
+    taken.close()
+    assert len(reader.begun) <= 1 + 36
+
+
+@pytest.mark.parametrize(
+    ("cores", "expected"),
+    [(1, (4, 4)), (2, (4, 4)), (16, (4, 16)), (32, (8, 32)), (224, (16, 32))],
+)
+def test_threads_are_as_many_as_the_cores_can_use(monkeypatch, cores, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores), raising=False)
+    assert restore._threads() == expected
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert restore._threads() == expected
 
 
 def test_another_format_and_pictures_of_both(restorer, photographs, tmp_path):

@@ -379,15 +379,15 @@ def test_nothing_of_the_images_size_is_held_in_floats(channels):
 
 def test_memory_that_did_not_suffice_is_remembered(monkeypatch):
     made = darker(tile=64, batch_size=4)
-    sizes, compiled = [], made._compiled
+    sizes, compiled = [], made._restore
 
-    def scarce(variables, batch):
+    def scarce(batch):
         sizes.append(batch.shape[:2])
         if batch.size > 2 * 32 * 32 * 3:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return compiled(variables, batch)
+        return compiled(batch)
 
-    monkeypatch.setattr(made, "_compiled", scarce)
+    monkeypatch.setattr(made, "_restore", scarce)
     image = random_image((100, 75, 3), np.float32)
     np.testing.assert_allclose(made(image), image * FACTORS, atol=1e-6)
     assert sizes[:4] == [(4, 64), (2, 64), (1, 64), (1, 32)]

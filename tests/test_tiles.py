@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from restore_jax import models, tiles
+from restore_jax import models, tile_plan, tiles
 from restore_jax.errors import RunError
 from restore_jax.tiles import Sizes
 
@@ -52,58 +52,6 @@ def pooled():
 
 
 @pytest.mark.parametrize(
-    ("length", "tile", "overlap", "expected"),
-    [
-        (32, 32, 8, [0]),
-        (5, 32, 8, [0]),
-        (33, 32, 8, [0, 1]),
-        (56, 32, 8, [0, 24]),
-        (57, 32, 8, [0, 12, 25]),
-        (64, 32, 0, [0, 32]),
-    ],
-)
-def test_tiles_begin_evenly_and_overlap_enough(length, tile, overlap, expected):
-    assert tiles.starts(length, tile, overlap) == expected
-
-
-def test_any_length_is_covered_with_the_overlap_asked_for():
-    for length in range(33, 400):
-        begins = tiles.starts(length, 32, 9)
-        assert begins[0] == 0
-        assert begins[-1] + 32 == length
-        assert min(np.diff(begins)) >= 1
-        assert max(np.diff(begins)) <= 32 - 9
-
-
-def test_weights_follow_a_raised_cosine_and_sum_to_one():
-    first, second = tiles.axis_weights([0, 4], 8)
-    rise = 0.5 - 0.5 * np.cos(np.pi * np.array([0.5, 1.5, 2.5, 3.5]) / 4)
-    np.testing.assert_allclose(first, [1, 1, 1, 1, *rise[::-1]], rtol=1e-6)
-    np.testing.assert_allclose(second, [*rise, 1, 1, 1, 1], rtol=1e-6)
-    for length in (33, 40, 57, 100, 131):
-        begins = tiles.starts(length, 32, 12)
-        total = np.zeros(length)
-        for begin, row in zip(begins, tiles.axis_weights(begins, 32), strict=True):
-            assert (row > 0).all()
-            total[begin : begin + 32] += row
-        np.testing.assert_allclose(total, 1.0, rtol=1e-6)
-
-
-def test_tiles_that_do_not_overlap_are_put_side_by_side():
-    np.testing.assert_array_equal(tiles.axis_weights([0, 8], 8), np.ones((2, 8)))
-
-
-@pytest.mark.parametrize(("length", "padded"), [(5, 9), (3, 32), (2, 7), (7, 7), (40, 64)])
-def test_padding_reflects_as_numpy_does(length, padded):
-    expected = np.pad(np.arange(length), (0, padded - length), mode="reflect")
-    np.testing.assert_array_equal(tiles.reflected(length, padded), expected)
-
-
-def test_a_single_pixel_is_repeated():
-    np.testing.assert_array_equal(tiles.reflected(1, 4), [0, 0, 0, 0])
-
-
-@pytest.mark.parametrize(
     "shape", [(1, 1), (1, 70), (31, 33), (32, 32), (100, 20), (65, 129), (200, 97)]
 )
 @pytest.mark.parametrize("overlap", [0, 5, 16])
@@ -133,7 +81,7 @@ def test_blending_equals_a_weighted_mean_over_the_whole_image():
             values *= np.where(left < shared, 0.5 - 0.5 * np.cos(np.pi * left / shared), 1)
         return values
 
-    tops, lefts = tiles.starts(75, 32, 16), tiles.starts(110, 32, 16)
+    tops, lefts = tile_plan.starts(75, 32, 16), tile_plan.starts(110, 32, 16)
     for i, top in enumerate(tops):
         for j, left in enumerate(lefts):
             where = slice(top, top + 32), slice(left, left + 32)
@@ -143,11 +91,35 @@ def test_blending_equals_a_weighted_mean_over_the_whole_image():
     np.testing.assert_allclose(restore(image, model, overlap=16), total / weight, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (20, 31), (32, 32), (32, 70), (61, 20), (75, 110), (130, 64)]
+)
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_results_are_those_of_a_plain_loop_to_the_bit(shape, batch_size):
+    image = RNG.uniform(0, 1, (*shape, 3)).astype(np.float32)
+    cut = tile_plan.plan(*shape, 32, 8)
+
+    def model(batch):
+        return batch * np.float32(1.3) - np.float32(0.2)
+
+    padding = [
+        (0, max(0, side - length)) for side, length in zip(cut.shape, shape, strict=True)
+    ]
+    padded = np.pad(image, [*padding, (0, 0)], "reflect" if min(shape) > 1 else "edge")
+    total = np.zeros_like(padded)
+    for top, down in zip(cut.tops, cut.weights[0], strict=True):
+        for left, across in zip(cut.lefts, cut.weights[1], strict=True):
+            where = slice(top, top + cut.tile_height), slice(left, left + cut.tile_width)
+            total[where] += model(padded[where]) * down[:, None, None] * across[:, None]
+    restored = restore(image, model, batch_size=batch_size)
+    np.testing.assert_array_equal(restored, total[: shape[0], : shape[1]])
+
+
 def test_rows_are_handed_on_once_and_in_order():
     (picture,) = tiles.restore([Memory(np.zeros((100, 40, 3)))], identity, Sizes(32, 8, 4))
     assert sum(picture.heights) == 100
     assert max(picture.heights) <= 32
-    assert len(picture.heights) == len(tiles.starts(100, 32, 8))
+    assert len(picture.heights) == len(tile_plan.starts(100, 32, 8))
 
 
 SIZE, TILE, FRAME = 192, 64, 12
@@ -158,7 +130,7 @@ def at_borders_and_elsewhere(line_values, overlap):
 
     The image's own frame is left out: there a network sees zeros, and does as it likes.
     """
-    begins = tiles.starts(SIZE, TILE, overlap)
+    begins = tile_plan.starts(SIZE, TILE, overlap)
     edges = {x - 1 for x in begins[1:]} | {x + TILE - 1 for x in begins[:-1]}
     near = {x + d for x in edges for d in (-1, 0, 1)}
     inside = range(FRAME, len(line_values) - FRAME)
@@ -258,6 +230,70 @@ def test_batches_are_filled_across_images():
     assert batches == [4, 4, 2]
 
 
+def launched_for(shapes, batch_size, tile=64):
+    """The sizes of the batches by which images are restored, and the most tiles of a model."""
+    launched = []
+
+    def apply(batch):
+        launched.append(len(batch))
+        return batch
+
+    pictures = (Memory(np.zeros((*shape, 3))) for shape in shapes)
+    for picture in tiles.restore(pictures, apply, Sizes(tile, 8, batch_size)):
+        assert (picture.result == 0).all()
+    return launched
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 8, 17, 20, 31, 32, 64])
+def test_batches_are_full_whatever_their_size(batch_size):
+    assert launched_for([(20, 20)] * 4 * batch_size, batch_size) == [batch_size] * 4
+
+
+@pytest.mark.parametrize("batch_size", [8, 20, 32])
+@pytest.mark.parametrize("shapes", [[(20, 20), (20, 40)], [(20, 20), (20, 20), (40, 20)]])
+def test_batches_are_full_where_shapes_take_turns(batch_size, shapes):
+    images = 12 * batch_size
+    launched = launched_for(shapes * (images // len(shapes)), batch_size)
+    assert launched == [batch_size] * (images // batch_size)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "expected"),
+    [
+        (203, 8, [8] * 26),  # of 3 it would be 4: four more beside 200
+        (203, 32, [32] * 7),
+        (33, 8, [8] * 4 + [1]),  # seven more beside 32 would be too many
+        (56, 8, [8] * 7),
+        (57, 8, [8] * 8),
+        (2, 8, [2]),
+        (11, 8, [8, 4]),
+    ],
+)
+def test_a_rest_has_the_size_of_those_before_if_that_costs_little(images, batch_size, expected):
+    assert launched_for([(20, 20)] * images, batch_size) == expected
+
+
+def test_padding_beyond_powers_of_two_stays_little():
+    launched = tiles._Launched()
+    plain = padded = 0
+    for count in RNG.integers(1, 33, 500).tolist():
+        known = set(launched.sizes)
+        size = launched.add(count, 32)
+        power = 2 ** int(np.ceil(np.log2(count)))
+        assert count <= size <= 32
+        assert size == power or size in known
+        plain, padded = plain + count, padded + size - power
+        assert 8 * padded <= plain
+    assert launched.sizes <= {1, 2, 4, 8, 16, 32}
+
+
+def test_no_batch_is_larger_than_what_was_found_to_fit():
+    launched = tiles._Launched()
+    assert [launched.add(count, 20) for count in (20, 17, 20, 20, 20, 20)] == [20] * 6
+    assert launched.add(5, 10) == 8
+    assert launched.add(9, 10) == 10
+
+
 def test_images_are_taken_in_only_as_needed():
     taken = []
 
@@ -272,16 +308,17 @@ def test_images_are_taken_in_only_as_needed():
     assert len(taken) == 8  # one batch to hand back, and one for the device meanwhile
 
 
-def test_a_shape_that_is_rare_does_not_wait_for_ever():
+@pytest.mark.parametrize(("batch_size", "expected"), [(4, 32), (8, 32), (20, 80), (64, 256)])
+def test_a_shape_that_is_rare_does_not_wait_for_ever(batch_size, expected):
     taken = []
 
     def pictures():
-        for i in range(100):
+        for i in range(300):
             taken.append(i)
             yield Memory(np.zeros((20, 20 if i else 40, 3)))
 
-    next(tiles.restore(pictures(), identity, Sizes(64, 8, 64)))
-    assert len(taken) == 32
+    next(tiles.restore(pictures(), identity, Sizes(64, 8, batch_size)))
+    assert len(taken) == expected
 
 
 def test_a_large_image_does_not_wait_for_others(monkeypatch):
@@ -336,6 +373,61 @@ def test_the_next_batch_is_sent_before_one_is_waited_for():
     (picture,) = tiles.restore([Memory(image)], lambda batch: Late(batch, events), sizes)
     np.testing.assert_array_equal(picture.result, image)
     assert events == ["sent", *["sent", "landed"] * 3, "landed"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 20, 32, 64])
+def test_the_device_has_a_batch_while_images_are_written_and_taken_in(batch_size):
+    events, batches = [], 5
+
+    class Written(Memory):
+        def write(self, top, rows):
+            events.append("written")
+            super().write(top, rows)
+
+    def pictures():
+        for i in range(batches * batch_size):
+            events.append("taken")
+            yield Written(np.full((20, 20, 3), i))
+
+    results = tiles.restore(
+        pictures(), lambda batch: Late(batch + 0.5, events), Sizes(32, 8, batch_size)
+    )
+    for i, picture in enumerate(results):
+        events.append("handed back")
+        assert (picture.result == i + 0.5).all()
+    taken = ["taken"] * batch_size
+    returned = ["landed", *["written"] * batch_size]
+    handed = ["handed back"] * batch_size
+    between = [*handed, *taken, "sent", *returned]
+    assert events == [
+        *taken, "sent", *taken, "sent", *returned, *between * (batches - 2),
+        *handed, *returned, *handed,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 32])
+@pytest.mark.parametrize("rare", [False, True])
+def test_few_images_are_held_at_a_time(batch_size, rare, monkeypatch):
+    held, most = 0, 0
+
+    def pictures():
+        nonlocal held, most
+        for i in range(300):
+            held += 1
+            most = max(most, held)
+            yield Memory(np.zeros((20, 40 if rare and i % 70 == 0 else 20, 3)))
+
+    def hold():
+        nonlocal held, most
+        held = most = 0
+        for _ in tiles.restore(pictures(), identity, Sizes(64, 8, batch_size)):
+            held -= 1
+        return most
+
+    assert hold() <= (max(32, 4 * batch_size) if rare else 2 * batch_size)
+    # Nor are they many where they are large.
+    monkeypatch.setattr(tiles, "_MOST_PIXELS_WAITING", 10 * 20 * 20)
+    assert hold() <= 10
 
 
 def test_memory_that_proves_too_small_later_halves_the_batch_and_loses_nothing():
