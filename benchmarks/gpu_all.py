@@ -7,7 +7,7 @@
     python -m benchmarks.gpu_all --tiny         # the smallest of each kind: does it run at all?
 
 It needs JAX, Flax, optax, dm-pix, ml-collections and absl; for the comparison PyTorch; for the
-whole run Orbax, tensorboardX, tqdm and Matplotlib; no TensorFlow. A machine that cannot reach a
+whole run Orbax, tensorboard, tqdm and Matplotlib; no TensorFlow. A machine that cannot reach a
 package index can be given what it lacks as a folder:
 
     pip install --no-deps --target=carried dm-pix ml-collections      # where there is an index

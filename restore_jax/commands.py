@@ -1,38 +1,30 @@
 """What the commands of launch.py do, once their flags are read.
 
 A command takes the flags as they came, calls the library and prints what it found. The data are
-made by a function that it is given, so that nothing here needs TensorFlow.
+made by a function that it is given, so that nothing here needs TensorFlow. Each command imports
+what it needs itself: what a training imports takes longer than restoring an image.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from ml_collections import ConfigDict
-
-from restore_jax import (
-    assess,
-    batches,
-    compare_runs,
-    export,
-    hosts,
-    restore,
-    results,
-    torch_weights,
-    train,
-    watch,
-)
 from restore_jax.errors import UsageError
-from restore_jax.restorer import load
 
-MakeData = Callable[[ConfigDict], batches.Data]
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from restore_jax import batches
+
+MakeData = Callable[["ConfigDict"], "batches.Data"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
     """The flags of launch.py; one that was not given is None, false or empty."""
 
-    config: ConfigDict | None = None
+    config: "ConfigDict | None" = None
     workdir: Sequence[str] = ()
     checkpoint: str | None = None
     watch: bool = False
@@ -52,6 +44,8 @@ class Flags:
 
 def run_train(flags: Flags, make_data: MakeData) -> None:
     """Trains a run to its end and evaluates its best state, unless that was done before."""
+    from restore_jax import assess, hosts, results, train  # noqa: PLC0415
+
     config, folder = flags.config, _workdir(flags)
     assert config is not None  # a training without one is refused with the flags
     train.train_and_evaluate(config, folder, make_data)
@@ -63,6 +57,8 @@ def run_train(flags: Flags, make_data: MakeData) -> None:
 
 def run_evaluate(flags: Flags, make_data: MakeData) -> None:
     """Evaluates a checkpoint, or each new one of a running training."""
+    from restore_jax import assess, results, watch  # noqa: PLC0415
+
     folder = _workdir(flags)
     if flags.watch:
         if flags.checkpoint:
@@ -81,6 +77,8 @@ def run_evaluate(flags: Flags, make_data: MakeData) -> None:
 
 def run_compare(flags: Flags, make_data: MakeData) -> None:
     """Compares several runs on the same images."""
+    from restore_jax import compare_runs  # noqa: PLC0415
+
     found = compare_runs.compare_runs(
         [pathlib.Path(folder) for folder in flags.workdir],
         flags.checkpoint or "best",
@@ -93,6 +91,9 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
 
 def run_restore(flags: Flags, make_data: MakeData) -> None:
     """Restores files and folders of images."""
+    from restore_jax import restore  # noqa: PLC0415
+    from restore_jax.restorer import load  # noqa: PLC0415
+
     del make_data
     output = pathlib.Path(_given(flags.output)).expanduser()
     items = restore.plan(flags.input, output, flags.format, flags.shard)
@@ -115,6 +116,9 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
 
 def run_export(flags: Flags, make_data: MakeData) -> None:
     """Writes a model to a file that runs without this project."""
+    from restore_jax import export  # noqa: PLC0415
+    from restore_jax.restorer import load  # noqa: PLC0415
+
     del make_data
     output = pathlib.Path(_given(flags.output)).expanduser()
     restorer = load(_workdir(flags), flags.checkpoint or "best")
@@ -132,6 +136,8 @@ def run_export(flags: Flags, make_data: MakeData) -> None:
 
 def run_import(flags: Flags, make_data: MakeData) -> None:
     """Makes a workdir of weights that were published for PyTorch."""
+    from restore_jax import torch_weights  # noqa: PLC0415
+
     del make_data
     folder = _workdir(flags)
     print(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from restore_jax import detect
 
@@ -53,6 +53,9 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     negatives = labels.size - positives
     if not positives or not negatives:
         raise ValueError("AUROC needs scores of both classes, with defect and without")
+    # Imported here: it takes most of a second, which every training would wait for.
+    from scipy import stats  # noqa: PLC0415
+
     ranks = stats.rankdata(scores)[labels].sum()
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 

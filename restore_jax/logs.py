@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from restore_jax import figures
 from restore_jax.workdir import replacing, set_aside, write_text
@@ -47,24 +48,25 @@ def epochs_without_gain(records: Sequence[Mapping[str, Any]]) -> int:
 class _Events:
     """A file of TensorBoard events.
 
-    `tensorboardX.SummaryWriter` writes in a thread, which a full disk ends with a traceback;
-    the training then waits for it for ever.
+    Written here and now: a writer in a thread of its own would end with a traceback where the
+    disk is full, and leave the training to wait for it.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int | None) -> None:
         folder.mkdir(exist_ok=True)
         # Its name holds the second alone, and a run may be killed and gone on with within one;
         # TensorBoard reads the files in the order of their names.
-        self._file = event_file_writer.EventsWriter(
-            str(folder / "events"), f".{time.time_ns()}"
-        )
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
+        self._file = RecordWriter((folder / name).open("wb"))
+        self._write(event_pb2.Event(file_version="brain.Event:2"))
         if purge_step is not None:
             # TensorBoard then hides what the same steps have in earlier files.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(event_pb2.Event(step=purge_step, session_log=start))
 
     def add(self, step: int, name: str, value: float) -> None:
-        self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+        scalar = summary_pb2.Summary.Value(tag=name, simple_value=value)
+        self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[scalar])))
 
     def flush(self) -> None:
         self._file.flush()
@@ -74,7 +76,7 @@ class _Events:
 
     def _write(self, event: event_pb2.Event) -> None:
         event.wall_time = time.time()
-        self._file.write_event(event)
+        self._file.write(event.SerializeToString())
 
 
 class Logs:
