@@ -1,10 +1,12 @@
 """Times the batches of the host's pipeline, without a training.
 
     python -m benchmarks.pipeline
-    python -m benchmarks.pipeline --size=256 --batch=8 --rounds=10
+    python -m benchmarks.pipeline --size=256 --photograph=1024 --batch=8 --rounds=10
+    python -m benchmarks.pipeline --device_rate=1200       # images/s that a device trains
 
-Rendered photographs of 1024×1024 px (four times `--size`) are degraded by the `kla` law at that
-size. One JSON line each; `benchmarks.common` says what the keys mean:
+Rendered photographs of `--photograph` px on a side (by default four times `--size`: 1024 px, as
+those of MVTec AD, for 256 px) are degraded by the `kla` law at that size. One JSON line each;
+`benchmarks.common` says what the keys mean:
 
     pipeline_fresh    decoded, degraded and resized anew for every epoch
     pipeline_cached   fixed pairs, kept as 8-bit pixels after the first epoch
@@ -12,54 +14,111 @@ size. One JSON line each; `benchmarks.common` says what the keys mean:
                       memory, and fetched from there
     resident_cached   fixed pairs in device memory, drawn and fetched
 
-`cores` is how many there are, and `images_per_s_per_core` the speed divided by it. The
-model plays no part. It takes TensorFlow.
+`cores` is how many there are, and `images_per_s_per_core` the speed divided by it. Besides:
+
+    photograph                   side of the photographs, px
+    cpu_ms_per_image             processor time of the process, all its threads
+    cores_busy                   processor seconds per second: the cores that it kept busy
+    images_per_s_per_busy_core   the speed divided by these: 1000 / cpu_ms_per_image
+    device_rate                  as given, 5000 images/s by default
+    wait_share                   of its time that a device which trains so many would wait for
+                                 input from this host: 1 - images_per_s / device_rate, at least
+                                 0; None for resident pairs, which no host makes
+
+The model plays no part. It takes TensorFlow.
 """
 
+import argparse
 import contextlib
 import dataclasses
+import functools
 import os
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import launch
 from benchmarks import common
 from benchmarks.common import Task
+from restore_jax.errors import UsageError
 
-# Of each round: enough that what was fetched ahead does not decide.
+DEVICE_RATE = 5000.0
+
+# Of each round: so many batches at the least, and for so long that few are no matter.
 _BATCHES = 4
+_SECONDS = 0.5
+# What was fetched ahead is gone after that, or makes no difference.
+_DRAIN = 0.25
+# Streams fetch ahead while others have their turn; longer than this nothing waits for them.
+_SETTLE = 30.0
+
+Stream = Iterator[Mapping[str, Any]]
 
 
-def measure(task: Task) -> Iterator[dict[str, Any]]:
-    """Yields a line for each way to make pairs, timed in turn."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures what the flags ask for: those of all benchmarks, and two of its own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--photograph", type=int)
+    parser.add_argument("--device_rate", type=float, default=DEVICE_RATE)
+    own, others = parser.parse_known_args(argv)
+    common.run(__doc__, functools.partial(measure, **vars(own)), others)
+
+
+def measure(
+    task: Task, photograph: int | None = None, device_rate: float = DEVICE_RATE
+) -> Iterator[dict[str, Any]]:
+    """Yields a line for each way to make pairs, timed in turn.
+
+    Args:
+        task: what to measure.
+        photograph: side of the photographs in px; None: four times the images'.
+        device_rate: images per second that a device would train.
+
+    Raises:
+        UsageError: for a rate that cannot be.
+    """
+    if device_rate <= 0:
+        raise UsageError(f"--device_rate={device_rate:g}: must be above 0, in images/s")
     task = dataclasses.replace(task, dtype="float32")
+    native = photograph or 4 * task.size
     with tempfile.TemporaryDirectory() as cache, contextlib.redirect_stdout(sys.stderr):
         streams = {
-            f"{way}_{kind}": _batches(task, draws, way == "resident", cache)
+            f"{way}_{kind}": _batches(task, native, draws, way == "resident", cache)
             for way in ("pipeline", "resident")
             for kind, draws in (("fresh", 0), ("cached", 1))
         }
-    found: dict[str, list[float]] = {op: [] for op in streams}
+    found: dict[str, list[tuple[float, float]]] = {op: [] for op in streams}
     for _ in range(task.rounds):
         for op, stream in streams.items():
             found[op].append(_milliseconds(stream))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    for op, milliseconds in found.items():
-        framework = "tf.data" if op.startswith("pipeline") else "jax"
-        line = common.record(op, task, framework, milliseconds)
-        speed = round(line["images_per_s"] / cores, 2)
-        yield line | {"device": "host", "cores": cores, "images_per_s_per_core": speed}
+    for op, rounds in found.items():
+        from_host = op.startswith("pipeline")
+        wall, cpu = zip(*rounds, strict=True)
+        line = common.record(op, task, "tf.data" if from_host else "jax", wall)
+        speed, spent = line["images_per_s"], statistics.median(cpu)
+        yield line | {
+            "device": "host",
+            "cores": cores,
+            "images_per_s_per_core": round(speed / cores, 2),
+            "photograph": native,
+            "cpu_ms_per_image": round(spent, 4),
+            "cores_busy": round(statistics.median(c / w for w, c in rounds), 3),
+            "images_per_s_per_busy_core": round(1e3 / spent, 2),
+            "device_rate": device_rate,
+            "wait_share": round(max(0.0, 1 - speed / device_rate), 4) if from_host else None,
+        }
 
 
 def _batches(
-    task: Task, realisations: int, resident: bool, cache: str
-) -> Iterator[Mapping[str, Any]]:
+    task: Task, photograph: int, realisations: int, resident: bool, cache: str
+) -> Stream:
     config = common.make_config(task, "sample")
     config.data.image_size = task.size
-    config.data.sample_size = 4 * task.size
+    config.data.sample_size = photograph
     config.data.sample_count = 2
     config.data.realisations = realisations
     config.data.references = 0
@@ -70,12 +129,33 @@ def _batches(
     return batches
 
 
-def _milliseconds(batches: Iterator[Mapping[str, Any]]) -> float:
-    start, images = time.perf_counter(), 0
-    for _ in range(_BATCHES):
+def _milliseconds(batches: Stream) -> tuple[float, float]:
+    """Takes batches for a while; returns what one image took, of time and of the processor's.
+
+    Those that were fetched ahead while other streams had their turn cost nothing now: they come
+    first, and are not counted.
+    """
+    _settle()
+    start = time.perf_counter()
+    while time.perf_counter() - start < _DRAIN:
+        next(batches)
+    start, spent, images, count = time.perf_counter(), time.process_time(), 0, 0
+    while count < _BATCHES or time.perf_counter() - start < _SECONDS:
         images += int(next(batches)["valid"].sum())
-    return 1e3 * (time.perf_counter() - start) / images
+        count += 1
+    wall, cpu = time.perf_counter() - start, time.process_time() - spent
+    return 1e3 * wall / images, 1e3 * cpu / images
+
+
+def _settle() -> None:
+    """Waits until no stream fetches ahead any more: the processor is idle."""
+    end = time.perf_counter() + _SETTLE
+    while time.perf_counter() < end:
+        start, spent = time.perf_counter(), time.process_time()
+        time.sleep(0.05)
+        if time.process_time() - spent < 0.2 * (time.perf_counter() - start):
+            return
 
 
 if __name__ == "__main__":
-    common.run(__doc__, measure)
+    main()

@@ -1,0 +1,397 @@
+"""How the cost of a model grows: with the image, the batch, the devices, the number of images.
+
+    python -m benchmarks.growth > growth.jsonl
+    python -m benchmarks.growth --ops=restorer --sides=256,512,1024 --batches= --devices=
+    python -m benchmarks.growth --lines=growth.jsonl --plot=growth.png --table
+
+Three pieces of work, `--ops`, each grows along some axes; a list that is empty leaves one out:
+
+    restore       images in one piece                side, batch, devices
+    train_step    loss, gradients, Adam, figures     side, batch, devices
+    restorer      `restore_jax.Restorer`, in tiles   side, images (one after the other)
+
+Along `side` it is one image at a time, elsewhere `--size` is the side; along `devices`,
+`--batch` images are divided among them. Devices of a CPU share its cores: with them it shows
+what dividing costs, not what more devices gain. One JSON line per point:
+
+    op, axis, value, model, size, batch, devices, images, dtype, rounds   what was measured
+    device           on what; None where the point failed
+    ms_per_image     median over the rounds; ms_low and ms_high are the quartiles
+    images_per_s     1000 / ms_per_image
+    peak_mb          10⁶ bytes. On a CPU: most resident memory of the process; on a GPU: most
+                     memory in use on the first device. Compiling is not in it.
+    base_mb          the same before the work began: JAX loaded, the device open
+    exponent         time per image grew as value^exponent from the point before
+    memory_exponent  the same of peak_mb less base_mb
+    failed           why there are no figures: out of memory, longer than `--limit` seconds, or
+                     what the process said last; None where there are
+
+Each point has two processes of its own: the first compiles, the second is measured. What is
+larger than a point that failed is not tried. `--lines` takes the lines of an earlier run in
+place of measuring. It takes no TensorFlow.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from benchmarks import common, growth_report
+from benchmarks.models import ROOT, peak_bytes
+from restore_jax import batches, cost, host_memory, losses, models, state, steps, tiles
+from restore_jax.errors import RunError, UsageError
+from restore_jax.restorer import Restorer
+
+AXES = {
+    "side": ("restore", "train_step", "restorer"),
+    "batch": ("restore", "train_step"),
+    "devices": ("restore", "train_step"),
+    "images": ("restorer",),
+}
+# Of what is free when a point begins; the rest is for those who share the machine.
+_SHARE_OF_MEMORY = 0.9
+_FIGURES = (
+    *("device", "ms_per_image", "ms_low", "ms_high", "images_per_s", "peak_mb", "base_mb"),
+    *("exponent", "memory_exponent", "failed"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A piece of work to measure; it travels to another process as JSON.
+
+    Attributes:
+        op: which, a key of `WORK`.
+        axis: along which it grows, a key of `AXES`.
+        value: how far; it stands in one of `size`, `batch`, `devices` and `images` as well.
+        model: name of an experiment in `configs`.
+        size: side of the images, px.
+        batch: images at once.
+        devices: that the batch is divided among.
+        images: of a call.
+        dtype: of the arithmetic.
+        rounds: how often it is timed.
+    """
+
+    op: str
+    axis: str
+    value: int
+    model: str
+    size: int
+    batch: int = 1
+    devices: int = 1
+    images: int = 1
+    dtype: str = "float32"
+    rounds: int = 3
+
+    @property
+    def task(self) -> common.Task:
+        """What the other benchmarks would call it."""
+        return common.Task(self.model, self.size, self.batch, self.dtype, self.rounds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures or reads the lines, then draws and prints what the flags ask for."""
+    given = parser().parse_args(argv)
+    try:
+        if given.plot and given.plot.suffix.lower() != ".png":
+            raise UsageError(f"--plot={given.plot}: the picture is a PNG; name it FILE.png")
+        if given.lines:
+            lines = growth_report.read(given.lines)
+        else:
+            lines = []
+            for line in measure_all(series(given), given.limit):
+                common.emit(line)
+                lines.append(line)
+        if given.plot:
+            growth_report.draw(lines, given.plot)
+        if given.table:
+            print(growth_report.table(lines))
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--model", default="sca_unet", help="an experiment of configs/")
+    made.add_argument("--ops", default=",".join(WORK), help="what to measure")
+    made.add_argument("--sides", type=_numbers, default="128,256,512,1024,2048", help="px")
+    made.add_argument("--batches", type=_numbers, default="1,2,4,8,16")
+    made.add_argument("--devices", type=_numbers, default="1,2")
+    made.add_argument("--images", type=_numbers, default="1,10,100")
+    made.add_argument("--size", type=int, default=256, help="side on the other axes, px")
+    made.add_argument("--batch", type=int, default=8, help="images divided among the devices")
+    made.add_argument("--dtype", choices=common.DTYPES, default="float32", help="arithmetic")
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--limit", type=float, default=600.0, help="seconds of a point")
+    made.add_argument("--lines", type=pathlib.Path, help="a file of lines, not to be measured")
+    made.add_argument("--plot", type=pathlib.Path, metavar="FILE.png", help="a picture of them")
+    made.add_argument("--table", action="store_true", help="prints them in Markdown at the end")
+    return made
+
+
+def _numbers(text: str) -> list[int]:
+    values = sorted({int(number) for number in text.split(",") if number})
+    if values and values[0] < 1:
+        raise argparse.ArgumentTypeError(f"{values[0]} is not 1 or more")
+    return values
+
+
+def series(given: argparse.Namespace) -> list[list[Point]]:
+    """Lists what the flags ask for: the points of each piece of work and axis, from small on.
+
+    Raises:
+        UsageError: for a model or work that does not exist, or a value out of range.
+    """
+    ops = [op for op in given.ops.split(",") if op]
+    for op in ops:
+        if op not in WORK:
+            raise UsageError(f"--ops={given.ops}: {op!r} is not one of {', '.join(WORK)}")
+    for name in ("size", "batch", "rounds"):
+        if getattr(given, name) < 1:
+            raise UsageError(f"--{name}={getattr(given, name)}: must be 1 or more")
+    for count in given.devices:
+        if given.batch % count:
+            raise UsageError(
+                f"--batch={given.batch}: cannot be divided among {count} devices; choose a "
+                "multiple of each of --devices"
+            )
+    same = {name: getattr(given, name) for name in ("model", "size", "dtype", "rounds")}
+    common.make_config(common.Task(given.model))  # says now what is wrong with it
+    of_axis = {
+        "side": {value: {"size": value} for value in given.sides},
+        "batch": {value: {"batch": value} for value in given.batches},
+        "devices": {value: {"batch": given.batch, "devices": value} for value in given.devices},
+        "images": {value: {"images": value} for value in given.images},
+    }
+    return [
+        [
+            Point(op=op, axis=axis, value=value, **(same | fields))
+            for value, fields in of_axis[axis].items()
+        ]
+        for axis, grown in AXES.items()
+        for op in grown
+        if op in ops
+    ]
+
+
+def measure_all(planned: Sequence[Sequence[Point]], limit: float) -> Iterator[dict[str, Any]]:
+    """Yields the lines of all points, each measured in processes of its own."""
+    with tempfile.TemporaryDirectory() as cache:
+        for points in planned:
+            before, failed = None, None
+            for point in points:
+                # A batch divided among more devices needs less of each.
+                if failed is not None and point.axis != "devices":
+                    found = {"failed": f"not tried, as {point.axis} {failed} failed"}
+                else:
+                    found = _in_processes(point, limit, cache)
+                line = dataclasses.asdict(point) | dict.fromkeys(_FIGURES) | found
+                if line["failed"] is not None:
+                    failed = point.value if failed is None else failed
+                else:
+                    if before is not None:
+                        line |= growth_report.exponents(before, line)
+                    before = line
+                yield line
+
+
+def _in_processes(point: Point, limit: float, cache: str) -> dict[str, Any]:
+    """Returns the figures of a point, or why there are none."""
+    end = time.monotonic() + limit
+    try:
+        # The first compiles, which takes more memory than much of the work.
+        for part in ("prepare", "measure"):
+            done = _process(point, part, end - time.monotonic(), cache)
+            if done.returncode:
+                return {"failed": _reason(done)}
+            found = json.loads(done.stdout.splitlines()[-1])
+            if "failed" in found:
+                return found
+    except subprocess.TimeoutExpired:
+        return {"failed": f"longer than {limit:g} s"}
+    return found
+
+
+def _process(
+    point: Point, part: str, timeout: float, cache: str
+) -> subprocess.CompletedProcess[str]:
+    script = "import sys; from benchmarks import growth; growth.report(*sys.argv[1:])"
+    return subprocess.run(
+        [sys.executable, "-c", script, part, json.dumps(dataclasses.asdict(point))],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        capture_output=True,
+        text=True,
+        timeout=max(0.0, timeout),
+        check=False,
+    )
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    # A killed process says nothing; those short of memory are what a system kills.
+    text = done.stderr.lower()
+    if done.returncode == -9 or "out of memory" in text or "bad_alloc" in text:
+        return "out of memory"
+    return (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+
+
+def report(part: str, argument: str) -> None:
+    """Does a point's work once ("prepare"), or measures it and prints its figures as JSON."""
+    point = Point(**json.loads(argument))
+    jax.config.update("jax_num_cpu_devices", point.devices)
+    host_memory.keep_freed()  # as a training does
+    print(json.dumps(measure(point, once=part == "prepare")))
+
+
+def measure(point: Point, once: bool = False) -> dict[str, Any]:
+    """Measures a point in this process; its peak is of all that the process has done.
+
+    Args:
+        point: what to measure.
+        once: does the work once, and measures nothing.
+    """
+    jnp.zeros(1).block_until_ready()  # the device is open before the work begins
+    base = peak_bytes() / 1e6
+    there = len(jax.devices())
+    if there < point.devices:
+        return {"failed": f"{point.devices} devices asked for, {there} there"}
+    _bound_memory()
+    try:
+        call = WORK[point.op](point)
+        if once:
+            jax.block_until_ready(call())
+            return {}
+        seconds = cost.interleaved_times({"work": call}, point.rounds)["work"]
+    except Exception as error:
+        if not tiles.is_out_of_memory(error):
+            raise
+        return {"failed": "out of memory"}
+    milliseconds = [1e3 * value / (point.batch * point.images) for value in seconds]
+    median = statistics.median(milliseconds)
+    low, high = np.quantile(milliseconds, [0.25, 0.75])
+    return {
+        "device": jax.devices()[0].device_kind,
+        "ms_per_image": round(median, 3),
+        "ms_low": round(float(low), 3),
+        "ms_high": round(float(high), 3),
+        "images_per_s": round(1000.0 / median, 3),
+        "peak_mb": round(peak_bytes() / 1e6, 1),
+        "base_mb": round(base, 1),
+    }
+
+
+def _bound_memory() -> None:
+    """Makes an allocation beyond the free memory fail, so that no process has to be killed."""
+    free, own = pathlib.Path("/proc/meminfo"), pathlib.Path("/proc/self/status")
+    if jax.default_backend() != "cpu" or not free.exists():
+        return
+    available = _kilobytes(free, "MemAvailable") * _SHARE_OF_MEMORY
+    # Reserved addresses count, too, and the process has some that it will never fill.
+    most = int(1024 * (_kilobytes(own, "VmData") + available))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def _kilobytes(path: pathlib.Path, name: str) -> int:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def _restoring(point: Point) -> Callable[[], Any]:
+    """Returns a call that restores a batch, divided among the devices."""
+    model = models.from_config(common.make_config(point.task))
+    mesh = batches.make_mesh(jax.devices()[: point.devices])
+    both = batches.replicated(mesh), batches.split_over(mesh)
+    shape = (point.batch, point.size, point.size, 3)
+    images = np.random.default_rng(1).random(shape, np.float32)
+    restore = jax.jit(model.apply, in_shardings=both)
+    placed = jax.device_put((_variables(model), images), both)
+    return lambda: restore(*placed)
+
+
+def _training(point: Point) -> Callable[[], Any]:
+    """Returns a call that takes one step after the other on a batch divided among devices."""
+    config = common.make_config(point.task)
+    system = state.make_system(config)
+    mesh = batches.make_mesh(jax.devices()[: point.devices])
+    step = steps.compile_step(config, system, losses.weighted_sum(config.loss), mesh)
+    batch = jax.device_put(common.make_batch(point.task), batches.split_over(mesh))
+    shapes = state.abstract_state(system, batches.replicated(mesh))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    begun = zeros.replace(params=_drawn(shapes.params))
+    now = jax.device_put(begun, batches.replicated(mesh))
+
+    def call() -> Any:
+        nonlocal now
+        now, scalars = step(now, batch, {})
+        return now, scalars
+
+    return call
+
+
+def _tiling(point: Point) -> Callable[[], Any]:
+    """Returns a call that restores images of their own, none of which is kept."""
+    config = common.make_config(point.task)
+    model = models.from_config(config)
+    restorer = Restorer(model, _variables(model), config)
+    draw_image = functools.partial(
+        np.random.default_rng(1).integers, 0, 256, (point.size, point.size, 3), np.uint8
+    )
+
+    def call() -> None:
+        for _ in restorer.restore_many(draw_image() for _ in range(point.images)):
+            pass
+
+    return call
+
+
+def _drawn(shapes: Any) -> Any:
+    """Fills a tree as if from a file: for JAX to draw the numbers takes memory, too."""
+    rng = np.random.default_rng(2)
+    return jax.tree.map(
+        lambda leaf: rng.uniform(-0.05, 0.05, leaf.shape).astype(leaf.dtype), shapes
+    )
+
+
+def _variables(model: nn.Module) -> Any:
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    # A normalisation's variances are positive.
+    return jax.tree.map(np.abs, _drawn(shapes)) | {"params": _drawn(shapes["params"])}
+
+
+WORK: dict[str, Callable[[Point], Callable[[], Any]]] = {
+    "restore": _restoring,
+    "train_step": _training,
+    "restorer": _tiling,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Times what passes before the first step of a training, and before the first restored image.
+
+    python -m benchmarks.start_up
+    python -m benchmarks.start_up --model=rcan --rounds=1
+
+Every figure is of fresh processes, the median of `--rounds`; the commands are those of
+launch.py, looked at from without. JSON lines with `op`, `rounds`, `seconds`, `seconds_low` and
+`seconds_high` (the quartiles), and
+
+    import                `module`: seconds of importing it. "restore_jax" imports what it has
+                          only when that is asked for, "restore_jax.commands" is what every
+                          mode of launch.py imports, "data.pipeline" what a training adds
+    train_first_step      from the command to the record of the first step: an epoch of the
+                          `sample` data is a single step of 16 images
+    restore_first_image   from the command to the first restored image
+
+The last two come once with `cache` "cold", with an empty folder for all that this project and
+others keep in the user's cache (compiled programs, lists of fonts), and once "warm", with what
+the cold one left there. Python's compiled modules and the system's cache of files are warm in
+both. `parts` of a training are the seconds between what can be seen of it (of a restoring,
+nothing can be seen before its image):
+
+    data          imports, and the data: until it says how many images there are
+    first_batch   until it claims its workdir, with the first batch made
+    state         until it opens its records: the first parameters
+    step          until the record of the first step: compiling, and the step itself
+
+The images have `--size` px, so small that it is the start which is timed. Only on Linux.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import common, folder, launched
+from benchmarks.common import Task
+from restore_jax.errors import RunError, UsageError
+
+# What the smallest sample has of images without defects to train on.
+BATCH = 16
+
+_IMPORTS = {
+    "restore_jax": "import restore_jax",
+    "restore_jax.load": "from restore_jax import load",
+    "restore_jax.commands": "import restore_jax.commands",
+    "data.pipeline": "import restore_jax.commands; began = now(); import data.pipeline",
+}
+_LOOK_S = 0.005
+
+Events = Mapping[str, Callable[[], bool]]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Starts what the flags say and prints how long it took."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="sca_unet", help="an experiment of configs/")
+    parser.add_argument("--size", type=int, default=64, help="side of the images, px")
+    parser.add_argument("--dtype", choices=common.DTYPES, default="float32", help="arithmetic")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args(argv)
+    if min(given.size, given.rounds) < 1:
+        parser.error("--size and --rounds must be 1 or more")
+    task = Task(given.model, given.size, BATCH, given.dtype, given.rounds)
+    try:
+        for record in measure(task):
+            common.emit(record)
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def measure(task: Task) -> Iterator[dict[str, Any]]:
+    """Yields the lines of the module's docstring.
+
+    Raises:
+        UsageError: for a model that does not exist.
+        RunError: where a command fails.
+    """
+    common.make_config(task, "sample")  # a wrong name is told at once
+    for module, statement in _IMPORTS.items():
+        seconds = [_time_import(statement) for _ in range(task.rounds)]
+        yield {"op": "import", "module": module, **_summary(seconds)}
+    with tempfile.TemporaryDirectory() as name:
+        weights = pathlib.Path(name, "model.safetensors")
+        launched.in_fresh_process(launched.save_untrained, task, weights)
+        yield from _starts("train_first_step", task, lambda place: _training(task, place))
+        one = dataclasses.replace(task, batch=1)
+        yield from _starts(
+            "restore_first_image", one, lambda place: _restoring(one, weights, place)
+        )
+
+
+def _time_import(statement: str) -> float:
+    script = (
+        f"from time import perf_counter as now; began = now(); {statement}; "
+        "print(now() - began)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=launched.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RunError(f"{statement}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return float(done.stdout.splitlines()[-1])
+
+
+def _starts(
+    op: str, task: Task, command: Callable[[pathlib.Path], tuple[list[str], Events]]
+) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a command, cold and warm.
+
+    Args:
+        op: what it does.
+        task: to what.
+        command: for a folder of its own, its flags and what tells how far it is.
+    """
+    found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    for _ in range(task.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for times in found.values():
+                with tempfile.TemporaryDirectory() as place:
+                    flags, events = command(pathlib.Path(place))
+                    times.append(_look(flags, events, pathlib.Path(place), cache))
+    for cache, times in found.items():
+        parts = {
+            name: round(statistics.median(one[name] for one in times), 3) for name in times[0]
+        }
+        yield {
+            "op": op,
+            "cache": cache,
+            "model": task.model,
+            "size": task.size,
+            "batch": task.batch,
+            "dtype": task.dtype,
+            # Asked for only now: the commands had the device for themselves.
+            "device": jax.devices()[0].device_kind,
+            **_summary([sum(one.values()) for one in times]),
+            "parts": parts if len(parts) > 1 else None,
+        }
+
+
+def _training(task: Task, place: pathlib.Path) -> tuple[list[str], Events]:
+    run, said = place / "run", place / "said"
+    fields = {
+        "dtype": task.dtype,
+        "data.split": "good",
+        "data.sample_count": 2,
+        "data.sample_size": max(32, task.size),
+        "data.image_size": task.size,
+        "train.batch_size": task.batch,
+        "train.epochs": 1,
+    }
+    flags = [
+        f"--config={launched.ROOT}/configs/{task.model}.py:sample",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+        f"--workdir={run}",
+    ]
+    records = run / "metrics.jsonl"
+    return flags, {
+        "data": lambda: f"{task.batch} images to train on" in said.read_text(),
+        "first_batch": (run / "config.json").exists,
+        "state": records.exists,
+        "step": lambda: records.stat().st_size > 0,
+    }
+
+
+def _restoring(
+    task: Task, weights: pathlib.Path, place: pathlib.Path
+) -> tuple[list[str], Events]:
+    photographs, restored = place / "photographs", place / "restored"
+    folder.make_folder(photographs, 1, task.size)
+    flags = [
+        "--mode=restore",
+        f"--workdir={weights}",
+        f"--input={photographs}",
+        f"--output={restored}",
+    ]
+    return flags, {"image": (restored / folder.image_name(0)).exists}
+
+
+def _look(
+    flags: Sequence[str], events: Events, place: pathlib.Path, cache: str
+) -> dict[str, float]:
+    """Starts a command and returns the seconds to its first event, and from each to the next.
+
+    It is ended when the last one has come.
+
+    Raises:
+        RunError: where it ends before that.
+    """
+    # Its compiled programs lie in the user's cache only where no other folder is asked for.
+    own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    own |= {"XDG_CACHE_HOME": cache, "PYTHONUNBUFFERED": "1"}
+    found: dict[str, float] = {}
+    before = time.perf_counter()
+    with launched.running(flags, place, own) as process:
+        for name, has_come in events.items():
+            while True:
+                ended = process.poll() is not None
+                if has_come():
+                    break
+                if ended:
+                    raise launched.failure(process, place)
+                time.sleep(_LOOK_S)
+            now = time.perf_counter()
+            found[name] = now - before
+            before = now
+    return found
+
+
+def _summary(seconds: Sequence[float]) -> dict[str, float]:
+    low, high = np.quantile(seconds, [0.25, 0.75])
+    return {
+        "rounds": len(seconds),
+        "seconds": round(statistics.median(seconds), 3),
+        "seconds_low": round(float(low), 3),
+        "seconds_high": round(float(high), 3),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
