@@ -36,6 +36,10 @@ _STREAMS = ("kind", "blur", "poisson", "noise", "gain")
 # A blur in float32 may return 254.9995 on a flat 255; truncated, that would cost a grey level.
 _FLOAT_DUST = 2.0**-10
 
+# Values that are filtered side by side: whole vectors on any processor, and few enough for what
+# a wide kernel covers of them to stay in a core's first cache.
+_LANES = 96
+
 
 @dataclasses.dataclass(frozen=True)
 class Law:
@@ -275,7 +279,7 @@ def _blur_along(image: tf.Tensor, seed: tf.Tensor, sigma: Range, axis: int) -> t
     # Far below one pixel the kernel is a one among zeros; 0 itself would divide by zero.
     width = tf.maximum(_drawn(sigma, seed), 1e-3)
     kernel = tf.nn.softmax(-0.5 * (_offsets(math.ceil(4 * sigma[1])) / width) ** 2)
-    return _filter(image, kernel[:, None] if axis == 0 else kernel[None, :])
+    return _filter_along(image, kernel, axis)
 
 
 def motion_blur(image: tf.Tensor, seed: tf.Tensor, length: Range, angle: Range) -> tf.Tensor:
@@ -314,6 +318,27 @@ def defocus_blur(image: tf.Tensor, seed: tf.Tensor, radius: Range) -> tf.Tensor:
 
 def _offsets(radius: int) -> tf.Tensor:
     return tf.range(-radius, radius + 1, dtype=tf.float64)
+
+
+def _filter_along(image: tf.Tensor, kernel: tf.Tensor, axis: int) -> tf.Tensor:
+    """As `_filter`, with a [k] kernel along one axis, to the same bits and much faster.
+
+    TensorFlow's depthwise convolution is vectorised over channels, which three fill badly. So
+    the pixels of the other axis, whose lines are filtered alike, are channels here.
+    """
+    if axis == 1:
+        image = tf.transpose(image, [1, 0, 2])
+    shape = tf.shape(image)
+    length, values = shape[0], shape[1] * shape[2]
+    lines = tf.reshape(image, [length, values])
+    lines = tf.pad(lines, [[0, 0], [0, -values % _LANES]])
+    lines = _mirrored(lines, kernel.shape[0] // 2, axis=0)
+    lines = tf.reshape(lines, [1, tf.shape(lines)[0], -1, _LANES])
+    filters = tf.tile(tf.cast(kernel, tf.float32)[:, None, None, None], [1, 1, _LANES, 1])
+    filtered = tf.nn.depthwise_conv2d(lines, filters, [1, 1, 1, 1], "VALID")
+    filtered = tf.reshape(filtered, [length, -1])[:, :values]
+    filtered = tf.ensure_shape(tf.reshape(filtered, shape), image.shape)
+    return tf.transpose(filtered, [1, 0, 2]) if axis == 1 else filtered
 
 
 def _filter(image: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

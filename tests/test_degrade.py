@@ -157,7 +157,14 @@ def test_kla_blur_has_its_two_widths():
         assert covariance == pytest.approx(0, abs=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(50, 60), (9, 7), (1, 30), (30, 1), (2, 3), (1, 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (50, 60), (9, 7), (1, 30), (30, 1), (2, 3), (1, 1),
+        # Whole blocks of 32 px that are filtered side by side, and a pixel more or less.
+        (32, 64), (31, 33), (65, 31), (33, 1), (129, 97),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("sigmas", [(10.0, 2.0), (0.75, 3.0)])
 def test_gaussian_blur_is_scipys_with_mirrored_borders(shape, sigmas):
     image = picture(*shape)
