@@ -47,8 +47,5 @@ def as_devices() -> int:
     if any(name in os.environ for name in _DECIDED) or host_memory.has_gpu():
         return 0
     found = count()
-    # The threads that XLA computes with. Where devices exchange what they found, one of them
-    # waits on its thread; with no more threads than cores, a core would wait, too.
-    os.environ.setdefault("PJRT_NPROC", str(2 * found))
     jax.config.update("jax_num_cpu_devices", found)
     return found

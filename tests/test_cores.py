@@ -17,7 +17,7 @@ print(jax.device_count())
 
 def devices(argument="", **environment):
     """Counts the devices of a process that may use all cores but for what is set."""
-    mine = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PJRT_NPROC")}
+    mine = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, argument],
         env=mine | environment, capture_output=True, text=True, check=True,
