@@ -32,6 +32,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.infer --model=rcan --size=128 --batch=1 --peers=channels_last
 	$(BIN)/python -m benchmarks.ssim --batch=4
 	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.folder
+	$(BIN)/python -m benchmarks.start_up
+	$(BIN)/python -m benchmarks.growth --sides=128,256,512 --batches=1,4 --images=10 --rounds=2
 	$(BIN)/python -m benchmarks.end_to_end --batch=4 --rounds=3
 
 lint: setup

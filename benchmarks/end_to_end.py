@@ -135,7 +135,8 @@ def _resident(config: ml_collections.ConfigDict) -> Turn:
 
 def _start(config: ml_collections.ConfigDict) -> tuple[state.System, Any, state.TrainState]:
     system = state.make_system(config)
-    mesh = batches.make_mesh(jax.devices()[:1])
+    sizes = (config.train.batch_size, config.eval.batch_size)
+    mesh = batches.make_mesh(batches.fitting_devices(*sizes))
     now = state.create_state(system, config.seed)
     return system, mesh, jax.device_put(now, batches.replicated(mesh))
 

@@ -110,7 +110,8 @@ def make_dispatch(task: Task, pairs: pairs_file.Pairs, count: int) -> Callable[[
     config.data.resident = True
     config.data.augment = "flips"
     system = state.make_system(config)
-    mesh = batches.make_mesh(jax.devices()[:1])
+    devices = batches.fitting_devices(task.batch, config.eval.batch_size)
+    mesh = batches.make_mesh(devices)
     data = resident_data.as_data(pairs, config)
     loss = losses.weighted_sum(config.loss)
     source = resident.make_resident(config, data, system, loss, mesh)

@@ -236,7 +236,7 @@ def _step(
             mask_dropout=config.train.mask_dropout,
         )
 
-    return step
+    return steps.divided_over(mesh, step)
 
 
 def longest_dispatch(config: ConfigDict, steps_per_epoch: int, platform: str) -> int:

@@ -65,9 +65,6 @@ def train_step(
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        # The barrier stands in the gradient, too: XLA would compute that of the loss once for
-        # each use of it in the last layer.
-        restored = jax.lax.optimization_barrier(restored)
         total, terms = loss_fn(restored, batch["clean"], batch["mask"], valid, fixed)
         if system.adversary is not None:
             fooling = adversarial.fooling_loss(
