@@ -109,35 +109,15 @@ def test_other_convolutions_pass_through(one_device, options):
     jax.tree.map(np.testing.assert_array_equal, gradient(ours), gradient(theirs))
 
 
-@pytest.mark.parametrize(
-    ("inputs", "outputs", "size", "tolerance"),
-    [
-        pytest.param(5, 5, (9, 8), 0, id="as it is"),
-        pytest.param(3, 5, (9, 7), 0, id="an odd width"),
-        pytest.param(3, 17, (9, 8), 0, id="enough channels"),
-        pytest.param(3, 5, (9, 8), 1e-6, id="pairs of pixels"),
-        pytest.param(4, 16, (1, 2), 1e-6, id="one pair"),
-    ],
-)
-def test_a_layer_has_the_parameters_and_the_results_of_flax(inputs, outputs, size, tolerance):
-    x = jax.random.normal(jax.random.key(0), (2, *size, inputs))
-    ours, theirs = layers.Conv(outputs, (3, 3)), nn.Conv(outputs, (3, 3))
+def test_a_layer_has_the_parameters_and_the_results_of_flax():
+    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
+    ours, theirs = layers.Conv(5, (3, 3)), nn.Conv(5, (3, 3))
     variables = [layer.init(jax.random.key(1), x) for layer in (ours, theirs)]
     jax.tree.map(np.testing.assert_array_equal, *variables)
-
-    def found(layer, variables):
-        def total(v, x):
-            y = layer.apply(v, x)
-            return jnp.sum(y**2), y
-
-        return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(variables, x)
-
-    (ours, theirs) = (
-        found(layer, v) for layer, v in zip((ours, theirs), variables, strict=True)
-    )
-    np.testing.assert_allclose(ours[0][1], theirs[0][1], rtol=tolerance, atol=tolerance)
-    for one, other in zip(*(jax.tree.leaves(z[1]) for z in (ours, theirs)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    results = [
+        jax.jit(layer.apply)(v, x) for layer, v in zip((ours, theirs), variables, strict=True)
+    ]
+    np.testing.assert_array_equal(*results)
 
 
 def test_other_devices_get_the_program_of_the_library(one_device):

@@ -1,4 +1,4 @@
-"""A convolution that takes a CPU less time, above all for the gradient by its kernel.
+"""A convolution whose kernel's gradient is computed in blocks where the device is a CPU.
 
 XLA writes the gradient by the kernel as a convolution with a window as large as the image whose
 channels are the images of the batch. On a CPU it does not hand that to its fast library (as it
@@ -6,7 +6,8 @@ does with the forward pass) and takes five times as long as with the forward pas
 sum over blocks of pixels that fit a core's cache, of products that the library does take.
 
 Where the batch is divided among devices, each sums over its own images (`steps` says among
-which). On others than a CPU all is XLA's.
+which). Forward pass and input's gradient are XLA's on every device, and on others than a CPU
+the kernel's gradient is, too.
 """
 
 import functools
@@ -25,11 +26,6 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 # much changes little.
 _ROWS = 8
 _VALUES = 2**17
-
-# Where both sides have as few channels as the second, XLA does not use its fast library; pairs
-# of pixels gain (6.7 -> 2.1 ms, 3 -> 16 at 256x256 px) where one has as few as the first.
-_FEW = 4
-_TOO_FEW = 16
 
 
 def conv_general_dilated(
@@ -90,50 +86,17 @@ def _plain(
     )
 
 
-def _gains_in_pairs(x: jax.Array, kernel: jax.Array, spread: tuple[int, int]) -> bool:
-    """Tells whether a CPU takes less time for twice the channels of half the pixels.
-
-    So it is where there are too few channels for its fast library, at least on one side so few
-    that the zeros in the kernel cost nothing. That an image is even can be unknown in tracing.
-    """
-    inputs, outputs = kernel.shape[2:]
-    width = x.shape[2]
-    return (
-        inputs <= _FEW
-        and outputs <= _TOO_FEW
-        and kernel.shape[1] == 3
-        and spread == (1, 1)
-        and isinstance(width, int)
-        and width % 2 == 0
-        and jax.default_backend() == "cpu"
-    )
-
-
-def _in_pairs(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
-    """The convolution with each two neighbouring pixels of a row as one."""
-    b, h, w, inputs = x.shape
-    height, _, _, outputs = kernel.shape
-    # A pair sees three pairs, of which each of its own pixels sees three pixels of six.
-    pairs = jnp.zeros((height, 6, inputs, 2, outputs), kernel.dtype)
-    pairs = pairs.at[:, 1:4, :, 0].set(kernel).at[:, 2:5, :, 1].set(kernel)
-    pairs = pairs.reshape(height, 3, 2 * inputs, 2 * outputs)
-    y = _plain(x.reshape(b, h, w // 2, 2 * inputs), pairs, (1, 1), precision)
-    return y.reshape(b, h, w, outputs)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(
     x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
 ) -> jax.Array:
-    if _gains_in_pairs(x, kernel, spread):
-        return _in_pairs(x, kernel, precision)
     return _plain(x, kernel, spread, precision)
 
 
 def _forward(
     x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve(x, kernel, spread, precision), (x, kernel)
+    return _plain(x, kernel, spread, precision), (x, kernel)
 
 
 def _backward(
