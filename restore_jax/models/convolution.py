@@ -164,7 +164,9 @@ def kernel_gradient(
     narrow, wide = (x, g) if of_input else (g, x)
     if tuple(size) == (1, 1):
         # The first operand is the one that the library has transposed.
-        found = jnp.einsum("bhwn,bhwm->nm", narrow, wide, preferred_element_type=jnp.float32)
+        # Cast before: a CPU has no product of two bfloat16 arrays for every shape.
+        pair = (z.astype(jnp.float32) for z in (narrow, wide))
+        found = jnp.einsum("bhwn,bhwm->nm", *pair)
         return (found if of_input else found.T)[None, None]
     reach = [step * (side // 2) for side, step in zip(size, spread, strict=True)]
     rows = min(_ROWS, height)

@@ -324,7 +324,7 @@ def softmax_attention(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Arr
     def attend(query: jax.Array) -> jax.Array:
         # `jax.nn.dot_product_attention` has an axis of heads, for whose sake a CPU copies all
         # the weights into another order, forward and backward.
-        scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bqc,bkc->bqk", *(z.astype(jnp.float32) for z in (query, key)))
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         return jnp.einsum("bqk,bkc->bqc", weights, value)
 
