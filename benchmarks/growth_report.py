@@ -140,7 +140,7 @@ def draw(lines: Sequence[Line], path: pathlib.Path) -> None:
         column[-1].set_xlabel(label)
     figure.suptitle(", ".join([*names.pop(), *devices]), fontsize=10)
     handles = _handles(lines)
-    columns = min(len(handles), 1 + len(of_axis))
+    columns = min(len(handles), max(1, len(of_axis)))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
     )
