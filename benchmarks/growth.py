@@ -35,7 +35,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import resource
 import statistics
@@ -52,7 +51,7 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks import common, growth_report
-from benchmarks.models import ROOT, peak_bytes
+from benchmarks.models import peak_bytes, run_script
 from restore_jax import batches, cost, host_memory, losses, models, state, steps, tiles
 from restore_jax.errors import RunError, UsageError
 from restore_jax.restorer import Restorer
@@ -236,20 +235,8 @@ def _process(
     point: Point, part: str, timeout: float, cache: str
 ) -> subprocess.CompletedProcess[str]:
     script = "import sys; from benchmarks import growth; growth.report(*sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", script, part, json.dumps(dataclasses.asdict(point))],
-        cwd=ROOT,
-        env=os.environ
-        | {
-            "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        },
-        capture_output=True,
-        text=True,
-        timeout=max(0.0, timeout),
-        check=False,
-    )
+    argument = json.dumps(dataclasses.asdict(point))
+    return run_script(script, part, argument, cache=cache, timeout=max(0.0, timeout))
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

@@ -215,8 +215,24 @@ def peak_memory(tasks: Sequence[Task]) -> list[dict[str, float]]:
 def _in_a_process(task: Task | None, cache: str) -> dict[str, float]:
     argument = json.dumps(None if task is None else dataclasses.asdict(task))
     script = "import sys; from benchmarks import models; models.report_memory(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", script, argument],
+    done = run_script(script, argument, cache=cache)
+    if done.returncode:
+        name = "an idle process" if task is None else task.model
+        reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise RunError(f"{name}: its memory could not be measured: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_script(
+    script: str, *arguments: str, cache: str, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs lines of Python in a process of its own, which keeps what it compiles in `cache`.
+
+    Raises:
+        subprocess.TimeoutExpired: where it takes more seconds than `timeout`.
+    """
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
         cwd=ROOT,
         env=os.environ
         | {
@@ -226,13 +242,9 @@ def _in_a_process(task: Task | None, cache: str) -> dict[str, float]:
         },
         capture_output=True,
         text=True,
+        timeout=timeout,
         check=False,
     )
-    if done.returncode:
-        name = "an idle process" if task is None else task.model
-        reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        raise RunError(f"{name}: its memory could not be measured: {reason}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def report_memory(argument: str) -> None:
