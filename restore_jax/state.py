@@ -1,6 +1,7 @@
 """What is trained, and the state of its training: one explicit pytree."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -97,7 +98,16 @@ def make_system(
 
 def create_state(system: System, seed: int) -> TrainState:
     """Makes the state of step 0 from the seed of the initial parameters."""
-    key = jax.random.key(seed)
+    # One program: op by op, every layer's forward pass would be compiled and run as well. It
+    # runs once, so that optimising its many draws takes longer than it can save.
+    initial = jax.jit(
+        functools.partial(_initial, system),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    return initial(jax.random.key(seed))
+
+
+def _initial(system: System, key: jax.Array) -> TrainState:
     # No architecture's parameters depend on the image size.
     variables = system.model.init(key, jnp.zeros((1, 32, 32, 3)))
     params = variables["params"]

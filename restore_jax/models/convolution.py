@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from restore_jax.models import winograd
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 # Rows of a block, and the most values of both operands in it: half a megabyte of float32.
@@ -90,20 +92,33 @@ def _plain(
 def _convolve(
     x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
 ) -> jax.Array:
-    return _plain(x, kernel, spread, precision)
+    return _result(x, kernel, spread, precision)
+
+
+def _result(
+    x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
+) -> jax.Array:
+    """Computes the convolution by what is fastest on the device."""
+    plain = functools.partial(_plain, spread=spread, precision=precision)
+    if not winograd.is_faster(x, kernel, spread):
+        return plain(x, kernel)
+    fast = functools.partial(winograd.convolve, spread=spread, precision=precision)
+    return lax.platform_dependent(x, kernel, cpu=fast, default=plain)
 
 
 def _forward(
     x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _plain(x, kernel, spread, precision), (x, kernel)
+    return _result(x, kernel, spread, precision), (x, kernel)
 
 
 def _backward(
     spread: tuple[int, int], precision: Any, kept: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    by_input = jax.vjp(lambda x: _plain(x, kernel, spread, precision), x)[1](g)[0]
+    # The kernel is odd and the stride 1: the transpose is a convolution of the same kind.
+    transposed = kernel[::-1, ::-1].swapaxes(2, 3)
+    by_input = _result(g, transposed, spread, precision)
 
     def by_xla(x: jax.Array, g: jax.Array) -> jax.Array:
         return jax.vjp(lambda kernel: _plain(x, kernel, spread, precision), kernel)[1](g)[0]
