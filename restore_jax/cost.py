@@ -175,7 +175,12 @@ def _count(equation: core.JaxprEqn, depends: list[bool]) -> tuple[int, list[bool
     if name == "scan":
         return _count_scan(equation, depends)
     if name == "cond":
-        branches = [_walk(_open(one), depends[1:]) for one in equation.params["branches"]]
+        branches = equation.params["branches"]
+        platforms = equation.params.get("branches_platforms")
+        if platforms is not None:
+            # What one platform computes in a way of its own does not change the model's cost.
+            branches = [branches[platforms.index(None)]]
+        branches = [_walk(_open(one), depends[1:]) for one in branches]
         # Which one runs is not known here: the dearest counts.
         return max(count for count, _ in branches), every_result
     inner = [

@@ -134,6 +134,13 @@ def test_the_dearest_branch_counts():
     assert cost.count_macs(choose, jax.ShapeDtypeStruct((), bool), array(4, 4)) == 128
 
 
+def test_what_a_platform_does_in_its_own_way_does_not_count():
+    def product(x):
+        return lax.platform_dependent(x, cpu=lambda x: x @ x @ x, default=lambda x: x @ x)
+
+    assert cost.count_macs(product, array(4, 4)) == 64
+
+
 def test_a_loop_of_unknown_length_is_refused():
     def until(x):
         return lax.while_loop(lambda x: x.sum() > 0, lambda x: x @ x, x)

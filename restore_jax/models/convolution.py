@@ -1,13 +1,16 @@
-"""A convolution whose kernel's gradient is computed in blocks where the device is a CPU.
+"""A convolution, computed in ways of its own where the device is a CPU.
 
-XLA writes the gradient by the kernel as a convolution with a window as large as the image whose
-channels are the images of the batch. On a CPU it does not hand that to its fast library (as it
-does with the forward pass) and takes five times as long as with the forward pass. Here it is a
-sum over blocks of pixels that fit a core's cache, of products that the library does take.
+The forward pass and the input's gradient, which is a convolution too, take what suits their
+channels: half of the multiplications (`winograd`), or two columns of the result at once, or
+XLA's own. Another device gets XLA's own always.
+
+The kernel's gradient is computed in blocks: XLA writes it as a convolution with a window as
+large as the image whose channels are the images of the batch. It does not hand that to its fast
+library, and takes five times as long as with the forward pass. Here it is a sum over blocks of
+pixels that fit a core's cache, of products that the library does take.
 
 Where the batch is divided among devices, each sums over its own images (`steps` says among
-which). Forward pass and input's gradient are XLA's on every device, and on others than a CPU
-the kernel's gradient is, too.
+which).
 """
 
 import functools
@@ -29,6 +32,9 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 _ROWS = 8
 _VALUES = 2**17
 
+# With so many channels or fewer on both sides, XLA does not give a convolution to that library.
+_LEFT_OUT = 16
+
 
 def conv_general_dilated(
     lhs: jax.Array,
@@ -41,7 +47,7 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     precision: Any = None,
 ) -> jax.Array:
-    """Does what `lax.conv_general_dilated` does, and has the same gradients to rounding.
+    """Does what `lax.conv_general_dilated` does, results and gradients the same to rounding.
 
     To be given to `nn.Conv` as its `conv_general_dilated`. What is not a plain convolution
     (stride 1, padding "SAME", an odd kernel, one group, [B, H, W, C]) passes through. Only
@@ -99,11 +105,57 @@ def _result(
     x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
 ) -> jax.Array:
     """Computes the convolution by what is fastest on the device."""
-    plain = functools.partial(_plain, spread=spread, precision=precision)
-    if not winograd.is_faster(x, kernel, spread):
-        return plain(x, kernel)
-    fast = functools.partial(winograd.convolve, spread=spread, precision=precision)
-    return lax.platform_dependent(x, kernel, cpu=fast, default=plain)
+    if winograd.is_faster(x, kernel, spread):
+        on_cpu = winograd.convolve
+    elif _is_narrow(x, kernel, spread):
+        on_cpu = _two_columns
+    else:
+        return _plain(x, kernel, spread, precision)
+    options = {"spread": spread, "precision": precision}
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(on_cpu, **options),
+        default=functools.partial(_plain, **options),
+    )
+
+
+def _is_narrow(x: jax.Array, kernel: jax.Array, spread: tuple[int, int]) -> bool:
+    """Tells whether a convolution is one that XLA keeps from its fast library for its size."""
+    width = x.shape[2]
+    return (
+        max(kernel.shape[2:]) <= _LEFT_OUT
+        and kernel.shape[1] > 1
+        and spread[1] == 1
+        # While an export is traced it may be unknown.
+        and isinstance(width, int)
+        and width % 2 == 0
+    )
+
+
+def _two_columns(
+    x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
+) -> jax.Array:
+    """Computes two columns of the result at once, as if they were twice the channels.
+
+    That takes a kernel which is a column wider, with a column of zeros at either end, and is
+    more arithmetic, but the library does it.
+    """
+    height, width, inputs, outputs = kernel.shape
+    right, left = (jnp.pad(kernel, ((0, 0), ends, (0, 0), (0, 0))) for ends in ((0, 1), (1, 0)))
+    reach = [
+        (step * (side // 2),) * 2 for side, step in zip((height, width), spread, strict=True)
+    ]
+    pairs = lax.conv_general_dilated(
+        x,
+        jnp.stack([right, left], axis=3).reshape(height, width + 1, inputs, 2 * outputs),
+        (1, 2),
+        reach,
+        rhs_dilation=spread,
+        dimension_numbers=_NHWC,
+        precision=precision,
+    )
+    return pairs.reshape(*x.shape[:3], outputs)
 
 
 def _forward(
