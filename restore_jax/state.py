@@ -125,9 +125,9 @@ def _initial(system: System, key: jax.Array) -> TrainState:
     )
 
 
-def abstract_state(system: System, sharding: NamedSharding) -> TrainState:
+def abstract_state(system: System, sharding: NamedSharding | None) -> TrainState:
     """Returns the shapes and types of `create_state`, which is all that reading one needs."""
-    shapes = jax.eval_shape(lambda: create_state(system, seed=0))
+    shapes = jax.eval_shape(functools.partial(_initial, system), jax.random.key(0))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )

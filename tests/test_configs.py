@@ -90,7 +90,7 @@ def test_every_experiment_takes_every_data_and_only_fields_of_the_default(name, 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_total_of_the_parameters_is_exact(name):
     system = state.make_system(get_config(name))
-    shapes = jax.eval_shape(lambda: state.create_state(system, 0))
+    shapes = state.abstract_state(system, sharding=None)
     assert state.parameter_count(shapes.params) == TOTALS[name]
     if name == "pexels_gan":
         assert state.parameter_count(shapes.adversary.params) == 696_225
