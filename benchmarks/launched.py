@@ -12,12 +12,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from benchmarks import common
+from benchmarks import ROOT, common
 from benchmarks.common import Task
 from restore_jax import models, weights_file
 from restore_jax.errors import RunError
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 Result = TypeVar("Result")
 

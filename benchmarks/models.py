@@ -42,11 +42,11 @@ from absl import flags
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from benchmarks import ROOT
 from restore_jax import compilation, cost, models
 from restore_jax.errors import RunError, UsageError
 from restore_jax.receptive_field import receptive_field
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(
     path.stem for path in (ROOT / "configs").glob("[a-z]*.py") if path.stem != "default"
 )

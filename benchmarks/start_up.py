@@ -44,7 +44,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import common, folder, launched
+from benchmarks import ROOT, common, folder, launched
 from benchmarks.common import Task
 from restore_jax.errors import RunError, UsageError
 
@@ -114,7 +114,7 @@ def _time_import(statement: str) -> float:
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=launched.ROOT,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -171,7 +171,7 @@ def _training(task: Task, place: pathlib.Path) -> tuple[list[str], Events]:
         "train.epochs": 1,
     }
     flags = [
-        f"--config={launched.ROOT}/configs/{task.model}.py:sample",
+        f"--config={ROOT}/configs/{task.model}.py:sample",
         *(f"--config.{name}={value}" for name, value in fields.items()),
         f"--workdir={run}",
     ]

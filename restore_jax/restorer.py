@@ -238,17 +238,13 @@ class Restorer:
         views = ensemble.symmetries(chosen.self_ensemble, data.get("degradation") or {})
 
         def apply(batch: np.ndarray) -> np.ndarray | jax.Array:
-            return ensemble.mean_over(views, self._apply, batch)
+            return ensemble.mean_over(views, self._restore, batch)
 
         arrays = (pixels.checked(image, f"images[{i}]") for i, image in enumerate(images))
         if chosen.strength == 0.0:
             return (array.copy() for array in arrays)
         pictures = (pixels.Picture(array, chosen.strength) for array in arrays)
         return (picture.result for picture in tiles.restore(pictures, apply, sizes))
-
-    def _apply(self, batch: np.ndarray) -> jax.Array:
-        """Runs the model on float32 [B, h, w, 3], which comes back restored, not clipped."""
-        return self._restore(batch)
 
 
 def load(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from benchmarks import common, gpu_all, infer, limits
+from benchmarks import ROOT, common, gpu_all, infer, limits
 from benchmarks import models as benchmark
 from restore_jax import losses, metrics, models
 from restore_jax.errors import RunError, UsageError
@@ -148,7 +148,7 @@ def test_peak_memory_is_of_the_process_itself():
     def peak(work):
         script = f"{work}; from benchmarks import models; print(models.peak_bytes())"
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=benchmark.ROOT, capture_output=True, check=True
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True
         )
         return int(done.stdout)
 
@@ -303,7 +303,7 @@ def test_everything_for_a_gpu_runs_to_its_end_on_a_cpu_without_tensorflow(tmp_pa
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=benchmark.ROOT,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
