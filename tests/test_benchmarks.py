@@ -101,17 +101,18 @@ def test_receptive_field_beyond_measure_is_refused(monkeypatch):
 
 
 def test_nothing_outside_of_the_field_changes_a_trained_model():
-    # At full width and with random parameters: 9 px on each side of the middle, no more.
+    # At full width and with random parameters: 9 px on each side of the middle, no more but for
+    # rounding (rows that are computed together have parts that cancel).
     model = model_of("pexels_cnn")
     image = jax.random.uniform(jax.random.key(1), (1, 31, 31, 3))
     variables = jax.jit(model.init)(jax.random.key(0), image)
     restore = jax.jit(lambda image: model.apply(variables, image)[0, 15, 15])
     noise = jax.random.uniform(jax.random.key(2), image.shape)
     outside = noise.at[:, 6:25, 6:25].set(image[:, 6:25, 6:25])
-    np.testing.assert_array_equal(restore(outside), restore(image))
+    np.testing.assert_allclose(restore(outside), restore(image), atol=1e-6)
     for row, column in ((6, 6), (24, 24), (6, 24)):
         inside = image.at[0, row, column].set(100.0)
-        assert np.abs(restore(inside) - restore(image)).max() > 0
+        assert np.abs(restore(inside) - restore(image)).max() > 1e-4
 
 
 @pytest.mark.slow

@@ -108,7 +108,9 @@ def assert_close(one, other):
     for a, b in zip(one, other, strict=True):
         for name, value in a.items():
             if isinstance(value, float):
-                assert b[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+                # The norm of what is left to learn is the first to show how sums were rounded.
+                near = 1e-4 if name == "grad_norm" else 1e-5
+                assert b[name] == pytest.approx(value, rel=near, abs=1e-7), name
             else:
                 assert b[name] == value, name
 
