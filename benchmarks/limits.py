@@ -4,6 +4,8 @@ Arithmetic: the multiply-accumulates of `restore_jax.cost`, two operations each.
 takes three times those of the forward pass (the result, the gradient by the input and that by
 the kernel), less the gradient by the image, which nobody asks for. What is done per element
 (biases, activations, gates, pooling, resampling, the loss) is left out: on the way it is free.
+Convolutions count as written; where they are computed with fewer multiplications
+(`restore_jax.models.winograd`), the share of this limit can exceed 1.
 
 Traffic: convolutions and dense layers meet their neighbours in memory, and everything between
 two of them is taken as fused into one or the other. Forward, each layer's input is read once
