@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tqdm
 
-from restore_jax import cores, image_files, image_paths, pixels
+from restore_jax import cores, host_memory, image_files, image_paths, pixels
 from restore_jax.errors import RunError, UsageError
 from restore_jax.image_files import ImageFileError, Photograph
 from restore_jax.restorer import Restorer
@@ -22,6 +22,8 @@ from restore_jax.restorer import Restorer
 _AHEAD_BYTES = 256 << 20
 # Threads: so many at least for a disk that is far away; each may hold a large photograph.
 _LEAST_THREADS = 4
+# After so many batches freed memory goes back to the system: it stays flat in any folder.
+_BATCHES_OF_MEMORY = 25
 _MOST_READERS, _MOST_WRITERS = 16, 32
 
 
@@ -160,7 +162,7 @@ def restore_files(
         concurrent.futures.ThreadPoolExecutor(writers) as threads,
         _ReadAhead(todo, readers, batch + readers) as reading,
     ):
-        for restored in restorer.restore_many(arrays(reading)):
+        for count, restored in enumerate(restorer.restore_many(arrays(reading)), start=1):
             item, photograph = read.popleft()
             future = threads.submit(
                 _write, item, restored, photograph, file_format, comparisons
@@ -168,6 +170,8 @@ def restore_files(
             writing.append((item, future, restored.nbytes))
             while writing and (writing[0][1].done() or too_many()):
                 finish_one()
+            if count % (_BATCHES_OF_MEMORY * batch) == 0:
+                host_memory.give_back()
         while writing:
             finish_one()
     return outcome

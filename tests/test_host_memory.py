@@ -69,3 +69,29 @@ def test_nothing_happens_without_glibc(monkeypatch, tmp_path):
     monkeypatch.setattr(host_memory, "_NVIDIA", tmp_path / "none")
     monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: object())
     assert not host_memory.keep_freed()
+
+
+GIVING = """
+import restore_jax.host_memory as host_memory
+import numpy as np
+host_memory.keep_freed()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+# The small ones stay, and keep the heap from ending where the large ones were.
+arrays = [np.ones(n) for _ in range(64) for n in (2**19, 2**10)]
+arrays = arrays[1::2]
+before = resident()
+host_memory.give_back()
+print((before - resident()) >> 20)
+"""
+
+
+@linux
+@pytest.mark.skipif(pathlib.Path("/dev/nvidiactl").exists(), reason="the arrays are on the GPU")
+def test_what_lies_between_arrays_in_use_is_given_back(monkeypatch):
+    if run(monkeypatch, "keep")[0] == "False":
+        pytest.skip("no glibc")
+    done = subprocess.run(
+        [sys.executable, "-c", GIVING], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 200  # of 256 MB
