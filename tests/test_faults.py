@@ -419,12 +419,12 @@ def train_on_eight(name, folder):
 @pytest.mark.parametrize("name", child.NARROW)
 def test_any_number_of_devices_gives_the_same_losses(name, tmp_path):
     fields = child.config(name, batch_size=8)
-    for devices in (1, 4):
+    for devices in (1, 2, 4):
         run(fields, tmp_path / str(devices), child.data, devices)
     train_on_eight(name, tmp_path / "8")
     expected = losses_of(tmp_path / "1")
     assert len(expected) == 3  # two epochs, validated at the end
-    for folder in (tmp_path / "4", tmp_path / "8"):
+    for folder in (tmp_path / "2", tmp_path / "4", tmp_path / "8"):
         for (split, loss), (same, value) in zip(losses_of(folder), expected, strict=True):
             assert split == same
             # The biases before a BatchNorm have no gradient but rounding, which Adam scales up.

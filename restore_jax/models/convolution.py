@@ -98,12 +98,6 @@ def _plain(
 def _convolve(
     x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
 ) -> jax.Array:
-    return _result(x, kernel, spread, precision)
-
-
-def _result(
-    x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
-) -> jax.Array:
     """Computes the convolution by what is fastest on the device."""
     if winograd.is_faster(x, kernel, spread):
         on_cpu = winograd.convolve
@@ -161,7 +155,7 @@ def _two_columns(
 def _forward(
     x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _result(x, kernel, spread, precision), (x, kernel)
+    return _convolve(x, kernel, spread, precision), (x, kernel)
 
 
 def _backward(
@@ -170,7 +164,7 @@ def _backward(
     x, kernel = kept
     # The kernel is odd and the stride 1: the transpose is a convolution of the same kind.
     transposed = kernel[::-1, ::-1].swapaxes(2, 3)
-    by_input = _result(g, transposed, spread, precision)
+    by_input = _convolve(g, transposed, spread, precision)
 
     def by_xla(x: jax.Array, g: jax.Array) -> jax.Array:
         return jax.vjp(lambda kernel: _plain(x, kernel, spread, precision), kernel)[1](g)[0]
