@@ -28,7 +28,13 @@ VERSION = 1
 LICENCE_NOTE = "weights trained on MVTec AD: non-commercial (CC BY-NC-SA 4.0)"
 
 # Where a machine keeps its files is of no use to anybody else.
-_LOCAL_FIELDS = ("data.root", "data.cache_dir", "data.resident_file", "vgg16_weights")
+_LOCAL_FIELDS = (
+    "init_from",
+    "data.root",
+    "data.cache_dir",
+    "data.resident_file",
+    "vgg16_weights",
+)
 
 
 def make_model(config: ConfigDict, source: str) -> Any:
