@@ -8,14 +8,14 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import assess, batches, checkpoint, resident, workdir
+from restore_jax import batches, checkpoint, resident, trained, workdir
 from restore_jax.errors import UsageError
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses wrong fields before anything is written or prepared."""
     workdir.check_finite(config)
-    assess.check(config.eval)
+    trained.check(config.eval)
     resident.check(config)
     if not 0 <= config.seed < 2**31:
         raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")

@@ -34,8 +34,7 @@ def write(path, seed=0, **notes):
 
 def row(path, **changes):
     fields = {
-        "name": NAME,
-        "file": path.name,
+        "name": path.stem,
         "purpose": "for tests",
         "config": "configs/pexels_cnn.py",
         "training_data": "nothing",
@@ -53,7 +52,7 @@ def ship(monkeypatch, folder, *names):
     rows = []
     for seed, name in enumerate(names or (NAME,)):
         path = write(folder / f"{name}.safetensors", seed, name=name, licence=LICENCE)
-        rows.append(row(path, name=name))
+        rows.append(row(path))
     monkeypatch.setattr(shipped, "FOLDER", folder)
     monkeypatch.setattr(shipped, "MODELS", tuple(rows))
     return tuple(rows)
