@@ -94,8 +94,9 @@ def find(
     Raises:
         UsageError: for what is none of them; or a file or name without data.
     """
-    if pathlib.Path(given).is_dir():
-        return of_workdir(pathlib.Path(given), which, override)
+    folder = pathlib.Path(given).expanduser()
+    if folder.is_dir():
+        return of_workdir(folder, which, override)
     file = weights_file.find_file(given)
     if override is None:
         raise UsageError(

@@ -349,6 +349,11 @@ def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
     return {key: metadata[key] for key in NOTES if key in metadata}
 
 
+def read_source_notes(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads what the file says of itself that a path or name stands for; {} for a folder."""
+    return {} if pathlib.Path(path).expanduser().is_dir() else read_notes(find_file(path))
+
+
 def checked_notes(notes: Mapping[str, str]) -> dict[str, str]:
     """Checks what is to go into a file's metadata.
 
