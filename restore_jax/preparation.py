@@ -5,17 +5,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from restore_jax import (
-    assess,
     batches,
     checkpoint,
     models,
     resident,
-    restorer,
+    trained,
     weights_file,
     workdir,
 )
@@ -25,7 +23,7 @@ from restore_jax.errors import UsageError
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses wrong fields before anything is written or prepared."""
     workdir.check_finite(config)
-    assess.check(config.eval)
+    trained.check(config.eval)
     resident.check(config)
     if not 0 <= config.seed < 2**31:
         raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")
@@ -68,10 +66,9 @@ def initial_variables(config: ConfigDict) -> dict[str, Any] | None:
         return None
     source = f"config.init_from={config.init_from}"
     try:
-        found = restorer.load(config.init_from)
+        _, variables, _ = weights_file.read_model(config.init_from)
     except UsageError as error:
         raise UsageError(f"config.init_from: {error}") from error
-    variables = jax.device_get(found.variables)
     weights_file.check_variables(models.from_config(config), variables, source)
     return variables
 
