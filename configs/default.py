@@ -42,7 +42,6 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.loss.basic = 0.0  # mean of |error| + error²
     config.loss.masked_mse = 0.0  # 0.3 · mean(error²) + 0.7 · mean(mask · error²)
     config.loss.defect = 0.0  # mean of |error| + error² over the defect's pixels
-    config.loss.colour = 0.0  # mean |mean error| of the channels of an image
     config.loss.sobel = 0.0  # mean |error| of the Sobel gradients
     config.loss.perceptual = 0.0  # relative squared distance of VGG16 features
     config.vgg16_weights = ""  # file for perceptual, .h5 or .npz; "" = Keras downloads it

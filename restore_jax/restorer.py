@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from restore_jax import dividing, ensemble, pixels, tiles, weights_file
+from restore_jax import batches, dividing, ensemble, models, pixels, tiles, weights_file
 from restore_jax.errors import UsageError
 
 _FALLBACK_TILE = 256
@@ -233,13 +233,15 @@ class Restorer:
         data = self.config.get("data") or {}
         views = ensemble.symmetries(chosen.self_ensemble, data.get("degradation") or {})
 
-        def apply(batch: np.ndarray) -> np.ndarray | jax.Array:
-            return ensemble.mean_over(views, self._restore, batch)
+        def apply(batch: np.ndarray, context: np.ndarray | None) -> np.ndarray | jax.Array:
+            return ensemble.mean_over(views, self._restore, batch, context)
+
+        side = batches.CONTEXT_SIZE if models.takes_context(self.model) else None
 
         arrays = (pixels.checked(image, f"images[{i}]") for i, image in enumerate(images))
         if chosen.strength == 0.0:
             return (array.copy() for array in arrays)
-        pictures = (pixels.Picture(array, chosen.strength) for array in arrays)
+        pictures = (pixels.Picture(array, chosen.strength, side) for array in arrays)
         return (picture.result for picture in tiles.restore(pictures, apply, sizes))
 
 
