@@ -8,7 +8,7 @@ what it needs itself: what a training imports takes longer than restoring an ima
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from restore_jax.errors import UsageError
 
@@ -130,20 +130,20 @@ def run_export(flags: Flags, make_data: MakeData) -> None:
     from restore_jax.restorer import load  # noqa: PLC0415
 
     del make_data
-    model, output = _workdir(flags), pathlib.Path(_given(flags.output)).expanduser()
-    options: dict[str, Any] = {"overwrite": flags.overwrite}
+    source, output = _workdir(flags), pathlib.Path(_given(flags.output)).expanduser()
+    if flags.dtype and output.suffix != ".safetensors":
+        raise UsageError("--dtype: only for --output=FILE.safetensors")
+    # What a file says of itself goes on with its weights.
+    notes = weights_file.read_source_notes(source) | _notes(flags.metadata)
+    restorer = load(source, flags.checkpoint or "best")
+    model, config = (restorer.model, restorer.variables, output), restorer.config
+    notes = weights_file.with_licence(config, notes)
     if output.suffix == ".safetensors":
-        form = export.export_weights
-        options["dtype"] = flags.dtype or "float32"
-        # What a file says of itself goes on with its weights.
-        options["metadata"] = weights_file.read_source_notes(model) | _notes(flags.metadata)
+        dtype = flags.dtype or "float32"
+        print(export.export_weights(*model, config, dtype, notes, flags.overwrite))
     else:
         form = export.export_onnx if output.suffix == ".onnx" else export.export_stablehlo
-        for name in ("dtype", "metadata"):
-            if getattr(flags, name):
-                raise UsageError(f"--{name}: only for --output=FILE.safetensors")
-    restorer = load(model, flags.checkpoint or "best")
-    print(form(restorer.model, restorer.variables, output, config=restorer.config, **options))
+        print(form(*model, config, overwrite=flags.overwrite, notes=notes))
 
 
 def run_import(flags: Flags, make_data: MakeData) -> None:

@@ -76,6 +76,7 @@ def export_onnx(
     config: ConfigDict | None = None,
     size: int = 256,
     overwrite: bool = False,
+    notes: Mapping[str, str] | None = None,
 ) -> Exported:
     """Writes a model as ONNX (opset 23), for any batch, height and width where it allows.
 
@@ -86,6 +87,7 @@ def export_onnx(
         config: kept in the file's metadata under "config", as JSON.
         size: both sides of the images, for a model that cannot be exported at any size.
         overwrite: whether a file that exists may be replaced.
+        notes: further texts for the metadata, such as "licence".
 
     Returns:
         What was written.
@@ -121,7 +123,7 @@ def export_onnx(
                 output_names=["restored"],
             )
         fields = {} if config is None else workdir.as_json(config)
-        onnx.helper.set_model_props(proto, {"config": json.dumps(fields)})
+        onnx.helper.set_model_props(proto, {**(notes or {}), "config": json.dumps(fields)})
         content = proto.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised as well
@@ -142,6 +144,7 @@ def export_stablehlo(
     config: ConfigDict | None = None,
     size: int = 256,
     overwrite: bool = False,
+    notes: Mapping[str, str] | None = None,
 ) -> Exported:
     """Writes a model as StableHLO by `jax.export`, for CPU, CUDA and TPU.
 
@@ -153,6 +156,7 @@ def export_stablehlo(
         config: goes into restorer.json.
         size: both sides of the images, for a model that cannot be exported at any size.
         overwrite: whether files that exist may be replaced.
+        notes: further texts for restorer.json, such as "licence".
 
     Returns:
         What was written.
@@ -173,6 +177,7 @@ def export_stablehlo(
     content, shape, difference = _converted(model, variables, size, convert, "StableHLO")
     array = {"shape": shape, "dtype": "float32", "layout": "BHWC, RGB"}
     description = {
+        **(notes or {}),
         "input": {"name": "degraded", **array, "range": [0, 1]},
         "output": {"name": "restored", **array, "range": "near [0, 1], not clipped"},
         "largest_difference": difference,

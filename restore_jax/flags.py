@@ -57,7 +57,7 @@ _FLAGS = tuple(
         ("dtype", flags.DEFINE_string, None, "float32 or float16, of .safetensors [float32].",
          ("export",)),
         ("metadata", flags.DEFINE_multi_string, [],
-         "KEY=TEXT: name, purpose, training_data or licence, for .safetensors.", ("export",)),
+         "KEY=TEXT: name, purpose, training_data or licence.", ("export",)),
         ("weights", flags.DEFINE_string, None, "The file to import.", ("import",)),
     )
 )  # fmt: skip

@@ -160,22 +160,18 @@ def save_weights(
     version = next((key for key, stored in VERSIONS.items() if stored == dtype), None)
     if version is None:
         raise UsageError(f"dtype: {dtype!r} is not one of {', '.join(VERSIONS.values())}")
-    notes = checked_notes(metadata or {})
+    notes = with_licence(config, metadata or {})
     check_variables(make_model(config, str(path)), variables, str(path))
     arrays = {
         name: _stored(name, array, dtype, str(path))
         for name, array in sorted(_flatten(variables).items())
     }
-    header = {
+    header = notes | {
         "format": FORMAT,
         "format_version": version,
         "parameters": str(_parameter_count(arrays)),
         "config": json.dumps(_portable(config), allow_nan=False),
     }
-    data = config.get("data")
-    if isinstance(data, ConfigDict) and data.get("name") in ("mvtec_ad", "kla"):
-        header["licence"] = LICENCE_NOTE
-    header |= notes
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -360,8 +356,12 @@ def read_source_notes(path: str | os.PathLike[str]) -> dict[str, str]:
     return {} if pathlib.Path(path).expanduser().is_dir() else read_notes(find_file(path))
 
 
-def checked_notes(notes: Mapping[str, str]) -> dict[str, str]:
-    """Checks what is to go into a file's metadata.
+def with_licence(config: ConfigDict, notes: Mapping[str, str]) -> dict[str, str]:
+    """Checks what a file is to say of itself, and adds the licence that follows from the data.
+
+    Args:
+        config: the configuration that the weights were trained with.
+        notes: texts by some of the `NOTES`; a licence among them has the last word.
 
     Raises:
         UsageError: for a key that is none of the `NOTES`, or what is no text of one line.
@@ -371,7 +371,9 @@ def checked_notes(notes: Mapping[str, str]) -> dict[str, str]:
             raise UsageError(f"metadata: {key!r} is not one of {', '.join(NOTES)}")
         if not isinstance(value, str) or not value.strip() or len(value.splitlines()) > 1:
             raise UsageError(f"metadata: {key} must be a text of one line, not {value!r}")
-    return dict(notes)
+    data = config.get("data")
+    from_mvtec = isinstance(data, ConfigDict) and data.get("name") in ("mvtec_ad", "kla")
+    return ({"licence": LICENCE_NOTE} if from_mvtec else {}) | dict(notes)
 
 
 def _read_file(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -210,6 +210,10 @@ def test_weights_are_exported_with_what_the_file_says(ships, tmp_path, capsys):
     given["output"] = str(tmp_path / "mine.onnx")
     with pytest.raises(UsageError, match=r"^--dtype: only for --output=FILE\.safetensors"):
         commands.run_export(commands.Flags(dtype="float16", **given), tiny.data)
+    given["output"] = str(tmp_path / "folder")
+    commands.run_export(commands.Flags(**given), tiny.data)
+    description = json.loads((tmp_path / "folder/restorer.json").read_text())
+    assert description["licence"] == shipping.LICENCE
 
 
 def in_package(monkeypatch, *arguments):
