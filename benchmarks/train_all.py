@@ -10,8 +10,8 @@ TensorFlow. Put `JAX_PLATFORMS=cuda` before it, so that it does not fall back to
 
 First it looks for ten seconds whether everything is there: imports, the configurations and
 their models, the pairs, the output. Then each experiment of `benchmarks.experiments` is trained
-in a process of its own, which prepares (imports, compiles) while the one before it trains. It
-measures how long an epoch takes and chooses as many as end in its share of the time that is
+in a process of its own, which on a GPU prepares (imports, compiles) while the one before it
+trains. It measures how long an epoch takes and chooses as many as end in its share of the time that is
 left, so that the cosine of its learning rate ends at zero; what it does not need is left to the
 next ones. One that fails, hangs or crashes is reported, and the next one starts.
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from benchmarks import compact_pairs, experiments  # noqa: PLC0415
     from restore_jax.errors import UsageError  # noqa: PLC0415
 
-    planned = experiments.tiny() if given.tiny else experiments.everything()
+    planned = experiments.tiny() if given.tiny else experiments.everything(given.size)
     names = [experiment.name for experiment in planned]
     if given.list:
         print(*names, sep="\n")
@@ -104,6 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=pathlib.Path, default=folder, help="a folder; else $OUT, or trained")
     add("--minutes", type=float, default=10.0, help="everything has ended by then")
     add("--only", nargs="+", help="names of experiments, as --list has them")
+    add("--size", type=int, help="of all images, px, for a rehearsal; else each its own")
     add("--dtype", choices=("float32", "bfloat16"), default="", help="else by the device")
     add("--largest_mib", type=float, default=16.0, help="of a file of weights that is kept")
     add("--list", action="store_true", help="only name the experiments")
@@ -165,7 +166,7 @@ def run(
     store: Store,
     command: Callable[["Task"], Sequence[str]] = lambda task: command_of(task.as_json()),
 ) -> list[str]:
-    """Trains one after the other until a time; each prepares while the one before trains.
+    """Trains one after the other until a time; on a GPU each prepares beside the one before.
 
     Args:
         tasks: in their order.
@@ -177,15 +178,22 @@ def run(
         The names of those that were trained.
     """
     trained, waiting = [], deque(tasks)
-    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as logs:
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
 
         def start() -> tuple["Task", Process, pathlib.Path] | None:
             if not waiting or end - time.monotonic() < _LEAST:
                 return None
             task = waiting.popleft()
-            log = pathlib.Path(logs) / task.experiment.name
-            # Two processes have the device at once.
-            environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
+            log = pathlib.Path(folder) / task.experiment.name
+            environment = {
+                # Two processes have the device at once.
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+                # A program found in another run's cache would tell nothing of what compiling
+                # takes, by which each plans its time.
+                "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder) / "cache"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+                **os.environ,
+            }
             process = Process(command(task), environment, log)
             return task, stack.enter_context(process), log
 
@@ -201,9 +209,9 @@ def run(
                 limit = min(left, 1.2 * seconds + _GRACE)
                 process.tell({"seconds": seconds, "limit": limit})
                 limit += time.monotonic()
-                process.hear(limit - time.monotonic())
+                training = process.hear(limit - time.monotonic())
                 # From now on it knows its time; what the next one takes comes beside it.
-                ahead = start()
+                ahead = start() if training["shares"] else None
                 record = process.hear(limit - time.monotonic())
                 kept = store.keep(pathlib.Path(task.weights), task.experiment.bundled)
                 store.emit({**record, "weights": {**record["weights"], **kept}})

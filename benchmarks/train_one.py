@@ -144,7 +144,9 @@ def run(
     seconds = given["seconds"] - (time.monotonic() - began)
     epochs = fitting_epochs(seconds, most, costs)
     config = experiments.make_config(task.experiment, epochs, dtype)
-    say({"event": "training", "epochs": epochs, **costs._asdict()})
+    # What another process compiles meanwhile is no burden to a GPU; the cores are one's own.
+    shares = device.platform != "cpu"
+    say({"event": "training", "shares": shares, "epochs": epochs, **costs._asdict()})
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder) / "run"
         limit = began + given["limit"] - time.monotonic() - costs.last
