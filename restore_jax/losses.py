@@ -137,6 +137,16 @@ def defect(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None)
     return jnp.sum(mask * error, axis=(1, 2, 3)) / jnp.maximum(count, 1.0)
 
 
+def colour(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean over the channels of `|mean(d)|`, each mean over the whole image, `[B]`.
+
+    What a wrong gain leaves of an image, and noise does not: in a loss per pixel, noise and
+    texture outweigh it.
+    """
+    means = jnp.mean(_difference(restored, clean, mask), axis=(1, 2))
+    return jnp.mean(jnp.abs(means), axis=-1)
+
+
 def sobel(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """`mean |Sx(restored) - Sx(clean)| + mean |Sy(restored) - Sy(clean)|`, `[B]`.
 
@@ -164,6 +174,7 @@ LOSSES: dict[str, LossTerm] = {
     "basic": basic,
     "masked_mse": masked_mse,
     "defect": defect,
+    "colour": colour,
     "sobel": sobel,
     "perceptual": perceptual,
 }

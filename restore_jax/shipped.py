@@ -22,7 +22,6 @@ class Shipped:
 
     Attributes:
         name: what `restore_jax.load` and `--workdir` take.
-        file: its file's name in `FOLDER`.
         purpose: what photographs it is for, in one line.
         config: the experiment that it was trained with, e.g. "configs/sca_unet.py".
         training_data: what it was trained on.
@@ -33,7 +32,6 @@ class Shipped:
     """
 
     name: str
-    file: str
     purpose: str
     config: str
     training_data: str
@@ -41,6 +39,11 @@ class Shipped:
     sha256: str
     protocol: str
     figures: Mapping[str, float]
+
+    @property
+    def file(self) -> str:
+        """Its file's name in `FOLDER`."""
+        return f"{self.name}.safetensors"
 
     @property
     def path(self) -> pathlib.Path:

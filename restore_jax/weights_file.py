@@ -34,7 +34,13 @@ NOTES = ("name", "purpose", "training_data", "licence")
 LICENCE_NOTE = "weights trained on MVTec AD: non-commercial (CC BY-NC-SA 4.0)"
 
 # Where a machine keeps its files is of no use to anybody else.
-_LOCAL_FIELDS = ("data.root", "data.cache_dir", "data.resident_file", "vgg16_weights")
+_LOCAL_FIELDS = (
+    "init_from",
+    "data.root",
+    "data.cache_dir",
+    "data.resident_file",
+    "vgg16_weights",
+)
 
 # A running training removes an older checkpoint as it saves a new one.
 _ATTEMPTS = 5
@@ -347,6 +353,11 @@ def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     _, metadata = _read_file(pathlib.Path(path).expanduser())
     return {key: metadata[key] for key in NOTES if key in metadata}
+
+
+def read_source_notes(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads what the file says of itself that a path or name stands for; {} for a folder."""
+    return {} if pathlib.Path(path).expanduser().is_dir() else read_notes(find_file(path))
 
 
 def checked_notes(notes: Mapping[str, str]) -> dict[str, str]:

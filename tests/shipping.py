@@ -22,7 +22,9 @@ def variables(seed=0):
     model = models.create("pexels_cnn", widths=(2,))
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: rng.uniform(0, 0.3, x.shape).astype(np.float32), shapes)
+    drawn = jax.tree.map(lambda x: rng.uniform(-0.5, 0.5, x.shape).astype(np.float32), shapes)
+    # A variance is not negative.
+    return drawn | {"batch_stats": jax.tree.map(np.abs, drawn["batch_stats"])}
 
 
 def write(path, seed=0, **notes):
@@ -34,8 +36,7 @@ def write(path, seed=0, **notes):
 
 def row(path, **changes):
     fields = {
-        "name": NAME,
-        "file": path.name,
+        "name": path.stem,
         "purpose": "for tests",
         "config": "configs/pexels_cnn.py",
         "training_data": "nothing",
@@ -53,7 +54,7 @@ def ship(monkeypatch, folder, *names):
     rows = []
     for seed, name in enumerate(names or (NAME,)):
         path = write(folder / f"{name}.safetensors", seed, name=name, licence=LICENCE)
-        rows.append(row(path, name=name))
+        rows.append(row(path))
     monkeypatch.setattr(shipped, "FOLDER", folder)
     monkeypatch.setattr(shipped, "MODELS", tuple(rows))
     return tuple(rows)
