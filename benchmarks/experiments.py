@@ -155,7 +155,9 @@ def make_config(experiment: Experiment, epochs: int, dtype: str) -> ConfigDict:
     config.train.early_stopping_patience = 0
     config.eval.every_epochs = max(1, -(-epochs // 10))
     try:
-        config.update_from_flattened_dict(dict(experiment.fields))
+        # Locked, it takes no field that it has not.
+        config.lock().update_from_flattened_dict(dict(experiment.fields))
+        config.unlock()
     except (KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{experiment.name}: a field does not fit ({reason})") from error

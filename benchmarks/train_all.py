@@ -11,9 +11,9 @@ TensorFlow. Put `JAX_PLATFORMS=cuda` before it, so that it does not fall back to
 First it looks for ten seconds whether everything is there: imports, the configurations and
 their models, the pairs, the output. Then each experiment of `benchmarks.experiments` is trained
 in a process of its own, which on a GPU prepares (imports, compiles) while the one before it
-trains. It measures how long an epoch takes and chooses as many as end in its share of the time that is
-left, so that the cosine of its learning rate ends at zero; what it does not need is left to the
-next ones. One that fails, hangs or crashes is reported, and the next one starts.
+trains. It measures how long an epoch takes and chooses as many as end in its share of the time
+that is left, so that the cosine of its learning rate ends at zero; what it does not need is
+left to the next ones. One that fails, hangs or crashes is reported, and the next one starts.
 
 As soon as a model is trained, its figures on the validation photographs, in full float32, are a
 line of `results.jsonl` and its weights a `.safetensors` file in the output, or an entry of

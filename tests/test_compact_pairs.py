@@ -136,7 +136,7 @@ def test_a_damaged_file_is_one_line(lossless, spoil, look):
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(UsageError, match="nothing.zip: cannot be read"):
+    with pytest.raises(UsageError, match=r"nothing\.zip: cannot be read"):
         compact_pairs.check(tmp_path / "nothing.zip")
 
 
