@@ -280,11 +280,17 @@ def train_until(
         The last state, its epochs, and whether these are all.
     """
     config = with_dispatches(config, mesh)
-    # Before and after the steps, which finish the one that they are at.
+    # Only the loop itself heeds it: before and after, nothing happens.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    stop = threading.Timer(max(0.0, limit), os.kill, (os.getpid(), signal.SIGTERM))
-    stop.daemon = True
-    stop.start()
+    ended = threading.Event()
+
+    def ask() -> None:
+        left = max(0.0, limit)
+        while not ended.wait(left):
+            os.kill(os.getpid(), signal.SIGTERM)
+            left = 1.0
+
+    threading.Thread(target=ask, daemon=True).start()
     try:
         devices = list(mesh.devices.flat)
         found = train.train_and_evaluate(config, workdir, lambda _: data, devices)
@@ -295,7 +301,7 @@ def train_until(
             raise
         return found, int(record["epoch"]), False
     finally:
-        stop.cancel()
+        ended.set()
     return found, config.train.epochs, True
 
 

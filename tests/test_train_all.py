@@ -174,6 +174,7 @@ def test_as_many_epochs_as_there_is_time_for():
         train_one.fitting_epochs(20.0, 1000, costs())
 
 
+@pytest.mark.slow
 def test_a_training_beyond_its_time_is_stopped_and_its_state_taken(tmp_path):
     script = (
         "import pathlib, sys\n"
@@ -187,7 +188,7 @@ def test_a_training_beyond_its_time_is_stopped_and_its_state_taken(tmp_path):
         "data = resident_data.as_data(compact_pairs.read(path)[0], config)\n"
         "mesh = batches.make_mesh(jax.devices()[:1])\n"
         "found, epochs, finished = train_one.train_until(\n"
-        "    30.0, config, data, folder / 'run', mesh)\n"
+        "    5.0, config, data, folder / 'run', mesh)\n"
         "print(int(found.step), epochs, finished)\n"
     )
     done = subprocess.run(
