@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from restore_jax import hosts, quiet
+from restore_jax import hosts, plain_path, quiet
 from restore_jax import workdir as workdirs
 from restore_jax.errors import RunError, UsageError
 from restore_jax.state import TrainState
@@ -48,8 +48,19 @@ class Damaged(RunError):
         self.reason = reason
 
 
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, with failures that are told instead of thrown."""
+class Manager(ocp.CheckpointManager):
+    """Orbax's manager, with failures that are told instead of thrown.
+
+    Args:
+        folder: of the checkpoints, as the user calls it; Orbax may know it by another path.
+        options: as Orbax has them.
+    """
+
+    def __init__(self, folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> None:
+        self.folder = folder
+        # Whether a checkpoint that it wrote has been read back.
+        self.proven = False
+        super().__init__(plain_path.of(folder), options=options)
 
     def metrics(self, step: int) -> Record | None:
         """Returns the record of a step; None where it cannot be read."""
@@ -74,7 +85,7 @@ class _Manager(ocp.CheckpointManager):
         try:
             super().wait_until_finished()
         except Exception as error:
-            raise _not_written(self.directory, _one_line(error)) from error
+            raise _not_written(self.folder, _one_line(error)) from error
 
     def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
         """Starts a save; a RunError where it, or the one before, failed."""
@@ -83,7 +94,7 @@ class _Manager(ocp.CheckpointManager):
         except RunError:
             raise
         except Exception as error:
-            raise _not_written(self.directory, _one_line(error)) from error
+            raise _not_written(self.folder, _one_line(error)) from error
 
 
 def _not_written(folder: os.PathLike[str], reason: str) -> RunError:
@@ -102,7 +113,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def open_manager(workdir: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager:
+def open_manager(workdir: pathlib.Path, read_only: bool = False) -> Manager:
     """Opens the checkpoints of a workdir; `checkpoints/STEP` each.
 
     Three are kept: the two latest, to go on from, and the one of the highest validation SSIM
@@ -143,16 +154,19 @@ def open_manager(workdir: pathlib.Path, read_only: bool = False) -> ocp.Checkpoi
     if not read_only:
         folder.mkdir(parents=True, exist_ok=True)
     quiet.quieten_orbax()
-    return _Manager(folder, options=options)
+    return Manager(folder, options=options)
 
 
 def save(
-    manager: ocp.CheckpointManager,
+    manager: Manager,
     state: TrainState,
     figures: Mapping[str, Any],
     progress: Mapping[str, Any] | None = None,
 ) -> None:
     """Starts saving a state with the validation figures of that very state.
+
+    The first one that a manager saves is waited for and read back: whatever keeps checkpoints
+    from being read is known then, and not at the end of a long training.
 
     Args:
         manager: from `open_manager`.
@@ -162,9 +176,10 @@ def save(
         progress: what else the run needs to go on, as JSON has it.
 
     Raises:
-        RunError: where this checkpoint, or the one before, cannot be written.
+        RunError: where this checkpoint, or the one before, cannot be written, or the first one
+            does not come back as it was.
     """
-    folder = pathlib.Path(manager.directory)
+    folder = manager.folder
     # Orbax would find out as well, but in its threads and with a traceback for each array.
     free, needed = shutil.disk_usage(folder).free, _SLACK + _size(state)
     if free < needed:
@@ -179,6 +194,27 @@ def save(
         args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
         metrics=record,
     )
+    if not manager.proven:
+        manager.wait_until_finished()
+        _prove(manager, int(state.step), state)
+        manager.proven = True
+
+
+def _prove(manager: Manager, step: int, state: TrainState) -> None:
+    """Reads back a checkpoint that was just written.
+
+    Raises:
+        RunError: where it does not come back.
+    """
+    try:
+        read(manager, step, state)
+    except (Damaged, FileNotFoundError) as error:
+        reason = error.reason if isinstance(error, Damaged) else "it is gone"
+        raise RunError(
+            f"{manager.folder / str(step)}: was just written and cannot be read back "
+            f"({reason}); the training stops, since its checkpoints would be worth nothing. "
+            "Take a --workdir on another file system"
+        ) from error
 
 
 def digests(parts: Mapping[str, Any]) -> dict[str, str]:
@@ -243,7 +279,7 @@ def epochs_done(workdir: pathlib.Path) -> int:
         return max((int(record.get("epoch", 0)) for record in records), default=0)
 
 
-def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path) -> int:
+def find_step(manager: Manager, which: str, workdir: pathlib.Path) -> int:
     """Finds the step that a user means.
 
     Args:
@@ -279,9 +315,7 @@ def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path)
     return int(which)
 
 
-def restore(
-    manager: ocp.CheckpointManager, step: int, template: TrainState
-) -> tuple[TrainState, Record]:
+def restore(manager: Manager, step: int, template: TrainState) -> tuple[TrainState, Record]:
     """Reads a checkpoint and checks that it is as it was written; with one process only.
 
     Args:
@@ -322,11 +356,9 @@ def to_devices(state: TrainState | None, template: TrainState) -> TrainState:
     )
 
 
-def read(
-    manager: ocp.CheckpointManager, step: int, template: TrainState
-) -> tuple[TrainState, Record]:
+def read(manager: Manager, step: int, template: TrainState) -> tuple[TrainState, Record]:
     """Reads a checkpoint into the host's memory; as `restore` otherwise."""
-    folder = pathlib.Path(manager.directory) / str(step)
+    folder = manager.folder / str(step)
     try:
         return _read_checked(manager, step, template)
     except MemoryError:
@@ -339,7 +371,7 @@ def read(
 
 
 def _read_checked(
-    manager: ocp.CheckpointManager, step: int, template: TrainState
+    manager: Manager, step: int, template: TrainState
 ) -> tuple[TrainState, Record]:
     """Reads a checkpoint into the host's memory; any exception where it is damaged."""
     record = manager.metrics(step)
@@ -422,7 +454,7 @@ def _newest_whole(
     return None, {}, []
 
 
-def make_way(manager: ocp.CheckpointManager, workdir: pathlib.Path, step: int) -> None:
+def make_way(manager: Manager, workdir: pathlib.Path, step: int) -> None:
     """Removes the checkpoint of a step, if there is one, so that it can be saved once more."""
     manager.wait_until_finished()
     if exists(workdir, step):

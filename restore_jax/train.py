@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import optax
-import orbax.checkpoint as ocp
 import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -79,7 +78,7 @@ class _Run:
     step_fn: steps.StepFn
     resident: resident.Resident | None
     steps_per_epoch: int
-    manager: ocp.CheckpointManager | None
+    manager: checkpoint.Manager | None
     stop: hosts.Stop
 
 
