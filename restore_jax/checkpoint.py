@@ -12,7 +12,9 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +32,11 @@ Record = dict[str, Any]
 
 # The second one to go on from, should the first be damaged.
 _LATEST = 2
+# Seconds to wait before reading once more what could not be read: a network file system that
+# stumbles is no reason to end a run, let alone to give up a checkpoint.
+_PAUSES = (0.2, 2.0)
+# TensorStore raises a ValueError for anything, and puts the system's error into its text.
+_SYSTEM_ERROR = re.compile(r"\[OS error (\d+)\b|\bRESOURCE_EXHAUSTED\b")
 # Bytes that a checkpoint takes beside its arrays, and that the logs may take meanwhile.
 _SLACK = 1 << 20
 
@@ -48,6 +55,23 @@ class Damaged(RunError):
         self.reason = reason
 
 
+class Unreadable(RunError):
+    """A checkpoint may be whole, but the system does not let it be read.
+
+    Args:
+        folder: of the checkpoint.
+        reason: what the system says.
+    """
+
+    def __init__(self, folder: pathlib.Path, reason: str) -> None:
+        super().__init__(
+            f"{folder}: cannot be read ({reason}); everything is left as it is. Once that is "
+            "mended, the same command goes on; without this checkpoint, it does once you have "
+            "moved that folder away"
+        )
+        self.reason = reason
+
+
 class Manager(ocp.CheckpointManager):
     """Orbax's manager, with failures that are told instead of thrown.
 
@@ -63,11 +87,22 @@ class Manager(ocp.CheckpointManager):
         super().__init__(plain_path.of(folder), options=options)
 
     def metrics(self, step: int) -> Record | None:
-        """Returns the record of a step; None where it cannot be read."""
-        try:
-            found = super().metrics(step)
-        except (OSError, ValueError):
-            return None
+        """Returns the record of a step; None where there is none that makes sense.
+
+        Raises:
+            Unreadable: where the system does not let it be read: without its record, the best
+                checkpoint would be none, and removed.
+        """
+        for pause in (*_PAUSES, None):
+            try:
+                found = super().metrics(step)
+                break
+            except (*_ABSENT, ValueError):
+                return None
+            except OSError as error:
+                if pause is None:
+                    raise Unreadable(self.folder / str(step), _said(error)) from error
+                time.sleep(pause)
         if not isinstance(found, dict) or not isinstance(_ssim(found), (int, float)):
             return None
         return found
@@ -95,6 +130,14 @@ class Manager(ocp.CheckpointManager):
             raise
         except Exception as error:
             raise _not_written(self.folder, _one_line(error)) from error
+
+
+# What says that a file is not there, where others say that it cannot be read.
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def _not_written(folder: os.PathLike[str], reason: str) -> RunError:
@@ -208,8 +251,8 @@ def _prove(manager: Manager, step: int, state: TrainState) -> None:
     """
     try:
         read(manager, step, state)
-    except (Damaged, FileNotFoundError) as error:
-        reason = error.reason if isinstance(error, Damaged) else "it is gone"
+    except (Damaged, Unreadable, FileNotFoundError) as error:
+        reason = getattr(error, "reason", "it is gone")
         raise RunError(
             f"{manager.folder / str(step)}: was just written and cannot be read back "
             f"({reason}); the training stops, since its checkpoints would be worth nothing. "
@@ -328,7 +371,8 @@ def restore(manager: Manager, step: int, template: TrainState) -> tuple[TrainSta
         The state, and the figures and progress it was saved with.
 
     Raises:
-        Damaged: where a file of it is missing, cut off or changed.
+        Damaged: where a file of it is missing, cut off or changed, as often as it is read.
+        Unreadable: where the system does not let it be read, as often as it is tried.
         FileNotFoundError: where the whole checkpoint is gone: a running training removes the
             older ones.
     """
@@ -359,15 +403,65 @@ def to_devices(state: TrainState | None, template: TrainState) -> TrainState:
 def read(manager: Manager, step: int, template: TrainState) -> tuple[TrainState, Record]:
     """Reads a checkpoint into the host's memory; as `restore` otherwise."""
     folder = manager.folder / str(step)
+    pauses = iter(_PAUSES)
+    while True:
+        try:
+            return _read_checked(manager, step, template)
+        except (MemoryError, Unreadable):
+            raise
+        # A damaged file makes the libraries that read it raise nearly anything.
+        except Exception as error:
+            if _is_gone(folder):
+                raise FileNotFoundError(f"{folder}: removed") from error
+            problem = _system_problem(error, folder)
+            pause = next(pauses, None)
+            if pause is None and problem:
+                raise Unreadable(folder, problem) from error
+            if pause is None:
+                raise Damaged(folder, _one_line(error)) from error
+            # Damage is only what is found again and again.
+            time.sleep(pause if problem else 0)
+
+
+def _is_gone(folder: pathlib.Path) -> bool:
+    """Tells that a folder is not there; one that cannot be looked at may be."""
     try:
-        return _read_checked(manager, step, template)
-    except MemoryError:
-        raise
-    # A damaged file makes the libraries that read it raise nearly anything.
-    except Exception as error:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: removed") from error
-        raise Damaged(folder, _one_line(error)) from error
+        folder.stat()
+    except _ABSENT:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _system_problem(error: BaseException | None, folder: pathlib.Path) -> str | None:
+    """Says what the system has against reading a checkpoint; None: its files are read.
+
+    Args:
+        error: what a library made of it, which may be a cut-off file just as well.
+        folder: of the checkpoint; all that is in it is read once.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, _ABSENT):
+            return _said(error)
+        if found := _SYSTEM_ERROR.search(str(error)):
+            return os.strerror(int(found[1])) if found[1] else "out of memory"
+        error = error.__cause__
+    try:
+        for above, _, names in os.walk(folder, onerror=_raise):
+            for name in names:
+                with pathlib.Path(above, name).open("rb") as file:
+                    while file.read(1 << 24):
+                        pass
+    except _ABSENT:
+        return None
+    except OSError as failure:
+        return _said(failure)
+    return None
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _read_checked(

@@ -47,6 +47,11 @@ _LOCK = ".lock"
 _TEMPORARY = ".tmp-"
 
 
+_DISK_FAILURES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV,
+)  # fmt: skip
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a path to write to, whose content takes the place of a file when it is complete.
@@ -88,7 +93,7 @@ def remove(workdir: pathlib.Path, folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def full_disk_told(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns what a full disk does to a training into one line.
+    """Turns what a disk that is full or fails does to a training into one line.
 
     Raises:
         RunError: for it; any other failure is left as it is.
@@ -96,11 +101,11 @@ def full_disk_told(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in _DISK_FAILURES:
             raise
         raise RunError(
             f"{error.filename or workdir}: {error.strerror}; the training stops and its "
-            "checkpoints are kept. Make room, then the same command goes on from the latest"
+            "checkpoints are kept. Once mended, the same command goes on from the latest"
         ) from error
 
 
