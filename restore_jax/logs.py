@@ -87,16 +87,17 @@ class Logs:
         step: the step that the training goes on from.
         epoch: the epochs that are over by then; lines of later ones are taken back, since they
             come again.
+        first: the epochs that were over as the run began, of which there are no lines of the
+            training: 1 where imported weights stand in for the only step of the first one.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, epoch: int) -> None:
+    def __init__(self, workdir: pathlib.Path, step: int, epoch: int, first: int = 0) -> None:
         self._workdir = workdir
-        kept = [record for record in read_records(workdir) if record["epoch"] <= epoch]
         path = workdir / "metrics.jsonl"
+        kept = [record for record in read_records(workdir) if record["epoch"] <= epoch]
         trained = {record["epoch"] for record in kept if record["split"] == "train"}
-        if missing := sorted(set(range(1, epoch + 1)) - trained):
-            found = f"; what there was lies in {set_aside(workdir, path)}" * path.exists()
-            print(f"{path}: damaged, {len(missing)} of {epoch} epochs are missing{found}")
+        if missing := sorted(set(range(first + 1, epoch + 1)) - trained):
+            print(f"{path}: {_missing(workdir, path, len(missing), epoch - first)}")
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self._events = _Events(workdir / "tensorboard", purge_step=step + 1 if step else None)
         self._drawn = time.monotonic()
@@ -149,6 +150,14 @@ class Logs:
         with replacing(self._workdir / "curves.png") as path:
             figures.draw_curves(read_records(self._workdir), path)
         self._drawn = time.monotonic()
+
+
+def _missing(workdir: pathlib.Path, path: pathlib.Path, missing: int, epochs: int) -> str:
+    """Says that records are missing, and keeps what is left of a damaged file."""
+    if not path.exists():
+        return f"is missing; the records of {epochs} epochs are lost, those to come are kept"
+    place = set_aside(workdir, path)
+    return f"damaged, {missing} of {epochs} epochs are missing; what there was lies in {place}"
 
 
 class NoLogs(contextlib.AbstractContextManager["NoLogs", None]):

@@ -335,6 +335,25 @@ def test_pairs_divided_by_their_folders(tmp_path):
         )
 
 
+def test_a_blank_mask_of_a_defect_is_reported_and_not_known(tmp_path, capsys):
+    for part in ("train", "val"):
+        for key in ("a/scratch/1", "a/good/1", "a/1"):
+            write_pair(tmp_path, part, key, mask=".png")
+            if part == "train":
+                save(tmp_path / f"train/mask/{key}.png", np.zeros((12, 16), np.uint16))
+    found = read(folders.load_pairs(str(tmp_path))["train"])
+    # A mask of a photograph without a defect is blank, and of an unknown one it may be.
+    assert {i: r["has_mask"] for i, r in found.items()} == {
+        "train/a/1": True,
+        "train/a/good/1": True,
+        "train/a/scratch/1": False,
+    }
+    assert capsys.readouterr().out == (
+        "pairs: 1 of 2 defective photographs have a blank mask, which counts as not known: "
+        "train/mask/a/scratch/1.png\n"
+    )
+
+
 def ids(found):
     return {
         part: {r["id"].decode() for r in dataset.as_numpy_iterator()}

@@ -85,6 +85,8 @@ def load(
         for position, example in enumerate(members)
     }
     bad.report("mvtec_ad", list(left_out.values()), len(positions) + len(left_out))
+    blank = builder.info.metadata.get("blank_masks", [])
+    bad.report_blank("mvtec_ad", blank, sum(_is_defective(i) for i in positions))
     # Divided with those that are left out: none of the others changes its part.
     parts = splits.parts([*positions, *left_out], split, references)
     _check_some(parts["train"], parts["val"], split, root)
@@ -139,6 +141,10 @@ def _check_some(train: list[str], val: list[str], split: str, root: str) -> None
             f"{where}: no category has two photographs, one to train on and one to validate"
             " on: add photographs"
         )
+
+
+def _is_defective(example: str) -> bool:
+    return splits.defect_type(example) != "good"
 
 
 def _cache(cache_dir: str | None) -> Path:
