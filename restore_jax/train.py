@@ -203,8 +203,7 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
         dynamic_ncols=True,
         disable=not hosts.is_first(),
     )
-    opened = Logs(run.folder, start.step, start.epoch) if hosts.is_first() else NoLogs()
-    with bar, opened as logs:
+    with bar, _open_logs(run, start) as logs:
         shown: dict[str, str] = {}
 
         def show(values: Mapping[str, float], count: int) -> None:
@@ -246,6 +245,12 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
     # It may have failed.
     hosts.on_first(lambda: run.manager.wait_until_finished())  # noqa: PLW0108 - None elsewhere
     return at.state
+
+
+def _open_logs(run: _Run, start: _Position) -> Logs | NoLogs:
+    if not hosts.is_first():
+        return NoLogs()
+    return Logs(run.folder, start.step, start.epoch, run.steps_per_epoch)
 
 
 def _train_epoch(

@@ -126,7 +126,7 @@ def test_lines_of_steps_to_be_taken_again_do_not_stand_twice(tmp_path):
     # As after a crash between the record of an epoch and its checkpoint.
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "epoch": 3, "split": "train", "loss": 1.0}\n{"step": 9, "ep')
-    with Logs(tmp_path / "run", 6, 2):
+    with Logs(tmp_path / "run", 6, 2, 3):
         pass
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == whole
 
