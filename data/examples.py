@@ -14,8 +14,14 @@ from data import bad, images
 from restore_jax import batches
 from restore_jax.errors import UsageError
 
-# The records of photographs, their number, and those of some positions among them.
-FromFiles = tuple[tf.data.Dataset, int, Callable[[Sequence[int]], tf.data.Dataset]]
+# The records of photographs, their number, those of some positions among them, and the id of
+# each with the bytes that its files take.
+FromFiles = tuple[
+    tf.data.Dataset,
+    int,
+    Callable[[Sequence[int]], tf.data.Dataset],
+    Sequence[tuple[str, int]],
+]
 Read = TypeVar("Read", images.Picture, images.Mask)
 # What is wrong, with the files it is wrong with.
 Faults = dict[str, list[str]]
@@ -147,12 +153,24 @@ def _look(example: Example, root: Path, decode: bool) -> _Look:
 
 
 def from_files(examples: Sequence[Example], paired: bool) -> FromFiles:
-    """Returns the records of photographs, all and some; the arguments are `as_dataset`'s."""
+    """Returns the records of photographs, all and some, and the bytes of their files.
+
+    The arguments are `as_dataset`'s.
+    """
 
     def pick(positions: Sequence[int]) -> tf.data.Dataset:
         return as_dataset([examples[position] for position in positions], paired)
 
-    return as_dataset(examples, paired), len(examples), pick
+    sizes = [(example.id, _bytes_of(example)) for example in examples]
+    return as_dataset(examples, paired), len(examples), pick, sizes
+
+
+def _bytes_of(example: Example) -> int:
+    files = filter(None, (example.image, example.degraded, example.mask))
+    try:
+        return sum(path.stat().st_size for path in files)
+    except OSError:  # told when it is read, with its name
+        return 0
 
 
 def as_dataset(examples: Sequence[Example], paired: bool) -> tf.data.Dataset:

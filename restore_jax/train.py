@@ -80,6 +80,7 @@ class _Run:
     steps_per_epoch: int
     manager: checkpoint.Manager | None
     stop: hosts.Stop
+    identity: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,8 @@ def train_and_evaluate(
             return state
 
     data = make_data(config)
-    fixed = hosts.replicate(data.load_fixed(), mesh)
+    loaded = data.load_fixed()
+    fixed = hosts.replicate(loaded, mesh)
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
     # The first batch before the workdir: images may be refused only when they are read.
@@ -167,7 +169,7 @@ def train_and_evaluate(
             state = hosts.replicate(create_state(system, config.seed), mesh)
         else:
             preparation.check_same_images(
-                record, int(state.step), data, steps_per_epoch, folder
+                record, int(state.step), data, loaded, steps_per_epoch, folder
             )
             print(f"{folder}: going on from step {int(state.step)}")
         opened = checkpoint.open_manager(folder) if hosts.is_first() else None
@@ -185,6 +187,7 @@ def train_and_evaluate(
                 steps_per_epoch=steps_per_epoch,
                 manager=manager,
                 stop=hosts.Stop(request, mesh),
+                identity=preparation.identity_of(data, loaded),
             )
             start = _Position(state, record["epoch"], record.get("sums", {}))
             return _loop(run, start, stream)
@@ -332,7 +335,7 @@ def _save(run: _Run, at: _Position, figures: Mapping[str, Any] | None = None) ->
         run.manager,
         at.state,
         {"epoch": at.epoch, **(figures or {})},
-        {"sums": at.sums, "train_images": run.data.train_images},
+        {"sums": at.sums, **run.identity},
     )
 
 

@@ -18,7 +18,8 @@ from restore_jax import config_check
 from restore_jax.errors import RunError, UsageError
 
 # Fields that a run may be gone on with in another place: where its data lie, how much is shown.
-# None of them changes a parameter or a figure.
+# None of them changes a parameter or a figure of the training but by other images, or other
+# fixed parameters, and those are told by themselves (`preparation.check_same_images`).
 FREE_FIELDS = (
     "config.data.root",
     "config.data.cache_dir",

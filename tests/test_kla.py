@@ -47,7 +47,7 @@ def write(root, categories):
 
 
 def read(part):
-    dataset, count, _ = part
+    dataset, count, *_ = part
     found = {r["id"].decode(): r for r in dataset.as_numpy_iterator()}
     assert len(found) == count
     return found

@@ -89,7 +89,7 @@ def cache(tmp_path_factory):
 
 
 def read(part):
-    dataset, count, _ = part
+    dataset, count, *_ = part
     examples = list(dataset.as_numpy_iterator())
     assert len(examples) == count == int(dataset.cardinality())
     return {example["id"].decode(): example for example in examples}
@@ -620,7 +620,7 @@ def test_prepared_once_and_anew_when_changed(tree, tmp_path, preparations):
     assert read(mvtec_ad.load(str(root), "all", cache)["train"])[name]["image"] == new
     assert len(preparations) == 2
     shutil.copy(changed, changed.with_name("777.png"))
-    counts = [count for _, count, _ in mvtec_ad.load(str(root), "all", cache).values()]
+    counts = [count for _, count, *_ in mvtec_ad.load(str(root), "all", cache).values()]
     assert sum(counts) == TRAIN + TEST + 1
     assert len(preparations) == 3
 

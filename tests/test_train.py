@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -348,3 +349,51 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do():
     batches.check_batch_size(8, mesh, "config.train.batch_size")
     with pytest.raises(UsageError, match=r"4 devices; take 4$"):
         batches.check_batch_size(2, mesh, "config.train.batch_size")
+
+
+def with_identity(names="a", sizes="b", weights=0.0):
+    """Tiny data that say what they are, and a fixed parameter."""
+
+    def make(settings):
+        return dataclasses.replace(
+            tiny.data(settings),
+            identity={"names": names, "sizes": sizes},
+            load_fixed=lambda: {"perceptual": {"kernel": np.full(3, weights, np.float32)}},
+        )
+
+    return make
+
+
+def test_a_run_goes_on_with_its_own_images_and_fixed_parameters_alone(tmp_path):
+    folder = tmp_path / "run"
+    run(tiny.config(epochs=3), folder, with_identity())
+    before = steps_in(folder)
+    shutil.rmtree(folder / "checkpoints/9")
+    for others, told in (
+        (
+            {"names": "x"},
+            r"other images than tiny has now \(their names differ",
+        ),
+        ({"sizes": "x"}, "their sizes differ"),
+        (
+            {"weights": 1.0},
+            r"other weights in config\.loss\.perceptual than",
+        ),
+    ):
+        with pytest.raises(UsageError, match=told):
+            run(tiny.config(epochs=3), folder, with_identity(**others))
+    assert steps_in(folder) == before - {9}
+    run(tiny.config(epochs=3), folder, with_identity())
+    assert steps_in(folder) == before
+
+
+def test_a_run_of_before_the_identities_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    run(tiny.config(epochs=2), folder)  # of data that tell nothing
+    shutil.rmtree(folder / "checkpoints/6")
+    run(tiny.config(epochs=2), folder, with_identity())
+    assert 6 in steps_in(folder)
+
+
+def steps_in(folder):
+    return {int(path.name) for path in (folder / "checkpoints").iterdir()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -58,7 +58,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     `info.metadata["ids"]` lists the ids of each split in the order of the records, and
     `info.metadata["left_out"]` those that the source leaves out, `info.metadata["blank_masks"]`
-    those of defective photographs whose mask file shows nothing. A split of which it has no
+    those of defective photographs whose mask file shows nothing; `info.metadata["bytes"]` is
+    what the files of each photograph take. A split of which it has no
     photographs does not exist.
 
     Args:
@@ -115,6 +116,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         ids = {split: members for split, members in ids.items() if members}
         self.info.metadata["ids"] = ids
         self.info.metadata["blank_masks"] = []
+        self.info.metadata["bytes"] = {}
         if isinstance(found, source.Readable):
             self.info.metadata["left_out"] = dict(found.left_out)
         return {split: self._generate_examples(found, split, ids[split]) for split in ids}
@@ -123,11 +125,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self, found: source.Source, split: source.Split, ids: list[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         ranks = {example: rank for rank, example in enumerate(ids)}
+        sizes = self.info.metadata["bytes"][split] = [0] * len(ids)
         for checked in bad.in_parallel(_example, found.read(split)):
-            example, blank = checked.result()
+            example, size, blank = checked.result()
+            rank = ranks[example["id"]]
+            sizes[rank] = size
             if blank:
                 self.info.metadata["blank_masks"].append(example["id"])
-            yield _sorting_key(ranks[example["id"]], len(ids)), example
+            yield _sorting_key(rank, len(ids)), example
 
 
 def unreadable(found: source.Tree | source.Archives) -> dict[str, str]:
@@ -171,11 +176,16 @@ def _sorting_key(rank: int, count: int) -> int:
     return ((rank << _SORTING_FILES_BITS) // count << (128 - _SORTING_FILES_BITS)) + rank
 
 
-def _example(record: source.Record) -> tuple[dict[str, Any], bool]:
-    """The features of one photograph, whose files are decoded once to know that they can be.
+class _Checked(NamedTuple):
+    """The features of a photograph, the bytes of its files, and whether its mask is blank."""
 
-    Returns:
-        The features, and whether there is a mask file that shows nothing of the defect.
+    features: dict[str, Any]
+    size: int
+    blank: bool
+
+
+def _example(record: source.Record) -> _Checked:
+    """The features of one photograph, whose files are decoded once to know that they can be.
 
     Raises:
         UsageError: A file is no PNG that can be decoded, or the mask is of another size.
@@ -190,14 +200,16 @@ def _example(record: source.Record) -> tuple[dict[str, Any], bool]:
         )
     blank = mask is not None and mask.blank
     known = mask is not None and not blank
-    return {
+    features = {
         "image": image.data,
         "mask": mask.data if known else _empty_mask(*size),
         "has_mask": known or photograph.defect_type == "good",
         "category": photograph.category,
         "defect_type": photograph.defect_type,
         "id": photograph.id,
-    }, blank
+    }
+    taken = len(image.data) + (len(mask_file.data) if mask_file is not None else 0)
+    return _Checked(features, taken, blank)
 
 
 def _decoded_size(picture: source.Picture) -> tuple[int, int]:
