@@ -578,6 +578,20 @@ def test_a_blank_mask_of_a_defect_is_reported_and_not_known(tree, tmp_path, caps
         ]
 
 
+@pytest.mark.parametrize("name", ["[5] a", "was?", "a\\b", "a,b*"])
+def test_a_cache_of_any_name_is_prepared_once(tree, tmp_path, name, capfd):
+    cache = tmp_path / name / "cache"
+    found = []
+    for _ in range(2):
+        out = mvtec_ad.load(str(tree), "all", str(cache))
+        found.append(read(out["train"]) | read(out["val"]))
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) == TRAIN + TEST
+    # Anew, it would be deleted first, and a running training reads it.
+    assert capfd.readouterr().err.count("preparing mvtec_ad") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_broken_link_in_a_tree(tree, tmp_path):
     shutil.copytree(tree, tmp_path / "set")
     (tmp_path / "set" / "grid" / "test" / "bent" / "009.png").symlink_to(tmp_path / "gone.png")

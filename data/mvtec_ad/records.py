@@ -19,7 +19,7 @@ from absl import logging
 from data import bad, splits
 from data.mvtec_ad import source
 from data.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
-from restore_jax import user_cache
+from restore_jax import plain_path, user_cache
 from restore_jax.errors import RunError, UsageError
 
 # Small files: a share of the photographs is then read without passing over the others.
@@ -164,7 +164,7 @@ def _prepared(folder: Path) -> Builder | None:
     """The builder of what is prepared in a folder; None unless all of it is there."""
     if not (folder / Builder.name / str(Builder.VERSION) / "dataset_info.json").exists():
         return None
-    builder = Builder(data_dir=folder)
+    builder = Builder(data_dir=plain_path.of(folder))
     shards = [path for part in builder.info.splits.values() for path in part.filepaths]
     complete = shards and builder.is_prepared() and all(path.exists() for path in shards)
     return builder if complete else None
@@ -198,7 +198,7 @@ def _prepare(root: str, found: source.Source, folder: Path) -> Builder:
             f"preparing mvtec_ad from {root} ({found.summary}) in {folder} ...", file=sys.stderr
         )
         with _quiet():
-            builder = Builder(root=found, data_dir=folder)
+            builder = Builder(root=found, data_dir=plain_path.of(folder))
             try:
                 builder.download_and_prepare(
                     download_config=tfds.download.DownloadConfig(
