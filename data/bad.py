@@ -57,10 +57,28 @@ def report(name: str, problems: Sequence[str], total: int) -> None:
         problems: for each image that is left out, its file and what is wrong with it.
         total: the images there were.
     """
-    if not problems:
-        return
-    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    print(
-        f"{name}: {len(problems)} of {total} images left out, they cannot be read: "
-        f"{', '.join(sorted(problems)[:SHOWN])}{more}"
-    )
+    if problems:
+        print(
+            f"{name}: {len(problems)} of {total} images left out, they cannot be read: "
+            f"{_some(problems)}"
+        )
+
+
+def report_blank(name: str, files: Sequence[str], total: int) -> None:
+    """Prints how many masks show nothing of a defect that there is, if any do.
+
+    Args:
+        name: of the data.
+        files: the masks.
+        total: defective photographs there are.
+    """
+    if files:
+        print(
+            f"{name}: {len(files)} of {total} defective photographs have a blank mask, which "
+            f"counts as not known: {_some(files)}"
+        )
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return f"{', '.join(sorted(texts)[:SHOWN])}{more}"

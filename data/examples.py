@@ -5,15 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from data import bad, images
+from restore_jax import batches
 from restore_jax.errors import UsageError
 
-# The records of photographs, their number, and those of some positions among them.
-FromFiles = tuple[tf.data.Dataset, int, Callable[[Sequence[int]], tf.data.Dataset]]
+# The records of photographs, their number, those of some positions among them, and the id of
+# each with the bytes that its files take.
+FromFiles = tuple[
+    tf.data.Dataset,
+    int,
+    Callable[[Sequence[int]], tf.data.Dataset],
+    Sequence[tuple[str, int]],
+]
+Read = TypeVar("Read", images.Picture, images.Mask)
 # What is wrong, with the files it is wrong with.
 Faults = dict[str, list[str]]
 
@@ -91,6 +100,43 @@ def check(
     return set(left_out)
 
 
+def with_known_masks(
+    name: str, members: Mapping[str, Sequence[Example]], root: Path
+) -> dict[str, list[Example]]:
+    """Takes blank masks of defective photographs for what they are: masks that say nothing.
+
+    Args:
+        name: of the data.
+        members: the photographs of each part, checked.
+        root: what the names of files are relative to.
+
+    Returns:
+        The same photographs; those with a defect type and a blank mask have none. Their number
+        is printed.
+    """
+    defective = [
+        example
+        for examples in members.values()
+        for example in examples
+        if example.defect_type not in ("", batches.GOOD)
+    ]
+    listed = [example for example in defective if example.mask is not None]
+    looks = bad.in_parallel(lambda example: _is_blank(example.mask), listed)
+    blank = {e.id: e for e, look in zip(listed, looks, strict=True) if look.result()}
+    bad.report_blank(name, [name_in(e.mask, root) for e in blank.values()], len(defective))
+    return {
+        part: [dataclasses.replace(e, mask=None) if e.id in blank else e for e in examples]
+        for part, examples in members.items()
+    }
+
+
+def _is_blank(path: Path) -> bool:
+    try:
+        return images.encode_mask(path).blank
+    except images.ImageError:  # told when it is read, with its name
+        return False
+
+
 # The size of each file of a photograph that can be read, and what is wrong with the others.
 _Look = tuple[dict[Path, tuple[int, int]], list[str]]
 
@@ -107,12 +153,24 @@ def _look(example: Example, root: Path, decode: bool) -> _Look:
 
 
 def from_files(examples: Sequence[Example], paired: bool) -> FromFiles:
-    """Returns the records of photographs, all and some; the arguments are `as_dataset`'s."""
+    """Returns the records of photographs, all and some, and the bytes of their files.
+
+    The arguments are `as_dataset`'s.
+    """
 
     def pick(positions: Sequence[int]) -> tf.data.Dataset:
         return as_dataset([examples[position] for position in positions], paired)
 
-    return as_dataset(examples, paired), len(examples), pick
+    sizes = [(example.id, _bytes_of(example)) for example in examples]
+    return as_dataset(examples, paired), len(examples), pick, sizes
+
+
+def _bytes_of(example: Example) -> int:
+    files = filter(None, (example.image, example.degraded, example.mask))
+    try:
+        return sum(path.stat().st_size for path in files)
+    except OSError:  # told when it is read, with its name
+        return 0
 
 
 def as_dataset(examples: Sequence[Example], paired: bool) -> tf.data.Dataset:
@@ -166,7 +224,7 @@ def _read(example: Example) -> dict[str, bytes]:
     return files | {"mask": mask.data}
 
 
-def _encoded(read: Callable[[Path], images.Picture], path: Path) -> images.Picture:
+def _encoded(read: Callable[[Path], Read], path: Path) -> Read:
     try:
         return read(path)
     except images.ImageError as error:

@@ -17,7 +17,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from data import images, splits
-from data.examples import Example, Faults, FromFiles, check, from_files, name_in
+from data.examples import (
+    Example,
+    Faults,
+    FromFiles,
+    check,
+    from_files,
+    name_in,
+    with_known_masks,
+)
 from restore_jax.errors import UsageError
 
 PARTS = ("train", "val")
@@ -234,7 +242,8 @@ def _finish(
             if divided[part]:
                 problem = f"none of the images for {part} can be read"
             raise UsageError(f"config.data.root={str(where[part])!r}: {problem}; add some")
-    return {part: from_files(m, name == "pairs") for part, m in kept.items()}
+    known = with_known_masks(name, kept, root)
+    return {part: from_files(m, name == "pairs") for part, m in known.items()}
 
 
 def _divide(examples: Iterable[Example]) -> dict[str, list[Example]]:

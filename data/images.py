@@ -99,16 +99,27 @@ def encode(path: Path) -> Picture:
         return _as_png(_to_rgb(image))
 
 
-def encode_mask(path: Path) -> Picture:
+class Mask(NamedTuple):
+    """A defect mask, as `Picture`; `blank` where there is no defect in it."""
+
+    data: bytes
+    size: tuple[int, int]
+    blank: bool
+
+
+def encode_mask(file: Path | bytes) -> Mask:
     """Reads a defect mask as an encoded PNG, 0 or 255: defect is whatever is above 0.
 
     In a JPEG file it is what is above half: its compression blurs the edges. Alpha is no part
     of the mask.
 
+    Args:
+        file: its path, or what is in it.
+
     Raises:
         ImageError: as `encode`.
     """
-    with _opened(path) as image:
+    with _opened(file) as image:
         _check_mode(image)
         threshold = 127 if image.format in ("JPEG", "MPO") else 0
         ImageOps.exif_transpose(image, in_place=True)
@@ -117,7 +128,8 @@ def encode_mask(path: Path) -> Picture:
             image = _to_rgb(image)
         levels = np.asarray(image)
         defect = levels > threshold if levels.ndim == 2 else (levels > threshold).any(axis=-1)
-        return _as_png(Image.fromarray(np.where(defect, 255, 0).astype(np.uint8)))
+        picture = _as_png(Image.fromarray(np.where(defect, 255, 0).astype(np.uint8)))
+        return Mask(*picture, blank=not defect.any())
 
 
 def blank_mask(size: tuple[int, int]) -> bytes:
@@ -126,17 +138,18 @@ def blank_mask(size: tuple[int, int]) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(file: Path | bytes) -> Iterator[Image.Image]:
     """Opens an image; whatever fails inside is an ImageError."""
     try:
-        if path.exists() and not path.is_file():  # a named pipe would never end
-            raise ImageError("not a plain file")
-        with Image.open(path, formats=_FORMATS) as image:
+        if isinstance(file, Path) and file.exists() and not file.is_file():
+            raise ImageError("not a plain file")  # a named pipe would never end
+        source = io.BytesIO(file) if isinstance(file, bytes) else file
+        with Image.open(source, formats=_FORMATS) as image:
             yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
+        empty = not (file if isinstance(file, bytes) else file.stat().st_size)
         raise ImageError("the file is empty" if empty else "not an image file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else "the limit"

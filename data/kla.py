@@ -80,6 +80,7 @@ def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.L
             f"config.data.root={root!r}: there are no {wanted['val']} photographs"
             f"{' that can be read' if left_out else ''} to validate on; name {_WANTED}"
         )
+    found = examples.with_known_masks("kla", found, folder)
     print(_counts(found, use_test))
     if "Test" in names and not use_test:
         print("kla: its Test photographs are left alone; --config.data.split=test takes them")

@@ -94,6 +94,7 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
         train_batches=train_batches,
         eval_batches=eval_batches,
         load_fixed=functools.partial(vgg16.load_fixed, config),
+        identity=records.identity(sources),
     )
 
 

@@ -7,7 +7,9 @@ strings. Where a source brings its own degraded photographs, every record of it 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -25,11 +27,13 @@ class Records(NamedTuple):
         count: their number.
         pick: those of some positions among them, of one at least, in the order given and again
             where a position comes again; the others are not decoded.
+        sizes: the id of each, with the bytes that its files take, 0 where it has none.
     """
 
     dataset: tf.data.Dataset
     count: int
     pick: Callable[[Sequence[int]], tf.data.Dataset]
+    sizes: Sequence[tuple[str, int]] = ()
 
 
 def _load_mvtec_ad(settings: ConfigDict) -> dict[str, Records]:
@@ -93,7 +97,8 @@ def _render(listed: Sequence[tuple[str, int]], size: int) -> Records:
     def pick(positions: Sequence[int]) -> tf.data.Dataset:
         return _render([listed[position] for position in positions], size).dataset
 
-    return Records(dataset.cache(), len(listed), pick)
+    sizes = [(image_id, 0) for image_id, _ in listed]
+    return Records(dataset.cache(), len(listed), pick, sizes)
 
 
 def _load_files(
@@ -126,3 +131,17 @@ def load(settings: ConfigDict) -> dict[str, Records]:
             f"config.data.name: no data {settings.name!r}; there are {', '.join(SOURCES)}"
         )
     return SOURCES[settings.name](settings)
+
+
+def identity(sources: Mapping[str, Records]) -> dict[str, str]:
+    """Tells the images that are trained on and validated on from others.
+
+    Returns:
+        Digests of their ids and of the sizes of their files, by what is digested.
+    """
+    listed = {part: list(sources[part].sizes) for part in ("train", "val") if part in sources}
+    of_ids = {part: [image_id for image_id, _ in sizes] for part, sizes in listed.items()}
+    return {
+        name: hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()
+        for name, what in (("names", of_ids), ("sizes", listed))
+    }

@@ -79,6 +79,8 @@ class Data:
             several processes, each gets images of its own.
         load_fixed: loads the parameters that terms of the loss take and that are not trained,
             by the name of the term (see `losses`); only a training asks for them.
+        identity: digests that tell the images of "train" and "val" from others, by what they
+            are digests of; {} where nothing tells.
         pairs: the file of pairs that the batches come from, a `pairs_file.Pairs`; None where
             they come from the host's pipeline.
     """
@@ -89,6 +91,7 @@ class Data:
     train_batches: Callable[[int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]
     load_fixed: Callable[[], Mapping[str, Any]] = dict
+    identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
     pairs: Any = None
 
 

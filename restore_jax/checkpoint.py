@@ -12,7 +12,9 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from restore_jax import hosts, quiet
+from restore_jax import hosts, plain_path, quiet
 from restore_jax import workdir as workdirs
 from restore_jax.errors import RunError, UsageError
 from restore_jax.state import TrainState
@@ -30,6 +32,11 @@ Record = dict[str, Any]
 
 # The second one to go on from, should the first be damaged.
 _LATEST = 2
+# Seconds to wait before reading once more what could not be read: a network file system that
+# stumbles is no reason to end a run, let alone to give up a checkpoint.
+_PAUSES = (0.2, 2.0)
+# TensorStore raises a ValueError for anything, and puts the system's error into its text.
+_SYSTEM_ERROR = re.compile(r"\[OS error (\d+)\b|\bRESOURCE_EXHAUSTED\b")
 # Bytes that a checkpoint takes beside its arrays, and that the logs may take meanwhile.
 _SLACK = 1 << 20
 
@@ -48,15 +55,54 @@ class Damaged(RunError):
         self.reason = reason
 
 
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, with failures that are told instead of thrown."""
+class Unreadable(RunError):
+    """A checkpoint may be whole, but the system does not let it be read.
+
+    Args:
+        folder: of the checkpoint.
+        reason: what the system says.
+    """
+
+    def __init__(self, folder: pathlib.Path, reason: str) -> None:
+        super().__init__(
+            f"{folder}: cannot be read ({reason}); everything is left as it is. Once that is "
+            "mended, the same command goes on; without this checkpoint, it does once you have "
+            "moved that folder away"
+        )
+        self.reason = reason
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's manager, with failures that are told instead of thrown.
+
+    Args:
+        folder: of the checkpoints, as the user calls it; Orbax may know it by another path.
+        options: as Orbax has them.
+    """
+
+    def __init__(self, folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> None:
+        self.folder = folder
+        # Whether a checkpoint that it wrote has been read back.
+        self.proven = False
+        super().__init__(plain_path.of(folder), options=options)
 
     def metrics(self, step: int) -> Record | None:
-        """Returns the record of a step; None where it cannot be read."""
-        try:
-            found = super().metrics(step)
-        except (OSError, ValueError):
-            return None
+        """Returns the record of a step; None where there is none that makes sense.
+
+        Raises:
+            Unreadable: where the system does not let it be read: without its record, the best
+                checkpoint would be none, and removed.
+        """
+        for pause in (*_PAUSES, None):
+            try:
+                found = super().metrics(step)
+                break
+            except (*_ABSENT, ValueError):
+                return None
+            except OSError as error:
+                if pause is None:
+                    raise Unreadable(self.folder / str(step), _said(error)) from error
+                time.sleep(pause)
         if not isinstance(found, dict) or not isinstance(_ssim(found), (int, float)):
             return None
         return found
@@ -74,7 +120,7 @@ class _Manager(ocp.CheckpointManager):
         try:
             super().wait_until_finished()
         except Exception as error:
-            raise _not_written(self.directory, _one_line(error)) from error
+            raise _not_written(self.folder, _one_line(error)) from error
 
     def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
         """Starts a save; a RunError where it, or the one before, failed."""
@@ -83,7 +129,15 @@ class _Manager(ocp.CheckpointManager):
         except RunError:
             raise
         except Exception as error:
-            raise _not_written(self.directory, _one_line(error)) from error
+            raise _not_written(self.folder, _one_line(error)) from error
+
+
+# What says that a file is not there, where others say that it cannot be read.
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def _not_written(folder: os.PathLike[str], reason: str) -> RunError:
@@ -102,7 +156,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def open_manager(workdir: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager:
+def open_manager(workdir: pathlib.Path, read_only: bool = False) -> Manager:
     """Opens the checkpoints of a workdir; `checkpoints/STEP` each.
 
     Three are kept: the two latest, to go on from, and the one of the highest validation SSIM
@@ -143,16 +197,19 @@ def open_manager(workdir: pathlib.Path, read_only: bool = False) -> ocp.Checkpoi
     if not read_only:
         folder.mkdir(parents=True, exist_ok=True)
     quiet.quieten_orbax()
-    return _Manager(folder, options=options)
+    return Manager(folder, options=options)
 
 
 def save(
-    manager: ocp.CheckpointManager,
+    manager: Manager,
     state: TrainState,
     figures: Mapping[str, Any],
     progress: Mapping[str, Any] | None = None,
 ) -> None:
     """Starts saving a state with the validation figures of that very state.
+
+    The first one that a manager saves is waited for and read back: whatever keeps checkpoints
+    from being read is known then, and not at the end of a long training.
 
     Args:
         manager: from `open_manager`.
@@ -162,9 +219,10 @@ def save(
         progress: what else the run needs to go on, as JSON has it.
 
     Raises:
-        RunError: where this checkpoint, or the one before, cannot be written.
+        RunError: where this checkpoint, or the one before, cannot be written, or the first one
+            does not come back as it was.
     """
-    folder = pathlib.Path(manager.directory)
+    folder = manager.folder
     # Orbax would find out as well, but in its threads and with a traceback for each array.
     free, needed = shutil.disk_usage(folder).free, _SLACK + _size(state)
     if free < needed:
@@ -179,6 +237,27 @@ def save(
         args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
         metrics=record,
     )
+    if not manager.proven:
+        manager.wait_until_finished()
+        _prove(manager, int(state.step), state)
+        manager.proven = True
+
+
+def _prove(manager: Manager, step: int, state: TrainState) -> None:
+    """Reads back a checkpoint that was just written.
+
+    Raises:
+        RunError: where it does not come back.
+    """
+    try:
+        read(manager, step, state)
+    except (Damaged, Unreadable, FileNotFoundError) as error:
+        reason = getattr(error, "reason", "it is gone")
+        raise RunError(
+            f"{manager.folder / str(step)}: was just written and cannot be read back "
+            f"({reason}); the training stops, since its checkpoints would be worth nothing. "
+            "Take a --workdir on another file system"
+        ) from error
 
 
 def digests(parts: Mapping[str, Any]) -> dict[str, str]:
@@ -243,7 +322,7 @@ def epochs_done(workdir: pathlib.Path) -> int:
         return max((int(record.get("epoch", 0)) for record in records), default=0)
 
 
-def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path) -> int:
+def find_step(manager: Manager, which: str, workdir: pathlib.Path) -> int:
     """Finds the step that a user means.
 
     Args:
@@ -279,9 +358,7 @@ def find_step(manager: ocp.CheckpointManager, which: str, workdir: pathlib.Path)
     return int(which)
 
 
-def restore(
-    manager: ocp.CheckpointManager, step: int, template: TrainState
-) -> tuple[TrainState, Record]:
+def restore(manager: Manager, step: int, template: TrainState) -> tuple[TrainState, Record]:
     """Reads a checkpoint and checks that it is as it was written; with one process only.
 
     Args:
@@ -294,7 +371,8 @@ def restore(
         The state, and the figures and progress it was saved with.
 
     Raises:
-        Damaged: where a file of it is missing, cut off or changed.
+        Damaged: where a file of it is missing, cut off or changed, as often as it is read.
+        Unreadable: where the system does not let it be read, as often as it is tried.
         FileNotFoundError: where the whole checkpoint is gone: a running training removes the
             older ones.
     """
@@ -322,24 +400,72 @@ def to_devices(state: TrainState | None, template: TrainState) -> TrainState:
     )
 
 
-def read(
-    manager: ocp.CheckpointManager, step: int, template: TrainState
-) -> tuple[TrainState, Record]:
+def read(manager: Manager, step: int, template: TrainState) -> tuple[TrainState, Record]:
     """Reads a checkpoint into the host's memory; as `restore` otherwise."""
-    folder = pathlib.Path(manager.directory) / str(step)
+    folder = manager.folder / str(step)
+    pauses = iter(_PAUSES)
+    while True:
+        try:
+            return _read_checked(manager, step, template)
+        except (MemoryError, Unreadable):
+            raise
+        # A damaged file makes the libraries that read it raise nearly anything.
+        except Exception as error:
+            if _is_gone(folder):
+                raise FileNotFoundError(f"{folder}: removed") from error
+            problem = _system_problem(error, folder)
+            pause = next(pauses, None)
+            if pause is None and problem:
+                raise Unreadable(folder, problem) from error
+            if pause is None:
+                raise Damaged(folder, _one_line(error)) from error
+            # Damage is only what is found again and again.
+            time.sleep(pause if problem else 0)
+
+
+def _is_gone(folder: pathlib.Path) -> bool:
+    """Tells that a folder is not there; one that cannot be looked at may be."""
     try:
-        return _read_checked(manager, step, template)
-    except MemoryError:
-        raise
-    # A damaged file makes the libraries that read it raise nearly anything.
-    except Exception as error:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: removed") from error
-        raise Damaged(folder, _one_line(error)) from error
+        folder.stat()
+    except _ABSENT:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _system_problem(error: BaseException | None, folder: pathlib.Path) -> str | None:
+    """Says what the system has against reading a checkpoint; None: its files are read.
+
+    Args:
+        error: what a library made of it, which may be a cut-off file just as well.
+        folder: of the checkpoint; all that is in it is read once.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, _ABSENT):
+            return _said(error)
+        if found := _SYSTEM_ERROR.search(str(error)):
+            return os.strerror(int(found[1])) if found[1] else "out of memory"
+        error = error.__cause__
+    try:
+        for above, _, names in os.walk(folder, onerror=_raise):
+            for name in names:
+                with pathlib.Path(above, name).open("rb") as file:
+                    while file.read(1 << 24):
+                        pass
+    except _ABSENT:
+        return None
+    except OSError as failure:
+        return _said(failure)
+    return None
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _read_checked(
-    manager: ocp.CheckpointManager, step: int, template: TrainState
+    manager: Manager, step: int, template: TrainState
 ) -> tuple[TrainState, Record]:
     """Reads a checkpoint into the host's memory; any exception where it is damaged."""
     record = manager.metrics(step)
@@ -422,7 +548,7 @@ def _newest_whole(
     return None, {}, []
 
 
-def make_way(manager: ocp.CheckpointManager, workdir: pathlib.Path, step: int) -> None:
+def make_way(manager: Manager, workdir: pathlib.Path, step: int) -> None:
     """Removes the checkpoint of a step, if there is one, so that it can be saved once more."""
     manager.wait_until_finished()
     if exists(workdir, step):

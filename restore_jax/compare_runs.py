@@ -93,11 +93,10 @@ def compare_runs(
     chosen = compare.choose_images(runs, configs[0].eval.pictures)
     shown = _restore(
         models,
-        configs[0],
+        runs,
         lambda: assess.images_of(data, configs[0].eval.split),
         chosen,
         mesh,
-        runs,
     )
     images = _to_time(next(assess.images_of(data, configs[0].eval.split)))
     costs = cost.measure(
@@ -193,13 +192,12 @@ def _on_one_device(model: Model) -> Model:
 
 def _restore(
     models: Sequence[Model],
-    config: ConfigDict,
+    runs: Sequence[Run],
     images: Callable[[], Iterator[batches.Batch]],
     chosen: Sequence[str],
     mesh: jax.sharding.Mesh,
-    runs: Sequence[Run],
 ) -> list[Shown]:
-    """Restores the chosen images with every model."""
+    """Restores the chosen images with every model, each as its run was evaluated."""
     found: dict[str, list[Restored]] = {name: [] for name in chosen}
 
     def keep(image: Restored) -> None:
@@ -207,7 +205,7 @@ def _restore(
             # Parts of a batch would keep the whole of it in memory.
             found[image.row["id"]].append(image.copied())
 
-    for model, variables in models:
+    for (model, variables), run in zip(models, runs, strict=True):
         wanted = (b for b in images() if not found.keys().isdisjoint(b["id"].tolist()))
         evaluate.evaluate(
             model,
@@ -215,7 +213,7 @@ def _restore(
             wanted,
             mesh,
             observe=keep,
-            oracle_mask=config.eval.oracle_mask,
+            oracle_mask=run.oracle_mask,
         )
     rows = [{row["id"]: row for row in run.rows} for run in runs]
     return [

@@ -22,18 +22,25 @@ def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
     A line that is damaged is left out, such as a last one that was cut off by a crash.
     """
+    return [record for record in _read_lines(workdir) if record is not None]
+
+
+def _read_lines(workdir: pathlib.Path) -> list[dict[str, Any] | None]:
+    """Reads the lines of metrics.jsonl; None for one that is damaged."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and record.keys() >= {"step", "epoch", "split"}:
-            records.append(record)
-    return records
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [_read_line(line) for line in lines]
+
+
+def _read_line(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    known = isinstance(record, dict) and record.keys() >= {"step", "epoch", "split"}
+    return record if known else None
 
 
 def epochs_without_gain(records: Sequence[Mapping[str, Any]]) -> int:
@@ -87,16 +94,23 @@ class Logs:
         step: the step that the training goes on from.
         epoch: the epochs that are over by then; lines of later ones are taken back, since they
             come again.
+        steps_per_epoch: of the training. Where there is one, an import stands in for that of
+            the first epoch, which then has no line.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, epoch: int) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, step: int, epoch: int, steps_per_epoch: int
+    ) -> None:
         self._workdir = workdir
-        kept = [record for record in read_records(workdir) if record["epoch"] <= epoch]
         path = workdir / "metrics.jsonl"
+        lines = _read_lines(workdir)
+        kept = [r for r in lines if r is not None and r["epoch"] <= epoch]
         trained = {record["epoch"] for record in kept if record["split"] == "train"}
-        if missing := sorted(set(range(1, epoch + 1)) - trained):
-            found = f"; what there was lies in {set_aside(workdir, path)}" * path.exists()
-            print(f"{path}: damaged, {len(missing)} of {epoch} epochs are missing{found}")
+        missing = set(range(1, epoch + 1)) - trained
+        if missing == {1} and steps_per_epoch == 1 and lines and None not in lines:
+            missing.clear()
+        if missing:
+            print(f"{path}: {_said_of(workdir, path, len(missing), epoch)}")
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self._events = _Events(workdir / "tensorboard", purge_step=step + 1 if step else None)
         self._drawn = time.monotonic()
@@ -149,6 +163,14 @@ class Logs:
         with replacing(self._workdir / "curves.png") as path:
             figures.draw_curves(read_records(self._workdir), path)
         self._drawn = time.monotonic()
+
+
+def _said_of(workdir: pathlib.Path, path: pathlib.Path, missing: int, epochs: int) -> str:
+    """Says which records are missing, and keeps what is left of a damaged file."""
+    if not path.exists():
+        return f"is not there; it begins anew, without the {epochs} epochs that are done"
+    place = set_aside(workdir, path)
+    return f"damaged, {missing} of {epochs} epochs are missing; what there was lies in {place}"
 
 
 class NoLogs(contextlib.AbstractContextManager["NoLogs", None]):

@@ -105,14 +105,41 @@ def set_aside(folder: pathlib.Path, damaged: Sequence[checkpoint.Damaged]) -> No
         print(f"{error.folder}: damaged ({error.reason}); it lies in {place} now")
 
 
+def identity_of(data: batches.Data, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what tells a run's images and fixed parameters from others, as JSON has it.
+
+    Args:
+        data: of the run.
+        fixed: what its `load_fixed` loaded.
+    """
+    return {
+        "train_images": data.train_images,
+        "images": dict(data.identity),
+        "fixed": checkpoint.digests(fixed),
+    }
+
+
 def check_same_images(
     record: Mapping[str, Any],
     step: int,
     data: batches.Data,
+    fixed: Mapping[str, Any],
     steps_per_epoch: int,
     folder: pathlib.Path,
 ) -> None:
-    """Refuses to go on with other images than a run began with."""
+    """Refuses to go on with other images, or fixed parameters, than a run began with.
+
+    Args:
+        record: of the run's checkpoint; one of an earlier version tells less, or nothing.
+        step: of the checkpoint.
+        data: that the run would go on with.
+        fixed: what its `load_fixed` loaded.
+        steps_per_epoch: with these data.
+        folder: the workdir.
+
+    Raises:
+        UsageError: where they differ.
+    """
     of_this_epoch = step - record["epoch"] * steps_per_epoch
     if (
         record.get("train_images", data.train_images) != data.train_images
@@ -122,3 +149,18 @@ def check_same_images(
             f"--workdir={folder}: began with another number of images than {data.name} has now "
             f"({data.counts['train']}); take another workdir"
         )
+    now = identity_of(data, fixed)
+    before = {**now, **record}
+    for what, digest in now["images"].items():
+        if before["images"].get(what, digest) != digest:
+            raise UsageError(
+                f"--workdir={folder}: began with other images than {data.name} has now (their "
+                f"{what} differ: another config.data.root, or config.data.skip_bad); take the "
+                "same images, or another workdir"
+            )
+    for what, digest in now["fixed"].items():
+        if before["fixed"].get(what, digest) != digest:
+            raise UsageError(
+                f"--workdir={folder}: began with other weights in config.loss.{what} than "
+                "config.vgg16_weights brings now; take the same file, or another workdir"
+            )

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import optax
-import orbax.checkpoint as ocp
 import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -80,8 +79,9 @@ class _Run:
     step_fn: steps.StepFn
     resident: resident.Resident | None
     steps_per_epoch: int
-    manager: ocp.CheckpointManager | None
+    manager: checkpoint.Manager | None
     stop: hosts.Stop
+    identity: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,8 @@ def train_and_evaluate(
 
     initial = None if newest else preparation.initial_variables(config)
     data = make_data(config)
-    fixed = hosts.replicate(data.load_fixed(), mesh)
+    loaded = data.load_fixed()
+    fixed = hosts.replicate(loaded, mesh)
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
     # The first batch before the workdir: images may be refused only when they are read.
@@ -174,7 +175,7 @@ def train_and_evaluate(
             state = hosts.replicate(state, mesh)
         else:
             preparation.check_same_images(
-                record, int(state.step), data, steps_per_epoch, folder
+                record, int(state.step), data, loaded, steps_per_epoch, folder
             )
             print(f"{folder}: going on from step {int(state.step)}")
         opened = checkpoint.open_manager(folder) if hosts.is_first() else None
@@ -192,6 +193,7 @@ def train_and_evaluate(
                 steps_per_epoch=steps_per_epoch,
                 manager=manager,
                 stop=hosts.Stop(request, mesh),
+                identity=preparation.identity_of(data, loaded),
             )
             start = _Position(state, record["epoch"], record.get("sums", {}))
             return _loop(run, start, stream)
@@ -210,8 +212,7 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
         dynamic_ncols=True,
         disable=not hosts.is_first(),
     )
-    opened = Logs(run.folder, start.step, start.epoch) if hosts.is_first() else NoLogs()
-    with bar, opened as logs:
+    with bar, _open_logs(run, start) as logs:
         shown: dict[str, str] = {}
 
         def show(values: Mapping[str, float], count: int) -> None:
@@ -253,6 +254,12 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
     # It may have failed.
     hosts.on_first(lambda: run.manager.wait_until_finished())  # noqa: PLW0108 - None elsewhere
     return at.state
+
+
+def _open_logs(run: _Run, start: _Position) -> Logs | NoLogs:
+    if not hosts.is_first():
+        return NoLogs()
+    return Logs(run.folder, start.step, start.epoch, run.steps_per_epoch)
 
 
 def _train_epoch(
@@ -334,7 +341,7 @@ def _save(run: _Run, at: _Position, figures: Mapping[str, Any] | None = None) ->
         run.manager,
         at.state,
         {"epoch": at.epoch, **(figures or {})},
-        {"sums": at.sums, "train_images": run.data.train_images},
+        {"sums": at.sums, **run.identity},
     )
 
 

@@ -270,7 +270,7 @@ def read_weights(
 def _read_run(folder: pathlib.Path, which: str) -> tuple[Any, dict[str, Any], ConfigDict]:
     """Reads the model, variables and configuration of a workdir, or of a checkpoint in one."""
     # Imported here: a weights file needs neither Orbax nor an optimizer.
-    from restore_jax import checkpoint, workdir  # noqa: PLC0415
+    from restore_jax import checkpoint, plain_path, workdir  # noqa: PLC0415
 
     if folder.parent.name == "checkpoints" and folder.name.isdecimal():
         folder, which = folder.parent.parent, folder.name
@@ -287,7 +287,7 @@ def _read_run(folder: pathlib.Path, which: str) -> tuple[Any, dict[str, Any], Co
             record = manager.metrics(step) or {}
         saved = folder / "checkpoints" / str(step)
         try:
-            parts = _read_parts(saved / "state")
+            parts = _read_parts(plain_path.of(saved.parent) / saved.name / "state")
             if changed := checkpoint.changed(record, parts):
                 raise ValueError(f"its {', '.join(changed)} changed")
         except (OSError, ValueError, KeyError, TypeError) as error:

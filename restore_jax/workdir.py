@@ -18,7 +18,8 @@ from restore_jax import config_check
 from restore_jax.errors import RunError, UsageError
 
 # Fields that a run may be gone on with in another place: where its data lie, how much is shown.
-# None of them changes a parameter or a figure.
+# None of them changes a parameter or a figure of the training but by other images, or other
+# fixed parameters, and those are told by themselves (`preparation.check_same_images`).
 FREE_FIELDS = (
     "config.data.root",
     "config.data.cache_dir",
@@ -51,6 +52,11 @@ DAMAGED = "damaged"
 _LOCK = ".lock"
 # What is only on its way to its place, and worth nothing once its process is gone.
 _TEMPORARY = ".tmp-"
+
+
+_DISK_FAILURES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -94,7 +100,7 @@ def remove(workdir: pathlib.Path, folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def full_disk_told(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns what a full disk does to a training into one line.
+    """Turns what a disk that is full or fails does to a training into one line.
 
     Raises:
         RunError: for it; any other failure is left as it is.
@@ -102,11 +108,11 @@ def full_disk_told(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in _DISK_FAILURES:
             raise
         raise RunError(
             f"{error.filename or workdir}: {error.strerror}; the training stops and its "
-            "checkpoints are kept. Make room, then the same command goes on from the latest"
+            "checkpoints are kept. Once mended, the same command goes on from the latest"
         ) from error
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import gc
 import json
 import pathlib
@@ -10,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
-from restore_jax import checkpoint
+from restore_jax import checkpoint, plain_path, restorer
 from restore_jax.errors import RunError, UsageError
 from restore_jax.state import TrainState
 
@@ -315,3 +317,112 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
     ):
         checkpoint.save(manager, state_of(6), {"epoch": 2, "ssim": 0.6})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+# Characters that Orbax, TensorStore and the shell read something into.
+@pytest.mark.parametrize(
+    "name", ["line [3]", "a]b", "[!x]", "was?", "*", "a\\b", "gs:", "a\udce4", "é %20 #1"]
+)
+def test_a_folder_of_any_name_keeps_its_checkpoints(tmp_path, name):
+    folder = fill(tmp_path / name / "run", 0.5, 0.9)
+    state, record = read(folder, 6)
+    assert is_same(state, state_of(6))
+    assert record["ssim"] == 0.9
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    kernel = restorer._read_parts(plain_path.of(folder) / "checkpoints/6/state")["params"]
+    assert is_same(kernel, state_of(6).params)
+    # What is found damaged has to be found by the user as well.
+    (folder / "checkpoints/6/metrics/metrics").write_text("{")
+    with pytest.raises(checkpoint.Damaged) as damaged:
+        read(folder, 6)
+    assert damaged.value.folder == folder / "checkpoints/6"
+
+
+def test_a_relative_folder_in_one_of_such_a_name_as_well(tmp_path, monkeypatch):
+    (tmp_path / "[a]").mkdir()
+    monkeypatch.chdir(tmp_path / "[a]")
+    folder = fill(pathlib.Path("run"), 0.5)
+    assert is_same(read(folder, 3)[0], state_of(3))
+
+
+def test_the_first_checkpoint_that_cannot_be_read_back_ends_the_run(tmp_path, monkeypatch):
+    save = ocp.CheckpointManager.save
+
+    def lose(self, step, *args, **kwargs):
+        done = save(self, step, *args, **kwargs)
+        self.wait_until_finished()
+        if step > 3:
+            (tmp_path / f"checkpoints/{step}/state/manifest.ocdbt").unlink()
+        return done
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", lose)
+    fill(tmp_path, 0.5, 0.9)  # only the first one is looked at
+    with (
+        checkpoint.open_manager(tmp_path) as manager,
+        pytest.raises(RunError, match=r"checkpoints/9: was just written and cannot be read"),
+    ):
+        checkpoint.save(manager, state_of(9), {"epoch": 3})
+
+
+def failing(times, error):
+    """Fails so many times before it does what is asked for."""
+    left = [times]
+
+    def wrap(function):
+        def maybe(*args, **kwargs):
+            if left[0]:
+                left[0] -= 1
+                raise error
+            return function(*args, **kwargs)
+
+        return maybe
+
+    return wrap
+
+
+EIO = OSError(errno.EIO, "Input/output error")
+# As TensorStore says it.
+TS_EIO = ValueError("UNKNOWN: Error reading local file: Failed to read [OS error 5: EIO Input]")
+
+
+@pytest.mark.parametrize("error", [EIO, TS_EIO], ids=["OSError", "TensorStore"])
+@pytest.mark.parametrize("name", ["restore", "metrics"])
+def test_a_passing_failure_of_the_disk_costs_nothing(whole, tmp_path, monkeypatch, name, error):
+    if name == "metrics" and error is TS_EIO:
+        pytest.skip("Orbax reads the record itself")
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "_PAUSES", (0.0, 0.0))
+    method = getattr(ocp.CheckpointManager, name)
+    monkeypatch.setattr(ocp.CheckpointManager, name, failing(2, error)(method))
+    state, record, damaged = checkpoint.newest_whole(tmp_path / "run", state_of(12))
+    assert is_same(state, state_of(12))
+    assert record["ssim"] == 0.8
+    assert damaged == []
+    assert find(tmp_path / "run", "best") == 6
+
+
+@pytest.mark.parametrize("error", [EIO, TS_EIO], ids=["OSError", "TensorStore"])
+def test_a_lasting_failure_of_the_disk_is_no_damage(whole, tmp_path, monkeypatch, error):
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(
+        ocp.CheckpointManager, "restore", failing(99, error)(ocp.CheckpointManager.restore)
+    )
+    with pytest.raises(
+        RunError, match=r"12: cannot be read \(Input/output error\); everything"
+    ):
+        checkpoint.newest_whole(tmp_path / "run", state_of(12))
+    assert steps_of(tmp_path / "run") == [6, 9, 12]
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/mem").exists(), reason="needs Linux")
+@pytest.mark.parametrize("file", ["state/_METADATA", "metrics/metrics", "state/manifest.ocdbt"])
+def test_a_file_that_the_disk_does_not_give_is_no_damage(whole, tmp_path, monkeypatch, file):
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "_PAUSES", (0.0, 0.0))
+    path = tmp_path / "run/checkpoints/12" / file
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # reading at its start is an input/output error
+    with pytest.raises(RunError, match=r"12: cannot be read \(Input/output error\)"):
+        checkpoint.newest_whole(tmp_path / "run", state_of(12))
+    assert path.is_symlink()

@@ -2,9 +2,12 @@ import functools
 import json
 
 import jax
+import numpy as np
 import pytest
+from flax import linen as nn
 
-from restore_jax import assess, compare_runs, train
+from restore_jax import assess, batches, compare_runs, train
+from restore_jax.compare import Run
 from restore_jax.errors import UsageError
 from tests import shipping, tiny
 
@@ -88,3 +91,27 @@ def test_what_cannot_be_compared_is_said_in_one_line(runs, tmp_path):
     with pytest.raises(UsageError, match=r"other: evaluated with .*mild"):
         compare_runs.compare_runs([runs[0], other], "best", data, devices=ONE)
     assert not (other / "evaluation").exists()  # refused before anything is computed
+
+
+class Painter(nn.Module):
+    """Restores to black, and paints the mask it is shown white."""
+
+    def __call__(self, degraded, mask=None, train=False):
+        return 0 * degraded if mask is None else 0 * degraded + mask
+
+
+def test_pictures_are_restored_with_the_masks_that_each_run_was_evaluated_with():
+    found = tiny.images(4)
+    names = found["id"][[0, 3]].tolist()
+    rows = [{"id": name, "psnr": 1.0} for name in found["id"].tolist()]
+    # Whichever comes first.
+    for oracles in ((False, True), (True, False)):
+        runs = [Run(str(i), "painter", {}, rows, oracle_mask=o) for i, o in enumerate(oracles)]
+        shown = compare_runs._restore(
+            [(Painter(), {})] * 2, runs, lambda: iter([found]), names, batches.make_mesh(ONE)
+        )
+        assert [image.id for image in shown] == names
+        for image in shown:
+            for restored, oracle in zip(image.restored, oracles, strict=True):
+                expected = np.broadcast_to(image.mask * oracle, (16, 16, 3))
+                np.testing.assert_array_equal(restored, expected)

@@ -327,6 +327,14 @@ def test_damaged_lines_cost_only_themselves_and_are_kept(whole, tmp_path, capsys
     assert (folder / "damaged/metrics.jsonl").read_text().startswith(lines[0][:20])
 
 
+def test_a_run_without_its_records_goes_on(whole, tmp_path, capsys):
+    folder = copy_of(whole, tmp_path)
+    (folder / "metrics.jsonl").unlink()
+    shutil.rmtree(folder / "checkpoints/9")
+    assert is_same(run(config(), folder), whole[1])
+    assert "metrics.jsonl: is not there" in capsys.readouterr().out
+
+
 def test_a_run_killed_as_it_began_is_taken_up(whole, tmp_path):
     folder = tmp_path / "run"
     with workdir.held(folder):

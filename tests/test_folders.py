@@ -1,6 +1,7 @@
 """Folders of pairs and of clean images, on files made here."""
 
 import os
+import shutil
 import struct
 import zlib
 
@@ -32,7 +33,7 @@ def decoded(picture):
 
 
 def read(part):
-    dataset, count, _ = part
+    dataset, count, *_ = part
     found = list(dataset.as_numpy_iterator())
     assert len(found) == count == int(dataset.cardinality())
     return {record["id"].decode(): record for record in found}
@@ -335,6 +336,46 @@ def test_pairs_divided_by_their_folders(tmp_path):
         )
 
 
+def test_the_images_are_known_again_in_another_place_and_told_from_others(tmp_path):
+    for part in ("train", "val"):
+        for number in range(2):
+            write_pair(tmp_path / "here", part, f"a/{number}", mask=".png")
+
+    def identity(root):
+        loaded = folders.load_pairs(str(root))
+        return records.identity({part: records.Records(*f) for part, f in loaded.items()})
+
+    expected = identity(tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    assert identity(tmp_path / "there") == expected
+    save(tmp_path / "there/train/clean/a/1.png", np.zeros((12, 16, 3), np.uint8))
+    changed = identity(tmp_path / "there")
+    assert changed["names"] == expected["names"]
+    assert changed["sizes"] != expected["sizes"]
+    for name in ("clean/a/1.png", "degraded/a/1.jpg", "mask/a/1.png"):
+        (tmp_path / "here/val" / name).unlink()
+    assert identity(tmp_path / "here")["names"] != expected["names"]
+
+
+def test_a_blank_mask_of_a_defect_is_reported_and_not_known(tmp_path, capsys):
+    for part in ("train", "val"):
+        for key in ("a/scratch/1", "a/good/1", "a/1"):
+            write_pair(tmp_path, part, key, mask=".png")
+            if part == "train":
+                save(tmp_path / f"train/mask/{key}.png", np.zeros((12, 16), np.uint16))
+    found = read(folders.load_pairs(str(tmp_path))["train"])
+    # A mask of a photograph without a defect is blank, and of an unknown one it may be.
+    assert {i: r["has_mask"] for i, r in found.items()} == {
+        "train/a/1": True,
+        "train/a/good/1": True,
+        "train/a/scratch/1": False,
+    }
+    assert capsys.readouterr().out == (
+        "pairs: 1 of 2 defective photographs have a blank mask, which counts as not known: "
+        "train/mask/a/scratch/1.png\n"
+    )
+
+
 def ids(found):
     return {
         part: {r["id"].decode() for r in dataset.as_numpy_iterator()}
@@ -369,7 +410,7 @@ def test_images_directly_in_the_folder_are_one_category(tmp_path):
     for number in range(6):
         write_pair(tmp_path / "set", "", str(number), size=(3, 4))
     found = folders.load_pairs(f"{tmp_path}/set/../set/")
-    assert [count for _, count, _ in found.values()] == [5, 1]
+    assert [count for _, count, *_ in found.values()] == [5, 1]
     every = read(found["train"]) | read(found["val"])
     assert {record["category"] for record in every.values()} == {b"set"}
 

@@ -47,7 +47,7 @@ def write(root, categories):
 
 
 def read(part):
-    dataset, count, _ = part
+    dataset, count, *_ = part
     found = {r["id"].decode(): r for r in dataset.as_numpy_iterator()}
     assert len(found) == count
     return found
@@ -175,3 +175,13 @@ def test_wrong_roots_and_splits(tmp_path):
         text = refusal(root, split)
         assert message in text
         assert str(root) in text or "split" in text
+
+
+def test_a_blank_mask_is_reported_and_not_known(tmp_path, capsys):
+    write(tmp_path, TRAIN_VAL)
+    path = tmp_path / "bottle/Train/Defect_mask/contamination/000_mask.png"
+    save(path, np.zeros((10, 12), np.uint8))
+    found = read(kla.load(str(tmp_path))["train"])
+    assert not found["bottle/Train/contamination/000"]["has_mask"]
+    assert found["bottle/Train/broken_large/000"]["has_mask"]
+    assert "kla: 1 of 8 defective photographs have a blank mask" in capsys.readouterr().out

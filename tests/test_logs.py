@@ -14,7 +14,7 @@ def _no_curves(monkeypatch):
 
 def write(folder, losses, step=0, epoch=0):
     """Logs epochs of three steps each, going on after an epoch."""
-    with Logs(folder, step, epoch) as logs:
+    with Logs(folder, step, epoch, 3) as logs:
         for number, loss in enumerate(losses, epoch + 1):
             logs.write(3 * number, number, "train", {"loss": loss, "defect_psnr": None})
             logs.write_speed(3 * number, 10.0)
@@ -69,3 +69,44 @@ def test_epochs_since_the_best_validation():
     assert epochs_without_gain(records(0.1)) == 0
     assert epochs_without_gain(records(0.1, 0.5, 0.4, 0.3)) == 4
     assert epochs_without_gain(records(0.1, 0.5, 0.4, 0.5)) == 0
+
+
+def test_a_lost_file_begins_anew(tmp_path, capsys):
+    write(tmp_path, [0.5, 0.25])
+    (tmp_path / "metrics.jsonl").unlink()
+    write(tmp_path, [0.125], step=6, epoch=2)
+    assert (
+        "metrics.jsonl: is not there; it begins anew, without the 2 epochs that are done"
+        in (capsys.readouterr().out)
+    )
+    assert [record["epoch"] for record in read_records(tmp_path)] == [3]
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_the_place_of_a_damaged_file_is_told(tmp_path, capsys):
+    write(tmp_path, [0.5, 0.25])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0][:9], lines[1]]))
+    write(tmp_path, [], step=6, epoch=2)
+    place = tmp_path / "damaged/metrics.jsonl"
+    assert (
+        f"damaged, 1 of 2 epochs are missing; what there was lies in {place}\n"
+        in capsys.readouterr().out
+    )
+    assert place.read_text().startswith(lines[0][:9])
+
+
+def test_the_epoch_that_an_import_stands_in_for_is_not_missed(tmp_path, capsys):
+    with Logs(tmp_path, 1, 0, 1) as logs:
+        logs.write(1, 1, "val", {"ssim": 0.5})
+        logs.write(2, 2, "train", {"loss": 0.5})
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with Logs(tmp_path, 2, 2, 1):
+        pass
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    # With a damaged line it may have been that one.
+    (tmp_path / "metrics.jsonl").write_text("{\n" + before)
+    with Logs(tmp_path, 2, 2, 1):
+        pass
+    assert "damaged, 1 of 2 epochs are missing" in capsys.readouterr().out

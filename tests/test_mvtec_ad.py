@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import shuffle
 
-from data import mvtec_ad, splits
+from data import images, mvtec_ad, splits
 from data.mvtec_ad import archive, mvtec_ad_dataset_builder, records, source
 from restore_jax.errors import RunError, UsageError
 
@@ -89,7 +89,7 @@ def cache(tmp_path_factory):
 
 
 def read(part):
-    dataset, count, _ = part
+    dataset, count, *_ = part
     examples = list(dataset.as_numpy_iterator())
     assert len(examples) == count == int(dataset.cardinality())
     return {example["id"].decode(): example for example in examples}
@@ -141,7 +141,8 @@ def test_records_are_the_files_themselves(tree, cache):
         assert example["defect_type"].decode() == defect_type
         mask = tree / category / "ground_truth" / defect_type / f"{number}_mask.png"
         if mask.exists():
-            assert example["mask"] == mask.read_bytes()
+            kept = Image.open(io.BytesIO(example["mask"]))
+            np.testing.assert_array_equal(np.asarray(kept), np.asarray(Image.open(mask)))
         else:
             empty = np.asarray(Image.open(io.BytesIO(example["mask"])))
             assert empty.shape == CATEGORIES[category][1]
@@ -527,6 +528,70 @@ def test_mask_of_another_size(tree, tmp_path):
         mvtec_ad.load(str(root), "defects", str(tmp_path / "cache"))
 
 
+DEFECT = np.zeros((12, 10), bool)
+DEFECT[3:7, 2:5] = True
+INDEXED = Image.fromarray(DEFECT.astype(np.uint8), "P")
+INDEXED.putpalette([0, 0, 0, 1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.fromarray(DEFECT.astype(np.uint16)),
+        Image.fromarray(DEFECT.astype(np.uint16) * 200),
+        Image.fromarray(DEFECT.astype(np.uint8)),
+        Image.fromarray(DEFECT),
+        INDEXED,
+    ],
+    ids=["16 bits", "16 bits to 200", "8 bits", "1 bit", "palette"],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["tree", "archive"])
+def test_masks_of_any_type_are_read_as_those_of_pairs(tree, tmp_path, picture, packed):
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    name = "capsule/ground_truth/crack/000_mask.png"
+    root = spoil(tree, tmp_path, name, buffer.getvalue())
+    of_pairs = images.encode_mask(root / name)
+    if packed:
+        root = pack(tmp_path / "whole.tar", root)
+    out = mvtec_ad.load(str(root), "all", str(tmp_path / "cache"))
+    example = (read(out["train"]) | read(out["val"]))["capsule/test/crack/000"]
+    assert example["has_mask"]
+    assert example["mask"] == of_pairs.data
+    pixels = tf.io.decode_png(example["mask"], channels=1).numpy()[..., 0]
+    np.testing.assert_array_equal(pixels, np.where(DEFECT, 255, 0))
+
+
+def test_a_blank_mask_of_a_defect_is_reported_and_not_known(tree, tmp_path, capsys):
+    blank = png(np.zeros((12, 10), np.uint8))
+    root = spoil(tree, tmp_path, "capsule/ground_truth/crack/002_mask.png", blank)
+    for _ in range(2):  # as it is prepared, and from what is prepared
+        out = mvtec_ad.load(str(root), "all", str(tmp_path / "cache"))
+        assert (
+            "mvtec_ad: 1 of 10 defective photographs have a blank mask, which counts as not "
+            "known: capsule/test/crack/002\n"
+        ) in capsys.readouterr().out
+        known = {i: e["has_mask"] for i, e in (read(out["train"]) | read(out["val"])).items()}
+        assert [i for i, has_mask in known.items() if not has_mask] == [
+            UNKNOWN,
+            "capsule/test/crack/002",
+        ]
+
+
+@pytest.mark.parametrize("name", ["[5] a", "was?", "a\\b", "a,b*"])
+def test_a_cache_of_any_name_is_prepared_once(tree, tmp_path, name, capfd):
+    cache = tmp_path / name / "cache"
+    found = []
+    for _ in range(2):
+        out = mvtec_ad.load(str(tree), "all", str(cache))
+        found.append(read(out["train"]) | read(out["val"]))
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) == TRAIN + TEST
+    # Anew, it would be deleted first, and a running training reads it.
+    assert capfd.readouterr().err.count("preparing mvtec_ad") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_broken_link_in_a_tree(tree, tmp_path):
     shutil.copytree(tree, tmp_path / "set")
     (tmp_path / "set" / "grid" / "test" / "bent" / "009.png").symlink_to(tmp_path / "gone.png")
@@ -569,7 +634,7 @@ def test_prepared_once_and_anew_when_changed(tree, tmp_path, preparations):
     assert read(mvtec_ad.load(str(root), "all", cache)["train"])[name]["image"] == new
     assert len(preparations) == 2
     shutil.copy(changed, changed.with_name("777.png"))
-    counts = [count for _, count, _ in mvtec_ad.load(str(root), "all", cache).values()]
+    counts = [count for _, count, *_ in mvtec_ad.load(str(root), "all", cache).values()]
     assert sum(counts) == TRAIN + TEST + 1
     assert len(preparations) == 3
 
@@ -577,9 +642,9 @@ def test_prepared_once_and_anew_when_changed(tree, tmp_path, preparations):
 def test_a_preparation_cut_short_is_done_again(tree, tmp_path, preparations):
     cache = str(tmp_path)
     expected = read(mvtec_ad.load(str(tree), "defects", cache)["train"])
-    (version,) = tmp_path.glob("*/mvtec_ad/1.0.0")
+    (version,) = tmp_path.glob("*/mvtec_ad/1.1.0")
     # As a killed process leaves it: everything still under TensorFlow Datasets' temporary name.
-    left = version.with_name("incomplete.ABCDEF_1.0.0")
+    left = version.with_name("incomplete.ABCDEF_1.1.0")
     version.rename(left)
     assert read(mvtec_ad.load(str(tree), "defects", cache)["train"]) == expected
     assert len(preparations) == 2
@@ -633,7 +698,7 @@ def test_prepared_data_can_be_read_only(tree, tmp_path):
 def test_cache_folder(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     mvtec_ad.load(str(tree))
-    assert list((tmp_path / "xdg" / "restore_jax" / "tfds").glob("mvtec_ad-*/mvtec_ad/1.0.0"))
+    assert list((tmp_path / "xdg" / "restore_jax" / "tfds").glob("mvtec_ad-*/mvtec_ad/1.1.0"))
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert records._cache(None) == tmp_path / ".cache" / "restore_jax" / "tfds"

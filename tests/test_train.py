@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ def test_lines_of_steps_to_be_taken_again_do_not_stand_twice(tmp_path):
     # As after a crash between the record of an epoch and its checkpoint.
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "epoch": 3, "split": "train", "loss": 1.0}\n{"step": 9, "ep')
-    with Logs(tmp_path / "run", 6, 2):
+    with Logs(tmp_path / "run", 6, 2, 3):
         pass
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == whole
 
@@ -386,3 +387,51 @@ def test_a_run_that_went_on_does_not_start_anew(tmp_path, finished):
     before = run(config, tmp_path / "next")
     # Where it began is of no importance any more.
     assert_same(before, run(config, tmp_path / "next"))
+
+
+def with_identity(names="a", sizes="b", weights=0.0):
+    """Tiny data that say what they are, and a fixed parameter."""
+
+    def make(settings):
+        return dataclasses.replace(
+            tiny.data(settings),
+            identity={"names": names, "sizes": sizes},
+            load_fixed=lambda: {"perceptual": {"kernel": np.full(3, weights, np.float32)}},
+        )
+
+    return make
+
+
+def test_a_run_goes_on_with_its_own_images_and_fixed_parameters_alone(tmp_path):
+    folder = tmp_path / "run"
+    run(tiny.config(epochs=3), folder, with_identity())
+    before = steps_in(folder)
+    shutil.rmtree(folder / "checkpoints/9")
+    for others, told in (
+        (
+            {"names": "x"},
+            r"other images than tiny has now \(their names differ",
+        ),
+        ({"sizes": "x"}, "their sizes differ"),
+        (
+            {"weights": 1.0},
+            r"other weights in config\.loss\.perceptual than",
+        ),
+    ):
+        with pytest.raises(UsageError, match=told):
+            run(tiny.config(epochs=3), folder, with_identity(**others))
+    assert steps_in(folder) == before - {9}
+    run(tiny.config(epochs=3), folder, with_identity())
+    assert steps_in(folder) == before
+
+
+def test_a_run_of_before_the_identities_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    run(tiny.config(epochs=2), folder)  # of data that tell nothing
+    shutil.rmtree(folder / "checkpoints/6")
+    run(tiny.config(epochs=2), folder, with_identity())
+    assert 6 in steps_in(folder)
+
+
+def steps_in(folder):
+    return {int(path.name) for path in (folder / "checkpoints").iterdir()}

@@ -112,14 +112,16 @@ def test_a_folder_is_removed_whole(tmp_path):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_a_full_disk_is_one_line_and_other_failures_are_left_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(errno.ENOSPC, "No space left on device"), (errno.EIO, "Input/output error")],
+)
+def test_a_full_disk_is_one_line_and_other_failures_are_left_alone(tmp_path, number, text):
     with (
-        pytest.raises(
-            RunError, match=r"^/a/b: No space left on device; .*same command goes on"
-        ),
+        pytest.raises(RunError, match=rf"^/a/b: {text}; .*same command goes on"),
         workdir.full_disk_told(tmp_path),
     ):
-        raise OSError(errno.ENOSPC, "No space left on device", "/a/b")
+        raise OSError(number, text, "/a/b")
     with pytest.raises(FileNotFoundError), workdir.full_disk_told(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "No such file", "/a/b")
 

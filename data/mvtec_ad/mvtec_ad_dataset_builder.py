@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data import bad
+from data import bad, images
 from data.mvtec_ad import source
 from restore_jax.errors import UsageError
 
@@ -52,12 +52,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     Features: `image`, the photograph as its original PNG file, [H, W, 3] uint8 once decoded
     (grey ones with three equal channels); `mask`, [H, W, 1] uint8, positive on the defect and
     zero elsewhere; `has_mask`, whether the mask is known: True for photographs without defects
-    (it is empty) and for those with a mask file, False for a defective one without (its zeros
-    mean nothing); `category`; `defect_type`, `good` where there is none; `id`,
+    (it is empty) and for those with a mask file that shows any, False for other defective ones
+    (its zeros mean nothing); `category`; `defect_type`, `good` where there is none; `id`,
     `<category>/<train|test>/<defect type>/<name>`.
 
     `info.metadata["ids"]` lists the ids of each split in the order of the records, and
-    `info.metadata["left_out"]` those that the source leaves out. A split of which it has no
+    `info.metadata["left_out"]` those that the source leaves out, `info.metadata["blank_masks"]`
+    those of defective photographs whose mask file shows nothing; `info.metadata["bytes"]` is
+    what the files of each photograph take. A split of which it has no
     photographs does not exist.
 
     Args:
@@ -66,8 +68,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         **kwargs: As for `tfds.core.GeneratorBasedBuilder`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Initial release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "Initial release.",
+        "1.1.0": "Masks are 0 or 255, whatever their files have; blank ones are not known.",
+    }
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"Get MVTec AD from {source.HOMEPAGE} (CC BY-NC-SA 4.0) and put its archive, those of"
         " its categories or what they hold there; nothing needs to be extracted."
@@ -110,6 +115,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         }
         ids = {split: members for split, members in ids.items() if members}
         self.info.metadata["ids"] = ids
+        self.info.metadata["blank_masks"] = []
+        self.info.metadata["bytes"] = {}
         if isinstance(found, source.Readable):
             self.info.metadata["left_out"] = dict(found.left_out)
         return {split: self._generate_examples(found, split, ids[split]) for split in ids}
@@ -118,9 +125,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self, found: source.Source, split: source.Split, ids: list[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         ranks = {example: rank for rank, example in enumerate(ids)}
+        sizes = self.info.metadata["bytes"][split] = [0] * len(ids)
         for checked in bad.in_parallel(_example, found.read(split)):
-            example = checked.result()
-            yield _sorting_key(ranks[example["id"]], len(ids)), example
+            example, size, blank = checked.result()
+            rank = ranks[example["id"]]
+            sizes[rank] = size
+            if blank:
+                self.info.metadata["blank_masks"].append(example["id"])
+            yield _sorting_key(rank, len(ids)), example
 
 
 def unreadable(found: source.Tree | source.Archives) -> dict[str, str]:
@@ -151,9 +163,9 @@ def _problem(record: source.Record) -> tuple[str, str]:
     """The id of a photograph, and what is wrong with a file of it; "" if nothing is."""
     photograph, image, mask = record
     try:
-        _decoded_size(image, channels=3)
+        _decoded_size(image)
         if mask is not None:
-            _decoded_size(mask, channels=1)
+            _mask(mask)
     except _Unreadable as error:
         return photograph.id, str(error)
     return photograph.id, ""
@@ -164,54 +176,78 @@ def _sorting_key(rank: int, count: int) -> int:
     return ((rank << _SORTING_FILES_BITS) // count << (128 - _SORTING_FILES_BITS)) + rank
 
 
-def _example(record: source.Record) -> dict[str, Any]:
+class _Checked(NamedTuple):
+    """The features of a photograph, the bytes of its files, and whether its mask is blank."""
+
+    features: dict[str, Any]
+    size: int
+    blank: bool
+
+
+def _example(record: source.Record) -> _Checked:
     """The features of one photograph, whose files are decoded once to know that they can be.
 
     Raises:
         UsageError: A file is no PNG that can be decoded, or the mask is of another size.
     """
-    photograph, image, mask = record
-    size = _decoded_size(image, channels=3)
-    if mask is not None and (mask_size := _decoded_size(mask, channels=1)) != size:
+    photograph, image, mask_file = record
+    size = _decoded_size(image)
+    mask = None if mask_file is None else _mask(mask_file)
+    if mask is not None and mask.size != size:
         raise UsageError(
-            f"{mask.where}: the mask has {mask_size[0]} rows and {mask_size[1]} columns, its"
-            f" photograph {size[0]} and {size[1]}"
+            f"{mask_file.where}: the mask has {mask.size[0]} rows and {mask.size[1]} columns,"
+            f" its photograph {size[0]} and {size[1]}"
         )
-    return {
+    blank = mask is not None and mask.blank
+    known = mask is not None and not blank
+    features = {
         "image": image.data,
-        "mask": _empty_mask(*size) if mask is None else mask.data,
-        "has_mask": mask is not None or photograph.defect_type == "good",
+        "mask": mask.data if known else _empty_mask(*size),
+        "has_mask": known or photograph.defect_type == "good",
         "category": photograph.category,
         "defect_type": photograph.defect_type,
         "id": photograph.id,
     }
+    taken = len(image.data) + (len(mask_file.data) if mask_file is not None else 0)
+    return _Checked(features, taken, blank)
 
 
-def _decoded_size(picture: source.Picture, channels: int) -> tuple[int, int]:
-    """Height and width of a picture that the training pipeline's decoder accepts."""
-    if picture.problem:
-        raise _Unreadable(f"{picture.where}: {picture.problem}")
+def _decoded_size(picture: source.Picture) -> tuple[int, int]:
+    """Height and width of a photograph that the training pipeline's decoder accepts."""
+    _check_png(picture)
     try:
-        if _is_png(picture):
-            height, width, _ = tf.io.decode_png(picture.data, channels=channels).shape
-            return height, width
-    except tf.errors.InvalidArgumentError:
-        pass
-    raise _Unreadable(
+        height, width, _ = tf.io.decode_png(picture.data, channels=3).shape
+    except tf.errors.InvalidArgumentError as error:
+        raise _undecodable(picture) from error
+    return height, width
+
+
+def _mask(picture: source.Picture) -> images.Mask:
+    """A mask as it is for every source of data."""
+    _check_png(picture)
+    try:
+        return images.encode_mask(picture.data)
+    except images.ImageError as error:
+        raise _undecodable(picture) from error
+
+
+def _undecodable(picture: source.Picture) -> _Unreadable:
+    return _Unreadable(
         f"{picture.where}: not a PNG file that can be decoded (cut short or damaged?),"
         " get it again"
     )
 
 
-def _is_png(picture: source.Picture) -> bool:
-    """Whether a file begins as a PNG file does whose pixels fit in the memory."""
+def _check_png(picture: source.Picture) -> None:
+    """Refuses what does not begin as a PNG file does whose pixels fit in the memory."""
+    if picture.problem:
+        raise _Unreadable(f"{picture.where}: {picture.problem}")
     start = picture.data[:24]
     if not start.startswith(_PNG_SIGNATURE) or len(start) < 24:
-        return False
+        raise _undecodable(picture)
     width, height = struct.unpack(">II", start[16:])
     if width * height > _MAX_PIXELS:
         raise _Unreadable(f"{picture.where}: has more than {_MAX_PIXELS:,} pixels")
-    return True
 
 
 @functools.lru_cache(maxsize=16)

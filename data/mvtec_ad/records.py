@@ -8,7 +8,7 @@ import fcntl
 import io
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,13 +19,19 @@ from absl import logging
 from data import bad, splits
 from data.mvtec_ad import source
 from data.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
-from restore_jax import user_cache
+from restore_jax import plain_path, user_cache
 from restore_jax.errors import RunError, UsageError
 
 # Small files: a share of the photographs is then read without passing over the others.
 _SHARD_BYTES = 32 << 20
-# The records of a part, their number, and those of some positions among them.
-Part = tuple[tf.data.Dataset, int, Callable[[Sequence[int]], tf.data.Dataset]]
+# The records of a part, their number, those of some positions among them, and the id of each
+# with the bytes that its files take.
+Part = tuple[
+    tf.data.Dataset,
+    int,
+    Callable[[Sequence[int]], tf.data.Dataset],
+    Sequence[tuple[str, int]],
+]
 
 _NEEDED = 1.1  # disk space to prepare, as a multiple of the data set's size
 
@@ -57,10 +63,11 @@ def load(
 
     Returns:
         For each part of `splits.parts` that has any (`train` and `val` always do), the records
-        in the order of their ids, their number, and what reads those of some positions among
-        them without decoding others. A record is a dict of scalars: `image` and `mask`,
-        encoded PNG files; `has_mask`, bool, whether the mask is known (it is, and empty, for
-        photographs without defects); `id`, `category` and `defect_type`, strings.
+        in the order of their ids, their number, what reads those of some positions among them
+        without decoding others, and the bytes that the files of each take. A record is a dict
+        of scalars: `image` and `mask`, encoded PNG files; `has_mask`, bool, whether the mask is
+        known (it is, and empty, for photographs without defects); `id`, `category` and
+        `defect_type`, strings.
 
     Raises:
         UsageError: There is no such split, no MVTec AD at `root` or no photographs in it that
@@ -85,6 +92,8 @@ def load(
         for position, example in enumerate(members)
     }
     bad.report("mvtec_ad", list(left_out.values()), len(positions) + len(left_out))
+    blank = builder.info.metadata.get("blank_masks", [])
+    bad.report_blank("mvtec_ad", blank, sum(_is_defective(i) for i in positions))
     # Divided with those that are left out: none of the others changes its part.
     parts = splits.parts([*positions, *left_out], split, references)
     _check_some(parts["train"], parts["val"], split, root)
@@ -97,7 +106,7 @@ def load(
             )
     with _quiet():
         return {
-            part: _all_and_some(builder, [positions[example] for example in members])
+            part: _all_and_some(builder, members, positions)
             for part, members in parts.items()
             if members
         }
@@ -141,6 +150,10 @@ def _check_some(train: list[str], val: list[str], split: str, root: str) -> None
         )
 
 
+def _is_defective(example: str) -> bool:
+    return splits.defect_type(example) != "good"
+
+
 def _cache(cache_dir: str | None) -> Path:
     if cache_dir:
         return Path(cache_dir).expanduser()
@@ -151,7 +164,7 @@ def _prepared(folder: Path) -> Builder | None:
     """The builder of what is prepared in a folder; None unless all of it is there."""
     if not (folder / Builder.name / str(Builder.VERSION) / "dataset_info.json").exists():
         return None
-    builder = Builder(data_dir=folder)
+    builder = Builder(data_dir=plain_path.of(folder))
     shards = [path for part in builder.info.splits.values() for path in part.filepaths]
     complete = shards and builder.is_prepared() and all(path.exists() for path in shards)
     return builder if complete else None
@@ -185,7 +198,7 @@ def _prepare(root: str, found: source.Source, folder: Path) -> Builder:
             f"preparing mvtec_ad from {root} ({found.summary}) in {folder} ...", file=sys.stderr
         )
         with _quiet():
-            builder = Builder(root=found, data_dir=folder)
+            builder = Builder(root=found, data_dir=plain_path.of(folder))
             try:
                 builder.download_and_prepare(
                     download_config=tfds.download.DownloadConfig(
@@ -217,12 +230,18 @@ def _shards(found: source.Source) -> int:
     return max(1, min(found.bytes // _SHARD_BYTES, *per_split.values()))
 
 
-def _all_and_some(builder: Builder, positions: list[tuple[str, int]]) -> Part:
+def _all_and_some(
+    builder: Builder, ids: Sequence[str], position_of: Mapping[str, tuple[str, int]]
+) -> Part:
+    positions = [position_of[example] for example in ids]
+    taken = builder.info.metadata["bytes"]
+    sizes = [taken[name][position] for name, position in positions]
+
     def pick(chosen: Sequence[int]) -> tf.data.Dataset:
         with _quiet():
             return _read(builder, [positions[i] for i in chosen])
 
-    return _read(builder, positions), len(positions), pick
+    return _read(builder, positions), len(ids), pick, list(zip(ids, sizes, strict=True))
 
 
 def _read(builder: Builder, positions: list[tuple[str, int]]) -> tf.data.Dataset:
