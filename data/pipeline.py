@@ -10,7 +10,7 @@ asked for.
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,9 @@ _PAIR = {
 }
 
 _CONTEXT = {"context": tf.TensorSpec([None, None, 3], tf.uint8)}
+
+# Makes the pair of a record and the number of its draw.
+MakePair = Callable[[dict[str, tf.Tensor], tf.Tensor], dict[str, tf.Tensor]]
 
 # Stands where a fixed draw has its number; the epoch takes its place.
 _EVERY_EPOCH_ANEW = -1
@@ -305,7 +308,7 @@ def _train_batches(
     def pair_of(record: dict[str, tf.Tensor], draw: tf.Tensor) -> dict[str, tf.Tensor]:
         return _pair(record, settings, law, config.seed, draw)
 
-    def kept(items: tf.data.Dataset) -> tf.data.Dataset:
+    def kept(pair_of: MakePair, items: tf.data.Dataset) -> tf.data.Dataset:
         """What stays in memory of records with their draws."""
         if not realised:
             return items
@@ -320,7 +323,9 @@ def _train_batches(
         order = tf.random.stateless_uniform([], key, None, None, tf.int64, alg="philox")
         return items.shuffle(count, seed=order, reshuffle_each_iteration=False)
 
-    def prepare(epoch: tf.Tensor, key: tf.Tensor, position: tf.Tensor, item: Any) -> Any:
+    def prepare(
+        pair_of: MakePair, epoch: tf.Tensor, key: tf.Tensor, position: tf.Tensor, item: Any
+    ) -> Any:
         if realised:
             pair = item
         else:
@@ -335,44 +340,48 @@ def _train_batches(
     steps_per_epoch = math.ceil(count * crops / batch_size)
     first_epoch, first_step = divmod(step, steps_per_epoch)
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    if share.count > 1:
-        pair_of = tf.function(pair_of)  # traced once, not for every epoch
-        numbers = tf.data.Dataset.range(count)
-        orders = epochs.flat_map(lambda epoch: shuffled(numbers, key_of(epoch)).batch(count))
-        rows = shares.Rows(source, draws, kept, as_numpy, share, batch_size)
+    once = tf.function(pair_of)  # traced once, not for every epoch
+    numbers = tf.data.Dataset.range(count)
 
-        @tf.function
-        def prepared(epoch: tf.Tensor, positions: tf.Tensor, items: Any) -> Any:
-            key = key_of(epoch)
-            return _as_floats(
-                tf.map_fn(
-                    lambda row: prepare(epoch, key, *row),
-                    (positions, items),
-                    fn_output_signature=_PAIR if settings.image_size else _PAIR | _CONTEXT,
-                )
-            )
+    def order_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        return shuffled(numbers, key_of(epoch)).batch(count)
 
-        for epoch, order in enumerate(as_numpy(orders), first_epoch):
-            done = first_step if epoch == first_epoch else 0
-            for positions, items, valid in rows.of_epoch(order, done):
-                with _refusals_told():
-                    batch = prepared(tf.constant(epoch, tf.int64), positions, items)
-                batch = {name: value.numpy() for name, value in batch.items()}
-                yield fill_up(batch, len(valid)) | {"valid": valid}
-        return
+    rows = shares.Rows(
+        source, draws, functools.partial(kept, once), as_numpy, share, batch_size
+    )
 
-    stored = shares.with_draw(source.dataset, draws[0])
-    for draw in draws[1:]:
-        stored = stored.concatenate(shares.with_draw(source.dataset, draw))
-    stored = kept(stored).cache()
+    @tf.function
+    def prepared(epoch: tf.Tensor, positions: tf.Tensor, items: Any) -> Any:
+        key = key_of(epoch)
+        return tf.map_fn(
+            lambda row: prepare(once, epoch, key, *row),
+            (positions, items),
+            fn_output_signature=_PAIR if settings.image_size else _PAIR | _CONTEXT,
+        )
+
+    # The first epoch of one process, too: each photograph is read when its batch is asked for,
+    # where a shuffled set would have to be read to its end before the first batch. Several
+    # crops of a photograph have a batch of photographs to come from, and no such way.
+    in_rows = epochs if share.count > 1 else epochs.take(int(crops == 1))
+    for epoch, order in enumerate(as_numpy(in_rows.flat_map(order_of)), first_epoch):
+        done = first_step if epoch == first_epoch else 0
+        for positions, items, valid in rows.of_epoch(order, done):
+            with _refusals_told():
+                # Floats outside of the program, which would multiply where others divide.
+                batch = _as_floats(prepared(tf.constant(epoch, tf.int64), positions, items))
+            batch = {name: value.numpy() for name, value in batch.items()}
+            yield fill_up(batch, len(valid)) | {"valid": valid}
+
+    stored = rows.all().cache()
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
         key = key_of(epoch)
-        # Everything up to here is in memory, so skipping what was seen costs next to nothing.
-        done = tf.where(epoch == first_epoch, first_step // crops * batch_size, 0)
+        # Everything here is in memory, so skipping what was seen costs next to nothing.
+        first = epoch == first_epoch
+        done = tf.where(first, first_step // crops * batch_size, 0)
         items = shuffled(stored, key).enumerate().skip(tf.cast(done, tf.int64))
         pairs = items.map(
-            functools.partial(prepare, epoch, key),
+            functools.partial(prepare, pair_of, epoch, key),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -383,11 +392,11 @@ def _train_batches(
                     {name: _joined_crops(values) for name, values in block.items()}
                 )
             )
-            ahead = tf.where(epoch == first_epoch, first_step % crops * batch_size, 0)
+            ahead = tf.where(first, first_step % crops * batch_size, 0)
             pairs = pairs.skip(tf.cast(ahead, tf.int64))
         return pairs.batch(batch_size).map(_as_floats)
 
-    for batch in as_numpy(epochs.flat_map(epoch_of)):
+    for batch in as_numpy(epochs.skip(int(crops == 1)).flat_map(epoch_of)):
         yield fill_up(batch, batch_size)
 
 

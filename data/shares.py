@@ -1,4 +1,4 @@
-"""What one of several processes reads: its rows of a training, its images of an evaluation.
+"""What a process reads when: its rows of a training, its images of an evaluation.
 
 The order of an epoch is that of one process: each knows all of it, as numbers, and takes the
 rows of every batch that its devices get. So the batches are the same however many processes
@@ -87,11 +87,37 @@ class Rows:
             items = [self._kept[number] for number in of_batch]
             yield position, tf.nest.map_structure(_stack, *items), row < len(order)
 
+    def all(self) -> tf.data.Dataset:
+        """Returns what is kept of every image, in the order of their numbers.
+
+        Images that this process has not met yet are read. The set is for one pass, which lets
+        go of them one by one, so that no image is in memory twice.
+        """
+        signature = self._read([0]).element_spec
+
+        def generate() -> Iterator[Any]:
+            missing = [n for n in range(self._count) if n not in self._kept]
+            made = self._iterate(self._read(missing)) if missing else iter(())
+            for number in range(self._count):
+                item = self._kept.pop(number) if number in self._kept else next(made)
+                yield tf.nest.map_structure(_as_array, item)
+
+        return tf.data.Dataset.from_generator(generate, output_signature=signature)
+
+    @property
+    def _count(self) -> int:
+        return self._source.count * len(self._draws)
+
     def _read(self, numbers: Sequence[int]) -> tf.data.Dataset:
         draws, positions = np.divmod(np.array(numbers), self._source.count)
         chosen = self._source.pick(positions.tolist())
         of_each = tf.data.Dataset.from_tensor_slices(np.array(self._draws, np.int64)[draws])
         return self._make(tf.data.Dataset.zip((chosen, of_each)))
+
+
+def _as_array(value: Any) -> np.ndarray:
+    # As objects: NumPy's own strings lose the zeros at their end.
+    return np.array(value, object) if isinstance(value, bytes) else value
 
 
 def _stack(*values: Any) -> np.ndarray:

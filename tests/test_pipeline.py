@@ -3,6 +3,7 @@ import functools
 import io
 import itertools
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from configs import sca_unet
-from data import pipeline, records, sample
+from data import images, pipeline, records, sample
 from restore_jax.errors import RunError, UsageError
 
 FIELDS = {
@@ -555,3 +556,35 @@ def test_the_degraded_set_to_batches_and_its_test_form(tmp_path):
         assert list(data.eval_batches("train")) == []
         with pytest.raises(UsageError, match=r"no images to train on.*--mode=evaluate"):
             data.train_batches(0)
+
+
+def test_the_first_batch_does_not_wait_for_the_whole_set(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for number in range(120):
+        pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"a/{number:03}.png")
+    config = sca_unet.get_config("clean")
+    config.data.root, config.data.image_size = str(tmp_path), 16
+    config.train.batch_size = 4
+    data = pipeline.make_data(config)
+    steps = -(-data.train_images // 4)
+    expected = list(itertools.islice(data.train_batches(0), steps))
+
+    encode, reads, enough = images.encode, itertools.count(), threading.Event()
+    waited = []
+
+    def at_most_60(path):
+        if next(reads) >= 60 and not enough.is_set():
+            waited.append(enough.wait(60))
+        return encode(path)
+
+    monkeypatch.setattr(images, "encode", at_most_60)
+    batches = data.train_batches(0)
+    first = next(batches)
+    enough.set()
+    assert all(waited)
+    found = [first, *itertools.islice(batches, steps - 1)]
+    for batch, same in zip(found, expected, strict=True):
+        for name, value in batch.items():
+            np.testing.assert_array_equal(value, same[name], name)
