@@ -38,6 +38,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.loss.edge = 0.0  # Charbonnier of the Laplacians
     config.loss.edge_pyramid = 0.0  # the same with the Gaussian-pyramid Laplacian
     config.loss.mse = 0.0  # mean of error²
+    config.loss.psnr = 0.0  # what the PSNR lacks of 60 dB
     config.loss.l1 = 0.0  # mean of |error|
     config.loss.basic = 0.0  # mean of |error| + error²
     config.loss.masked_mse = 0.0  # 0.3 · mean(error²) + 0.7 · mean(mask · error²)

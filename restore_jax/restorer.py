@@ -17,6 +17,7 @@ _FALLBACK_TILE = 256
 # Networks that take means over a tile to correct its colour see too little of a plain surface
 # in smaller ones: those of 64 px differed visibly from their neighbours, those of 128 did not.
 _LEAST_DEFAULT_TILE = 128
+_LOCAL_TILE = 512
 # A batch has no more pixels than eight images of the reports' size, whatever the tile, and no
 # more tiles than keep the count of its possible sizes, each of which is compiled, small.
 _MOST_PIXELS = 8 * 256 * 256
@@ -108,7 +109,7 @@ class Restorer:
         config: the configuration it was trained with; what is missing there is as by default.
         tile: side of the tiles in px, at least 32. None: the training's
             `config.data.image_size` or, where it was native, `config.data.crop_size`, but
-            128 at least.
+            128 at least; 512 for a gain U-Net, whose tiles need not have the training's size.
         overlap: of neighbouring tiles in px, at most half a tile. None: a quarter of the tile.
         batch_size: tiles restored at once. None: as many as have the pixels of eight 256×256
             images, at most 32. Where the memory does not suffice, this and then the tile are
@@ -167,7 +168,7 @@ class Restorer:
         self.variables = jax.device_put(dict(variables))
         self.config = config
         self.options = Options(
-            _default_tile(config) if tile is None else tile,
+            _default_tile(model, config) if tile is None else tile,
             overlap,
             batch_size,
             strength,
@@ -296,8 +297,14 @@ def _check_names(options: Mapping[str, Any]) -> None:
             raise UsageError(f"{name}: no such option; there are {', '.join(known)}")
 
 
-def _default_tile(config: ConfigDict) -> int:
-    """Returns the side of the images that a model was trained on, unless that is too small."""
+def _default_tile(model: nn.Module, config: ConfigDict) -> int:
+    """Returns the side of the images that a model was trained on, unless that is too small.
+
+    A model that sees no further than its convolutions, or is told of the whole image, takes
+    larger tiles: their overlaps are less of them.
+    """
+    if getattr(model, "takes_context", False):
+        return _LOCAL_TILE
     data = config.get("data") or {}
     size = data.get("image_size") or data.get("crop_size") or _FALLBACK_TILE
     return max(_LEAST_DEFAULT_TILE, size)
