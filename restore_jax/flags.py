@@ -82,7 +82,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise UsageError(f"{rest[1]}: not a flag; see python launch.py --help")
     mode = MODE.value
     for flag, modes in _USES:
-        if flag.value not in (None, False, []) and mode not in modes:
+        if _is_given(flag.value) and mode not in modes:
             raise UsageError(f"--{flag.name}: only for --mode={' or '.join(modes)}")
     _check_job(mode)
     if CONFIG.value is None and mode in ("train", "import"):
@@ -109,10 +109,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _is_given(value: Any) -> bool:
+    # Not `in (None, False, [])`: 0 equals False, and is a process or a strength.
+    return value is not None and value is not False and value != []
+
+
 def _check_job(mode: str) -> None:
-    # Not `in (None, False)`: 0 is a process.
-    given_ = (flag.name for flag in _JOB if flag.value is not None and flag.value is not False)
-    named = next(given_, None)
+    named = next((flag.name for flag in _JOB if _is_given(flag.value)), None)
     if named is None:
         return
     _job()
