@@ -81,8 +81,8 @@ def _expand(given: str, output: str | None) -> Iterator[tuple[Path, Path]]:
     try:
         path = Path(given).expanduser()
         exists = bool(given) and os.path.lexists(path)
-        # Not Path.glob, which takes no absolute patterns.
-        matches = [] if exists or not given else glob.glob(str(path), recursive=True)  # noqa: PTH207
+        base, wildcards = (path, ()) if exists or not given else _before_wildcards(path)
+        matches = _matches(base, wildcards) if wildcards else []
         is_folder = exists and path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home of that user
         raise UsageError(f"--input={given!r}: cannot be read: {error}") from error
@@ -91,7 +91,6 @@ def _expand(given: str, output: str | None) -> Iterator[tuple[Path, Path]]:
         return
     if not exists and not matches:
         raise UsageError(f"--input={given!r}: there is no such file or folder, nor a match")
-    base = path if exists else _before_wildcards(path)
     if output is not None:
         real = os.path.realpath(base)
         if real == output:
@@ -99,7 +98,7 @@ def _expand(given: str, output: str | None) -> Iterator[tuple[Path, Path]]:
         if not _inside(output, real):
             output = None
     resolve = _resolver()
-    for match in [path] if exists else sorted(map(Path, matches), key=lambda path: path.parts):
+    for match in [path] if exists else sorted(matches, key=lambda path: path.parts):
         relative = match.relative_to(base)
         if any(map(_is_hidden, relative.parts)):
             continue
@@ -109,10 +108,35 @@ def _expand(given: str, output: str | None) -> Iterator[tuple[Path, Path]]:
             yield match, relative
 
 
-def _before_wildcards(pattern: Path) -> Path:
-    parts = pattern.parts
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    return Path(*parts[:fixed])
+def _before_wildcards(pattern: Path) -> tuple[Path, tuple[str, ...]]:
+    """Divides a pattern into the folder before its first wildcard, and the rest."""
+    base = Path()
+    for i, part in enumerate(pattern.parts):
+        if glob.has_magic(part) and not os.path.lexists(base / part):
+            return base, pattern.parts[i:]
+        base /= part
+    return base, ()
+
+
+def _matches(base: Path, parts: Sequence[str]) -> set[Path]:
+    """Returns what matches a pattern below a folder.
+
+    It is matched part by part, so that a name with brackets in it, wherever it exists, stands
+    for itself: `scans [2024]/*.png`.
+    """
+    found = {base}
+    for i, part in enumerate(parts):
+        below: set[Path] = set()
+        for folder in found:
+            if part != "**" and os.path.lexists(folder / part):
+                below.add(folder / part)
+            elif glob.has_magic(part):
+                # Of the parts before the last, only folders lead on.
+                tail = "" if i == len(parts) - 1 else os.sep
+                pattern = f"{glob.escape(str(folder))}{os.sep}{part}{tail}"
+                below.update(map(Path, glob.iglob(pattern, recursive=True)))  # noqa: PTH207
+        found = below
+    return found
 
 
 def _is_image(path: Path) -> bool:

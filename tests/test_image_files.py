@@ -682,6 +682,25 @@ class TestFind:
         (folder / "x[1].png").write_bytes(b"")
         assert self.names([f"{folder}/x[1].png"]) == ["x[1].png"]
 
+    @pytest.mark.parametrize("name", ["scans [2024]", "[a]", "no [b", "x]", "a?", "a*b"])
+    def test_a_folder_with_the_signs_of_a_pattern_stands_for_itself(self, name, folder):
+        (folder / name / "sub [1]").mkdir(parents=True)
+        for path in ("1.png", "sub [1]/2.png", "sub [1]/3[x].png"):
+            (folder / name / path).write_bytes(b"")
+        assert self.names([f"{folder}/{name}/*.png"]) == ["1.png"]
+        assert self.names([f"{folder}/{name}/sub [1]/*"]) == ["2.png", "3[x].png"]
+        assert self.names([f"{folder}/{name}/*/3[x].png"]) == ["sub [1]/3[x].png"]
+        everything = ["1.png", "sub [1]/2.png", "sub [1]/3[x].png"]
+        assert self.names([f"{folder}/{name}/**/*.png"]) == everything
+        assert self.names([f"{folder}/{name}/**"]) == everything
+        assert self.names([f"{folder}/*/sub [1]/2.png"]) == [f"{name}/sub [1]/2.png"]
+
+    def test_brackets_are_a_pattern_where_nothing_is_called_so(self, folder):
+        assert self.names([f"{folder}/[as]*/*.png"]) == ["sub/a.png"]
+        assert self.names([f"{folder}/s[u]b/[a].png"]) == ["sub/a.png"]
+        with pytest.raises(UsageError, match="no such file or folder, nor a match"):
+            self.names([f"{folder}/s[x]b/*.png"])
+
     def test_each_path_once(self, folder):
         assert self.names([folder, folder / "a.png", f"{folder}/../in", f"{folder}/*.JPG"]) == (
             self.names([folder])
