@@ -5,14 +5,16 @@
     root/{train,val}/**  or  root/**                clean images
 
 Below these, the first folder is the category and the second, if any, the defect type. The files
-of a pair have the same folders and name but for the suffix; a mask may have `_mask` after its
-name. What is divided here is divided by a hash of folders and name, about 91/9 per category.
+of a pair have the same folders and name but for the suffix and the form in which Unicode writes
+accents; a mask may have `_mask` after its name. What is divided here is divided by a hash of
+folders and name, about 91/9 per category.
 """
 
 from __future__ import annotations
 
 import collections
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -115,6 +117,9 @@ def open_root(root: str, wanted: str) -> Path:
 def list_images(folder: Path, root: Path, faults: Faults) -> dict[str, Path]:
     """Lists the image files in a folder and below, by relative path without suffix.
 
+    The paths are in Unicode's composed form (NFC), whichever form the file system keeps: a
+    folder that went through macOS may have the same names decomposed.
+
     Args:
         folder: where to look; links are followed. Hidden files are passed over, and so are
             those without the suffix of an image.
@@ -125,13 +130,16 @@ def list_images(folder: Path, root: Path, faults: Faults) -> dict[str, Path]:
     for path in _files(folder, root, faults) if folder.is_dir() else ():
         if path.suffix.lower() not in images.SUFFIXES:
             continue
-        key = path.relative_to(folder).with_suffix("").as_posix()
+        key = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
         if not str(path).isprintable():
             faults["of unprintable names"].append(ascii(str(path)))
         elif key in found:
-            faults["of one name but for the suffix"].append(
-                f"{name_in(found[key], root)} and {name_in(path, root)}"
-            )
+            both = [name_in(found[key], root), name_in(path, root)]
+            if unicodedata.is_normalized("NFC", both[0]) != unicodedata.is_normalized(
+                "NFC", both[1]
+            ):
+                both = [ascii(name) for name in both]  # they look the same otherwise
+            faults["of one name but for the suffix"].append(" and ".join(both))
         else:
             found[key] = path
     return dict(sorted(found.items()))

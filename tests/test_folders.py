@@ -2,6 +2,7 @@
 
 import os
 import struct
+import unicodedata
 import zlib
 
 import numpy as np
@@ -401,6 +402,31 @@ def test_faulty_files_are_listed_by_kind(tmp_path):
         "degraded/a/lost1.png (nothing of that name in clean) and 4 more. "
         "Add, mend or remove these"
     )
+
+
+def test_names_match_in_either_form_of_unicode(tmp_path):
+    for number, forms in enumerate([("NFC", "NFD", "NFD"), ("NFD", "NFC", "NFC")] * 2):
+        clean, degraded, mask = (
+            unicodedata.normalize(form, f"Prüfling/Öl/fläche {number}") for form in forms
+        )
+        for part in folders.PARTS:
+            save(tmp_path / part / f"clean/{clean}.png", pixels())
+            save(tmp_path / part / f"degraded/{degraded}.png", pixels())
+            save(tmp_path / part / f"mask/{mask}_mask.png", np.ones((6, 9), np.uint8))
+    for part in folders.load_pairs(str(tmp_path)).values():
+        found = read(part)
+        assert [image_id.partition("/")[2] for image_id in found] == [
+            f"Prüfling/Öl/fläche {number}" for number in range(4)
+        ]
+        assert {record["category"].decode() for record in found.values()} == {"Prüfling"}
+        assert all(record["has_mask"] for record in found.values())
+
+
+def test_two_files_that_differ_only_in_the_form_of_unicode_can_be_told_apart(tmp_path):
+    for form in ("NFC", "NFD"):
+        save(tmp_path / f"{unicodedata.normalize(form, 'é')}.png", pixels())
+    text = refusal(folders.load_clean, tmp_path)
+    assert r"of one name but for the suffix: 'e\u0301.png' and '\xe9.png'" in text
 
 
 def test_every_kind_of_fault_in_one_line(tmp_path):
