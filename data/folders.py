@@ -18,8 +18,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from data import images, splits
+from data import splits
 from data.examples import Example, Faults, FromFiles, check, from_files, name_in
+from restore_jax import image_paths
 from restore_jax.errors import UsageError
 
 PARTS = ("train", "val")
@@ -128,7 +129,7 @@ def list_images(folder: Path, root: Path, faults: Faults) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in _files(folder, root, faults) if folder.is_dir() else ():
-        if path.suffix.lower() not in images.SUFFIXES:
+        if not image_paths.is_image(path):
             continue
         key = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
         if not str(path).isprintable():
@@ -154,14 +155,17 @@ def _files(
         return
     try:
         with os.scandir(folder) as entries:
-            shown = sorted((e for e in entries if not e.name.startswith(".")), key=_entry_name)
+            shown = sorted(
+                (entry for entry in entries if not image_paths.is_hidden(entry.name)),
+                key=_entry_name,
+            )
     except OSError as error:
         faults["unreadable"].append(f"{name_in(folder, root)} ({error.strerror})")
         return
     for entry in shown:
         if not entry.is_dir():
             yield Path(entry.path)
-        elif entry.name != "__MACOSX":  # what is in there only looks like images
+        else:
             yield from _files(Path(entry.path), root, faults, above | {resolved})
 
 

@@ -15,14 +15,10 @@ import numpy as np
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm",
-    ".pgm",
-)  # fmt: skip
-
-# Named, so that a file in disguise never reaches the formats that run other programs. Those of
-# cameras with several pictures in a JPEG file ("MPO" once opened) come with JPEG.
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+# Those of `restore_jax.image_paths` by Pillow's names. Given, so that a file in disguise never
+# reaches the formats that run other programs. Those of cameras with several pictures in a JPEG
+# file ("MPO" once opened) come with JPEG.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 
 # Those that have a meaning in RGB; not floats, of which nobody knows what white is.
 _MODES = (

@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 
 from data import examples, folders
+from restore_jax import image_paths
 from restore_jax.errors import UsageError
 
 SPLITS = ("defects", "test")
@@ -135,7 +136,7 @@ def _folders(folder: Path) -> list[Path]:
             names = sorted(entry.name for entry in entries if entry.is_dir())
     except OSError:
         return []
-    return [folder / name for name in names if not name.startswith((".", "__MACOSX"))]
+    return [folder / name for name in names if not image_paths.is_hidden(name)]
 
 
 def _counts(found: dict[str, list[examples.Example]], use_test: bool) -> str:

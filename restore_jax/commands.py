@@ -5,6 +5,7 @@ made by a function that it is given, so that nothing here needs TensorFlow. Each
 what it needs itself: what a training imports takes longer than restoring an image.
 """
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
@@ -91,16 +92,19 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
 
 def run_restore(flags: Flags, make_data: MakeData) -> None:
     """Restores files and folders of images."""
-    from restore_jax import restore  # noqa: PLC0415
+    from restore_jax import image_paths, restore  # noqa: PLC0415
     from restore_jax.restorer import load  # noqa: PLC0415
 
     del make_data
     output = pathlib.Path(_given(flags.output)).expanduser()
-    items = restore.plan(flags.input, output, flags.format, flags.shard)
+    passed_over: collections.Counter[str] = collections.Counter()
+    items = restore.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
         for item in items:
             there = item.target.exists() and not flags.overwrite
             print(f"{item.source} -> {item.target}{' (there, skipped)' if there else ''}")
+        if passed_over:
+            print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
     options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
     restorer = load(
@@ -111,7 +115,7 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
     )
     comparisons = output / "compare" if flags.compare else None
     outcome = restore.restore_files(restorer, items, flags.format, flags.overwrite, comparisons)
-    print(restore.format_outcome(outcome, output))
+    print(restore.format_outcome(outcome, output, passed_over))
 
 
 def run_export(flags: Flags, make_data: MakeData) -> None:

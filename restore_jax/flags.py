@@ -33,7 +33,7 @@ _USES = (
         ("compare", "restore", "export"),
     ),
     (
-        flags.DEFINE_string("format", None, "png, jpeg, tiff, bmp, webp [its own]."),
+        flags.DEFINE_string("format", None, "png, jpeg, tiff, bmp, webp, gif, … [its own]."),
         ("restore",),
     ),
     (flags.DEFINE_bool("overwrite", False, "Replace what is there."), ("restore", "export")),

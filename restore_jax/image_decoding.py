@@ -13,15 +13,18 @@ import imagecodecs
 import numpy as np
 import tifffile
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
+    GifImagePlugin,
     Image,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
 
-from restore_jax import image_metadata
+from restore_jax import image_metadata, image_pnm
 
 # Opened by its own class, a file in disguise never reaches the formats that run other programs,
 # and the limit to the number of pixels is the caller's, not that of the whole process.
@@ -31,13 +34,19 @@ _OPENERS: dict[str, Callable[[BinaryIO, str], Any]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JP2": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
 }
 _SIGNATURES = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "JPEG": (b"\xff\xd8\xff",),
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "BMP": (b"BM",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "JP2": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
 }
+_HEADER_BYTES = 64
 
 _WHITE_IS_ZERO, _RGB, _YCBCR, _ICC = 0, 2, 6, 34675
 _DNG_VERSION = 50706
@@ -59,7 +68,7 @@ class Photograph:
         pixels: [H, W] for grey, [H, W, 3] for RGB: uint8 or uint16 over their whole range, or
             the file's own float16, float32 or float64 in [0, 1].
         alpha: opacity [H, W] of the same dtype; None where the file has none.
-        format: "PNG", "JPEG", "TIFF", "BMP" or "WEBP", by the file's content.
+        format: a name of `image_paths.SUFFIXES`, by the file's content.
         mode: how the file keeps its colours: "1" (black and white), "L" (grey), "P" (by a
             palette), "RGB" or "CMYK". Those of "1" are 0 and 255 in `pixels`; those of "P" and
             "CMYK" are RGB there.
@@ -67,6 +76,7 @@ class Photograph:
         dpi: horizontal and vertical resolution in px per inch, or None.
         exif: what EXIF tells of the photograph, its time, place and camera, as Pillow takes it;
             without orientation and thumbnail. Empty where there is none.
+        white: the level of whole numbers that is white; None for the largest of their type.
         inks: [H, W, 4] of a CMYK file: cyan, magenta, yellow and black, 0 where there is none.
         png_colour: names and contents of the chunks by which a PNG file defines its colours.
         notes: what a person should know of the reading, each a line.
@@ -79,6 +89,7 @@ class Photograph:
     icc_profile: bytes = b""
     dpi: tuple[float, float] | None = None
     exif: bytes = b""
+    white: int | None = None
     inks: np.ndarray | None = None
     png_colour: tuple[tuple[bytes, bytes], ...] = ()
     notes: tuple[str, ...] = ()
@@ -96,11 +107,16 @@ def decode(file: BinaryIO, max_pixels: int) -> Photograph:
             defined white.
         Exception: whatever Pillow, libpng and tifffile raise about a damaged file.
     """
-    header = file.read(26)
+    header = file.read(_HEADER_BYTES)
     file.seek(0)
     name = _format_of(header)
     if name == "PNG" and header[24:25] == b"\x10" and header[25:26] != b"\0":
         return _decode_deep_png(file, max_pixels)
+    if name == "PNM":
+        return _decode_pnm(file, max_pixels)
+    if name == "JP2" and (bits := _jp2_bits(file.read())) != 8:
+        return _decode_deep_jp2(file, bits, max_pixels)
+    file.seek(0)
     if name == "TIFF":
         with tifffile.TiffFile(file) as tiff:
             page = tiff.pages.first
@@ -125,10 +141,23 @@ def _format_of(header: bytes) -> str:
         raise Refused("is empty (0 bytes)")
     if header[:4] == b"RIFF" and header[8:12] == b"WEBP":
         return "WEBP"
+    if header[4:8] == b"ftyp" and {b"avif", b"avis"} & _brands(header):
+        return "AVIF"
+    if header[:1] == b"P" and header[1:2] in b"123456" and header[2:3] in b" \t\n\v\f\r#":
+        return "PNM"
     for name, starts in _SIGNATURES.items():
         if header.startswith(starts):
             return name
-    raise Refused("is not a PNG, JPEG, TIFF, BMP or WebP image")
+    raise Refused(
+        "is not an image of a format that is read (PNG, JPEG, TIFF, BMP, WebP, GIF, PNM, "
+        "JPEG 2000, AVIF)"
+    )
+
+
+def _brands(header: bytes) -> set[bytes]:
+    """The kinds of content that the first box of an ISO media file names."""
+    box = header[8 : int.from_bytes(header[:4])]
+    return {box[i : i + 4] for i in range(0, len(box), 4)}
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -151,7 +180,7 @@ def _decode_with_pillow(file: BinaryIO, name: str, max_pixels: int) -> Photograp
         # Pillow itself turns those of TIFF when it loads them, and takes the tag away.
         turned = image.tag_v2.get(image_metadata.ORIENTATION, 1) if name == "TIFF" else 1
         image.load()
-        pixels, alpha, mode, inks = _split(image, file)
+        pixels, alpha, mode, inks = _split(image, file, name)
         notes = _frame_notes(_frames(image))
         profile = image.info.get("icc_profile") or b""
         dpi = image.info.get("dpi")
@@ -160,6 +189,8 @@ def _decode_with_pillow(file: BinaryIO, name: str, max_pixels: int) -> Photograp
         exif = image_metadata.load_exif(image.getexif)
     if mode == "RGB" and image.mode in ("YCbCr", "LAB"):
         notes += (f"its {image.mode} colours are written as RGB",)
+    if name == "AVIF" and _has_more_than_8_bits(file):
+        notes += ("is read with the upper 8 bits of each sample",)
     colour = (
         tuple(image_metadata.png_chunks(file, image_metadata.PNG_COLOUR))
         if name == "PNG"
@@ -171,8 +202,16 @@ def _decode_with_pillow(file: BinaryIO, name: str, max_pixels: int) -> Photograp
     return _finish(found, exif, turned)
 
 
+def _has_more_than_8_bits(file: BinaryIO) -> bool:
+    """Whether an AVIF file says so in the properties of its images, which come first."""
+    file.seek(0)
+    start = file.read(1 << 16)
+    place = start.find(b"av1C")
+    return 0 < place < len(start) - 6 and bool(start[place + 6] & 0x40)
+
+
 def _split(
-    image: Image.Image, file: BinaryIO
+    image: Image.Image, file: BinaryIO, name: str
 ) -> tuple[np.ndarray, np.ndarray | None, str, np.ndarray | None]:
     """Divides what Pillow decoded into pixels, alpha, mode and inks."""
     key = image.info.get("transparency")
@@ -195,19 +234,22 @@ def _split(
     mode = "L" if image.mode == "I;16" else image.mode
     if mode == "1":
         levels = levels.astype(np.uint8) * 255
-    return levels, _alpha_of_key(levels, key, file), mode, None
+    bits = 8
+    if name == "PNG" and levels.ndim == 2 and levels.dtype == np.uint8:
+        file.seek(24)  # the bits a sample; what has under 8 was scaled to 8
+        bits = file.read(1)[0]
+    return levels, _alpha_of_key(levels, key, bits), mode, None
 
 
-def _alpha_of_key(levels: np.ndarray, key: Any, file: BinaryIO) -> np.ndarray | None:
-    """Makes alpha of the one colour of a PNG file that stands for transparency.
+def _alpha_of_key(levels: np.ndarray, key: Any, bits: int) -> np.ndarray | None:
+    """Makes alpha of the one colour of a PNG or GIF file that stands for transparency.
 
     It could not stay that: a restoration changes colours.
     """
     if key is None:
         return None
     if levels.ndim == 2 and levels.dtype == np.uint8:
-        file.seek(24)  # the bits a sample; what has under 8 was scaled to 8
-        key = int(key) * 255 // (2 ** file.read(1)[0] - 1)
+        key = int(key) * 255 // (2**bits - 1)
     same = levels == np.asarray(key)
     transparent = same.all(-1) if levels.ndim == 3 else same
     return np.where(transparent, 0, np.iinfo(levels.dtype).max).astype(levels.dtype)
@@ -236,6 +278,64 @@ def _decode_deep_png(file: BinaryIO, max_pixels: int) -> Photograph:
         notes=notes,
     )
     return _finish(found, exif)
+
+
+def _decode_pnm(file: BinaryIO, max_pixels: int) -> Photograph:
+    kind, width, height, largest = image_pnm.read_header(file)
+    _check_size(width, height, max_pixels)
+    pixels = image_pnm.read_samples(file, kind, width, height, largest)
+    further = kind > 3 and file.read(2)[:1] == b"P"
+    return Photograph(
+        pixels,
+        format="PNM",
+        mode="1" if kind in (1, 4) else "RGB" if pixels.ndim == 3 else "L",
+        white=_white(pixels.dtype, largest if kind not in (1, 4) else 255),
+        notes=("only the first of its pictures is read",) if further else (),
+    )
+
+
+def _white(dtype: np.dtype, level: int) -> int | None:
+    return None if level == np.iinfo(dtype).max else level
+
+
+def _jp2_bits(encoded: bytes) -> int:
+    """Returns the bits a sample of a JPEG 2000 file."""
+    start = encoded.find(b"\xff\x4f\xff\x51")
+    count = int.from_bytes(encoded[start + 40 : start + 42])
+    if start < 0 or not 1 <= count <= _MOST_CHANNELS:
+        raise Refused("is damaged: it has no JPEG 2000 codestream")
+    depths = set(encoded[start + 42 : start + 42 + 3 * count : 3])
+    bits = (max(depths, default=0) & 127) + 1
+    if len(depths) != 1 or max(depths) > 127 or bits > 16:
+        raise Refused("has samples with signs, of several kinds or of more than 16 bits")
+    return bits
+
+
+def _decode_deep_jp2(file: BinaryIO, bits: int, max_pixels: int) -> Photograph:
+    """Decodes a JPEG 2000 file of other than 8 bits, of which Pillow keeps 8 of each colour."""
+    file.seek(0)
+    with Jpeg2KImagePlugin.Jpeg2KImageFile(file, "") as image:
+        _check_size(*image.size, max_pixels)
+        dpi, palette = image.info.get("dpi"), image.mode == "P"
+    file.seek(0)
+    encoded = file.read()
+    place = encoded.find(b"colr\x01")
+    if palette or encoded[place + 10 : place + 11] == b"\x12":
+        raise Refused(
+            f"has {bits} bits a sample by a palette or in YCC; save it as RGB or grey"
+        )
+    levels = np.atleast_3d(imagecodecs.jpeg2k_decode(encoded))
+    colours = 3 if levels.shape[-1] > 2 else 1
+    alpha = levels[..., colours] if levels.shape[-1] > colours else None
+    found = Photograph(
+        levels[..., :3] if colours == 3 else levels[..., 0],
+        alpha,
+        "JP2",
+        "RGB" if colours == 3 else "L",
+        dpi=dpi,
+        white=_white(levels.dtype, 2**bits - 1),
+    )
+    return _finish(found, Image.Exif())
 
 
 def _decode_tiff(file: BinaryIO, tiff: tifffile.TiffFile, kind: int) -> Photograph:

@@ -9,28 +9,44 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from restore_jax import image_metadata
+from restore_jax import image_metadata, image_pnm
 from restore_jax.image_decoding import Photograph, Refused, inks_to_rgb
 
 # JPEG has no lossless form that others read; at this quality, and with colour at full
 # resolution, what it adds is far below the noise that a restoration leaves.
 JPEG_QUALITY = 95
 
-_DTYPES = {"PNG": (np.uint8, np.uint16), "TIFF": (np.uint8, np.uint16, np.floating)}
+_DTYPES = {
+    "PNG": (np.uint8, np.uint16),
+    "TIFF": (np.uint8, np.uint16, np.floating),
+    "PNM": (np.uint8, np.uint16),
+    "JP2": (np.uint8, np.uint16),
+}
 _MODES = {
     "PNG": ("1", "L", "P", "RGB"),
     "JPEG": ("L", "RGB", "CMYK"),
     "TIFF": ("1", "L", "P", "RGB", "CMYK"),
     "BMP": ("1", "L", "P", "RGB"),
     "WEBP": ("RGB",),
+    "GIF": ("L", "P"),
+    "PNM": ("1", "L", "RGB"),
+    "JP2": ("L", "RGB"),
+    "AVIF": ("L", "RGB"),
 }
-_INSTEAD = {"1": "L", "L": "RGB", "P": "RGB", "CMYK": "RGB"}
-_LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
+_INSTEAD = {"1": "L", "L": "RGB", "P": "RGB", "CMYK": "RGB", "RGB": "P"}
+_LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535, "AVIF": 65535}
+_WITHOUT_ALPHA = ("JPEG", "PNM")
+_WITHOUT_PROFILE = ("BMP", "GIF", "PNM", "JP2")
+_WITHOUT_EXIF = ("BMP", "GIF", "PNM", "JP2")
+_WITH_WHITE = ("PNM", "JP2", "TIFF")
+_WITH_DPI = ("PNG", "JPEG", "TIFF", "BMP")
 _JPEG_EXIF_LIMIT = 65533 - 6
 _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": JPEG_QUALITY, "subsampling": 0},
     "WEBP": {"lossless": True, "exact": True},  # with the colours of what is transparent
     "BMP": {"dpi": (0, 0)},  # unknown; Pillow would claim 96
+    "GIF": {},
+    "AVIF": {"quality": JPEG_QUALITY, "subsampling": "4:4:4"},
 }
 _MODEL = {"1": "grey", "L": "grey", "P": "RGB", "RGB": "RGB", "CMYK": "CMYK"}
 
@@ -58,19 +74,25 @@ def encode(
         raise Refused(f"cannot be {width:,} × {height:,} px: {name} ends at {longest:,}")
     notes: list[str] = []
     alpha = like.alpha
-    if alpha is not None and name == "JPEG":
-        notes.append("its alpha is left out: JPEG has none")
+    if alpha is not None and name in _WITHOUT_ALPHA:
+        notes.append(f"its alpha is left out: {name} has none")
         alpha = None
     mode = _mode(like.mode, name, alpha is not None)
     dtype = _dtype(like.pixels.dtype, name)
     if dtype.itemsize < like.pixels.dtype.itemsize:
         notes.append(f"{like.pixels.dtype} is written with {8 * dtype.itemsize} bits")
     pixels = rgb_to_inks(restored, like.inks) if mode == "CMYK" else restored
-    pixels = _to_dtype(pixels, dtype)
-    alpha = None if alpha is None else _to_dtype(alpha, dtype)
+    if like.white is not None and dtype == like.pixels.dtype and name not in _WITH_WHITE:
+        notes.append(f"its white stays at {like.white:,}, which {name} cannot tell")
+    pixels = _to_dtype(pixels, dtype, like.white)
+    alpha = None if alpha is None else _to_dtype(alpha, dtype, None)
+    if mode == "P" and pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=-1)
+    if alpha is not None and name == "GIF":
+        pixels, alpha = _with_one_transparent_colour(pixels, alpha, notes)
     image = Image.fromarray(pixels > 127) if mode == "1" else None
     if mode == "P":
-        image = _to_palette(pixels, alpha, notes)
+        image = _to_palette(pixels, alpha, name, notes)
         mode = "P" if image else "RGB"
     if mode == "RGB" and pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=-1)
@@ -81,12 +103,30 @@ def encode(
         _write_png(file, image, pixels, metadata, like)
     elif name == "TIFF":
         _write_tiff(file, image, pixels, mode, alpha is not None, metadata)
+    elif name == "PNM":
+        image_pnm.write(
+            file, pixels if image is None else np.asarray(image), _largest(like, dtype)
+        )
+    elif name == "JP2":
+        bits = _largest(like, dtype).bit_length()
+        file.write(
+            imagecodecs.jpeg2k_encode(
+                np.ascontiguousarray(pixels),
+                level=0,
+                codecformat="jp2",
+                reversible=True,
+                bitspersample=bits,
+            )
+        )
     elif name == "BMP" and alpha is not None:
         _write_bmp_with_alpha(file, pixels, like.dpi)
     else:
         if image is None:
             image = _as_image(pixels, mode)
-        image.save(file, name, **(_OPTIONS[name] | metadata))
+        options = _OPTIONS[name] | metadata
+        if name == "AVIF" and mode == "L":
+            options["subsampling"] = "4:0:0"
+        image.save(file, name, **options)
     return tuple(notes)
 
 
@@ -99,7 +139,26 @@ def _mode(mode: str, name: str, has_alpha: bool) -> str:
     if mode == "1":
         mode = "L"
     # Palettes have alpha in PNG alone; BMP has it with full colours alone.
+    if name == "GIF":
+        return "P"
     return "RGB" if (mode == "P" and name != "PNG") or name == "BMP" else mode
+
+
+def _largest(like: Photograph, dtype: np.dtype) -> int:
+    """The level of white in the file, of samples of a type."""
+    if like.white is not None and dtype == like.pixels.dtype:
+        return like.white
+    return int(np.iinfo(dtype).max)
+
+
+def _with_one_transparent_colour(
+    pixels: np.ndarray, alpha: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Makes alpha all or nothing, with black where there is none."""
+    if not np.isin(alpha, (0, 255)).all():
+        notes.append("its alpha is divided at half: GIF has no shades of it")
+    opaque = alpha > 127
+    return pixels * opaque[..., None], np.where(opaque, 255, 0).astype(np.uint8)
 
 
 def rgb_to_inks(restored: np.ndarray, inks: np.ndarray) -> np.ndarray:
@@ -133,10 +192,13 @@ def _dtype(dtype: np.dtype, name: str) -> np.dtype:
     return np.dtype(kept[-1])
 
 
-def _to_dtype(levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Scales to the nearest level of another type."""
+def _to_dtype(levels: np.ndarray, dtype: np.dtype, white: int | None) -> np.ndarray:
+    """Scales to the nearest level of another type; `white` as in `Photograph`."""
     if levels.dtype == dtype:
         return levels
+    if white is not None:
+        scaled = levels.astype(np.uint32) * np.iinfo(dtype).max + white // 2
+        return np.minimum(scaled // white, np.iinfo(dtype).max).astype(dtype)
     if levels.dtype.kind == "f":
         white = np.iinfo(dtype).max
         return np.rint(np.clip(levels, 0, 1) * np.float32(white)).astype(dtype)
@@ -144,7 +206,7 @@ def _to_dtype(levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _to_palette(
-    pixels: np.ndarray, alpha: np.ndarray | None, notes: list[str]
+    pixels: np.ndarray, alpha: np.ndarray | None, name: str, notes: list[str]
 ) -> Image.Image | None:
     """Returns a palette image: exact up to 256 colours, else of the 256 that are nearest.
 
@@ -173,7 +235,11 @@ def _to_palette(
             palette = np.r_[palette, np.zeros((1, 4), np.uint8)]
     found = Image.fromarray(index)
     found.putpalette(np.ascontiguousarray(palette[:, :3]).tobytes())  # makes it a "P"
-    if alpha is not None:
+    if alpha is not None and name == "GIF":
+        clear = np.flatnonzero(palette[:, 3] == 0)
+        if clear.size:
+            found.info["transparency"] = int(clear[0])
+    elif alpha is not None:
         found.info["transparency"] = palette[:, 3].tobytes()
     return found
 
@@ -190,18 +256,20 @@ def _metadata(like: Photograph, name: str, mode: str, notes: list[str]) -> dict[
     """Returns what Pillow takes as keywords: profile, resolution and EXIF."""
     found: dict[str, Any] = {}
     if like.icc_profile:
-        if name == "BMP" or _MODEL[mode] != _MODEL[like.mode]:
+        if name in _WITHOUT_PROFILE or _MODEL[mode] != _MODEL[like.mode]:
             notes.append(f"its colour profile is left out: not for {name} in {_MODEL[mode]}")
         else:
             found["icc_profile"] = like.icc_profile
-    if like.dpi and name != "WEBP":
+    if like.dpi and name in _WITH_DPI:
         most = 65535 if name == "JPEG" else np.inf
         if round(max(like.dpi)) <= most:
             found["dpi"] = like.dpi
     exif = like.exif
-    if name == "WEBP" and like.dpi:
+    if like.dpi and name in ("WEBP", "AVIF"):
         exif = image_metadata.with_dpi(exif, like.dpi)  # its only place for a resolution
-    if exif and (name == "BMP" or (name == "JPEG" and len(exif) > _JPEG_EXIF_LIMIT)):
+    elif like.dpi and name not in _WITH_DPI:
+        notes.append(f"its resolution is left out: {name} has no place for it")
+    if exif and (name in _WITHOUT_EXIF or (name == "JPEG" and len(exif) > _JPEG_EXIF_LIMIT)):
         notes.append(f"its EXIF data are left out: {name} has no room for them")
     elif exif:
         found["exif"] = exif

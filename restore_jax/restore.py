@@ -62,6 +62,7 @@ def plan(
     output: pathlib.Path,
     file_format: str | None = None,
     shard: str | None = None,
+    passed_over: collections.Counter[str] | None = None,
 ) -> list[Item]:
     """Lists the images to restore.
 
@@ -71,6 +72,7 @@ def plan(
         file_format: of all restorations, e.g. "png"; None: each input's own.
         shard: "I/N" for the I-th of N parts, of which each image belongs to one, by a hash of
             its output's name; None for all.
+        passed_over: gains the number of files that are no images, by suffix.
 
     Raises:
         UsageError: as `image_paths.find`, or for a wrong shard.
@@ -78,7 +80,7 @@ def plan(
     part, parts = _parse_shard(shard)
     return [
         Item(source, output / relative, relative)
-        for source, relative in image_paths.find(inputs, file_format, exclude=output)
+        for source, relative in image_paths.find(inputs, file_format, output, passed_over)
         if parts == 1 or _number(relative) % parts == part - 1
     ]
 
@@ -177,8 +179,17 @@ def restore_files(
     return outcome
 
 
-def format_outcome(outcome: Outcome, output: pathlib.Path) -> str:
+def format_outcome(
+    outcome: Outcome,
+    output: pathlib.Path,
+    passed_over: collections.Counter[str] | None = None,
+) -> str:
     """Formats what a run ends with.
+
+    Args:
+        outcome: of the images.
+        output: their folder.
+        passed_over: from `plan`.
 
     Raises:
         RunError: with the same, where an image failed.
@@ -187,6 +198,8 @@ def format_outcome(outcome: Outcome, output: pathlib.Path) -> str:
     parts = [f"{outcome.restored} image{plural} restored into {output}"]
     if outcome.skipped:
         parts.append(f"{outcome.skipped} skipped, which were there (--overwrite replaces them)")
+    if passed_over:
+        parts.append(f"passed over: {image_paths.format_passed_over(passed_over)}")
     if outcome.failed:
         parts.append(f"{len(outcome.failed)} failed")
         raise RunError("; ".join(parts))

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from PIL import ExifTags, Image
 
 from data import folders, images, records
+from restore_jax import image_paths
 from restore_jax.errors import UsageError
 
 RNG_SEED = 5
@@ -533,6 +534,27 @@ def test_wrong_roots_of_pairs(tmp_path):
 
 
 # Clean images
+
+
+def test_training_finds_what_restoring_finds(tmp_path):
+    for suffixes in image_paths.SUFFIXES.values():
+        for suffix in suffixes:
+            path = tmp_path / f"{suffix[1:]}{suffix}"
+            if suffix == ".pbm":
+                save(path, pixels((32, 40)), "1")
+            elif suffix in Image.registered_extensions():
+                save(path, pixels((32, 40)))
+    for name in ("@eaDir/thumb.jpg", "#recycle/a.png", ".thumbnails/a.png"):
+        save(tmp_path / name, pixels())
+    (tmp_path / "note.txt").write_text("no image")
+    restored = [path.stem for _, path in image_paths.find([tmp_path])]
+    parts = folders.load_clean(str(tmp_path))
+    found = {key: record for part in parts.values() for key, record in read(part).items()}
+    assert sorted(found) == sorted(restored)
+    assert {"gif", "pgm", "ppm", "jp2", "avif", "webp"} <= found.keys()
+    for name in ("ppm", "jp2"):
+        shown = images.decode(found[name]["image"], 3).numpy()
+        np.testing.assert_array_equal(shown, pixels((32, 40)))
 
 
 def test_clean_images_of_any_kind(tmp_path):

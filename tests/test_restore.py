@@ -1,3 +1,4 @@
+import collections
 import itertools
 import os
 import pathlib
@@ -55,6 +56,16 @@ def test_a_folder_comes_back_restored(restorer, photographs, tmp_path):
         np.testing.assert_array_equal(after, restorer(before))
         assert np.any(after != before)
     assert "4 images restored into" in restore.format_outcome(outcome, tmp_path)
+
+
+def test_what_is_passed_over_stands_in_the_summary(restorer, photographs, tmp_path):
+    for name in ("x.heic", "b/y.heic", "b/note.txt"):
+        (photographs / name).write_bytes(b"")
+    passed_over = collections.Counter()
+    items = restore.plan([str(photographs)], tmp_path / "out", passed_over=passed_over)
+    outcome = restore.restore_files(restorer, items)
+    line = restore.format_outcome(outcome, tmp_path / "out", passed_over)
+    assert line.endswith("; passed over: 2 .heic, 1 .txt")
 
 
 def test_an_interrupted_run_goes_on_where_it_was(restorer, photographs, tmp_path, monkeypatch):
