@@ -9,11 +9,13 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from restore_jax import png_chunks
 
 # Those of `restore_jax.image_paths` by Pillow's names. Given, so that a file in disguise never
 # reaches the formats that run other programs. Those of cameras with several pictures in a JPEG
@@ -65,7 +67,7 @@ def measure(path: Path) -> tuple[int, int]:
         # Odd metadata is no matter, but past its limit Pillow at first only warns.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with _opened(path) as image:
+        with _opened(path, header_only=True) as image:
             _check_mode(image)
             # The base class's: that of PNG would decode the whole image.
             turned = image.format != "TIFF" and _orientation(Image.Image.getexif(image)) >= 5
@@ -87,7 +89,8 @@ def encode(path: Path) -> Picture:
         _check_mode(image)
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
         if plain and _orientation(image.getexif()) == 1 and "transparency" not in image.info:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = _without_text(file).read()
             # By the very decoder that it is for: each lets some damage pass that others refuse.
             height, width, _ = decode(data, 3).shape
             return Picture(data, (height, width))
@@ -122,13 +125,20 @@ def blank_mask(size: tuple[int, int]) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Opens an image; whatever fails inside is an ImageError."""
+def _opened(path: Path, header_only: bool = False) -> Iterator[Image.Image]:
+    """Opens an image; whatever fails inside is an ImageError.
+
+    Args:
+        path: the file.
+        header_only: whether no pixels will be asked for.
+    """
     try:
         if path.exists() and not path.is_file():  # a named pipe would never end
             raise ImageError("not a plain file")
-        with Image.open(path, formats=_FORMATS) as image:
-            yield image
+        with path.open("rb") as file:
+            picture = _without_text(file, header_only)
+            with Image.open(picture, formats=_FORMATS) as image:
+                yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -145,6 +155,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ImageError(
             reason or " ".join(str(error).split())[:200] or type(error).__name__
         ) from error
+
+
+def _without_text(file: BinaryIO, header_only: bool = False) -> BinaryIO:
+    """A PNG file without what Pillow, or libpng, may find too long; any other as it is."""
+    is_png = file.read(8) == png_chunks.SIGNATURE
+    file.seek(0)
+    return png_chunks.set_aside(file, header_only)[0] if is_png else file
 
 
 def _check_mode(image: Image.Image) -> None:

@@ -24,7 +24,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from restore_jax import image_metadata, image_pnm
+from restore_jax import image_metadata, image_pnm, png_chunks
 
 # Opened by its own class, a file in disguise never reaches the formats that run other programs,
 # and the limit to the number of pixels is the caller's, not that of the whole process.
@@ -48,11 +48,12 @@ _SIGNATURES = {
 }
 _HEADER_BYTES = 64
 
-_WHITE_IS_ZERO, _RGB, _YCBCR, _ICC = 0, 2, 6, 34675
+_WHITE_IS_ZERO, _RGB, _YCBCR, _XMP, _ICC = 0, 2, 6, 700, 34675
 _DNG_VERSION = 50706
 _MOST_CHANNELS = 64
 # By the number of a TIFF file's kind of colours, the mode and its samples a pixel.
 _TIFF_MODES = {0: ("L", 1), 1: ("L", 1), 2: ("RGB", 3), 3: ("P", 1), 5: ("CMYK", 4)}
+_LONG_XMP = b"http://ns.adobe.com/xmp/extension/"
 _DAMAGED_EXIF = "its EXIF data are damaged and left out"
 
 
@@ -78,7 +79,11 @@ class Photograph:
             without orientation and thumbnail. Empty where there is none.
         white: the level of whole numbers that is white; None for the largest of their type.
         inks: [H, W, 4] of a CMYK file: cyan, magenta, yellow and black, 0 where there is none.
+        xmp: the XMP packet, as it holds for the upright photograph; empty where there is none.
+        comment: of JPEG and GIF.
+        iptc: the contents of a JPEG file's segments with IPTC data.
         png_colour: names and contents of the chunks by which a PNG file defines its colours.
+        png_text: and those of its text.
         notes: what a person should know of the reading, each a line.
     """
 
@@ -91,7 +96,11 @@ class Photograph:
     exif: bytes = b""
     white: int | None = None
     inks: np.ndarray | None = None
+    xmp: bytes = b""
+    comment: bytes = b""
+    iptc: tuple[bytes, ...] = ()
     png_colour: tuple[tuple[bytes, bytes], ...] = ()
+    png_text: tuple[tuple[bytes, bytes], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -110,8 +119,22 @@ def decode(file: BinaryIO, max_pixels: int) -> Photograph:
     header = file.read(_HEADER_BYTES)
     file.seek(0)
     name = _format_of(header)
-    if name == "PNG" and header[24:25] == b"\x10" and header[25:26] != b"\0":
-        return _decode_deep_png(file, max_pixels)
+    if name == "PNG":
+        picture, aside = png_chunks.set_aside(file)
+        deep = header[24:25] == b"\x10" and header[25:26] != b"\0"
+        found = (
+            _decode_deep_png(picture, max_pixels)
+            if deep
+            else _decode_with_pillow(picture, name, max_pixels)
+        )
+        return dataclasses.replace(
+            found,
+            icc_profile=aside.icc_profile,
+            xmp=image_metadata.upright_xmp(aside.xmp),
+            png_colour=aside.colour,
+            png_text=aside.text,
+            notes=found.notes + aside.notes,
+        )
     if name == "PNM":
         return _decode_pnm(file, max_pixels)
     if name == "JP2" and (bits := _jp2_bits(file.read())) != 8:
@@ -187,17 +210,29 @@ def _decode_with_pillow(file: BinaryIO, name: str, max_pixels: int) -> Photograp
         if name == "JPEG" and not image.info.get("jfif_unit"):
             dpi = None  # Pillow's guess where the file itself has none
         exif = image_metadata.load_exif(image.getexif)
+        xmp = image.info.get("xmp") or b""
+        comment = image.info.get("comment") or b"" if name == "GIF" else b""
+        segments = getattr(image, "applist", ()) if name == "JPEG" else ()
+    if segments:
+        comment = b"\n".join(content for marker, content in segments if marker == "COM")
+        if any(content.startswith(_LONG_XMP) for _, content in segments):
+            notes += ("its extended XMP data are left out",)
     if mode == "RGB" and image.mode in ("YCbCr", "LAB"):
         notes += (f"its {image.mode} colours are written as RGB",)
     if name == "AVIF" and _has_more_than_8_bits(file):
         notes += ("is read with the upper 8 bits of each sample",)
-    colour = (
-        tuple(image_metadata.png_chunks(file, image_metadata.PNG_COLOUR))
-        if name == "PNG"
-        else ()
-    )
     found = Photograph(
-        pixels, alpha, name, mode, profile, dpi, b"", inks=inks, png_colour=colour, notes=notes
+        pixels,
+        alpha,
+        name,
+        mode,
+        profile,
+        dpi,
+        inks=inks,
+        xmp=xmp if isinstance(xmp, bytes) else b"",
+        comment=comment,
+        iptc=tuple(content for marker, content in segments if marker == "APP13"),
+        notes=notes,
     )
     return _finish(found, exif, turned)
 
@@ -259,10 +294,14 @@ def _decode_deep_png(file: BinaryIO, max_pixels: int) -> Photograph:
     """Decodes a PNG file with 16 bits of colour or alpha."""
     with PngImagePlugin.PngImageFile(file, "") as image:
         _check_size(*image.size, max_pixels)
-        profile, dpi = image.info.get("icc_profile") or b"", image.info.get("dpi")
+        dpi = image.info.get("dpi")
         notes = _frame_notes(_frames(image))
-    content = dict(image_metadata.png_chunks(file, (b"eXIf",))).get(b"eXIf", b"")
-    exif = image_metadata.load_exif(lambda: image_metadata.parse_exif(content))
+        # That of the class, since its own would decode the pixels.
+        early = image_metadata.load_exif(lambda: Image.Image.getexif(image))
+    content = dict(png_chunks.read(file, (b"eXIf",))).get(b"eXIf", b"")
+    exif = early
+    if content:
+        exif = image_metadata.load_exif(lambda: image_metadata.parse_exif(content))
     file.seek(0)
     levels = imagecodecs.png_decode(file.read())
     colours = 3 if levels.shape[-1] > 2 else 1
@@ -272,9 +311,7 @@ def _decode_deep_png(file: BinaryIO, max_pixels: int) -> Photograph:
         alpha,
         "PNG",
         "RGB" if colours == 3 else "L",
-        profile,
-        dpi,
-        png_colour=tuple(image_metadata.png_chunks(file, image_metadata.PNG_COLOUR)),
+        dpi=dpi,
         notes=notes,
     )
     return _finish(found, exif)
@@ -366,7 +403,7 @@ def _decode_tiff(file: BinaryIO, tiff: tifffile.TiffFile, kind: int) -> Photogra
     if kind == _WHITE_IS_ZERO:
         pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels
     inks = pixels if mode == "CMYK" else None
-    profile = page.tags.valueof(_ICC, b"")
+    profile, xmp = page.tags.valueof(_ICC, b""), page.tags.valueof(_XMP, b"")
     found = Photograph(
         pixels if inks is None else inks_to_rgb(inks),
         alpha,
@@ -374,6 +411,7 @@ def _decode_tiff(file: BinaryIO, tiff: tifffile.TiffFile, kind: int) -> Photogra
         mode,
         profile if isinstance(profile, bytes) else b"",
         inks=inks,
+        xmp=xmp if isinstance(xmp, bytes) else b"",
         notes=notes,
     )
 
@@ -425,7 +463,9 @@ def _finish(found: Photograph, exif: Image.Exif | None, turned: int = 1) -> Phot
     notes = found.notes
     if exif is None:
         notes, exif = (*notes, _DAMAGED_EXIF), Image.Exif()
-    orientation = _valid(exif.get(image_metadata.ORIENTATION))
+    orientation = _valid(
+        exif.get(image_metadata.ORIENTATION) or image_metadata.xmp_orientation(found.xmp)
+    )
     arrays = {
         name: None if array is None else _upright(array, orientation)
         for name in ("pixels", "alpha", "inks")
@@ -439,7 +479,8 @@ def _finish(found: Photograph, exif: Image.Exif | None, turned: int = 1) -> Phot
         kept = image_metadata.descriptive(exif, width, height)
     except Exception:  # whatever Pillow stumbles over in values of the wrong type
         notes, kept = (*notes, _DAMAGED_EXIF), b""
-    return dataclasses.replace(found, **arrays, dpi=dpi, exif=kept, notes=notes)
+    xmp = image_metadata.upright_xmp(found.xmp)
+    return dataclasses.replace(found, **arrays, dpi=dpi, exif=kept, xmp=xmp, notes=notes)
 
 
 def _valid(orientation: Any) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from restore_jax import image_metadata, image_pnm
+from restore_jax import image_metadata, image_pnm, png_chunks
 from restore_jax.image_decoding import Photograph, Refused, inks_to_rgb
 
 # JPEG has no lossless form that others read; at this quality, and with colour at full
@@ -39,8 +39,12 @@ _WITHOUT_ALPHA = ("JPEG", "PNM")
 _WITHOUT_PROFILE = ("BMP", "GIF", "PNM", "JP2")
 _WITHOUT_EXIF = ("BMP", "GIF", "PNM", "JP2")
 _WITH_WHITE = ("PNM", "JP2", "TIFF")
+_XMP_TAG = 700
 _WITH_DPI = ("PNG", "JPEG", "TIFF", "BMP")
-_JPEG_EXIF_LIMIT = 65533 - 6
+_JPEG_SEGMENT = 65533
+_JPEG_EXIF_LIMIT = _JPEG_SEGMENT - 6
+_JPEG_XMP_LIMIT = _JPEG_SEGMENT - 29
+_WITH_XMP = ("PNG", "JPEG", "TIFF", "WEBP", "AVIF")
 _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": JPEG_QUALITY, "subsampling": 0},
     "WEBP": {"lossless": True, "exact": True},  # with the colours of what is transparent
@@ -273,6 +277,31 @@ def _metadata(like: Photograph, name: str, mode: str, notes: list[str]) -> dict[
         notes.append(f"its EXIF data are left out: {name} has no room for them")
     elif exif:
         found["exif"] = exif
+    return found | _texts(like, name, notes)
+
+
+def _texts(like: Photograph, name: str, notes: list[str]) -> dict[str, Any]:
+    """Returns XMP, comments and IPTC as Pillow takes them; notes what the format has not."""
+    found: dict[str, Any] = {}
+    if like.xmp and name in _WITH_XMP and (name != "JPEG" or len(like.xmp) <= _JPEG_XMP_LIMIT):
+        found["xmp"] = like.xmp
+    elif like.xmp:
+        notes.append(f"its XMP data are left out: {name} has no room for them")
+    fits = name == "GIF" or (name == "JPEG" and len(like.comment) <= _JPEG_SEGMENT)
+    if like.comment and (fits or name == "PNG"):
+        found["comment"] = like.comment
+    elif like.comment:
+        notes.append(f"its comment is left out: {name} has no room for it")
+    if like.iptc and name == "JPEG":
+        found["extra"] = b"".join(
+            b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment for segment in like.iptc
+        )
+    elif like.iptc:
+        notes.append(f"its IPTC data are left out: {name} has no room for them")
+    if like.png_text and name != "PNG":
+        words = sorted({text.split(b"\0", 1)[0].decode("latin-1") for _, text in like.png_text})
+        shown = ", ".join(word if word.isprintable() else ascii(word) for word in words[:3])
+        notes.append(f"its text ({shown}) is left out: {name} has no place for it")
     return found
 
 
@@ -290,25 +319,30 @@ def _write_png(
     metadata: dict[str, Any],
     like: Photograph,
 ) -> None:
-    colour = PngImagePlugin.PngInfo()
-    for name, content in () if "icc_profile" in metadata else like.png_colour:
-        colour.add(name, content)
+    chunks = [*(() if "icc_profile" in metadata else like.png_colour), *like.png_text]
+    metadata = dict(metadata)
+    if xmp := metadata.pop("xmp", b""):
+        chunks.append(png_chunks.xmp_chunk(xmp))
+    if comment := metadata.pop("comment", b""):
+        chunks.append((b"tEXt", b"Comment\0" + comment.replace(b"\0", b" ")))
+    info = PngImagePlugin.PngInfo()
+    for name, content in chunks:
+        info.add(name, content)
     if image is not None:
-        image.save(file, "PNG", pnginfo=colour, **metadata)
+        image.save(file, "PNG", pnginfo=info, **metadata)
         return
     # libpng writes the pixels, as Pillow has none of 16 bits in colour; the rest is taken from
     # an image of one pixel that Pillow writes.
     donor = io.BytesIO()
-    Image.new("L", (1, 1)).save(donor, "PNG", pnginfo=colour, **metadata)
+    Image.new("L", (1, 1)).save(donor, "PNG", pnginfo=info, **metadata)
     pixels = np.ascontiguousarray(pixels)
     # Reshaped, since libpng minds the strides of axes of length 1.
     encoded = memoryview(imagecodecs.png_encode(pixels.reshape(-1).reshape(pixels.shape)))
-    names = (*image_metadata.PNG_COLOUR, b"iCCP", b"pHYs", b"eXIf")
+    names = {name for name, _ in chunks} | {b"iCCP", b"pHYs", b"eXIf"}
     start = 8 + 12 + 13  # signature and header
     file.write(encoded[:start])
-    for name, content in image_metadata.png_chunks(donor, names):
-        check = imagecodecs.zlib_crc32(name + content)
-        file.write(struct.pack(">I4s", len(content), name) + content + struct.pack(">I", check))
+    for name, content in png_chunks.read(donor, tuple(names)):
+        file.write(png_chunks.chunk(name, content))
     file.write(encoded[start:])
 
 
@@ -325,6 +359,8 @@ def _write_tiff(
     folders = {int(tag): values for tag, values in folders.items() if values}
     # Of these tifffile writes none: it is given a tag one below, to be changed afterwards.
     tags = [(tag - 1, 4, 1, 0, True) for tag in folders]
+    if "xmp" in metadata:
+        tags.append((_XMP_TAG, 1, len(metadata["xmp"]), metadata["xmp"], True))
     for tag in image_metadata.DESCRIPTIVE:
         if tag in exif:
             tags.append(_tiff_tag(tag, exif[tag]))

@@ -1,8 +1,8 @@
-"""What image files tell beside their pixels: EXIF, resolution, the chunks of PNG."""
+"""What image files tell beside their pixels: EXIF, resolution, XMP."""
 
-import struct
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from PIL import ExifTags, Image
 
@@ -12,8 +12,8 @@ ORIENTATION = 274
 DESCRIPTIVE = (
     270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, 40091, 40092, 40093, 40094, 40095,
 )  # fmt: skip
-# The chunks by which a PNG file without a profile defines its colours.
-PNG_COLOUR = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
+# In XMP as an attribute or as an element.
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))\s*([1-8])")
 
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _WIDTH, _HEIGHT, _INTEROP = 40962, 40963, 40965
@@ -76,16 +76,15 @@ def valid_dpi(dpi: Any) -> tuple[float, float] | None:
     return (horizontal, vertical) if 0 < horizontal < 1e6 and 0 < vertical < 1e6 else None
 
 
-def png_chunks(file: BinaryIO, names: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the names and contents of some of a PNG file's chunks."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        length, name = struct.unpack(">I4s", head)
-        if name in names:
-            yield name, file.read(length)
-            file.seek(4, 1)
-        else:
-            file.seek(length + 4, 1)
+def xmp_orientation(xmp: bytes) -> int:
+    """Returns the orientation that an XMP packet tells; 1, upright, where it tells none."""
+    found = _XMP_ORIENTATION.search(xmp)
+    return int(found[2]) if found else 1
+
+
+def upright_xmp(xmp: bytes) -> bytes:
+    """Returns an XMP packet for the same photograph turned upright."""
+    return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
 
 
 def with_dpi(exif: bytes, dpi: tuple[float, float]) -> bytes:

@@ -231,6 +231,30 @@ def test_the_blur_of_jpeg_is_no_defect(tmp_path):
     np.testing.assert_array_equal(mask_of(path), defect)
 
 
+def test_text_of_any_length_in_a_png_is_no_damage(tmp_path):
+    long = zlib.compress(b"measured " * 250_000)
+    for bits, colour, name in ((8, 2, "a"), (16, 2, "b"), (8, 0, "c"), (16, 0, "d")):
+        row = bytes(range(1, 13)) * (bits // 8) * (3 if colour else 1)
+        for place in ("before", "after"):
+            text = [(b"zTXt", b"Log\0\0" + long), (b"iCCP", b"x\0\0" + long)]
+            made = raw_png(12, 1, bits, colour, [row])
+            before, after = (text, []) if place == "before" else ([], text[:1])
+            path = tmp_path / f"{name}{place}.png"
+            path.write_bytes(
+                made[:33]
+                + b"".join(png_chunk(*chunk) for chunk in before)
+                + made[33:-12]
+                + b"".join(png_chunk(*chunk) for chunk in after)
+                + made[-12:]
+            )
+            assert images.measure(path) == (1, 12)
+            found = decoded(images.encode(path))
+            expected = np.frombuffer(row, ">u2" if bits == 16 else "u1").reshape(1, 12, -1)
+            assert np.abs(found - expected / (257 if bits == 16 else 1)).max() < 1
+            assert images.encode_mask(path).size == (1, 12)
+    assert sum(part[1] for part in folders.load_clean(str(tmp_path)).values()) == 8
+
+
 def test_what_cannot_be_measured(tmp_path):
     files = {
         "empty.png": (b"", "empty"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from restore_jax import image_encoding, image_files, image_paths
 from restore_jax.errors import RunError, UsageError
@@ -261,6 +261,110 @@ def test_a_png_keeps_how_it_defines_its_colours(tmp_path):
     assert gamma in (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "b.png") as image:
         assert image.info["gamma"] == 1.0
+
+
+XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:Description tiff:Orientation='%d'/>%s"
+
+
+class TestText:
+    def png(self, path, chunks, pixels, after=b""):
+        file = io.BytesIO()
+        save(file, pixels, format="PNG")
+        encoded = file.getvalue()
+        made = b"".join(image_fuzz.chunk(*chunk) for chunk in chunks)
+        end = len(encoded) - 12
+        path.write_bytes(encoded[:33] + made + encoded[33:end] + after + encoded[end:])
+        return path
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    def test_any_length_of_it_is_no_damage_and_is_kept(self, dtype, channels, tmp_path):
+        pixels = photo(channels=channels, dtype=dtype)
+        long = zlib.compress(bytes(range(32, 127)) * 22_000)  # of 2 MB
+        chunks = [
+            (b"zTXt", b"Log\0\0" + long),
+            (b"iTXt", b"Notes\0\1\0de\0Notizen\0" + long),
+            (b"tEXt", b"Title\0" + b"x" * 1_500_000),
+            *[(b"tEXt", b"Many\0" + b"y" * 1000_000)] * 65,
+        ]
+        encoded = image_fuzz.encode_png(pixels, None, b"", (300, 300), Image.Exif())
+        if dtype == np.uint8:
+            file = io.BytesIO()
+            save(file, pixels, format="PNG", dpi=(300, 300))
+            encoded = file.getvalue()
+        before, last = chunks[:1], chunks[1:]
+        made = [b"".join(image_fuzz.chunk(*chunk) for chunk in part) for part in (before, last)]
+        (tmp_path / "a.png").write_bytes(
+            encoded[:33] + made[0] + encoded[33:-12] + made[1] + encoded[-12:]
+        )
+        like, again, notes = identity(tmp_path / "a.png", tmp_path / "b.png")
+        for found in (like, again):
+            np.testing.assert_array_equal(found.pixels, pixels)
+            assert found.png_text == tuple(chunks)
+            assert found.dpi == pytest.approx((300, 300), rel=1e-3)
+        assert not notes
+
+    def test_a_profile_of_more_than_a_megabyte_is_kept(self, tmp_path):
+        made = image_fuzz.profile("RGB") + np.random.default_rng(0).bytes(1_500_000)
+        content = b"icc\0\0" + zlib.compress(made)
+        self.png(tmp_path / "a.png", [(b"iCCP", content)], photo())
+        like, again, _ = identity(tmp_path / "a.png", tmp_path / "b.tif", "tiff")
+        assert like.icc_profile == again.icc_profile == made
+
+    def test_text_that_other_programs_read_is_the_same_afterwards(self, tmp_path):
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Title", "Weld 7")
+        info.add_itxt("Author", "Zoë", "de", "Autor", zip=True)
+        info.add_text("Log", "ok " * 99, zip=True)
+        for mode, name in (("RGB", "a.png"), ("P", "p.png")):
+            Image.fromarray(photo()).convert(mode).save(tmp_path / name, pnginfo=info)
+            identity(tmp_path / name, tmp_path / "out" / name)
+            with Image.open(tmp_path / "out" / name) as image:
+                image.load()
+                assert image.text == {"Title": "Weld 7", "Author": "Zoë", "Log": "ok " * 99}
+        _, _, notes = identity(tmp_path / "a.png", tmp_path / "b.jpg", "jpeg")
+        assert notes == ("its text (Author, Log, Title) is left out: JPEG has no place for it",)
+
+    @pytest.mark.parametrize("name", ["PNG", "JPEG", "TIFF", "WEBP", "AVIF"])
+    def test_xmp_is_kept_but_for_the_orientation(self, name, tmp_path):
+        xmp = XMP % (6, b"<dc:title>Weld</dc:title>")
+        if name == "PNG":
+            text = b"XML:com.adobe.xmp\0\0\0\0\0"
+            self.png(tmp_path / "a.png", [(b"iTXt", text + xmp)], photo())
+        else:
+            options = {"tiffinfo": {700: xmp}} if name == "TIFF" else {"xmp": xmp}
+            save(tmp_path / "a.png", photo(), format=name, **options)
+        for format in ("png", "jpeg", "tiff", "webp", "avif"):
+            like, again, notes = identity(tmp_path / "a.png", tmp_path / "b", format)
+            assert like.pixels.shape == again.pixels.shape == (13, 9, 3)
+            assert again.xmp == XMP % (1, b"<dc:title>Weld</dc:title>") and not notes
+        _, _, notes = identity(tmp_path / "a.png", tmp_path / "b", "bmp")
+        assert "its XMP data are left out: BMP has no room for them" in notes
+
+    def test_comments_and_iptc_of_jpeg_are_kept(self, tmp_path):
+        iptc = b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0a\x1c\x02\x78\0\5Weld7"
+        segment = b"\xff\xed" + struct.pack(">H", len(iptc) + 2) + iptc
+        save(tmp_path / "a.jpg", photo(), comment=b"station 4", extra=segment)
+        like, again, notes = identity(tmp_path / "a.jpg", tmp_path / "b.jpg")
+        assert like.comment == again.comment == b"station 4"
+        assert like.iptc == again.iptc == (iptc,) and not notes
+        _, _, notes = identity(tmp_path / "a.jpg", tmp_path / "b.png", "png")
+        with Image.open(tmp_path / "b.png") as image:
+            assert image.text == {"Comment": "station 4"}
+        assert notes == ("its IPTC data are left out: PNG has no room for them",)
+        _, _, notes = identity(tmp_path / "a.jpg", tmp_path / "b.webp", "webp")
+        assert "its comment is left out: WEBP has no room for it" in notes
+        save(tmp_path / "a.gif", photo(channels=1), comment=b"station 4")
+        identity(tmp_path / "a.gif", tmp_path / "b.gif")
+        with Image.open(tmp_path / "b.gif") as image:
+            assert image.info["comment"] == b"station 4"
+
+    def test_damaged_text_is_no_reason_to_refuse(self, tmp_path):
+        chunks = [(b"zTXt", b"a\0\0nonsense"), (b"iTXt", b"b"), (b"iCCP", b"c\0\0nonsense")]
+        self.png(tmp_path / "a.png", chunks, photo())
+        like, again, _ = identity(tmp_path / "a.png", tmp_path / "b.png")
+        np.testing.assert_array_equal(again.pixels, photo())
+        assert "its colour profile is left out: it is damaged" in like.notes
 
 
 def test_a_profile_is_kept_only_for_colours_of_its_kind(tmp_path):
