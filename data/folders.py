@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from data import splits
+from data import images, splits
 from data.examples import Example, Faults, FromFiles, check, from_files, name_in
 from restore_jax import image_paths
 from restore_jax.errors import UsageError
@@ -28,7 +28,12 @@ PARTS = ("train", "val")
 Loaded = dict[str, FromFiles]
 
 
-def load_pairs(root: str, split: str = "defects", skip_bad: bool = False) -> Loaded:
+def load_pairs(
+    root: str,
+    split: str = "defects",
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
+) -> Loaded:
     """Finds pairs of degraded and clean photographs.
 
     Every file's header is read here; pixels only with the records, but for `skip_bad`.
@@ -38,6 +43,7 @@ def load_pairs(root: str, split: str = "defects", skip_bad: bool = False) -> Loa
         split: `config.data.split`, which has to be left at its default.
         skip_bad: `config.data.skip_bad`: reads every file to its end and leaves out the pairs
             of which one cannot be read, after they were divided.
+        max_pixels: how many a file may have, `config.data.max_megapixels` in pixels.
 
     Returns:
         For `train` and `val`, the records (see `data.records`) in the order of their ids, with
@@ -64,10 +70,15 @@ def load_pairs(root: str, split: str = "defects", skip_bad: bool = False) -> Loa
                 raise UsageError(f"config.data.root={root!r}: there is no {part}/{name}")
         matched = match(below["clean"], below["degraded"], below["mask"], folder, faults)
         found[part] = [_example(folder, part, key, *files) for key, files in matched.items()]
-    return _finish("pairs", folder, found, faults, skip_bad)
+    return _finish("pairs", folder, found, faults, skip_bad, max_pixels)
 
 
-def load_clean(root: str, split: str = "defects", skip_bad: bool = False) -> Loaded:
+def load_clean(
+    root: str,
+    split: str = "defects",
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
+) -> Loaded:
     """Finds clean photographs, to be degraded by the law of the configuration.
 
     Args:
@@ -75,6 +86,7 @@ def load_clean(root: str, split: str = "defects", skip_bad: bool = False) -> Loa
             say which photographs are for what.
         split: `config.data.split`, which has to be left at its default.
         skip_bad: as for `load_pairs`.
+        max_pixels: as for `load_pairs`.
 
     Returns:
         As `load_pairs`, without `degraded` and with masks that are not known.
@@ -90,7 +102,7 @@ def load_clean(root: str, split: str = "defects", skip_bad: bool = False) -> Loa
     for part in PARTS if divided else ("",):
         listed = list_images(folder / part, folder, faults)
         found[part] = [_example(folder, part, key, path) for key, path in listed.items()]
-    return _finish("clean", folder, found, faults, skip_bad)
+    return _finish("clean", folder, found, faults, skip_bad, max_pixels)
 
 
 def open_root(root: str, wanted: str) -> Path:
@@ -228,11 +240,16 @@ def _example(root: Path, part: str, key: str, *files: Path | None) -> Example:
 
 
 def _finish(
-    name: str, root: Path, found: Mapping[str, list[Example]], faults: Faults, skip_bad: bool
+    name: str,
+    root: Path,
+    found: Mapping[str, list[Example]],
+    faults: Faults,
+    skip_bad: bool,
+    max_pixels: int,
 ) -> Loaded:
     """Checks what was found and divides it, unless folders have done so."""
     examples = [example for members in found.values() for example in members]
-    left_out = check(name, examples, root, faults, skip_bad)
+    left_out = check(name, examples, root, faults, skip_bad, max_pixels)
     if "" in found:
         divided, where = _divide(found[""]), dict.fromkeys(PARTS, root)
     else:
@@ -246,7 +263,7 @@ def _finish(
             if divided[part]:
                 problem = f"none of the images for {part} can be read"
             raise UsageError(f"config.data.root={str(where[part])!r}: {problem}; add some")
-    return {part: from_files(m, name == "pairs") for part, m in kept.items()}
+    return {part: from_files(m, name == "pairs", max_pixels) for part, m in kept.items()}
 
 
 def _divide(examples: Iterable[Example]) -> dict[str, list[Example]]:

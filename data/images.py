@@ -15,7 +15,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from restore_jax import png_chunks
+from restore_jax import image_limits, png_chunks
+
+MAX_PIXELS = image_limits.MAX_MEGAPIXELS * 1_000_000
 
 # Those of `restore_jax.image_paths` by Pillow's names. Given, so that a file in disguise never
 # reaches the formats that run other programs. Those of cameras with several pictures in a JPEG
@@ -56,18 +58,16 @@ def decode(encoded: tf.Tensor | bytes, channels: int) -> tf.Tensor:
     return tf.ensure_shape(image, [None, None, channels])
 
 
-def measure(path: Path) -> tuple[int, int]:
+def measure(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Returns an image's (height, width) in px, as displayed; reads no more than its header.
 
     Raises:
         ImageError: for a file that is no image, has pixels of a kind that is not read, or has
-            more of them than Pillow takes for harmless.
+            more than `max_pixels`.
     """
     with warnings.catch_warnings():
-        # Odd metadata is no matter, but past its limit Pillow at first only warns.
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with _opened(path, header_only=True) as image:
+        warnings.simplefilter("ignore")  # odd metadata is no matter
+        with _opened(path, max_pixels, header_only=True) as image:
             _check_mode(image)
             # The base class's: that of PNG would decode the whole image.
             turned = image.format != "TIFF" and _orientation(Image.Image.getexif(image)) >= 5
@@ -75,7 +75,7 @@ def measure(path: Path) -> tuple[int, int]:
             return (width, height) if turned else (height, width)
 
 
-def encode(path: Path) -> Picture:
+def encode(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Reads a photograph as an encoded PNG or JPEG that `decode` takes.
 
     Alpha is dropped, 16 bits are scaled to 8 over their whole range (to the nearest for grey;
@@ -85,7 +85,7 @@ def encode(path: Path) -> Picture:
     Raises:
         ImageError: for a file that is damaged, or that `measure` refuses.
     """
-    with _opened(path) as image:
+    with _opened(path, max_pixels) as image:
         _check_mode(image)
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
         if plain and _orientation(image.getexif()) == 1 and "transparency" not in image.info:
@@ -98,7 +98,7 @@ def encode(path: Path) -> Picture:
         return _as_png(_to_rgb(image))
 
 
-def encode_mask(path: Path) -> Picture:
+def encode_mask(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Reads a defect mask as an encoded PNG, 0 or 255: defect is whatever is above 0.
 
     In a JPEG file it is what is above half: its compression blurs the edges. Alpha is no part
@@ -107,7 +107,7 @@ def encode_mask(path: Path) -> Picture:
     Raises:
         ImageError: as `encode`.
     """
-    with _opened(path) as image:
+    with _opened(path, max_pixels) as image:
         _check_mode(image)
         threshold = 127 if image.format in ("JPEG", "MPO") else 0
         ImageOps.exif_transpose(image, in_place=True)
@@ -125,11 +125,12 @@ def blank_mask(size: tuple[int, int]) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, header_only: bool = False) -> Iterator[Image.Image]:
+def _opened(path: Path, max_pixels: int, header_only: bool = False) -> Iterator[Image.Image]:
     """Opens an image; whatever fails inside is an ImageError.
 
     Args:
         path: the file.
+        max_pixels: how many there may be.
         header_only: whether no pixels will be asked for.
     """
     try:
@@ -137,16 +138,19 @@ def _opened(path: Path, header_only: bool = False) -> Iterator[Image.Image]:
             raise ImageError("not a plain file")
         with path.open("rb") as file:
             picture = _without_text(file, header_only)
-            with Image.open(picture, formats=_FORMATS) as image:
+            lifted = image_limits.PILLOWS_LIFTED
+            with lifted, Image.open(picture, formats=_FORMATS) as image:
+                problem = image_limits.problem(
+                    *image.size, max_pixels, "config.data.max_megapixels", len(image.getbands())
+                )
+                if problem:
+                    raise ImageError(problem)
                 yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         empty = path.stat().st_size == 0
         raise ImageError("the file is empty" if empty else "not an image file") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else "the limit"
-        raise ImageError(f"has more than {limit} pixels") from error
     # Whatever a decoder stumbles over in a damaged file: struct.error, KeyError, …
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None

@@ -14,7 +14,7 @@ import collections
 import os
 from pathlib import Path
 
-from data import examples, folders
+from data import examples, folders, images
 from restore_jax import image_paths
 from restore_jax.errors import UsageError
 
@@ -36,7 +36,12 @@ _WANTED = (
 _DEPTH = 3
 
 
-def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.Loaded:
+def load(
+    root: str,
+    split: str = "defects",
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
+) -> folders.Loaded:
     """Finds the degraded photographs and prints how many each category has.
 
     Args:
@@ -44,6 +49,7 @@ def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.L
         split: `config.data.split`: `defects` takes Train and Val, or where there is no more
             than Test, that to validate on and nothing to train on; `test` takes Test alone.
         skip_bad: `config.data.skip_bad`, as for `folders.load_pairs`.
+        max_pixels: as for `folders.load_pairs`.
 
     Returns:
         As `folders.load_pairs`. Ids are `<category>/<Train|Val|Test>/<defect type>/NNN`.
@@ -71,7 +77,7 @@ def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.L
             if name == section:
                 found[part] += _examples(category, section, place, folder, faults)
     listed = [example for members in found.values() for example in members]
-    left_out = examples.check("kla", listed, folder, faults, skip_bad)
+    left_out = examples.check("kla", listed, folder, faults, skip_bad, max_pixels)
     found = {
         part: [example for example in members if example.id not in left_out]
         for part, members in found.items()
@@ -84,7 +90,7 @@ def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.L
     print(_counts(found, use_test))
     if "Test" in names and not use_test:
         print("kla: its Test photographs are left alone; --config.data.split=test takes them")
-    return {part: examples.from_files(m, paired=True) for part, m in found.items()}
+    return {part: examples.from_files(m, True, max_pixels) for part, m in found.items()}
 
 
 def _examples(

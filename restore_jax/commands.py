@@ -40,6 +40,7 @@ class Flags:
     self_ensemble: str | None = None
     tile: int | None = None
     shard: str | None = None
+    max_megapixels: int | None = None
     weights: str | None = None
 
 
@@ -98,6 +99,7 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
     del make_data
     output = pathlib.Path(_given(flags.output)).expanduser()
     passed_over: collections.Counter[str] = collections.Counter()
+    max_pixels = restore.pixel_limit(flags.max_megapixels)
     items = restore.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
         for item in items:
@@ -114,7 +116,14 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
         tile=flags.tile,
     )
     comparisons = output / "compare" if flags.compare else None
-    outcome = restore.restore_files(restorer, items, flags.format, flags.overwrite, comparisons)
+    outcome = restore.restore_files(
+        restorer,
+        items,
+        flags.format,
+        flags.overwrite,
+        comparisons,
+        max_pixels,
+    )
     print(restore.format_outcome(outcome, output, passed_over))
 
 

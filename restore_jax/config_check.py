@@ -76,7 +76,7 @@ _FIELDS_BY_KIND = {
         seed train.epochs train.batch_size train.early_stopping_patience train.log_every_steps
         train.steps_per_dispatch checkpoint.every_steps eval.every_epochs eval.batch_size
         eval.pictures data.image_size data.crop_size data.realisations data.references
-        data.sample_size data.sample_count
+        data.sample_size data.sample_count data.max_megapixels
     """,
     NUMBER: """
         optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
@@ -104,7 +104,7 @@ FIELDS: dict[str, Kind] = {
 # Those that not every run has: of some data only, or without a use but in training.
 _OPTIONAL = {
     "checkpoint.every_steps", "train.steps_per_dispatch", "data.skip_bad", "data.resident",
-    "data.resident_file", "data.sample_size", "data.sample_count",
+    "data.resident_file", "data.sample_size", "data.sample_count", "data.max_megapixels",
 }  # fmt: skip
 
 _SECTIONS = {field.rpartition(".")[0] for field in FIELDS if "." in field} | {"loss", "model"}

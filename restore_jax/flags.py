@@ -43,6 +43,10 @@ _USES = (
     (flags.DEFINE_string("self_ensemble", None, "none, flips or all8 [none]."), ("restore",)),
     (flags.DEFINE_integer("tile", None, "Side of the tiles, px [as trained]."), ("restore",)),
     (flags.DEFINE_string("shard", None, "I/N: the I-th of N parts."), ("restore",)),
+    (
+        flags.DEFINE_integer("max_megapixels", None, "Larger images are refused [200]."),
+        ("restore",),
+    ),
     (flags.DEFINE_string("weights", None, "The file to import."), ("import",)),
 )
 # Of several processes that work together, see docs/scale.md.

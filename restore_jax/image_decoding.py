@@ -6,6 +6,7 @@ them and leaves stderr alone.
 """
 
 import dataclasses
+import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -24,7 +25,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from restore_jax import image_metadata, image_pnm, png_chunks
+from restore_jax import image_limits, image_metadata, image_pnm, png_chunks
 
 # Opened by its own class, a file in disguise never reaches the formats that run other programs,
 # and the limit to the number of pixels is the caller's, not that of the whole process.
@@ -109,7 +110,8 @@ def decode(file: BinaryIO, max_pixels: int) -> Photograph:
 
     Args:
         file: the file, open at its start.
-        max_pixels: how many pixels it may have; nothing is decoded of one that has more.
+        max_pixels: how many pixels it may have, see `image_limits`; nothing is decoded of one
+            that has more.
 
     Raises:
         Refused: it is none of the formats, has too many pixels or pixels of a kind that has no
@@ -137,17 +139,22 @@ def decode(file: BinaryIO, max_pixels: int) -> Photograph:
         )
     if name == "PNM":
         return _decode_pnm(file, max_pixels)
-    if name == "JP2" and (bits := _jp2_bits(file.read())) != 8:
-        return _decode_deep_jp2(file, bits, max_pixels)
+    if name == "WEBP" and (size := _webp_size(header)):
+        _check_size(*size, max_pixels, 4)  # before Pillow makes room for it
+    if name == "GIF":
+        _check_size(*struct.unpack("<HH", header[6:10]), max_pixels)
+    if name == "JP2" and (bits := _check_jp2(file.read(), max_pixels)) != 8:
+        return _decode_deep_jp2(file, bits)
     file.seek(0)
     if name == "TIFF":
         with tifffile.TiffFile(file) as tiff:
             page = tiff.pages.first
             if _DNG_VERSION in page.tags:  # whose first page is a thumbnail
                 raise Refused("is a camera's raw file (DNG); develop it to TIFF or PNG first")
-            _check_size(page.imagewidth, page.imagelength, max_pixels)
+            weight = page.samplesperpixel, -(-page.bitspersample // 8)
+            _check_size(page.imagewidth, page.imagelength, max_pixels, *weight)
             if page.is_tiled:  # each of which is decoded whole
-                _check_size(page.tilewidth, page.tilelength, max_pixels)
+                _check_size(page.tilewidth, page.tilelength, max_pixels, *weight)
             if page.samplesperpixel > _MOST_CHANNELS:
                 raise Refused(f"has {page.samplesperpixel:,} channels; save it as RGB or grey")
             kind = int(page.photometric)
@@ -183,21 +190,37 @@ def _brands(header: bytes) -> set[bytes]:
     return {box[i : i + 4] for i in range(0, len(box), 4)}
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def _check_size(
+    width: int, height: int, max_pixels: int, samples: int = 1, sample_bytes: int = 1
+) -> None:
     if width < 1 or height < 1:
         raise Refused("has no pixels")
-    if width * height > max_pixels:
-        raise Refused(
-            f"has {width:,} × {height:,} pixels, more than the {max_pixels:,} that are read"
-        )
+    setting = "--max_megapixels"
+    if problem := image_limits.problem(
+        width, height, max_pixels, setting, samples, sample_bytes
+    ):
+        raise Refused(problem)
+
+
+def _webp_size(header: bytes) -> tuple[int, int] | None:
+    """The (width, height) that a WebP file's first chunk tells."""
+    kind, data = header[12:16], header[20:]
+    if len(data) < 10:
+        return None
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack("<HH", data[6:10])
+    return width & 0x3FFF, height & 0x3FFF
 
 
 def _decode_with_pillow(file: BinaryIO, name: str, max_pixels: int) -> Photograph:
     try:
         opened = _OPENERS[name](file, "")
-    except Image.DecompressionBombError as error:  # WebP's has a limit of its own
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise Refused(f"has more pixels than the {most:,} that are read") from error
+    except Image.DecompressionBombError as error:  # a frame of a GIF is larger than it says
+        raise Refused(f"is damaged: {error}") from error
     with opened as image:
         _check_size(*image.size, max_pixels)
         # Pillow itself turns those of TIFF when it loads them, and takes the tag away.
@@ -335,8 +358,8 @@ def _white(dtype: np.dtype, level: int) -> int | None:
     return None if level == np.iinfo(dtype).max else level
 
 
-def _jp2_bits(encoded: bytes) -> int:
-    """Returns the bits a sample of a JPEG 2000 file."""
+def _check_jp2(encoded: bytes, max_pixels: int) -> int:
+    """Returns the bits a sample of a JPEG 2000 file, if it is not too large."""
     start = encoded.find(b"\xff\x4f\xff\x51")
     count = int.from_bytes(encoded[start + 40 : start + 42])
     if start < 0 or not 1 <= count <= _MOST_CHANNELS:
@@ -345,14 +368,15 @@ def _jp2_bits(encoded: bytes) -> int:
     bits = (max(depths, default=0) & 127) + 1
     if len(depths) != 1 or max(depths) > 127 or bits > 16:
         raise Refused("has samples with signs, of several kinds or of more than 16 bits")
+    right, bottom, left, top = struct.unpack(">4I", encoded[start + 8 : start + 24])
+    _check_size(right - left, bottom - top, max_pixels, count, 1 + (bits > 8))
     return bits
 
 
-def _decode_deep_jp2(file: BinaryIO, bits: int, max_pixels: int) -> Photograph:
+def _decode_deep_jp2(file: BinaryIO, bits: int) -> Photograph:
     """Decodes a JPEG 2000 file of other than 8 bits, of which Pillow keeps 8 of each colour."""
     file.seek(0)
     with Jpeg2KImagePlugin.Jpeg2KImageFile(file, "") as image:
-        _check_size(*image.size, max_pixels)
         dpi, palette = image.info.get("dpi"), image.mode == "P"
     file.seek(0)
     encoded = file.read()

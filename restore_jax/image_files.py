@@ -14,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from restore_jax import image_decoding, image_encoding
+from restore_jax import image_decoding, image_encoding, image_limits
 from restore_jax.errors import RunError
 from restore_jax.image_decoding import Photograph, Refused
 from restore_jax.image_paths import format_name
 
 __all__ = ["MAX_PIXELS", "ImageFileError", "Photograph", "read", "write"]
 
-# Where Pillow, too, takes a file for one made to fill the memory.
-MAX_PIXELS = 178_956_970
+MAX_PIXELS = image_limits.MAX_MEGAPIXELS * 1_000_000
 
 
 class _Quiet:
@@ -69,7 +68,8 @@ def read(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photogra
 
     Args:
         path: the file; its content alone says which format it is.
-        max_pixels: a file with more is refused before it is decoded.
+        max_pixels: a file with more is refused before it is decoded; a pixel of more than 8
+            bytes counts as several.
 
     Raises:
         ImageFileError: the file cannot be read, is no image, is damaged, has too many pixels or
@@ -82,7 +82,7 @@ def read(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photogra
             raise Refused("is a folder" if allowed else "is a folder that cannot be read")
         if path.exists() and not path.is_file():
             raise Refused("is not a regular file")
-        with _QUIET, path.open("rb") as file:
+        with _QUIET, image_limits.PILLOWS_LIFTED, path.open("rb") as file:
             return image_decoding.decode(file, max_pixels)
     except Refused as error:
         raise ImageFileError(f"{_shown(path)}: {error}") from error

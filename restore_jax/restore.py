@@ -91,6 +91,7 @@ def restore_files(
     file_format: str | None = None,
     overwrite: bool = False,
     comparisons: pathlib.Path | None = None,
+    max_pixels: int = image_files.MAX_PIXELS,
 ) -> Outcome:
     """Restores images and writes them, each in one step.
 
@@ -102,6 +103,7 @@ def restore_files(
         file_format: as for `plan`.
         overwrite: writes restorations that are there already anew, rather than skip them.
         comparisons: a folder for pictures of each input beside its restoration.
+        max_pixels: how many an image may have.
 
     Returns:
         What became of them.
@@ -130,6 +132,12 @@ def restore_files(
     def tell(item: Item, notes: Sequence[str]) -> None:
         for note in notes:
             bar.write(f"{item.source}: {note}", file=sys.stderr)
+
+    def read_one(item: Item) -> Photograph:
+        photograph = image_files.read(item.source, max_pixels)
+        # Here, so that one image that cannot be restored does not end the others.
+        pixels.checked(photograph.pixels, str(item.source))
+        return photograph
 
     batch = restorer.options.cut[2]
     readers, writers = _threads()
@@ -162,7 +170,7 @@ def restore_files(
     with (
         bar,
         concurrent.futures.ThreadPoolExecutor(writers) as threads,
-        _ReadAhead(todo, readers, batch + readers) as reading,
+        _ReadAhead(todo, readers, batch + readers, read_one) as reading,
     ):
         for count, restored in enumerate(restorer.restore_many(arrays(reading)), start=1):
             item, photograph = read.popleft()
@@ -177,6 +185,19 @@ def restore_files(
         while writing:
             finish_one()
     return outcome
+
+
+def pixel_limit(megapixels: int | None) -> int:
+    """Returns the limit that `--max_megapixels` sets.
+
+    Raises:
+        UsageError: it is below 1.
+    """
+    if megapixels is None:
+        return image_files.MAX_PIXELS
+    if megapixels < 1:
+        raise UsageError(f"--max_megapixels={megapixels}: must be at least 1")
+    return megapixels * 1_000_000
 
 
 def format_outcome(
@@ -219,13 +240,6 @@ def _number(relative: pathlib.Path) -> int:
     return int.from_bytes(hashlib.sha256(relative.as_posix().encode()).digest()[:8])
 
 
-def _read(item: Item) -> Photograph:
-    photograph = image_files.read(item.source)
-    # Here, so that one image that cannot be restored does not end the others.
-    pixels.checked(photograph.pixels, str(item.source))
-    return photograph
-
-
 def _threads() -> tuple[int, int]:
     """Returns how many threads read and how many write, which takes five times as long."""
     count = cores.count()
@@ -246,9 +260,17 @@ class _ReadAhead:
         items: the images.
         threads: how many are read at the same time, at most.
         most: how many are read or wait to be taken, at most.
+        read: reads one.
     """
 
-    def __init__(self, items: Sequence[Item], threads: int, most: int) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        threads: int,
+        most: int,
+        read: Callable[[Item], Photograph],
+    ) -> None:
+        self._read_one = read
         self._remaining = iter(items)
         self._most, self._most_reading = most, threads
         self._threads = concurrent.futures.ThreadPoolExecutor(threads)
@@ -309,7 +331,7 @@ class _ReadAhead:
     def _read(self, item: Item) -> Photograph:
         size = 0
         try:
-            photograph = _read(item)
+            photograph = self._read_one(item)
             size = photograph.pixels.nbytes
             return photograph
         finally:

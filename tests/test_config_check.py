@@ -108,7 +108,7 @@ def test_a_field_that_is_missing_is_named():
         config_check.check(less, "x")
         if ".".join(path) in (
             "checkpoint", "checkpoint.every_steps", "train.steps_per_dispatch",
-            "data.skip_bad", "data.resident", "data.resident_file",
+            "data.skip_bad", "data.resident", "data.resident_file", "data.max_megapixels",
         ):  # fmt: skip
             config_check.require(less, "x")
             continue

@@ -691,18 +691,54 @@ class TestRefusals:
     @pytest.mark.parametrize("name", image_fuzz.SUFFIX)
     def test_what_claims_to_be_enormous(self, name, tmp_path):
         (tmp_path / "a").write_bytes(image_fuzz.bomb(name))
-        assert "178,956,970 that are read" in self.refused(tmp_path / "a")
+        message = self.refused(tmp_path / "a")
+        assert "more than 200 megapixels; --max_megapixels=" in message
 
     def test_the_limit_is_the_callers(self, tmp_path):
         save(tmp_path / "a.png", photo(9, 13))
         image_files.read(tmp_path / "a.png", max_pixels=9 * 13)
-        with pytest.raises(ImageFileError, match="13 × 9 pixels, more than the 116"):
+        with pytest.raises(ImageFileError, match=r"13 × 9 pixels, more than .*=1 takes it"):
             image_files.read(tmp_path / "a.png", max_pixels=9 * 13 - 1)
 
     def test_large_ones_below_the_limit_do_not_warn(self, tmp_path, monkeypatch):
         save(tmp_path / "a.png", photo(9, 13))
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-        assert image_files.read(tmp_path / "a.png").pixels.shape == (9, 13, 3)
+        for name in ("png", "webp", "gif", "jpg", "jp2"):  # beyond Pillow's limit, too
+            save(tmp_path / f"a.{name}", photo(9, 13))
+            assert image_files.read(tmp_path / f"a.{name}").pixels.shape == (9, 13, 3)
+        assert Image.MAX_IMAGE_PIXELS == 20
+
+    @pytest.mark.parametrize("layout", ["contig", "separate", "tiles"])
+    def test_what_is_small_but_decodes_to_much(self, layout, tmp_path):
+        shape = (64, 300, 400) if layout == "separate" else (300, 400, 64)
+        options = {"tile": (16, 16)} if layout == "tiles" else {}
+        tifffile.imwrite(
+            tmp_path / "a.tif",
+            np.zeros(shape, np.float64),
+            photometric="minisblack",
+            planarconfig="separate" if layout == "separate" else "contig",
+            compression="adobe_deflate",
+            **options,
+        )
+        assert (tmp_path / "a.tif").stat().st_size < 500_000
+        image_files.read(tmp_path / "a.tif", max_pixels=300 * 400 * 64)
+        with pytest.raises(ImageFileError) as caught:
+            image_files.read(tmp_path / "a.tif", max_pixels=300 * 400 * 64 - 1)
+        assert str(caught.value).endswith(
+            "has 400 × 300 pixels with 64 samples of 64 bits, more than 7.68 megapixels; "
+            "--max_megapixels=8 takes it"
+        )
+
+    @pytest.mark.parametrize(
+        "name, channels", [("deep.jp2", 3), ("flat.jp2", 1), ("many.jp2", 20)]
+    )
+    def test_the_size_of_the_codestream_counts(self, name, channels, tmp_path):
+        levels = np.zeros((40, 50, channels), np.uint16 if name[0] == "d" else np.uint8)
+        encoded = imagecodecs.jpeg2k_encode(levels, codecformat="jp2")
+        (tmp_path / name).write_bytes(encoded)
+        needed = 40 * 50 * max(1, levels[0, 0].nbytes / 8)
+        with pytest.raises(ImageFileError, match="50 × 40 pixels"):
+            image_files.read(tmp_path / name, max_pixels=int(needed) - 1)
 
     @pytest.mark.parametrize("name", image_fuzz.SUFFIX)
     @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])

@@ -68,6 +68,28 @@ def test_what_is_passed_over_stands_in_the_summary(restorer, photographs, tmp_pa
     assert line.endswith("; passed over: 2 .heic, 1 .txt")
 
 
+def test_the_limit_to_the_size_can_be_raised(restorer, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    wide = np.random.default_rng(0).integers(0, 256, (9, 40_000), np.uint8)
+    Image.fromarray(wide).save(tmp_path / "in" / "scan.png")
+    items = restore.plan([str(tmp_path / "in")], tmp_path / "out")
+    outcome = restore.restore_files(restorer, items, max_pixels=300_000)
+    assert outcome.failed == [
+        f"{tmp_path}/in/scan.png: has 40,000 × 9 pixels, more than 0.3 megapixels; "
+        "--max_megapixels=1 takes it"
+    ]
+    assert restore.restore_files(restorer, items, max_pixels=360_000).restored == 1
+    with Image.open(tmp_path / "out" / "scan.png") as image:
+        assert image.size == (40_000, 9)
+
+
+def test_the_limit_to_the_size_is_in_millions():
+    assert restore.pixel_limit(None) == image_files.MAX_PIXELS
+    assert restore.pixel_limit(320) == 320_000_000
+    with pytest.raises(UsageError, match="--max_megapixels=0: must be at least 1"):
+        restore.pixel_limit(0)
+
+
 def test_an_interrupted_run_goes_on_where_it_was(restorer, photographs, tmp_path, monkeypatch):
     output, write = tmp_path / "out", image_files.write
     calls = itertools.count()
@@ -188,9 +210,9 @@ class Reader:
         self.sizes, self.held, self.most, self.begun = sizes, 0, 0, []
         self.lock = threading.Lock()
         monkeypatch.setattr(restore, "_AHEAD_BYTES", ahead_bytes)
-        monkeypatch.setattr(image_files, "read", self.read)
 
-    def read(self, source):
+    def read(self, item):
+        source = item.source
         number = int(source.name)
         size = self.sizes[number]
         with self.lock:
@@ -204,7 +226,7 @@ class Reader:
     def take(self, threads, most):
         items = [restore.Item(*[pathlib.Path(str(i))] * 3) for i in range(len(self.sizes))]
         failed = []
-        with restore._ReadAhead(items, threads, most) as reading:
+        with restore._ReadAhead(items, threads, most, self.read) as reading:
             for item, photograph in reading.take(lambda item, error: failed.append(item)):
                 assert photograph.pixels.size == self.sizes[int(item.source.name)]
                 yield int(item.source.name)
