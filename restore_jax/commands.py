@@ -41,6 +41,7 @@ class Flags:
     tile: int | None = None
     shard: str | None = None
     max_megapixels: int | None = None
+    pages: str | None = None
     weights: str | None = None
 
 
@@ -123,6 +124,7 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
         flags.overwrite,
         comparisons,
         max_pixels,
+        flags.pages or "all",
     )
     print(restore.format_outcome(outcome, output, passed_over))
 

@@ -7,7 +7,7 @@ them and leaves stderr alone.
 
 import dataclasses
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -25,7 +25,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from restore_jax import image_limits, image_metadata, image_pnm, png_chunks
+from restore_jax import image_limits, image_metadata, image_pnm, png_chunks, tiff_stack
 
 # Opened by its own class, a file in disguise never reaches the formats that run other programs,
 # and the limit to the number of pixels is the caller's, not that of the whole process.
@@ -49,7 +49,7 @@ _SIGNATURES = {
 }
 _HEADER_BYTES = 64
 
-_WHITE_IS_ZERO, _RGB, _YCBCR, _XMP, _ICC = 0, 2, 6, 700, 34675
+_WHITE_IS_ZERO, _RGB, _PALETTE, _YCBCR, _XMP, _ICC = 0, 2, 3, 6, 700, 34675
 _DNG_VERSION = 50706
 _MOST_CHANNELS = 64
 # By the number of a TIFF file's kind of colours, the mode and its samples a pixel.
@@ -85,6 +85,8 @@ class Photograph:
         iptc: the contents of a JPEG file's segments with IPTC data.
         png_colour: names and contents of the chunks by which a PNG file defines its colours.
         png_text: and those of its text.
+        further: the other pictures of a TIFF stack, of the same form.
+        tiff: what else a TIFF file tells, to be written again.
         notes: what a person should know of the reading, each a line.
     """
 
@@ -102,16 +104,24 @@ class Photograph:
     iptc: tuple[bytes, ...] = ()
     png_colour: tuple[tuple[bytes, bytes], ...] = ()
     png_text: tuple[tuple[bytes, bytes], ...] = ()
+    further: "tuple[Photograph, ...]" = ()
+    tiff: tiff_stack.Form | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def planes(self) -> list[np.ndarray]:
+        """The pixels of all pictures."""
+        return [self.pixels, *(picture.pixels for picture in self.further)]
 
-def decode(file: BinaryIO, max_pixels: int) -> Photograph:
+
+def decode(file: BinaryIO, max_pixels: int, whole: bool = False) -> Photograph:
     """Decodes an image file; of several pages or frames, the first.
 
     Args:
         file: the file, open at its start.
         max_pixels: how many pixels it may have, see `image_limits`; nothing is decoded of one
             that has more.
+        whole: of a TIFF file, whether all pictures of the series with the most pixels.
 
     Raises:
         Refused: it is none of the formats, has too many pixels or pixels of a kind that has no
@@ -147,12 +157,13 @@ def decode(file: BinaryIO, max_pixels: int) -> Photograph:
         return _decode_deep_jp2(file, bits)
     file.seek(0)
     if name == "TIFF":
-        with tifffile.TiffFile(file) as tiff:
-            page = tiff.pages.first
-            if _DNG_VERSION in page.tags:  # whose first page is a thumbnail
+        with tiff_stack.opened(file) as tiff:
+            if _DNG_VERSION in tiff.pages.first.tags:  # a thumbnail
                 raise Refused("is a camera's raw file (DNG); develop it to TIFF or PNG first")
+            stack = tiff_stack.find(tiff, whole)
+            page = stack.pages[0]
             weight = page.samplesperpixel, -(-page.bitspersample // 8)
-            _check_size(page.imagewidth, page.imagelength, max_pixels, *weight)
+            _check_size(page.imagewidth, page.imagelength, max_pixels, *weight, stack.count)
             if page.is_tiled:  # each of which is decoded whole
                 _check_size(page.tilewidth, page.tilelength, max_pixels, *weight)
             if page.samplesperpixel > _MOST_CHANNELS:
@@ -161,7 +172,7 @@ def decode(file: BinaryIO, max_pixels: int) -> Photograph:
             if kind == _YCBCR and page.compression == tifffile.COMPRESSION.JPEG:
                 kind = _RGB  # its decoder converts it
             if kind in _TIFF_MODES:
-                return _decode_tiff(file, tiff, kind)
+                return _decode_tiff(file, tiff, stack, kind)
         file.seek(0)
     return _decode_with_pillow(file, name, max_pixels)
 
@@ -191,13 +202,18 @@ def _brands(header: bytes) -> set[bytes]:
 
 
 def _check_size(
-    width: int, height: int, max_pixels: int, samples: int = 1, sample_bytes: int = 1
+    width: int,
+    height: int,
+    max_pixels: int,
+    samples: int = 1,
+    sample_bytes: int = 1,
+    planes: int = 1,
 ) -> None:
     if width < 1 or height < 1:
         raise Refused("has no pixels")
     setting = "--max_megapixels"
     if problem := image_limits.problem(
-        width, height, max_pixels, setting, samples, sample_bytes
+        width, height, max_pixels, setting, samples, sample_bytes, planes
     ):
         raise Refused(problem)
 
@@ -399,13 +415,56 @@ def _decode_deep_jp2(file: BinaryIO, bits: int) -> Photograph:
     return _finish(found, Image.Exif())
 
 
-def _decode_tiff(file: BinaryIO, tiff: tifffile.TiffFile, kind: int) -> Photograph:
-    """Decodes a TIFF file whose first page is of one of `_TIFF_MODES`."""
-    page, (mode, colours) = tiff.pages.first, _TIFF_MODES[kind]
-    levels = _tiff_levels(page)
+def _decode_tiff(
+    file: BinaryIO, tiff: tifffile.TiffFile, stack: tiff_stack.Stack, kind: int
+) -> Photograph:
+    """Decodes pictures of a TIFF file that are of one of `_TIFF_MODES`."""
+    page = stack.pages[0]
+    _check_tiff_kind(page)
+    if tiff.is_imagej and kind == _PALETTE:
+        kind = 1  # its palette only shows levels in colour
+    planes = [_decode_plane(page, levels, kind) for levels in stack.levels()]
+    profile, xmp = page.tags.valueof(_ICC, b""), page.tags.valueof(_XMP, b"")
+    found = dataclasses.replace(
+        planes[0],
+        icc_profile=profile if isinstance(profile, bytes) else b"",
+        xmp=xmp if isinstance(xmp, bytes) else b"",
+        notes=stack.notes + planes[0].notes,
+    )
+
+    def load() -> Image.Exif:
+        exif = Image.Exif()
+        if tiff.is_bigtiff and tiff.byteorder == ">":  # which Pillow takes for another kind
+            for tag in (image_metadata.ORIENTATION, *image_metadata.DESCRIPTIVE):
+                if tag in page.tags:
+                    exif[tag] = page.tags.valueof(tag)
+            return exif
+        exif.endian, exif.bigtiff = tiff.byteorder, tiff.is_bigtiff
+        exif.load_from_fp(file, page.offset)
+        return exif
+
+    exif = image_metadata.load_exif(load)
+    turn = _orientation(found, exif or {})
+    resolution = [page.tags.valueof(tag) for tag in image_metadata.RESOLUTION]
+    found = dataclasses.replace(found, dpi=image_metadata.dpi_of(*resolution))
+    # Before they are turned, to read no more from the file afterwards.
+    form = tiff_stack.form(file, tiff, stack, turn)
+    found = dataclasses.replace(_finish(found, exif), tiff=form)
+    if turn != 1 and any(tag.code in tiff_stack.GEOGRAPHIC for tag in page.tags):
+        note = "its place on Earth is left out: the picture was turned upright"
+        found = dataclasses.replace(found, notes=(*found.notes, note))
+    return dataclasses.replace(
+        found, further=tuple(_turned(plane, turn) for plane in planes[1:])
+    )
+
+
+def _decode_plane(page: tifffile.TiffPage, levels: np.ndarray, kind: int) -> Photograph:
+    """Makes a photograph of the samples [H, W, S] of a page."""
+    mode, colours = _TIFF_MODES[kind]
+    levels = _checked_levels(levels, np.dtype(page.dtype))
+    notes: tuple[str, ...] = ()
     if levels.shape[-1] < colours:
         raise Refused(f"is damaged: {levels.shape[-1]} samples a pixel where {mode} has more")
-    notes = _frame_notes(_frames(tiff))
     pixels, alpha = levels[..., :colours], None
     extra = tuple(page.extrasamples)[:1]
     if extra in ((1,), (2,)) and levels.shape[-1] > colours:
@@ -427,44 +486,33 @@ def _decode_tiff(file: BinaryIO, tiff: tifffile.TiffFile, kind: int) -> Photogra
     if kind == _WHITE_IS_ZERO:
         pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels
     inks = pixels if mode == "CMYK" else None
-    profile, xmp = page.tags.valueof(_ICC, b""), page.tags.valueof(_XMP, b"")
-    found = Photograph(
+    return Photograph(
         pixels if inks is None else inks_to_rgb(inks),
         alpha,
         "TIFF",
         mode,
-        profile if isinstance(profile, bytes) else b"",
         inks=inks,
-        xmp=xmp if isinstance(xmp, bytes) else b"",
         notes=notes,
     )
 
-    def load() -> Image.Exif:
-        file.seek(0)
-        exif = Image.Exif()
-        exif.load_from_fp(file)
-        return exif
 
-    return _finish(found, image_metadata.load_exif(load))
-
-
-def _tiff_levels(page: tifffile.TiffPage) -> np.ndarray:
-    """Returns the samples of a page [H, W, S]; under 8 bits as they are numbered."""
-    if page.dtype is None or not set(page.axes) <= set("YXS"):
+def _check_tiff_kind(page: tifffile.TiffPage) -> None:
+    if page.dtype is None or not set(page.axes) <= set("ZYXS"):
         raise Refused("is a TIFF of a kind that is not read; save it as RGB or grey")
     dtype, bits = np.dtype(page.dtype), page.bitspersample
     if bits not in (1, 2, 4, 8 * dtype.itemsize) or not (
         dtype in (np.bool_, np.uint8, np.uint16) or dtype.kind == "f"
     ):
         raise Refused(f"has {bits} bits a sample ({dtype}); save it with 8 or 16 bits")
-    levels = page.asarray().astype(dtype.newbyteorder("="), copy=False)
-    if page.axes.startswith("S"):
-        levels = np.moveaxis(levels, 0, -1)
+
+
+def _checked_levels(levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    levels = levels.astype(dtype.newbyteorder("="), copy=False)
     if dtype.kind == "f":
         low, high = levels.min(), levels.max()
         if not (low >= 0 and high <= 1):  # NaN neither
             raise Refused(f"has float values from {low:g} to {high:g}; scale them to 0…1")
-    return levels.reshape(page.imagelength, page.imagewidth, -1)
+    return levels
 
 
 def _divide_by_alpha(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -487,24 +535,33 @@ def _finish(found: Photograph, exif: Image.Exif | None, turned: int = 1) -> Phot
     notes = found.notes
     if exif is None:
         notes, exif = (*notes, _DAMAGED_EXIF), Image.Exif()
-    orientation = _valid(
-        exif.get(image_metadata.ORIENTATION) or image_metadata.xmp_orientation(found.xmp)
-    )
-    arrays = {
-        name: None if array is None else _upright(array, orientation)
-        for name in ("pixels", "alpha", "inks")
-        for array in [getattr(found, name)]
-    }
+    orientation = _orientation(found, exif)
+    found = _turned(found, orientation)
     dpi = image_metadata.valid_dpi(found.dpi) or image_metadata.exif_dpi(exif)
     if dpi and max(orientation, _valid(turned)) >= 5:
         dpi = dpi[::-1]
-    height, width = arrays["pixels"].shape[:2]
+    height, width = found.pixels.shape[:2]
     try:
         kept = image_metadata.descriptive(exif, width, height)
     except Exception:  # whatever Pillow stumbles over in values of the wrong type
         notes, kept = (*notes, _DAMAGED_EXIF), b""
     xmp = image_metadata.upright_xmp(found.xmp)
-    return dataclasses.replace(found, **arrays, dpi=dpi, exif=kept, xmp=xmp, notes=notes)
+    return dataclasses.replace(found, dpi=dpi, exif=kept, xmp=xmp, notes=notes)
+
+
+def _orientation(found: Photograph, exif: Mapping[int, Any]) -> int:
+    return _valid(
+        exif.get(image_metadata.ORIENTATION) or image_metadata.xmp_orientation(found.xmp)
+    )
+
+
+def _turned(found: Photograph, orientation: int) -> Photograph:
+    arrays = {
+        name: None if array is None else _upright(array, orientation)
+        for name in ("pixels", "alpha", "inks")
+        for array in [getattr(found, name)]
+    }
+    return dataclasses.replace(found, **arrays)
 
 
 def _valid(orientation: Any) -> int:
@@ -526,10 +583,8 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _frames(image: Image.Image | tifffile.TiffFile) -> int:
+def _frames(image: Image.Image) -> int:
     try:
-        if isinstance(image, tifffile.TiffFile):
-            return len(image.pages)
         return getattr(image, "n_frames", 1)
     except Exception:  # pages beyond the first may be damaged
         return 1

@@ -1,7 +1,9 @@
 """Restored photographs as image files: the form of the source wherever the format has it."""
 
+import dataclasses
 import io
 import struct
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -9,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from restore_jax import image_metadata, image_pnm, png_chunks
+from restore_jax import image_metadata, image_pnm, png_chunks, tiff_stack
 from restore_jax.image_decoding import Photograph, Refused, inks_to_rgb
 
 # JPEG has no lossless form that others read; at this quality, and with colour at full
@@ -56,13 +58,14 @@ _MODEL = {"1": "grey", "L": "grey", "P": "RGB", "RGB": "RGB", "CMYK": "CMYK"}
 
 
 def encode(
-    file: BinaryIO, restored: np.ndarray, like: Photograph, name: str
+    file: BinaryIO, planes: Sequence[np.ndarray], like: Photograph, name: str
 ) -> tuple[str, ...]:
     """Writes an image file.
 
     Args:
         file: where to, open for writing and reading, empty.
-        restored: pixels of the shape and type of `like.pixels`.
+        planes: pixels of the shape and type of `like.pixels`: one, or for each picture of the
+            stack.
         like: the photograph they were restored from.
         name: the format, as in `Photograph.format`.
 
@@ -72,6 +75,7 @@ def encode(
     Raises:
         Refused: the format has no files of that size.
     """
+    restored = planes[0]
     height, width = restored.shape[:2]
     longest = _LONGEST_SIDE.get(name)
     if longest and max(height, width) > longest:
@@ -102,11 +106,16 @@ def encode(
         pixels = np.repeat(pixels[..., None], 3, axis=-1)
     if image is None and alpha is not None:
         pixels = np.dstack([pixels, alpha])
+    if like.further and (name != "TIFF" or len(planes) == 1):
+        notes.append(f"only the first of its {1 + len(like.further)} pictures is written")
     metadata = _metadata(like, name, mode, notes)
     if name == "PNG":
         _write_png(file, image, pixels, metadata, like)
     elif name == "TIFF":
-        _write_tiff(file, image, pixels, mode, alpha is not None, metadata)
+        pictures = [(pixels, image)]
+        for plane, source in zip(planes[1:], like.further, strict=True):
+            pictures.append(_tiff_picture(plane, source, mode, notes))
+        _write_tiff(file, pictures, mode, alpha is not None, metadata, like, notes)
     elif name == "PNM":
         image_pnm.write(
             file, pixels if image is None else np.asarray(image), _largest(like, dtype)
@@ -346,58 +355,149 @@ def _write_png(
     file.write(encoded[start:])
 
 
+def _tiff_picture(
+    restored: np.ndarray, like: Photograph, mode: str, notes: list[str]
+) -> tuple[np.ndarray, Image.Image | None]:
+    """Makes one more picture of a stack as `encode` makes the first, of the same type."""
+    pixels = (
+        rgb_to_inks(restored, like.inks)
+        if mode == "CMYK" and like.inks is not None
+        else (restored)
+    )
+    if mode == "1":
+        return pixels, Image.fromarray(pixels > 127)
+    if mode == "P":
+        return pixels, _to_palette(pixels, None, "TIFF", notes)
+    return (pixels if like.alpha is None else np.dstack([pixels, like.alpha])), None
+
+
 def _write_tiff(
     file: BinaryIO,
-    image: Image.Image | None,
-    pixels: np.ndarray,
+    pictures: Sequence[tuple[np.ndarray, Image.Image | None]],
     mode: str,
     has_alpha: bool,
     metadata: dict[str, Any],
+    like: Photograph,
+    notes: list[str],
+) -> None:
+    """Writes pictures with what the source tells, if readers then find the same pictures."""
+    form = like.tiff if len(pictures) == 1 + len(like.further) else None
+    axes, shape = (form.axes, form.shape) if form else ("", ())
+    first = pictures[0][0] if pictures[0][1] is None else np.asarray(pictures[0][1])
+    axes, shape = axes + "YXS"[: first.ndim], (*shape, *first.shape)
+    for attempt in _attempts(form, axes, shape):
+        _write_tiff_once(file, pictures, mode, has_alpha, metadata, attempt)
+        if attempt is None or tiff_stack.reads_as(file, axes, shape):
+            _note_lost_tags(form, attempt, notes)
+            return
+        file.seek(0)
+        file.truncate()
+    raise Refused("its pictures cannot be written with the same axes")
+
+
+def _attempts(
+    form: tiff_stack.Form | None, axes: str, shape: Sequence[int]
+) -> Iterator[tiff_stack.Form | None]:
+    """Yields forms with ever less of what could mislead readers about the pictures."""
+    if form is None:
+        yield None
+        return
+    first, *others = form.tags
+    yield dataclasses.replace(form, tags=(tiff_stack.adapted(first, axes, shape), *others))
+    # Only a stack needs a description.
+    told = (tiff_stack.shaped(axes, shape),) if form.shape else ()
+    plain = [
+        tuple(tag for tag in tags if tag[0] != tiff_stack.DESCRIPTION) for tags in form.tags
+    ]
+    yield dataclasses.replace(form, imagej=False, tags=(told + plain[0], *plain[1:]))
+    yield dataclasses.replace(form, imagej=False, tags=(told, *[()] * len(others)))
+
+
+def _note_lost_tags(
+    source: tiff_stack.Form | None, written: tiff_stack.Form | None, notes: list[str]
+) -> None:
+    """Notes what of the source's tags would have misled readers."""
+    if source is None or written is None:
+        return
+    before, after = (
+        {tag[0] for tags in form.tags for tag in tags} for form in (source, written)
+    )
+    lost = before - after
+    described = any(
+        tag[0] == tiff_stack.DESCRIPTION and tag not in tags
+        for own, tags in zip(source.tags, written.tags, strict=True)
+        for tag in own
+        if not tiff_stack.is_shaped(tag)
+    )
+    if described or lost:
+        what = "description is" if lost <= {tiff_stack.DESCRIPTION} else "private tags are"
+        notes.append(f"its {what} left out: readers would not find the same pictures by them")
+
+
+def _write_tiff_once(
+    file: BinaryIO,
+    pictures: Sequence[tuple[np.ndarray, Image.Image | None]],
+    mode: str,
+    has_alpha: bool,
+    metadata: dict[str, Any],
+    form: tiff_stack.Form | None,
 ) -> None:
     exif = image_metadata.parse_exif(metadata.get("exif", b""))
     folders = {tag: exif.get_ifd(tag) for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
     folders = {int(tag): values for tag, values in folders.items() if values}
     # Of these tifffile writes none: it is given a tag one below, to be changed afterwards.
-    tags = [(tag - 1, 4, 1, 0, True) for tag in folders]
+    added = [(tag - 1, 4, 1, 0, True) for tag in folders]
     if "xmp" in metadata:
-        tags.append((_XMP_TAG, 1, len(metadata["xmp"]), metadata["xmp"], True))
-    for tag in image_metadata.DESCRIPTIVE:
-        if tag in exif:
-            tags.append(_tiff_tag(tag, exif[tag]))
-    options: dict[str, Any] = {"photometric": {"CMYK": "separated", "RGB": "rgb"}.get(mode)}
-    if image is not None and mode == "P":
-        palette = np.array(image.getpalette(), np.uint16).reshape(-1, 3)
-        colormap = np.zeros((3, 256), np.uint16)
-        colormap[:, : len(palette)] = 257 * palette.T
-        options = {"photometric": "palette", "colormap": colormap}
-    elif mode in ("1", "L"):
-        options["photometric"] = "minisblack"
-    if image is not None:
-        pixels = np.asarray(image)
+        added.append((_XMP_TAG, 1, len(metadata["xmp"]), metadata["xmp"], True))
+    if form is None:
+        added += [
+            _tiff_tag(tag, exif[tag]) for tag in image_metadata.DESCRIPTIVE if tag in exif
+        ]
+    options: dict[str, Any] = {
+        "photometric": {"CMYK": "separated", "RGB": "rgb"}.get(mode, "minisblack"),
+        # Neither a predictor nor tiles, and for ImageJ one picture behind the other: what every
+        # reader takes.
+        "compression": "adobe_deflate",
+        "iccprofile": metadata.get("icc_profile"),
+        "metadata": None,
+        "software": False,
+    }
     if has_alpha:
         options["extrasamples"] = ["unassalpha"]
-    if pixels.ndim == 3:
-        options["planarconfig"] = "contig"
-    with tifffile.TiffWriter(file, byteorder="<", bigtiff=pixels.nbytes > 2**31) as tiff:
-        tiff.write(
-            pixels,
-            compression="adobe_deflate",
-            # Differences of neighbours, which deflate makes more of; not of single bits, and
-            # those of a palette's numbers mean nothing.
-            predictor=mode not in ("1", "P"),
-            resolution=metadata.get("dpi"),
-            resolutionunit="inch" if "dpi" in metadata else None,
-            iccprofile=metadata.get("icc_profile"),
-            metadata=None,
-            software=False,
-            extratags=tags,
-            **options,
-        )
+    size = sum(pixels.nbytes for pixels, _ in pictures)
+    big = size > 2**31 or bool(form and form.bigtiff)
+    order = form.byteorder if form else "<"
+    if form is not None and form.resolution:
+        options |= {"resolution": form.resolution, "resolutionunit": form.unit}
+    elif form is None and "dpi" in metadata:
+        options |= {"resolution": metadata["dpi"], "resolutionunit": "inch"}
+    if form is not None and form.colormap is not None:
+        options |= {"photometric": "palette", "colormap": form.colormap}
+    with tifffile.TiffWriter(file, byteorder=order, bigtiff=big) as tiff:
+        if form is not None and form.imagej:
+            planes = np.stack([pixels for pixels, _ in pictures])
+            options |= {"compression": None, "rowsperstrip": planes.shape[1]}
+            if planes.ndim == 4:
+                options["planarconfig"] = "contig"
+            tiff.write(planes, extratags=[*added, *form.tags[0]], **options)
+        else:
+            for i, (pixels, image) in enumerate(pictures):
+                chosen = dict(options)
+                if image is not None and mode == "P":
+                    palette = np.array(image.getpalette(), np.uint16).reshape(-1, 3)
+                    colormap = np.zeros((3, 256), np.uint16)
+                    colormap[:, : len(palette)] = 257 * palette.T
+                    chosen |= {"photometric": "palette", "colormap": colormap}
+                levels = pixels if image is None else np.asarray(image)
+                if levels.ndim == 3:
+                    chosen["planarconfig"] = "contig"
+                tags = [*(added if i == 0 else ()), *(form.tags[i] if form else ())]
+                tiff.write(levels, extratags=tags, contiguous=False, **chosen)
     for tag, values in folders.items():
         _append_folder(file, tag, values)
 
 
-def _tiff_tag(tag: int, value: Any) -> tuple[int, int, int, Any, bool]:
+def _tiff_tag(tag: int, value: Any) -> tiff_stack.Tag:
     """Returns a tag as tifffile takes it: text, bytes or a short."""
     if isinstance(value, int):
         return tag, 3, 1, value, True
@@ -412,18 +512,22 @@ def _append_folder(file: BinaryIO, tag: int, values: dict[int, Any]) -> None:
     """Appends a folder of EXIF tags to a TIFF file and makes a tag that points there."""
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        place, big = tiff.pages.first.tags[tag - 1], tiff.is_bigtiff
+        place, big, order = tiff.pages.first.tags[tag - 1], tiff.is_bigtiff, tiff.byteorder
     end = file.seek(0, io.SEEK_END)
     end += file.write(b"\0" * (end % 2))
-    head = b"II+\0\x08\0\0\0" + struct.pack("<Q", 16) if big else b"II*\0\x08\0\0\0"
+    head = b"II" if order == "<" else b"MM"
+    if big:
+        head += struct.pack(f"{order}HHHQ", 43, 8, 0, 16)
+    else:
+        head += struct.pack(f"{order}HI", 42, 8)
     folder = TiffImagePlugin.ImageFileDirectory_v2(ifh=head, group=tag)
     for name, value in values.items():
         folder[name] = value
     file.write(folder.tobytes(end))
     file.seek(place.offset)
-    file.write(struct.pack("<H", tag))
+    file.write(struct.pack(f"{order}H", tag))
     file.seek(place.valueoffset)
-    file.write(struct.pack("<I", end))
+    file.write(struct.pack(f"{order}I", end))
 
 
 def _write_bmp_with_alpha(

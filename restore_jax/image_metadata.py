@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
+from restore_jax import tiff_stack
+
 ORIENTATION = 274
 # Of a file's own tags, those that describe the photograph: title, make, model, software, time,
 # artist, host, rating, copyright and what Windows adds.
@@ -15,7 +17,7 @@ DESCRIPTIVE = (
 # In XMP as an attribute or as an element.
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))\s*([1-8])")
 
-_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
+RESOLUTION = _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _WIDTH, _HEIGHT, _INTEROP = 40962, 40963, 40965
 
 
@@ -44,6 +46,8 @@ def descriptive(exif: Image.Exif, width: int, height: int) -> bytes:
     """
     kept = Image.Exif()
     for tag in DESCRIPTIVE:
+        if tag == tiff_stack.DESCRIPTION and tiff_stack.is_structured(str(exif.get(tag))):
+            continue  # which tells of a stack
         if exif.get(tag) not in (None, "", b""):
             kept[tag] = exif[tag]
     camera = dict(exif.get_ifd(ExifTags.IFD.Exif))
@@ -62,9 +66,26 @@ def descriptive(exif: Image.Exif, width: int, height: int) -> bytes:
 
 def exif_dpi(exif: Mapping[int, Any]) -> tuple[float, float] | None:
     """Returns the resolution that EXIF or TIFF tags tell, in px per inch."""
-    unit = {2: 1.0, 3: 2.54}.get(exif.get(_RESOLUTION_UNIT, 2))
-    both = valid_dpi((exif.get(_X_RESOLUTION), exif.get(_Y_RESOLUTION)))
-    return (both[0] * unit, both[1] * unit) if both and unit else None
+    return dpi_of(*(exif.get(tag) for tag in RESOLUTION))
+
+
+def dpi_of(horizontal: Any, vertical: Any, unit: Any) -> tuple[float, float] | None:
+    """Returns a resolution in px per inch.
+
+    Args:
+        horizontal: as a number or as numerator and denominator.
+        vertical: likewise.
+        unit: by TIFF's number; None for inches.
+    """
+    factor = {None: 1.0, 2: 1.0, 3: 2.54, 4: 25.4, 5: 25400.0}.get(unit)
+    try:
+        both = valid_dpi(
+            value[0] / value[1] if isinstance(value, tuple) else value
+            for value in (horizontal, vertical)
+        )
+    except (TypeError, IndexError, ZeroDivisionError):
+        return None
+    return (both[0] * factor, both[1] * factor) if both and factor else None
 
 
 def valid_dpi(dpi: Any) -> tuple[float, float] | None:

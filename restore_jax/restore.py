@@ -92,6 +92,7 @@ def restore_files(
     overwrite: bool = False,
     comparisons: pathlib.Path | None = None,
     max_pixels: int = image_files.MAX_PIXELS,
+    pages: str = "all",
 ) -> Outcome:
     """Restores images and writes them, each in one step.
 
@@ -104,6 +105,7 @@ def restore_files(
         overwrite: writes restorations that are there already anew, rather than skip them.
         comparisons: a folder for pictures of each input beside its restoration.
         max_pixels: how many an image may have.
+        pages: of TIFF files, "all" (of the series with the most pixels) or "first".
 
     Returns:
         What became of them.
@@ -134,9 +136,13 @@ def restore_files(
             bar.write(f"{item.source}: {note}", file=sys.stderr)
 
     def read_one(item: Item) -> Photograph:
-        photograph = image_files.read(item.source, max_pixels)
+        # Only TIFF has room for the pictures of a stack.
+        name = image_paths.format_name(file_format) if file_format else "TIFF"
+        whole = pages if name == "TIFF" else "first"
+        photograph = image_files.read(item.source, max_pixels, whole)
         # Here, so that one image that cannot be restored does not end the others.
-        pixels.checked(photograph.pixels, str(item.source))
+        for plane in photograph.planes:
+            pixels.checked(plane, str(item.source))
         return photograph
 
     batch = restorer.options.cut[2]
@@ -147,7 +153,7 @@ def restore_files(
         for item, photograph in reading.take(fail):
             tell(item, photograph.notes)
             read.append((item, photograph))
-            yield photograph.pixels
+            yield from photograph.planes
 
     writing: collections.deque[tuple[Item, concurrent.futures.Future[tuple[str, ...]], int]]
     writing = collections.deque()
@@ -172,12 +178,18 @@ def restore_files(
         concurrent.futures.ThreadPoolExecutor(writers) as threads,
         _ReadAhead(todo, readers, batch + readers, read_one) as reading,
     ):
-        for count, restored in enumerate(restorer.restore_many(arrays(reading)), start=1):
-            item, photograph = read.popleft()
+        done: list[np.ndarray] = []
+        for count, plane in enumerate(restorer.restore_many(arrays(reading)), start=1):
+            done.append(plane)
+            item, photograph = read[0]
+            if len(done) < len(photograph.planes):
+                continue
+            read.popleft()
+            restored, done = done, []
             future = threads.submit(
                 _write, item, restored, photograph, file_format, comparisons
             )
-            writing.append((item, future, restored.nbytes))
+            writing.append((item, future, sum(plane.nbytes for plane in restored)))
             while writing and (writing[0][1].done() or too_many()):
                 finish_one()
             if count % (_BATCHES_OF_MEMORY * batch) == 0:
@@ -304,7 +316,7 @@ class _ReadAhead:
                 self._let_go(0)
                 fail(item, error)
             else:
-                self._let_go(photograph.pixels.nbytes)
+                self._let_go(_size(photograph))
                 yield item, photograph
 
     def _let_go(self, size: int) -> None:
@@ -332,7 +344,7 @@ class _ReadAhead:
         size = 0
         try:
             photograph = self._read_one(item)
-            size = photograph.pixels.nbytes
+            size = _size(photograph)
             return photograph
         finally:
             with self._lock:
@@ -343,9 +355,13 @@ class _ReadAhead:
             self._begin()
 
 
+def _size(photograph: Photograph) -> int:
+    return sum(plane.nbytes for plane in photograph.planes)
+
+
 def _write(
     item: Item,
-    restored: np.ndarray,
+    restored: Sequence[np.ndarray],
     photograph: Photograph,
     file_format: str | None,
     comparisons: pathlib.Path | None,
@@ -354,7 +370,7 @@ def _write(
     notes = image_files.write(item.target, restored, photograph, file_format)
     if comparisons is not None:
         path = comparisons / item.relative.with_name(f"{item.relative.name}.png")
-        beside = Photograph(_side_by_side(photograph.pixels, restored))
+        beside = Photograph(_side_by_side(photograph.pixels, restored[0]))
         image_files.write(path, beside.pixels, beside)
     return notes
 

@@ -7,6 +7,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+import tifffile
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -56,6 +57,26 @@ def test_a_folder_comes_back_restored(restorer, photographs, tmp_path):
         np.testing.assert_array_equal(after, restorer(before))
         assert np.any(after != before)
     assert "4 images restored into" in restore.format_outcome(outcome, tmp_path)
+
+
+def test_every_picture_of_a_stack_is_restored(restorer, photographs, tmp_path):
+    stack = np.random.default_rng(0).integers(0, 65536, (5, 20, 30), np.uint16)
+    for name in ("b/stack.tif", "b/z.tif"):
+        tifffile.imwrite(photographs / name, stack, imagej=True, metadata={"axes": "ZYX"})
+    outcome = run(restorer, photographs, tmp_path / "out")
+    assert (outcome.restored, outcome.failed) == (6, [])
+    expected = np.stack([restorer(plane) for plane in stack])
+    for name in ("b/stack.tif", "b/z.tif"):
+        with tifffile.TiffFile(tmp_path / "out" / name) as tiff:
+            assert tiff.series[0].axes == "ZYX"
+            np.testing.assert_array_equal(tiff.asarray(), expected)
+    after = np.asarray(Image.open(tmp_path / "out" / "b/d/e.tif"))
+    np.testing.assert_array_equal(
+        after, restorer(np.asarray(Image.open(photographs / "b/d/e.tif")))
+    )
+    items = restore.plan([str(photographs / "b/z.tif")], tmp_path / "first")
+    restore.restore_files(restorer, items, pages="first")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "first" / "z.tif"), expected[0])
 
 
 def test_what_is_passed_over_stands_in_the_summary(restorer, photographs, tmp_path):
