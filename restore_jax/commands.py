@@ -109,6 +109,7 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
         if passed_over:
             print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
+    restore.check_output(output)
     options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
     restorer = load(
         _workdir(flags),

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import pathlib
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -197,6 +198,22 @@ def restore_files(
         while writing:
             finish_one()
     return outcome
+
+
+def check_output(output: pathlib.Path) -> None:
+    """Makes the folder of the restorations, and sees that it can be written to.
+
+    Raises:
+        UsageError: it cannot; better told now than of every image once it is restored.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--output={output}: cannot be written to: {error.strerror}; name another folder"
+        ) from error
 
 
 def pixel_limit(megapixels: int | None) -> int:

@@ -2,6 +2,7 @@ import collections
 import itertools
 import os
 import pathlib
+import tempfile
 import threading
 
 import jax
@@ -102,6 +103,23 @@ def test_the_limit_to_the_size_can_be_raised(restorer, tmp_path, capsys):
     assert restore.restore_files(restorer, items, max_pixels=360_000).restored == 1
     with Image.open(tmp_path / "out" / "scan.png") as image:
         assert image.size == (40_000, 9)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_first_image(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"mine")
+    for output in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(UsageError, match=r"--output=.*cannot be written to: "):
+            restore.check_output(output)
+    assert (tmp_path / "file").read_bytes() == b"mine"
+    restore.check_output(tmp_path / "new" / "deep")
+    assert list((tmp_path / "new" / "deep").iterdir()) == []
+
+    def deny(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", deny)  # the super-user may write everywhere
+    with pytest.raises(UsageError, match="cannot be written to: Permission denied; name"):
+        restore.check_output(tmp_path / "new")
 
 
 def test_the_limit_to_the_size_is_in_millions():
