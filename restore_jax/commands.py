@@ -42,6 +42,7 @@ class Flags:
     shard: str | None = None
     max_megapixels: int | None = None
     pages: str | None = None
+    white: int | None = None
     weights: str | None = None
 
 
@@ -100,6 +101,8 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
     del make_data
     output = pathlib.Path(_given(flags.output)).expanduser()
     passed_over: collections.Counter[str] = collections.Counter()
+    if flags.white is not None and not 1 <= flags.white <= 65535:
+        raise UsageError(f"--white={flags.white}: must lie between 1 and 65535")
     max_pixels = restore.pixel_limit(flags.max_megapixels)
     items = restore.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
@@ -126,6 +129,7 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
         comparisons,
         max_pixels,
         flags.pages or "all",
+        flags.white,
     )
     print(restore.format_outcome(outcome, output, passed_over))
 

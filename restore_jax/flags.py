@@ -44,6 +44,10 @@ _USES = (
     (flags.DEFINE_integer("tile", None, "Side of the tiles, px [as trained]."), ("restore",)),
     (flags.DEFINE_string("shard", None, "I/N: the I-th of N parts."), ("restore",)),
     (
+        flags.DEFINE_integer("white", None, "White of 16-bit files [told, or found]."),
+        ("restore",),
+    ),
+    (
         flags.DEFINE_enum("pages", None, ("all", "first"), "Of TIFF stacks [all]."),
         ("restore",),
     ),

@@ -463,6 +463,9 @@ def _decode_plane(page: tifffile.TiffPage, levels: np.ndarray, kind: int) -> Pho
     mode, colours = _TIFF_MODES[kind]
     levels = _checked_levels(levels, np.dtype(page.dtype))
     notes: tuple[str, ...] = ()
+    white = tiff_stack.white_of(page) if mode in ("L", "RGB") else None
+    if white is not None and levels[..., :colours].max() > white:
+        white = None  # the file is mistaken
     if levels.shape[-1] < colours:
         raise Refused(f"is damaged: {levels.shape[-1]} samples a pixel where {mode} has more")
     pixels, alpha = levels[..., :colours], None
@@ -484,13 +487,17 @@ def _decode_plane(page: tifffile.TiffPage, levels: np.ndarray, kind: int) -> Pho
             mode = "1"
     pixels = pixels[..., 0] if colours == 1 and mode != "P" else pixels
     if kind == _WHITE_IS_ZERO:
-        pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels
+        largest = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+        pixels = np.minimum(pixels, white or largest)
+        pixels = (white or largest) - pixels
+    pixels = pixels.astype(levels.dtype, copy=False) if white else pixels
     inks = pixels if mode == "CMYK" else None
     return Photograph(
         pixels if inks is None else inks_to_rgb(inks),
         alpha,
         "TIFF",
         mode,
+        white=white,
         inks=inks,
         notes=notes,
     )
@@ -500,7 +507,7 @@ def _check_tiff_kind(page: tifffile.TiffPage) -> None:
     if page.dtype is None or not set(page.axes) <= set("ZYXS"):
         raise Refused("is a TIFF of a kind that is not read; save it as RGB or grey")
     dtype, bits = np.dtype(page.dtype), page.bitspersample
-    if bits not in (1, 2, 4, 8 * dtype.itemsize) or not (
+    if bits not in (1, 2, 4, *range(9, 16), 8 * dtype.itemsize) or not (
         dtype in (np.bool_, np.uint8, np.uint16) or dtype.kind == "f"
     ):
         raise Refused(f"has {bits} bits a sample ({dtype}); save it with 8 or 16 bits")

@@ -90,7 +90,8 @@ def encode(
     if dtype.itemsize < like.pixels.dtype.itemsize:
         notes.append(f"{like.pixels.dtype} is written with {8 * dtype.itemsize} bits")
     pixels = rgb_to_inks(restored, like.inks) if mode == "CMYK" else restored
-    if like.white is not None and dtype == like.pixels.dtype and name not in _WITH_WHITE:
+    is_told = like.format in _WITH_WHITE and name not in _WITH_WHITE
+    if like.white is not None and dtype == like.pixels.dtype and is_told:
         notes.append(f"its white stays at {like.white:,}, which {name} cannot tell")
     pixels = _to_dtype(pixels, dtype, like.white)
     alpha = None if alpha is None else _to_dtype(alpha, dtype, None)
@@ -462,6 +463,10 @@ def _write_tiff_once(
         "metadata": None,
         "software": False,
     }
+    if form is not None and form.white:
+        samples = 1 if mode == "L" else 3
+        value = (form.white,) * (samples + has_alpha)
+        added.append((tiff_stack.WHITE, 3, len(value), value, False))
     if has_alpha:
         options["extrasamples"] = ["unassalpha"]
     size = sum(pixels.nbytes for pixels, _ in pictures)

@@ -94,6 +94,7 @@ def restore_files(
     comparisons: pathlib.Path | None = None,
     max_pixels: int = image_files.MAX_PIXELS,
     pages: str = "all",
+    white: int | None = None,
 ) -> Outcome:
     """Restores images and writes them, each in one step.
 
@@ -107,6 +108,8 @@ def restore_files(
         comparisons: a folder for pictures of each input beside its restoration.
         max_pixels: how many an image may have.
         pages: of TIFF files, "all" (of the series with the most pixels) or "first".
+        white: the level of 16-bit files that is white. None: what the file tells, or else what
+            its highest level tells, see `pixels.found_white`, which is said.
 
     Returns:
         What became of them.
@@ -142,8 +145,9 @@ def restore_files(
         whole = pages if name == "TIFF" else "first"
         photograph = image_files.read(item.source, max_pixels, whole)
         # Here, so that one image that cannot be restored does not end the others.
+        photograph = _with_white(photograph, white)
         for plane in photograph.planes:
-            pixels.checked(plane, str(item.source))
+            pixels.checked(plane, str(item.source), white=photograph.white)
         return photograph
 
     batch = restorer.options.cut[2]
@@ -154,7 +158,8 @@ def restore_files(
         for item, photograph in reading.take(fail):
             tell(item, photograph.notes)
             read.append((item, photograph))
-            yield from photograph.planes
+            for plane in photograph.planes:
+                yield pixels.Levels(plane, photograph.white)
 
     writing: collections.deque[tuple[Item, concurrent.futures.Future[tuple[str, ...]], int]]
     writing = collections.deque()
@@ -372,6 +377,26 @@ class _ReadAhead:
             self._begin()
 
 
+def _with_white(photograph: Photograph, white: int | None) -> Photograph:
+    """Gives a 16-bit photograph its white, and a note where that was found from its levels."""
+    told = photograph.white
+    if photograph.pixels.dtype != np.uint16 or photograph.mode not in ("L", "RGB"):
+        return photograph
+    if white is not None:
+        return dataclasses.replace(photograph, white=white)
+    highest = max(int(plane.max()) for plane in photograph.planes)
+    if told is not None and highest <= told:
+        return photograph
+    found = pixels.found_white(photograph.planes)
+    if found is None:
+        return dataclasses.replace(photograph, white=None)
+    note = (
+        f"no level is above {highest:,}: {found:,} ({found.bit_length()} bits) is taken for "
+        "white; --white=65535 for the whole range"
+    )
+    return dataclasses.replace(photograph, white=found, notes=(*photograph.notes, note))
+
+
 def _size(photograph: Photograph) -> int:
     return sum(plane.nbytes for plane in photograph.planes)
 
@@ -387,21 +412,24 @@ def _write(
     notes = image_files.write(item.target, restored, photograph, file_format)
     if comparisons is not None:
         path = comparisons / item.relative.with_name(f"{item.relative.name}.png")
-        beside = Photograph(_side_by_side(photograph.pixels, restored[0]))
+        both = _side_by_side(photograph.pixels, restored[0], photograph.white)
+        beside = Photograph(both)
         image_files.write(path, beside.pixels, beside)
     return notes
 
 
-def _side_by_side(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def _side_by_side(
+    before: np.ndarray, after: np.ndarray, white: int | None = None
+) -> np.ndarray:
     """The input left of its restoration, uint8 [H, W, 3]."""
-    pair = [np.atleast_3d(_to_bytes(image)) for image in (before, after)]
+    pair = [np.atleast_3d(_to_bytes(image, white)) for image in (before, after)]
     gap = np.full((pair[0].shape[0], 8, 3), 255, np.uint8)
     left, right = (np.broadcast_to(image, (*image.shape[:2], 3)) for image in pair)
     return np.concatenate([left, gap, right], axis=1)
 
 
-def _to_bytes(image: np.ndarray) -> np.ndarray:
-    if image.dtype == np.uint8:
+def _to_bytes(image: np.ndarray, white: int | None) -> np.ndarray:
+    if image.dtype == np.uint8 and white is None:
         return image
-    white = 65535.0 if image.dtype == np.uint16 else 1.0
-    return np.round(image.astype(np.float32) * (255.0 / white)).astype(np.uint8)
+    highest = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
+    return np.round(image.astype(np.float32) * (255.0 / (white or highest))).astype(np.uint8)

@@ -17,6 +17,7 @@ import numpy as np
 import tifffile
 
 DESCRIPTION = 270
+WHITE = 281  # the largest sample
 _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 282, 283, 296
 _UNITS = range(1, 6)  # none, inch, cm, mm and µm
 # Of how the pixels are stored, or kept by other means: XMP, profile, EXIF.
@@ -56,6 +57,7 @@ class Form:
         colormap: of an ImageJ stack, whose palette only shows its levels in colour.
         resolution: across and down, each a fraction, per unit; None where there is none.
         unit: by TIFF's number.
+        white: the level that the file tells is white; None where it tells none.
         axes: of the pictures, without those of each: "" for one alone.
         shape: the length of each of these.
     """
@@ -67,6 +69,7 @@ class Form:
     colormap: np.ndarray | None
     resolution: tuple[tuple[int, int], tuple[int, int]] | None
     unit: int
+    white: int | None
     axes: str
     shape: tuple[int, ...]
 
@@ -192,6 +195,7 @@ def form(file: BinaryIO, tiff: tifffile.TiffFile, stack: Stack, turn: int) -> Fo
         np.asarray(page.colormap) if tiff.is_imagej and page.colormap is not None else None,
         _resolution(page, turn),
         unit if (unit := page.tags.valueof(_UNIT, 2)) in _UNITS else 1,
+        white_of(page),
         stack.axes,
         stack.shape,
     )
@@ -203,6 +207,16 @@ def _resolution(page: Any, turn: int) -> tuple[tuple[int, int], tuple[int, int]]
         if not (isinstance(value, tuple) and len(value) == 2 and min(value) > 0):
             return None
     return (down, across) if turn >= 5 else (across, down)
+
+
+def white_of(page: Any) -> int | None:
+    """Returns the level of 16-bit samples that a page tells is white: by its bits or a tag."""
+    if 8 < page.bitspersample < 16:
+        return int(2**page.bitspersample - 1)
+    value = page.tags.valueof(WHITE)
+    value = min(value) if isinstance(value, tuple) and value else value
+    is_white = page.bitspersample == 16 and isinstance(value, int) and 255 < value < 65535
+    return value if is_white else None
 
 
 def _tags(file: BinaryIO, page: Any, stack: Stack, turn: int) -> Iterator[Tag]:

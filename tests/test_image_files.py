@@ -574,14 +574,27 @@ class TestTiff:
         with pytest.raises(ImageFileError, match="raw file"):
             image_files.read(tmp_path / "a.tif")
 
-    def test_samples_of_12_bits_are_refused(self, tmp_path):
-        tifffile.imwrite(tmp_path / "a.tif", photo(channels=1, dtype=np.uint16) >> 4)
-        encoded = bytearray((tmp_path / "a.tif").read_bytes())
-        with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
-            encoded[tiff.pages[0].tags["BitsPerSample"].valueoffset] = 12
-        (tmp_path / "a.tif").write_bytes(encoded)
-        with pytest.raises(ImageFileError, match="12 bits"):
-            image_files.read(tmp_path / "a.tif")
+    @pytest.mark.parametrize("bits", [10, 12, 14])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_samples_of_10_to_14_bits_keep_their_range(self, bits, channels, tmp_path):
+        levels = photo(9, 16, channels, np.uint16) >> (16 - bits)
+        rgb = "rgb" if channels == 3 else "minisblack"
+        tifffile.imwrite(
+            tmp_path / "a.tif", levels, photometric=rgb, bitspersample=bits, metadata=None
+        )
+        like = self.check(tmp_path, levels, "RGB" if channels == 3 else "L")
+        assert like.white == image_files.read(tmp_path / "b.tif").white == 2**bits - 1
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), levels)
+
+    def test_the_largest_sample_is_white(self, tmp_path):
+        levels = photo(channels=1, dtype=np.uint16) >> 4
+        for told, white in ((4095, 4095), (4000, None), (65535, None)):
+            tag = (281, 3, 1, told, True)
+            tifffile.imwrite(tmp_path / "a.tif", levels | 4090, extratags=[tag], metadata=None)
+            like, again, _ = identity(tmp_path / "a.tif", tmp_path / "b.tif")
+            assert like.white == again.white == white
+        _, again, _ = identity(tmp_path / "a.tif", tmp_path / "b.png", "png")
+        np.testing.assert_array_equal(again.pixels, levels | 4090)
 
 
 def restored_stack(source, target):

@@ -80,6 +80,49 @@ def test_every_picture_of_a_stack_is_restored(restorer, photographs, tmp_path):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "first" / "z.tif"), expected[0])
 
 
+def test_cameras_with_12_bits_keep_their_range(restorer, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    levels = np.random.default_rng(0).integers(0, 4001, (20, 30), np.uint16)
+    levels[0, 0] = 4000
+    Image.fromarray(levels).save(folder / "a.png")
+    tag = (281, 3, 1, 4095, True)
+    tifffile.imwrite(folder / "told.tif", levels, extratags=[tag], metadata=None)
+    Image.fromarray((levels >> 4).astype(np.uint8)).save(folder / "eight.png")
+    outputs = {}
+    for white in (None, 4095, 65535):
+        items = restore.plan([str(folder)], tmp_path / f"out{white}")
+        outcome = restore.restore_files(restorer, items, white=white, file_format=None)
+        assert (outcome.restored, outcome.failed) == (3, [])
+        outputs[white] = {item.relative.name: image_files.read(item.target) for item in items}
+    expected = restorer(levels, white=4095)
+    as_floats = restorer((levels / 4095).astype(np.float32))
+    assert np.abs(expected - as_floats * 4095).max() <= 0.51
+    assert expected.max() <= 4095 and expected.mean() > 200
+    for white in (None, 4095):
+        for name in ("a.png", "told.tif"):
+            np.testing.assert_array_equal(outputs[white][name].pixels, expected)
+    assert outputs[None]["told.tif"].white == 4095
+    np.testing.assert_array_equal(outputs[65535]["a.png"].pixels, restorer(levels))
+    for white in outputs:
+        np.testing.assert_array_equal(
+            outputs[white]["eight.png"].pixels, restorer((levels >> 4).astype(np.uint8))
+        )
+    items = restore.plan([str(folder / "a.png")], tmp_path / "low")
+    outcome = restore.restore_files(restorer, items, white=3000)
+    assert "its levels reach 4,000, above the white 3,000" in outcome.failed[0]
+
+
+def test_a_white_that_was_found_is_said(restorer, tmp_path, capsys):
+    levels = np.full((8, 8), 3812, np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    items = restore.plan([str(tmp_path / "a.png")], tmp_path / "out")
+    restore.restore_files(restorer, items)
+    assert (
+        "no level is above 3,812: 4,095 (12 bits) is taken for white" in capsys.readouterr().err
+    )
+
+
 def test_what_is_passed_over_stands_in_the_summary(restorer, photographs, tmp_path):
     for name in ("x.heic", "b/y.heic", "b/note.txt"):
         (photographs / name).write_bytes(b"")
