@@ -154,12 +154,13 @@ def restore_files(
     readers, writers = _threads()
     read: collections.deque[tuple[Item, Photograph]] = collections.deque()
 
-    def arrays(reading: _ReadAhead) -> Iterator[np.ndarray]:
+    def arrays(reading: _ReadAhead) -> Iterator[np.ndarray | pixels.Levels]:
         for item, photograph in reading.take(fail):
             tell(item, photograph.notes)
             read.append((item, photograph))
             for plane in photograph.planes:
-                yield pixels.Levels(plane, photograph.white)
+                white = photograph.white
+                yield plane if white is None else pixels.Levels(plane, white)
 
     writing: collections.deque[tuple[Item, concurrent.futures.Future[tuple[str, ...]], int]]
     writing = collections.deque()
