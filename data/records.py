@@ -44,6 +44,7 @@ def _load_mvtec_ad(settings: ConfigDict) -> dict[str, Records]:
         settings.cache_dir,
         settings.references,
         _skips_bad(settings),
+        _max_pixels(settings),
     )
     return {split: Records(*found) for split, found in loaded.items()}
 
