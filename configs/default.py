@@ -100,6 +100,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.references = 40  # evaluation: clean images per category to fit a detector on
     config.data.augment = "none"  # none, flips, or all8 (with rotations)
     config.data.skip_bad = False  # leave out images that cannot be read, instead of stopping
+    config.data.max_megapixels = 200  # larger images are refused, before they fill the memory
     config.data.cache_dir = ""  # prepared data; "" = restore_jax/tfds in the user's cache
     # Keep all pairs in the memory of each device; draw batches, flips and fresh noise there.
     config.data.resident = False

@@ -5,6 +5,7 @@ made by a function that it is given, so that nothing here needs TensorFlow. Each
 what it needs itself: what a training imports takes longer than restoring an image.
 """
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
@@ -41,6 +42,9 @@ class Flags:
     shard: str | None = None
     dtype: str | None = None
     metadata: Sequence[str] = ()
+    max_megapixels: int | None = None
+    pages: str | None = None
+    white: int | None = None
     weights: str | None = None
 
 
@@ -96,17 +100,24 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
 
 def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     """Restores files and folders of images; without a workdir by the default shipped model."""
-    from restore_jax import restore, shipped  # noqa: PLC0415
+    from restore_jax import image_paths, restore, shipped  # noqa: PLC0415
     from restore_jax.restorer import load  # noqa: PLC0415
 
     del make_data
     output = pathlib.Path(_given(flags.output)).expanduser()
-    items = restore.plan(flags.input, output, flags.format, flags.shard)
+    passed_over: collections.Counter[str] = collections.Counter()
+    if flags.white is not None and not 1 <= flags.white <= 65535:
+        raise UsageError(f"--white={flags.white}: must lie between 1 and 65535")
+    max_pixels = restore.pixel_limit(flags.max_megapixels)
+    items = restore.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
         for item in items:
             there = item.target.exists() and not flags.overwrite
             print(f"{item.source} -> {item.target}{' (there, skipped)' if there else ''}")
+        if passed_over:
+            print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
+    restore.check_output(output)
     options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
     if flags.workdir:
         model: str | pathlib.Path = _workdir(flags)
@@ -120,8 +131,17 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         tile=flags.tile,
     )
     comparisons = output / "compare" if flags.compare else None
-    outcome = restore.restore_files(restorer, items, flags.format, flags.overwrite, comparisons)
-    print(restore.format_outcome(outcome, output))
+    outcome = restore.restore_files(
+        restorer,
+        items,
+        flags.format,
+        flags.overwrite,
+        comparisons,
+        max_pixels,
+        flags.pages or "all",
+        flags.white,
+    )
+    print(restore.format_outcome(outcome, output, passed_over))
 
 
 def run_export(flags: Flags, make_data: MakeData) -> None:

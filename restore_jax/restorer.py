@@ -37,10 +37,13 @@ class Options:
     batch_size: int | None = None
     strength: float = 1.0
     self_ensemble: str = "none"
+    white: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        for name, least in (("tile", tiles.LEAST_TILE), ("overlap", 0), ("batch_size", 1)):
+        for name, least in (
+            ("tile", tiles.LEAST_TILE), ("overlap", 0), ("batch_size", 1), ("white", 1)
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is None and name != "tile":
                 continue
@@ -118,6 +121,8 @@ class Restorer:
         self_ensemble: "none"; "flips" averages the restorations of the image's flips that the
             degradation of the training allows (up to four times the time); "all8" those of all
             flips and rotations by 90° (eight times).
+        white: the level that is white in images of whole numbers, such as 4095 for 12 bits in
+            uint16; what comes out keeps that range. None: the highest of their type.
 
     Attributes:
         model, variables, config: as given; the variables are on the default device.
@@ -163,6 +168,7 @@ class Restorer:
         batch_size: int | None = None,
         strength: float = 1.0,
         self_ensemble: str = "none",
+        white: int | None = None,
     ) -> None:
         self.model = model
         self.variables = jax.device_put(dict(variables))
@@ -173,6 +179,7 @@ class Restorer:
             batch_size,
             strength,
             self_ensemble,
+            white,
         )
         self._restore = dividing.divided(model, self.variables)
         # Once the memory has not sufficed for some sizes, it will not the next time.
@@ -189,8 +196,8 @@ class Restorer:
 
         Args:
             image: an array as described above, or a list or tuple of them (no batches in it).
-            **options: `tile`, `overlap`, `batch_size`, `strength`, `self_ensemble`, for this
-                call alone.
+            **options: `tile`, `overlap`, `batch_size`, `strength`, `self_ensemble`,
+                `white`, for this call alone.
 
         Returns:
             A NumPy array of the same shape and dtype; a list of them for a list or tuple.
@@ -204,7 +211,8 @@ class Restorer:
         """
         if isinstance(image, list | tuple):
             return list(self.restore_many(image, **options))
-        array = pixels.checked(image, "image", batch=True)
+        white = options.get("white") or self.options.white
+        array = pixels.checked(image, "image", batch=True, white=white)
         if array.ndim < 4:
             return next(self.restore_many([array], **options))
         restored = np.empty_like(array)
@@ -218,7 +226,8 @@ class Restorer:
         Only as many images as a batch needs are taken in before the first comes out.
 
         Args:
-            images: arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any sizes and types.
+            images: arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any sizes and types;
+                or `pixels.Levels`, to give each a white of its own.
             **options: as for a call.
 
         Yields:
@@ -239,11 +248,19 @@ class Restorer:
 
         side = batches.CONTEXT_SIZE if models.takes_context(self.model) else None
 
-        arrays = (pixels.checked(image, f"images[{i}]") for i, image in enumerate(images))
+        arrays = (_levels(image, i, chosen.white) for i, image in enumerate(images))
         if chosen.strength == 0.0:
-            return (array.copy() for array in arrays)
-        pictures = (pixels.Picture(array, chosen.strength, side) for array in arrays)
+            return (array.copy() for array, _ in arrays)
+        pictures = (
+            pixels.Picture(array, chosen.strength, side, white) for array, white in arrays
+        )
         return (picture.result for picture in tiles.restore(pictures, apply, sizes))
+
+
+def _levels(image: Any, number: int, white: int | None) -> pixels.Levels:
+    if isinstance(image, pixels.Levels):
+        image, white = image
+    return pixels.Levels(pixels.checked(image, f"images[{number}]", white=white), white)
 
 
 def load(
@@ -259,7 +276,7 @@ def load(
             one of the names of `restore_jax.models_available`.
         checkpoint: of a workdir: "best" (by validation SSIM), "latest" or a step.
         **options: those of `Restorer`: `tile`, `overlap`, `batch_size`, `strength`,
-            `self_ensemble`.
+            `self_ensemble`, `white`.
 
     Returns:
         The model with its averaged parameters where the training kept an average.

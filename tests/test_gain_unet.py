@@ -74,6 +74,13 @@ def test_the_thumbnail_is_pillows_where_it_shrinks_and_the_same_in_numpy(shape):
             assert np.allclose(found[..., channel], np.asarray(resized), atol=1e-4)
 
 
+def test_the_thumbnail_of_a_camera_with_few_bits_is_as_bright_as_its_picture():
+    levels = np.rint(images(70, 90) * 1023).astype(np.uint16)
+    found = np.asarray(gain_unet.thumbnail(levels[None].astype(np.float32) / 1023))[0]
+    picture = pixels.Picture(levels, 1.0, 64, white=1023)
+    assert np.allclose(picture.context, found, atol=1e-5)
+
+
 def test_a_gain_is_divided_out_of_the_whole_image():
     model = models.create("gain_unet", **SMALL)
     degraded = images(1, 32, 32)
