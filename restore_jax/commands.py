@@ -8,6 +8,7 @@ what it needs itself: what a training imports takes longer than restoring an ima
 import collections
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ class Flags:
     tile: int | None = None
     shard: str | None = None
     dtype: str | None = None
+    size: str | None = None
     metadata: Sequence[str] = ()
     max_megapixels: int | None = None
     pages: str | None = None
@@ -153,6 +155,9 @@ def run_export(flags: Flags, make_data: MakeData) -> None:
     source, output = _workdir(flags), pathlib.Path(_given(flags.output)).expanduser()
     if flags.dtype and output.suffix != ".safetensors":
         raise UsageError("--dtype: only for --output=FILE.safetensors")
+    if flags.size and output.suffix == ".safetensors":
+        raise UsageError(f"--size={flags.size}: only for --output=FILE.onnx or a folder")
+    size = _size(flags.size) if flags.size is not None else None
     # What a file says of itself goes on with its weights.
     notes = weights_file.read_source_notes(source) | _notes(flags.metadata)
     restorer = load(source, flags.checkpoint or "best")
@@ -163,7 +168,7 @@ def run_export(flags: Flags, make_data: MakeData) -> None:
         print(export.export_weights(*model, config, dtype, notes, flags.overwrite))
     else:
         form = export.export_onnx if output.suffix == ".onnx" else export.export_stablehlo
-        print(form(*model, config, overwrite=flags.overwrite, notes=notes))
+        print(form(*model, config, size, flags.overwrite, notes))
 
 
 def run_import(flags: Flags, make_data: MakeData) -> None:
@@ -204,6 +209,16 @@ def _notes(given: Sequence[str]) -> dict[str, str]:
                 f"--metadata={text}: give KEY=TEXT, for example licence=Apache-2.0"
             )
     return {key: value for key, _, value in pairs}
+
+
+def _size(given: str) -> tuple[int, int]:
+    """Reads the height and the width of images."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", given)
+    if found is None:
+        raise UsageError(
+            f"--size={given}: give HEIGHTxWIDTH in pixels, for example --size=512x768"
+        )
+    return int(found[1]), int(found[2])
 
 
 def _workdir(flags: Flags) -> pathlib.Path:

@@ -67,6 +67,8 @@ _FLAGS = tuple(
          _RESTORING),
         ("dtype", flags.DEFINE_string, None, "float32 or float16, of .safetensors [float32].",
          ("export",)),
+        ("size", flags.DEFINE_string, None, "HxW: one size, px, for .onnx or StableHLO [any].",
+         ("export",)),
         ("metadata", flags.DEFINE_multi_string, [],
          "KEY=TEXT: name, purpose, training_data or licence.", ("export",)),
         ("weights", flags.DEFINE_string, None, "The file to import.", ("import",)),
