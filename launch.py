@@ -4,20 +4,18 @@ python launch.py --config=configs/sca_unet.py:sample
 python launch.py --config=configs/sca_unet.py --config.data.root=DIR --workdir=runs/mine
 python launch.py --mode=evaluate --workdir=runs/mine [--checkpoint=latest] [--watch]
 python launch.py --mode=compare --workdir=runs/mine --workdir=runs/other
-python launch.py --mode=restore --workdir=runs/mine --input=photographs --output=restored
+python launch.py --mode=restore --input=photographs --output=restored [--workdir=runs/mine|NAME]
 python launch.py --mode=export --workdir=runs/mine --output=mine.onnx
 python launch.py --mode=import --config=configs/rcan.py --weights=model.pth --workdir=runs/rcan
 """
 
 import importlib
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from absl import app
 
-from restore_jax import cores, flags, job
-from restore_jax.errors import RunError, UsageError
+from restore_jax import cores, errors, flags, job
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -25,18 +23,10 @@ if TYPE_CHECKING:
     from restore_jax.batches import Data
 
 
-def fail(error: UsageError | RunError) -> None:
-    """Ends the program with the error's line and status."""
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_status)
-
-
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the flags; whatever is wrong with them is one line, exit status 2."""
-    try:
+    with errors.told():
         return flags.parse(argv)
-    except UsageError as error:
-        return fail(error)
 
 
 def make_data(config: "ConfigDict") -> "Data":
@@ -61,18 +51,8 @@ def main(_: Sequence[str]) -> None:
     from restore_jax import commands, compilation, hosts  # noqa: PLC0415
 
     compilation.use_cache()
-    try:
-        with hosts.joined(flags.joined_job()):
-            commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), make_data)
-    except (UsageError, RunError) as error:
-        fail(error)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        fail(RunError(f"{error.filename}: {error.strerror}"))  # a full disk, a wrong permission
-    except KeyboardInterrupt:
-        print("error: stopped; the same command goes on from what is saved", file=sys.stderr)
-        sys.exit(130)
+    with errors.told(), hosts.joined(flags.joined_job()):
+        commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), make_data)
 
 
 if __name__ == "__main__":

@@ -64,13 +64,11 @@ def make_pairs(size: int, images: int, held_out: int, draws: int) -> pairs_file.
         names = [f"a/test/b/{number:04d}" for number in range(count)]
         return pairs_file.Split(names, ["a"] * count, ["b"] * count, arrays)
 
-    train = split(images, max(1, draws))
+    splits = {"train": split(images, max(1, draws)), "val": split(held_out, 1)}
     if not draws:
-        native = np.full((images, 2), 4 * size, np.int32)
-        extra = {"native": native, "blurred": train.arrays["clean"]}
-        train = pairs_file.Split(
-            train.ids, train.categories, train.defect_types, {**train.arrays, **extra}
-        )
+        for part in splits.values():
+            part.arrays["native"] = np.full((len(part), 2), 4 * size, np.int32)
+        splits["train"].arrays["blurred"] = splits["train"].arrays["clean"]
     return pairs_file.Pairs(
         path=pathlib.Path("random"),
         settings={},
@@ -78,7 +76,7 @@ def make_pairs(size: int, images: int, held_out: int, draws: int) -> pairs_file.
         law=_LAW,
         symmetries="flips",
         draws=draws,
-        splits={"train": train, "val": split(held_out, 1)},
+        splits=splits,
     )
 
 

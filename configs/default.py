@@ -25,6 +25,8 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.name = "default"  # names the default workdir, together with the data
     config.seed = 0  # initial parameters, order of the images, noise and blur, dropout
     config.dtype = "float32"  # arithmetic of the model: float32 or bfloat16
+    # Parameters to start from, of the same architecture: a workdir or a .safetensors file.
+    config.init_from = ""
 
     config.model = ConfigDict()
     config.model.name = "sca_unet"  # a name of restore_jax.models.MODELS; options follow it
@@ -91,6 +93,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.split = "defects"
     config.data.image_size = 256  # both sides, after degrading; 0 = native size
     config.data.crop_size = 256  # training crops, only with image_size=0
+    config.data.crops_per_image = 1  # of each degraded photograph, with image_size=0
     config.data.resize = "bilinear"  # bilinear (antialiased, as Pillow's) or area
     config.data.realisations = 1  # fixed draws of noise and blur per image; 0 = new every epoch
     config.data.references = 40  # evaluation: clean images per category to fit a detector on
@@ -106,7 +109,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     # The law that turns clean photographs into degraded ones, at native size, in this order.
     # None keeps the preset's value. Ranges are (low, high), drawn anew for every image.
     config.data.degradation = ConfigDict()
-    config.data.degradation.preset = "kla"  # kla (the reports'), mild or blind
+    config.data.degradation.preset = "kla"  # kla (the reports'), mild, blind or wide
     config.data.degradation.blur = placeholder(tuple)  # kinds to draw from: none, gaussian, …
     config.data.degradation.sigma_x = placeholder(tuple)  # gaussian: px along the columns
     config.data.degradation.sigma_y = placeholder(tuple)  # gaussian: px along the rows
@@ -116,6 +119,8 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.degradation.noise_sigma = placeholder(tuple)  # grey levels, per channel
     config.data.degradation.poisson_peak = placeholder(tuple)  # photons at white; (0, 0) = off
     config.data.degradation.gain = placeholder(tuple)  # per channel
+    config.data.degradation.clean_share = placeholder(float)  # of images left as they are
+    config.data.degradation.skew = placeholder(float)  # above 1: little blur and noise is usual
     config.data.degradation.quantise = placeholder(str)  # truncate, round or none
 
     if data == "sample":

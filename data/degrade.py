@@ -31,7 +31,7 @@ QUANTISERS = ("truncate", "round", "none")
 
 # One independent stream of random numbers each, so that switching a step off or changing its
 # range leaves the draws of the others as they were.
-_STREAMS = ("kind", "blur", "poisson", "noise", "gain")
+_STREAMS = ("kind", "blur", "poisson", "noise", "gain", "clean")
 
 # A blur in float32 may return 254.9995 on a flat 255; truncated, that would cost a grey level.
 _FLOAT_DUST = 2.0**-10
@@ -57,6 +57,10 @@ class Law:
         poisson_peak: photons counted at white (255), per image; (0, 0) switches it off.
         gain: factor per image and channel; (1, 1) switches it off.
         quantise: to whole grey levels by "truncate" or "round", or "none".
+        clean_share: probability that an image is left as it is, for models that are to leave
+            good photographs alone.
+        skew: blur widths and noise are `low + (high - low) · u^skew` with u from U(0, 1): above
+            1, small values are drawn more often. Gain, angle and photons stay uniform.
     """
 
     blur: tuple[str, ...] = ("none",)
@@ -69,6 +73,8 @@ class Law:
     poisson_peak: Range = OFF
     gain: Range = (1.0, 1.0)
     quantise: str = "none"
+    clean_share: float = 0.0
+    skew: float = 1.0
 
 
 PRESETS: dict[str, Law] = {
@@ -102,6 +108,20 @@ PRESETS: dict[str, Law] = {
         poisson_peak=(50.0, 2000.0),
         gain=(0.85, 1.15),
         quantise="round",
+    ),
+    # For a restorer of any camera's photographs that leaves good ones alone. Colours are kept:
+    # nothing in a photograph of an unknown camera tells its gain from the objects' own colour.
+    "wide": Law(
+        blur=("none", "gaussian", "gaussian", "gaussian", "motion", "defocus"),
+        sigma_x=(0.0, 12.0),
+        sigma_y=(0.0, 12.0),
+        motion_length=(2.0, 24.0),
+        motion_angle=(0.0, 180.0),
+        defocus_radius=(0.5, 8.0),
+        noise_sigma=(0.0, 80.0),
+        quantise="round",
+        clean_share=0.15,
+        skew=2.0,
     ),
 }
 
@@ -145,6 +165,8 @@ def _checked(name: str, value: Any) -> Any:
         if not known or not kinds:
             raise _refusal(name, f"{value!r} must be one or more of {', '.join(KINDS)}")
         return tuple(kinds)
+    if name in ("clean_share", "skew"):
+        return _checked_number(name, value)
     if name == "quantise":
         if value not in QUANTISERS:
             raise _refusal(name, f"{value!r} is unknown; choose from {', '.join(QUANTISERS)}")
@@ -160,6 +182,15 @@ def _checked(name: str, value: Any) -> Any:
     if low == 0 and (name == "gain" or (name == "poisson_peak" and high > 0)):
         raise _refusal(name, f"{value!r} starts at 0, which leaves nothing of the image")
     return low, high
+
+
+def _checked_number(name: str, value: Any) -> float:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    fits = (lambda v: 0 <= v <= 1) if name == "clean_share" else (lambda v: 0 < v <= 10)
+    if not is_number or not fits(value):
+        where = "[0, 1]" if name == "clean_share" else "(0, 10]"
+        raise _refusal(name, f"{value!r} must lie in {where}")
+    return float(value)
 
 
 def symmetries(law: Law) -> str:
@@ -220,11 +251,18 @@ def degrade(image: tf.Tensor, law: Law, seed: tf.Tensor) -> tf.Tensor:
     """
     image = tf.cast(tf.ensure_shape(image, [None, None, 3]), tf.float32)
     seeds = {name: _fold_in(seed, number) for number, name in enumerate(_STREAMS)}
+    if not law.clean_share:
+        return _degraded(image, law, seeds)
+    clean = tf.random.stateless_uniform([], seeds["clean"], alg="philox") < law.clean_share
+    return tf.cond(clean, lambda: image, lambda: _degraded(image, law, seeds))
+
+
+def _degraded(image: tf.Tensor, law: Law, seeds: Mapping[str, tf.Tensor]) -> tf.Tensor:
     image = _drawn_blur(image, law, seeds["kind"], seeds["blur"])
     if law.poisson_peak[1] > 0:
         image = poisson_noise(image, seeds["poisson"], law.poisson_peak)
     if law.noise_sigma[1] > 0:
-        image = gaussian_noise(image, seeds["noise"], law.noise_sigma)
+        image = gaussian_noise(image, seeds["noise"], law.noise_sigma, law.skew)
     image = quantise(image, law.quantise)
     if law.gain != (1, 1):
         image = quantise(gain(image, seeds["gain"], law.gain), law.quantise)
@@ -235,9 +273,11 @@ def _drawn_blur(image: tf.Tensor, law: Law, kind: tf.Tensor, seed: tf.Tensor) ->
     """One of the law's kinds of blur; only the one drawn is computed."""
     units = {
         "none": lambda: image,
-        "gaussian": lambda: gaussian_blur(image, seed, law.sigma_x, law.sigma_y),
-        "motion": lambda: motion_blur(image, seed, law.motion_length, law.motion_angle),
-        "defocus": lambda: defocus_blur(image, seed, law.defocus_radius),
+        "gaussian": lambda: gaussian_blur(image, seed, law.sigma_x, law.sigma_y, law.skew),
+        "motion": lambda: motion_blur(
+            image, seed, law.motion_length, law.motion_angle, law.skew
+        ),
+        "defocus": lambda: defocus_blur(image, seed, law.defocus_radius, law.skew),
     }
     if len(set(law.blur)) == 1:
         return units[law.blur[0]]()
@@ -246,22 +286,27 @@ def _drawn_blur(image: tf.Tensor, law: Law, kind: tf.Tensor, seed: tf.Tensor) ->
     return tf.switch_case(index, [units[name] for name in law.blur])
 
 
-def _uniform(bounds: Range, seed: tf.Tensor, shape: tuple[int, ...] = ()) -> tf.Tensor:
-    """float32 draws from U(low, high); a range of one value is that value exactly."""
+def _uniform(
+    bounds: Range, seed: tf.Tensor, shape: tuple[int, ...] = (), skew: float = 1.0
+) -> tf.Tensor:
+    """float32 draws from (low, high); a range of one value is that value exactly."""
     low, high = bounds
     if low == high:
         return tf.fill(shape, tf.constant(low, tf.float32))
-    return tf.random.stateless_uniform(shape, seed, low, high, alg="philox")
+    if skew == 1.0:
+        return tf.random.stateless_uniform(shape, seed, low, high, alg="philox")
+    u = tf.random.stateless_uniform(shape, seed, dtype=tf.float64, alg="philox")
+    return tf.cast(low + (high - low) * u**skew, tf.float32)
 
 
-def _drawn(bounds: Range, seed: tf.Tensor) -> tf.Tensor:
+def _drawn(bounds: Range, seed: tf.Tensor, skew: float = 1.0) -> tf.Tensor:
     # What is worked out from one number goes in float64 and is rounded at the end: graph
     # optimisers reorder and fold such arithmetic, which would change the last bits of float32.
-    return tf.cast(_uniform(bounds, seed), tf.float64)
+    return tf.cast(_uniform(bounds, seed, skew=skew), tf.float64)
 
 
 def gaussian_blur(
-    image: tf.Tensor, seed: tf.Tensor, sigma_x: Range, sigma_y: Range
+    image: tf.Tensor, seed: tf.Tensor, sigma_x: Range, sigma_y: Range, skew: float = 1.0
 ) -> tf.Tensor:
     """Gaussian blur with widths in px drawn along x and y; 0 leaves that axis as it is.
 
@@ -269,20 +314,24 @@ def gaussian_blur(
     sum; borders are reflected without repeating the edge pixel (OpenCV's default, SciPy's
     "mirror"), as often as a small image needs.
     """
-    image = _blur_along(image, _fold_in(seed, 0), sigma_x, axis=1)
-    return _blur_along(image, _fold_in(seed, 1), sigma_y, axis=0)
+    image = _blur_along(image, _fold_in(seed, 0), sigma_x, 1, skew)
+    return _blur_along(image, _fold_in(seed, 1), sigma_y, 0, skew)
 
 
-def _blur_along(image: tf.Tensor, seed: tf.Tensor, sigma: Range, axis: int) -> tf.Tensor:
+def _blur_along(
+    image: tf.Tensor, seed: tf.Tensor, sigma: Range, axis: int, skew: float
+) -> tf.Tensor:
     if sigma[1] == 0:
         return image
     # Far below one pixel the kernel is a one among zeros; 0 itself would divide by zero.
-    width = tf.maximum(_drawn(sigma, seed), 1e-3)
+    width = tf.maximum(_drawn(sigma, seed, skew), 1e-3)
     kernel = tf.nn.softmax(-0.5 * (_offsets(math.ceil(4 * sigma[1])) / width) ** 2)
     return _filter_along(image, kernel, axis)
 
 
-def motion_blur(image: tf.Tensor, seed: tf.Tensor, length: Range, angle: Range) -> tf.Tensor:
+def motion_blur(
+    image: tf.Tensor, seed: tf.Tensor, length: Range, angle: Range, skew: float = 1.0
+) -> tf.Tensor:
     """Blur along a straight path of drawn length (px) and angle (degrees).
 
     The angle runs counter-clockwise from the x axis as the image is seen. The kernel is a
@@ -291,7 +340,7 @@ def motion_blur(image: tf.Tensor, seed: tf.Tensor, length: Range, angle: Range) 
     """
     if length[1] == 0:
         return image
-    path = _drawn(length, _fold_in(seed, 0))
+    path = _drawn(length, _fold_in(seed, 0), skew)
     theta = _drawn(angle, _fold_in(seed, 1)) * (math.pi / 180)
     points = 2 * math.ceil(length[1]) + 1  # at most half a pixel apart
     steps = ((tf.range(points, dtype=tf.float64) + 0.5) / points - 0.5) * path
@@ -302,7 +351,9 @@ def motion_blur(image: tf.Tensor, seed: tf.Tensor, length: Range, angle: Range) 
     return _filter(image, tf.matmul(along_y, along_x, transpose_a=True) / points)
 
 
-def defocus_blur(image: tf.Tensor, seed: tf.Tensor, radius: Range) -> tf.Tensor:
+def defocus_blur(
+    image: tf.Tensor, seed: tf.Tensor, radius: Range, skew: float = 1.0
+) -> tf.Tensor:
     """Blur by a uniform disc of drawn radius (px) with unit sum and a rim one pixel soft.
 
     Up to half a pixel it leaves the image as it is. Its cost grows with the square of the
@@ -312,7 +363,7 @@ def defocus_blur(image: tf.Tensor, seed: tf.Tensor, radius: Range) -> tf.Tensor:
         return image
     offsets = _offsets(math.ceil(radius[1]))
     distance = tf.sqrt(offsets[:, None] ** 2 + offsets[None, :] ** 2)
-    disc = tf.clip_by_value(_drawn(radius, seed) + 0.5 - distance, 0, 1)
+    disc = tf.clip_by_value(_drawn(radius, seed, skew) + 0.5 - distance, 0, 1)
     return _filter(image, disc / tf.reduce_sum(disc))
 
 
@@ -366,12 +417,14 @@ def _mirrored(image: tf.Tensor, radius: int, axis: int) -> tf.Tensor:
     return tf.concat([folded(tf.constant(-radius)), image, folded(length)], axis)
 
 
-def gaussian_noise(image: tf.Tensor, seed: tf.Tensor, sigma: Range) -> tf.Tensor:
+def gaussian_noise(
+    image: tf.Tensor, seed: tf.Tensor, sigma: Range, skew: float = 1.0
+) -> tf.Tensor:
     """Adds white Gaussian noise, independent per pixel and channel, without clipping.
 
     Its standard deviation, in grey levels, is drawn per channel.
     """
-    scale = _uniform(sigma, _fold_in(seed, 0), (image.shape[-1],))
+    scale = _uniform(sigma, _fold_in(seed, 0), (image.shape[-1],), skew)
     shape = tf.shape(image)
     return image + scale * tf.random.stateless_normal(shape, _fold_in(seed, 1), alg="philox")
 

@@ -37,6 +37,8 @@ _PAIR = {
     **{name: tf.TensorSpec([], tf.string) for name in _STRINGS},
 }
 
+_CONTEXT = {"context": tf.TensorSpec([None, None, 3], tf.uint8)}
+
 # Makes the pair of a record and the number of its draw.
 MakePair = Callable[[dict[str, tf.Tensor], tf.Tensor], dict[str, tf.Tensor]]
 
@@ -60,6 +62,11 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
     """
     config, law, sources = load(config)
     settings, train = config.data, sources["train"]
+    if settings.crops_per_image > 1 and share.count > 1:
+        raise UsageError(
+            f"config.data.crops_per_image: {settings.crops_per_image} is for one process; "
+            "several take 1"
+        )
     pairs = {}
     for split, source in sources.items():
         own = shares.to_evaluate(source, share)
@@ -86,7 +93,7 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
     return Data(
         name=settings.name,
         counts={split: source.count for split, source in sources.items()},
-        train_images=train.count * max(1, settings.realisations),
+        train_images=train.count * max(1, settings.realisations) * settings.crops_per_image,
         train_batches=train_batches,
         eval_batches=eval_batches,
         load_fixed=functools.partial(vgg16.load_fixed, config),
@@ -130,6 +137,11 @@ def _check(settings: ConfigDict, law: degrade.Law) -> None:
         raise UsageError(
             f"config.data.references: {settings.references} is negative; 0 leaves the "
             "detectability out"
+        )
+    if settings.crops_per_image < 1 or (settings.crops_per_image > 1 and settings.image_size):
+        raise UsageError(
+            f"config.data.crops_per_image: {settings.crops_per_image} must be at least 1, and "
+            "just 1 unless config.data.image_size is 0"
         )
     if settings.realisations < 0:
         raise UsageError(
@@ -216,7 +228,8 @@ def clean_pairs(source: tf.data.Dataset, settings: ConfigDict) -> tf.data.Datase
 
 
 def _as_floats(pair: dict[str, Any]) -> dict[str, Any]:
-    floats = {name: tf.cast(pair[name], tf.float32) / 255.0 for name in ("degraded", "clean")}
+    images = [name for name in ("degraded", "clean", "context") if name in pair]
+    floats = {name: tf.cast(pair[name], tf.float32) / 255.0 for name in images}
     return pair | floats | {"mask": tf.cast(pair["mask"], tf.float32)}
 
 
@@ -231,32 +244,56 @@ def _augment(
         seed: int64 [2], of this pair in this epoch.
 
     Returns:
-        The pair, its images cropped to the crop size if the image size is the native one.
+        The pair, its images cropped to the crop size if the image size is the native one, when
+        its "context", the thumbnail of the whole degraded photograph, is turned alike.
     """
     if settings.image_size and settings.augment == "none":
         return pair
+    draws = tf.random.stateless_uniform([5], seed, alg="philox")
     channels = (3, 3, 1)
     stack = tf.concat([pair["degraded"], pair["clean"], pair["mask"]], axis=-1)
-    draws = tf.random.stateless_uniform([5], seed, alg="philox")
+    found = {}
     if not settings.image_size:
-        side = settings.crop_size
-        room = tf.shape(stack)[:2] - side
-        enough = tf.reduce_all(room >= 0)
-        refusal = tf.strings.join(
-            ["config.data.crop_size: ", str(side), " is larger than ", pair["id"]]
-        )
-        with tf.control_dependencies([tf.debugging.Assert(enough, [refusal])]):
-            start = tf.cast(draws[:2] * tf.cast(room + 1, tf.float32), tf.int32)
-        # A draw next to 1 can round up to the excluded end.
-        start = tf.minimum(start, room)
-        stack = tf.slice(stack, [start[0], start[1], 0], [side, side, sum(channels)])
-    if settings.augment != "none":
+        found["context"] = _turned(pair["context"], settings.augment, draws)
+        stack = _cropped(stack, settings.crop_size, draws, pair["id"])
+    stack = _turned(stack, settings.augment, draws)
+    degraded, clean, mask = tf.split(stack, channels, axis=-1)
+    return pair | found | {"degraded": degraded, "clean": clean, "mask": mask}
+
+
+def _cropped(stack: tf.Tensor, side: int, draws: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
+    """Cuts a square out of an image at a place drawn by the first two of `draws`."""
+    room = tf.shape(stack)[:2] - side
+    enough = tf.reduce_all(room >= 0)
+    refusal = tf.strings.join(["config.data.crop_size: ", str(side), " is larger than ", name])
+    with tf.control_dependencies([tf.debugging.Assert(enough, [refusal])]):
+        start = tf.cast(draws[:2] * tf.cast(room + 1, tf.float32), tf.int32)
+    # A draw next to 1 can round up to the excluded end.
+    start = tf.minimum(start, room)
+    return tf.slice(stack, [start[0], start[1], 0], [side, side, stack.shape[-1]])
+
+
+def _turned(stack: tf.Tensor, augment: str, draws: tf.Tensor) -> tf.Tensor:
+    """Flips an image, and transposes it for "all8", where the last three of `draws` say so."""
+    if augment != "none":
         stack = tf.cond(draws[2] < 0.5, lambda: tf.reverse(stack, [0]), lambda: stack)
         stack = tf.cond(draws[3] < 0.5, lambda: tf.reverse(stack, [1]), lambda: stack)
-    if settings.augment == "all8":
+    if augment == "all8":
         stack = tf.cond(draws[4] < 0.5, lambda: tf.transpose(stack, [1, 0, 2]), lambda: stack)
-    degraded, clean, mask = tf.split(stack, channels, axis=-1)
-    return pair | {"degraded": degraded, "clean": clean, "mask": mask}
+    return stack
+
+
+def _crops(
+    pair: dict[str, tf.Tensor], settings: ConfigDict, seed: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Takes `settings.crops_per_image` crops of one photograph; each field gains an axis."""
+    seeds = [_fold_in(seed, number) for number in range(settings.crops_per_image)]
+    crops = [_augment(pair, settings, seed) for seed in seeds]
+    return {name: tf.stack([crop[name] for crop in crops]) for name in crops[0]}
+
+
+def _fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")
 
 
 def _train_batches(
@@ -264,7 +301,7 @@ def _train_batches(
 ) -> Iterator[Batch]:
     settings, batch_size = config.data, config.train.batch_size
     draws = range(settings.realisations) if settings.realisations else (_EVERY_EPOCH_ANEW,)
-    count = source.count * len(draws)
+    count, crops = source.count * len(draws), settings.crops_per_image
     # Native photographs are large: they stay encoded.
     realised = settings.image_size > 0 and settings.realisations > 0
 
@@ -279,7 +316,7 @@ def _train_batches(
 
     def key_of(epoch: tf.Tensor) -> tf.Tensor:
         seed = tf.constant([config.seed, 0], tf.int64)
-        return tf.random.experimental.stateless_fold_in(seed, epoch, alg="philox")
+        return _fold_in(seed, epoch)
 
     def shuffled(items: tf.data.Dataset, key: tf.Tensor) -> tf.data.Dataset:
         # Drawn, since no single half of a key differs from all others'.
@@ -294,10 +331,13 @@ def _train_batches(
         else:
             record, draw = item
             pair = pair_of(record, draw if settings.realisations else epoch)
-        seed = tf.random.experimental.stateless_fold_in(key, position, alg="philox")
-        return _augment(pair, settings, seed)
+        if not settings.image_size:
+            whole = resize.resize(pair["degraded"], batches.CONTEXT_SIZE, "bilinear")
+            pair["context"] = _to_bytes(whole)
+        seed = _fold_in(key, position)
+        return _augment(pair, settings, seed) if crops == 1 else _crops(pair, settings, seed)
 
-    steps_per_epoch = math.ceil(count / batch_size)
+    steps_per_epoch = math.ceil(count * crops / batch_size)
     first_epoch, first_step = divmod(step, steps_per_epoch)
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     once = tf.function(pair_of)  # traced once, not for every epoch
@@ -307,13 +347,20 @@ def _train_batches(
         source, draws, functools.partial(kept, once), as_numpy, share, batch_size
     )
 
+    prepared_spec = _PAIR if settings.image_size else _PAIR | _CONTEXT
+    if crops > 1:
+        prepared_spec = {
+            name: tf.TensorSpec([crops, *spec.shape], spec.dtype)
+            for name, spec in prepared_spec.items()
+        }
+
     @tf.function
     def prepared(epoch: tf.Tensor, positions: tf.Tensor, items: Any) -> Any:
         key = key_of(epoch)
         return tf.map_fn(
             lambda row: prepare(once, epoch, key, *row),
             (positions, items),
-            fn_output_signature=_PAIR,
+            fn_output_signature=prepared_spec,
         )
 
     # The first epoch of one process, too: each photograph is read when its batch is asked for,
@@ -321,13 +368,24 @@ def _train_batches(
     for epoch, order in enumerate(as_numpy(orders), first_epoch):
         if share.count == 1 and epoch > first_epoch:
             break
-        done = first_step if epoch == first_epoch else 0
+        # So many photographs give so many batches, each with one crop of each of them.
+        done, ahead = divmod(first_step, crops) if epoch == first_epoch else (0, 0)
         for positions, items, valid in rows.of_epoch(order, done):
             with _refusals_told():
                 # Floats outside of the program, which would multiply where others divide.
-                batch = _as_floats(prepared(tf.constant(epoch, tf.int64), positions, items))
-            batch = {name: value.numpy() for name, value in batch.items()}
-            yield fill_up(batch, len(valid)) | {"valid": valid}
+                block = _as_floats(prepared(tf.constant(epoch, tf.int64), positions, items))
+            if crops == 1:
+                batch = {name: value.numpy() for name, value in block.items()}
+                yield fill_up(batch, len(valid)) | {"valid": valid}
+                continue
+            joined = {
+                name: _joined_crops(value[: np.count_nonzero(valid)]).numpy()
+                for name, value in block.items()
+            }
+            for start in range(ahead * batch_size, len(joined["id"]), batch_size):
+                batch = {n: value[start : start + batch_size] for n, value in joined.items()}
+                yield fill_up(batch, batch_size)
+            ahead = 0
 
     stored = rows.all().cache()
 
@@ -342,10 +400,22 @@ def _train_batches(
                 deterministic=True,
             )
         )
+        if crops > 1:
+            pairs = pairs.batch(batch_size).flat_map(
+                lambda block: tf.data.Dataset.from_tensor_slices(
+                    {name: _joined_crops(values) for name, values in block.items()}
+                )
+            )
         return pairs.batch(batch_size).map(_as_floats)
 
     for batch in as_numpy(epochs.skip(1).flat_map(epoch_of)):
         yield fill_up(batch, batch_size)
+
+
+def _joined_crops(values: tf.Tensor) -> tf.Tensor:
+    """Joins [photographs, crops, …] to [crops · photographs, …], photographs side by side."""
+    axes = [1, 0, *range(2, values.shape.rank)]
+    return tf.reshape(tf.transpose(values, axes), tf.concat([[-1], tf.shape(values)[2:]], 0))
 
 
 def as_numpy(dataset: tf.data.Dataset) -> Iterator[Any]:

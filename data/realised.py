@@ -113,27 +113,31 @@ def _split(
                     found[name][i] = pair[name]
                 for name in names:
                     found[name].append(pair[name].decode())
+    if split in ("train", "val") and not settings.realisations:
+        found["native"] = _native_sizes(source)
     if split == "train" and not trained:
-        found |= _sources_of_draws(source, settings, law)
+        found |= _fixed_blur(source, settings, law)
     return found
 
 
-def _sources_of_draws(
-    source: records.Records, settings: ConfigDict, law: degrade.Law
-) -> Arrays:
-    """What draws within a step start from, besides the clean photographs."""
+def _native_sizes(source: records.Records) -> np.ndarray:
+    """Heights and widths of the photographs, int32 [N, 2]."""
     shapes = source.dataset.map(
         lambda record: tf.shape(images.decode(record["image"], 3))[:2],
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    found = {"native": np.stack(list(pipeline.as_numpy(shapes))).astype(np.int32)}
+    return np.stack(list(pipeline.as_numpy(shapes))).astype(np.int32)
+
+
+def _fixed_blur(source: records.Records, settings: ConfigDict, law: degrade.Law) -> Arrays:
+    """The blurred photographs that draws within a step start from, where blur is not drawn."""
     fixed = all(low == high for low, high in (law.sigma_x, law.sigma_y))
-    if set(law.blur) == {"gaussian"} and fixed:
-        only_blur = degrade.Law(law.blur, law.sigma_x, law.sigma_y)
-        blurred = pipeline.realise(source.dataset, settings, only_blur, 0, 0)
-        rows = _shown(blurred, source.count, f"{settings.name}, blurred")
-        found["blurred"] = np.stack([pair["degraded"] for pair in rows])
-    return found
+    if set(law.blur) != {"gaussian"} or not fixed:
+        return {}
+    only_blur = degrade.Law(law.blur, law.sigma_x, law.sigma_y)
+    blurred = pipeline.realise(source.dataset, settings, only_blur, 0, 0)
+    rows = _shown(blurred, source.count, f"{settings.name}, blurred")
+    return {"blurred": np.stack([pair["degraded"] for pair in rows])}
 
 
 def _shown(dataset: tf.data.Dataset, count: int, name: str) -> Iterator[dict[str, Any]]:

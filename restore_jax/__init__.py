@@ -1,6 +1,7 @@
 """Training, evaluation and use of networks that restore images and keep their defects.
 
-`restore_jax.load(path)` makes a trained model callable on arrays; see `Restorer`.
+`restore_jax.load(path_or_name)` makes a trained model callable on arrays; see `Restorer`.
+`restore_jax.models_available()` names those that come with the package.
 """
 
 import importlib
@@ -8,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from restore_jax.restorer import Restorer, load
+    from restore_jax.shipped import models_available
     from restore_jax.weights_file import save_weights
 
-__all__ = ["Restorer", "load", "save_weights"]
+__all__ = ["Restorer", "load", "models_available", "save_weights"]
 
-_HOMES = {"Restorer": "restorer", "load": "restorer", "save_weights": "weights_file"}
+_HOMES = {
+    "Restorer": "restorer",
+    "load": "restorer",
+    "models_available": "shipped",
+    "save_weights": "weights_file",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,17 +3,13 @@
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from restore_jax import (
     batches,
-    checkpoint,
-    config_check,
     detect,
     evaluate,
     figures,
@@ -25,38 +21,13 @@ from restore_jax import (
     protocols,
     report,
     results,
+    trained,
     workdir,
 )
 from restore_jax.detectability import Detectability
-from restore_jax.errors import RunError, UsageError
+from restore_jax.errors import UsageError
 from restore_jax.evaluate import Restored, Row
 from restore_jax.results import Summary
-from restore_jax.state import (
-    System,
-    TrainState,
-    abstract_state,
-    inference_variables,
-    make_system,
-)
-
-SPLITS = ("val", "train", "all")
-PROTOCOLS = ("standard", "kla")
-
-# A running training removes an older checkpoint as it saves a new one.
-_ATTEMPTS = 5
-
-
-def check(settings: ConfigDict) -> None:
-    """Checks `config.eval`.
-
-    Raises:
-        UsageError: for an unknown split or protocol.
-    """
-    for field, known in (("split", SPLITS), ("protocol", PROTOCOLS)):
-        if settings[field] not in known:
-            raise UsageError(
-                f"config.eval.{field}: {settings[field]!r} is not one of {', '.join(known)}"
-            )
 
 
 def evaluate_checkpoint(
@@ -67,11 +38,7 @@ def evaluate_checkpoint(
     devices: Sequence[jax.Device] | None = None,
     write_tree: bool = False,
 ) -> tuple[Summary, pathlib.Path]:
-    """Evaluates a checkpoint of a workdir and writes the results into it.
-
-    Writes `evaluation/<data>-<which>/`: metrics.json, images.csv, report.html, triplets.png;
-    good.csv where the data have photographs without defects to test; and tree/ where asked for.
-    Several processes share the images, and the first one writes.
+    """Evaluates a checkpoint of a workdir and writes the results into it; see `evaluate_model`.
 
     Args:
         folder: the workdir; the model is the one it was made with.
@@ -79,6 +46,35 @@ def evaluate_checkpoint(
         make_data: makes the data that a configuration asks for.
         override: a configuration whose data and evaluation sections take the place of the
             workdir's.
+        devices: as for `evaluate_model`.
+        write_tree: as for `evaluate_model`.
+
+    Returns:
+        The content of metrics.json, and the folder of the results.
+
+    Raises:
+        UsageError: for a workdir without such a checkpoint, or a wrong field.
+        RunError: as `evaluate_model`.
+    """
+    model = trained.of_workdir(folder, which, override)
+    return evaluate_model(model, make_data, devices, write_tree)
+
+
+def evaluate_model(
+    source: trained.Trained,
+    make_data: Callable[[ConfigDict], batches.Data],
+    devices: Sequence[jax.Device] | None = None,
+    write_tree: bool = False,
+) -> tuple[Summary, pathlib.Path]:
+    """Evaluates a trained model and writes the results.
+
+    Writes `evaluation/<data>-<which>/`: metrics.json, images.csv, report.html, triplets.png;
+    good.csv where the data have photographs without defects to test; and tree/ where asked for.
+    Several processes share the images, and the first one writes.
+
+    Args:
+        source: the model, and the data and evaluation that are asked for.
+        make_data: makes the data that a configuration asks for.
         devices: those to run on; those of `batches.fitting_devices`, if None.
         write_tree: whether to write the images in MVTec AD's layout, see `mvtec_tree`.
 
@@ -86,24 +82,19 @@ def evaluate_checkpoint(
         The content of metrics.json, and the folder of the results.
 
     Raises:
-        UsageError: for a workdir without such a checkpoint, or a wrong field.
+        UsageError: where the model cannot be read, or for a wrong field.
         RunError: where a checkpoint cannot be read, or a restored image is not finite.
     """
-    config = workdir.read_config(folder)
-    trained_on = {"name": config.data.name, "split": config.data.split}
-    config = with_override(config, override)
+    config = source.config
     mesh = batches.make_mesh(devices or batches.fitting_devices(config.eval.batch_size))
     batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
-    system = make_system(config)
-    model = system.model
+    model, variables, found = trained.read(source, mesh)
     if config.eval.oracle_mask and not getattr(model, "takes_mask", False):
         raise UsageError(f"config.eval.oracle_mask: {config.model.name} has no use for a mask")
-    state, found = read_checkpoint(folder, which, system, mesh)
-    variables = inference_variables(state)
 
-    data = make_data(config)
-    where = results.folder_of(folder, config, which)
-    hosts.on_first(lambda: results.make_room(where, config, found["step"]))
+    data = make_data(source.data_config)
+    where = source.where
+    hosts.on_first(lambda: results.make_room(where, config, found))
     reference = data.eval_batches("reference") if data.counts.get("reference") else ()
     tree = mvtec_tree.TreeWriter(where / "tree") if write_tree else None
     detectors, fitted_on = _fit_detectors(reference, tree)
@@ -138,7 +129,9 @@ def evaluate_checkpoint(
         # No figure needs them, so nobody has to have the parameters that some of them take.
         terms=[
             name for name in losses.active(config.loss) if name not in losses.WITH_PARAMETERS
-        ],
+        ]
+        if source.file is None
+        else (),
         oracle_mask=config.eval.oracle_mask,
     )
     rows = run(
@@ -163,7 +156,7 @@ def evaluate_checkpoint(
     summary = {
         "checkpoint": found,
         "data": {**asked["data"], "name": data.name, "count": len(rows)},
-        "trained_on": trained_on,
+        "trained_on": dict(source.trained_on),
         "oracle_mask": config.eval.oracle_mask,
         **_summarise(rows, good_rows, config.eval.protocol),
         "detectability": measured.result() if detectors else None,
@@ -171,7 +164,7 @@ def evaluate_checkpoint(
     }
     examples = _examples(run, images_of(data, config.eval.split), rows)
     page = report.Report(
-        title=f"{config.name} on {data.name}",
+        title=f"{source.title} on {data.name}",
         summary=summary,
         rows=rows,
         examples=examples,
@@ -189,65 +182,6 @@ def images_of(data: batches.Data, split: str) -> Iterator[batches.Batch]:
     """Yields the batches that `config.eval.split` stands for."""
     for part in ("train", "val") if split == "all" else (split,):
         yield from data.eval_batches(part)
-
-
-def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict:
-    """Returns a workdir's configuration with the data and evaluation of another, checked."""
-    if override is not None:
-        config.data, config.eval = override.data, override.eval
-    config_check.require(config, "config.json")
-    check(config.eval)
-    return config
-
-
-def read_checkpoint(
-    folder: pathlib.Path, which: str, system: System, mesh: Mesh
-) -> tuple[TrainState, dict[str, Any]]:
-    """Reads a checkpoint; looks again where a running training removed it meanwhile.
-
-    Args:
-        folder: the workdir.
-        which: "best", "latest" or a step.
-        system: what the checkpoint is of.
-        mesh: the devices that the state goes to.
-
-    Returns:
-        The state; and its "step", its "epoch" and `which`.
-
-    Raises:
-        UsageError: where there is no such checkpoint.
-        RunError: where it cannot be read.
-    """
-    template = abstract_state(system, batches.replicated(mesh))
-    states: list[TrainState] = []
-
-    def read() -> dict[str, Any]:
-        state, found = _read(folder, which, template)
-        states.append(state)
-        return found
-
-    found = hosts.on_first(read)
-    return checkpoint.to_devices(states[0] if states else None, template), found
-
-
-def _read(
-    folder: pathlib.Path, which: str, template: TrainState
-) -> tuple[TrainState, dict[str, Any]]:
-    """Reads it into the host's memory, as `read_checkpoint` otherwise."""
-    for _ in range(_ATTEMPTS):
-        with checkpoint.open_manager(folder, read_only=True) as manager:
-            step = checkpoint.find_step(manager, which, folder)
-            try:
-                state, saved = checkpoint.read(manager, step, template)
-            except (OSError, ValueError, KeyError) as error:
-                if checkpoint.exists(folder, step):
-                    raise RunError(
-                        f"{folder}: the checkpoint of step {step} cannot be read "
-                        f"({' '.join(str(error).split())[:200]})"
-                    ) from error
-                continue
-        return state, {"step": step, "epoch": saved["epoch"], "which": which}
-    raise RunError(f"{folder}: its training removes checkpoints faster than they can be read")
 
 
 def _fit_detectors(

@@ -6,6 +6,8 @@ A batch is a dict of NumPy arrays:
   has_mask: bool [B], false where the mask is not known;
   valid: bool [B], false on the rows that fill up a last batch; no figure counts them;
   category, defect_type, id: strings [B], which stay on the host.
+Where the images are crops of photographs, there is also
+  context: float32 [B, 64, 64, 3] in [0, 1], the thumbnails of the whole degraded photographs.
 """
 
 import dataclasses
@@ -27,6 +29,10 @@ GOOD = "good"
 """The defect type of images without a defect."""
 
 ARRAYS = ("degraded", "clean", "mask", "has_mask", "valid")
+
+CONTEXT = "context"
+CONTEXT_SIZE = 64
+"""Side of the thumbnails in px."""
 
 MIN_SIZE = 11
 """Sides are at least so many px: the SSIM of training and evaluation has a window of that."""
@@ -206,5 +212,5 @@ def to_devices(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
         name: batch[name]
         if isinstance(batch[name], jax.Array)
         else jax.make_array_from_process_local_data(sharding, batch[name])
-        for name in ARRAYS
+        for name in (*ARRAYS, *([CONTEXT] if CONTEXT in batch else []))
     }

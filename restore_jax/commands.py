@@ -39,6 +39,8 @@ class Flags:
     self_ensemble: str | None = None
     tile: int | None = None
     shard: str | None = None
+    dtype: str | None = None
+    metadata: Sequence[str] = ()
     weights: str | None = None
 
 
@@ -56,22 +58,25 @@ def run_train(flags: Flags, make_data: MakeData) -> None:
 
 
 def run_evaluate(flags: Flags, make_data: MakeData) -> None:
-    """Evaluates a checkpoint, or each new one of a running training."""
-    from restore_jax import assess, results, watch  # noqa: PLC0415
+    """Evaluates a checkpoint or weights, or each new checkpoint of a running training."""
+    from restore_jax import assess, results, trained, watch  # noqa: PLC0415
 
     folder = _workdir(flags)
     if flags.watch:
-        if flags.checkpoint:
-            raise UsageError("--checkpoint: not with --watch, which evaluates each new one")
+        for name in ("checkpoint", "output"):
+            if getattr(flags, name):
+                raise UsageError(f"--{name}: not with --watch, which evaluates each checkpoint")
         watch.watch(folder, make_data, flags.config, write_tree=flags.write_tree)
         return
-    summary, where = assess.evaluate_checkpoint(
-        folder,
-        flags.checkpoint or "best",
-        make_data,
-        flags.config,
-        write_tree=flags.write_tree,
-    )
+    output = pathlib.Path(flags.output).expanduser() if flags.output else None
+    model = trained.find(folder, flags.checkpoint or "best", flags.config, output)
+    if model.file is None and output is not None:
+        raise UsageError(
+            f"--output={output}: a workdir keeps its evaluations itself; leave it out"
+        )
+    if model.file is not None and flags.checkpoint:
+        raise UsageError(f"--checkpoint: {model.given} holds one state alone; leave it out")
+    summary, where = assess.evaluate_model(model, make_data, write_tree=flags.write_tree)
     print(results.format_report(summary, where))
 
 
@@ -80,7 +85,7 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
     from restore_jax import compare_runs  # noqa: PLC0415
 
     found = compare_runs.compare_runs(
-        [pathlib.Path(folder) for folder in flags.workdir],
+        flags.workdir,
         flags.checkpoint or "best",
         make_data,
         flags.config,
@@ -89,9 +94,9 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
     print(compare_runs.format_comparison(*found))
 
 
-def run_restore(flags: Flags, make_data: MakeData) -> None:
-    """Restores files and folders of images."""
-    from restore_jax import restore  # noqa: PLC0415
+def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
+    """Restores files and folders of images; without a workdir by the default shipped model."""
+    from restore_jax import restore, shipped  # noqa: PLC0415
     from restore_jax.restorer import load  # noqa: PLC0415
 
     del make_data
@@ -103,8 +108,13 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
             print(f"{item.source} -> {item.target}{' (there, skipped)' if there else ''}")
         return
     options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
+    if flags.workdir:
+        model: str | pathlib.Path = _workdir(flags)
+    else:
+        model = shipped.checked(shipped.default().name).path
+        print(shipped.one_line(shipped.default()))
     restorer = load(
-        _workdir(flags),
+        model,
         flags.checkpoint or "best",
         **{name: value for name, value in options.items() if value is not None},
         tile=flags.tile,
@@ -115,23 +125,25 @@ def run_restore(flags: Flags, make_data: MakeData) -> None:
 
 
 def run_export(flags: Flags, make_data: MakeData) -> None:
-    """Writes a model to a file that runs without this project."""
-    from restore_jax import export  # noqa: PLC0415
+    """Writes a model to a file of weights, or to one that runs without this project."""
+    from restore_jax import export, weights_file  # noqa: PLC0415
     from restore_jax.restorer import load  # noqa: PLC0415
 
     del make_data
-    output = pathlib.Path(_given(flags.output)).expanduser()
-    restorer = load(_workdir(flags), flags.checkpoint or "best")
-    form = export.export_onnx if output.suffix == ".onnx" else export.export_stablehlo
-    print(
-        form(
-            restorer.model,
-            restorer.variables,
-            output,
-            config=restorer.config,
-            overwrite=flags.overwrite,
-        )
-    )
+    source, output = _workdir(flags), pathlib.Path(_given(flags.output)).expanduser()
+    if flags.dtype and output.suffix != ".safetensors":
+        raise UsageError("--dtype: only for --output=FILE.safetensors")
+    # What a file says of itself goes on with its weights.
+    notes = weights_file.read_source_notes(source) | _notes(flags.metadata)
+    restorer = load(source, flags.checkpoint or "best")
+    model, config = (restorer.model, restorer.variables, output), restorer.config
+    notes = weights_file.with_licence(config, notes)
+    if output.suffix == ".safetensors":
+        dtype = flags.dtype or "float32"
+        print(export.export_weights(*model, config, dtype, notes, flags.overwrite))
+    else:
+        form = export.export_onnx if output.suffix == ".onnx" else export.export_stablehlo
+        print(form(*model, config, overwrite=flags.overwrite, notes=notes))
 
 
 def run_import(flags: Flags, make_data: MakeData) -> None:
@@ -161,6 +173,17 @@ def _given(value: str | None) -> str:
     """Returns a flag that is checked to be there with the others."""
     assert value is not None
     return value
+
+
+def _notes(given: Sequence[str]) -> dict[str, str]:
+    """Reads what goes into a weights file's metadata, each KEY=TEXT."""
+    pairs = [text.partition("=") for text in given]
+    for text, (_, sign, _) in zip(given, pairs, strict=True):
+        if not sign:
+            raise UsageError(
+                f"--metadata={text}: give KEY=TEXT, for example licence=Apache-2.0"
+            )
+    return {key: value for key, _, value in pairs}
 
 
 def _workdir(flags: Flags) -> pathlib.Path:

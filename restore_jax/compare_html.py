@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from restore_jax import compare_charts, compare_images, workdir
+from restore_jax import compare_charts, compare_images, report, workdir
 from restore_jax.compare_charts import STYLES, VERDICTS, bounds
 from restore_jax.compare_images import Shown
 from restore_jax.report_html import (
@@ -246,8 +246,7 @@ def _provenance(comparison: Fields) -> str:
             (
                 f"Run {run['letter']}",
                 breakable(
-                    f"{run['workdir']}: {run['name']}, {found['which']} checkpoint, step "
-                    f"{found['step']}, epoch {found['epoch']}"
+                    f"{run['workdir']}: {run['name']}, {report.checkpoint_line(found)}"
                     + (", with oracle mask" if run["oracle_mask"] else "")
                 ),
             )

@@ -18,13 +18,14 @@ from restore_jax import (
     evaluate,
     report,
     results,
+    trained,
     workdir,
 )
 from restore_jax.compare import Run
 from restore_jax.compare_images import Shown
 from restore_jax.errors import UsageError
 from restore_jax.evaluate import Restored
-from restore_jax.state import inference_variables, make_system
+from restore_jax.trained import Trained
 
 _TIMED_IMAGES = 4
 _ROUNDS = 10
@@ -34,62 +35,61 @@ Model = tuple[nn.Module, Mapping[str, Any]]
 
 
 def compare_runs(
-    folders: Sequence[pathlib.Path],
+    given: Sequence[str | pathlib.Path],
     which: str,
     make_data: Callable[[ConfigDict], batches.Data],
     override: ConfigDict | None = None,
     output: pathlib.Path | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Comparison, pathlib.Path]:
-    """Compares trained runs on the same images.
+    """Compares trained models on the same images.
 
-    Evaluates each run, unless that was done with these settings before, times all models in
+    Evaluates each, unless that was done with these settings before, times all models in
     turn on one device, and writes comparison.json and compare.html.
 
     Args:
-        folders: the workdirs; the others are compared with the first.
-        which: "best", "latest" or a step, of each.
+        given: workdirs, weights files or names of shipped models; the others are compared with
+            the first.
+        which: "best", "latest" or a step, of each workdir.
         make_data: makes the data that a configuration asks for; called once per settings.
         override: a configuration whose data and evaluation sections take the place of each
-            workdir's.
+            workdir's; None: files and names are evaluated on the data of the first workdir.
         output: the folder of the comparison; None: `evaluation/<data>-<which>-against-<names>`
-            in the first workdir.
+            where the first one's evaluation is.
         devices: those to run on; all there are, if None.
 
     Returns:
         The content of comparison.json, and the folder.
 
     Raises:
-        UsageError: as `assess.evaluate_checkpoint` and `compare.check`.
+        UsageError: as `trained.find`, `assess.evaluate_model` and `compare.check`.
     """
-    if len(folders) < 2:
+    if len(given) < 2:
         raise UsageError("--workdir: a comparison takes two or more; give --workdir for each")
-    resolved = [folder.resolve() for folder in folders]
+    resolved = [pathlib.Path(one).resolve() for one in given]
     if len(set(resolved)) < len(resolved):
-        raise UsageError(f"--workdir: the same folder twice: {', '.join(map(str, folders))}")
+        raise UsageError(f"--workdir: the same twice: {', '.join(map(str, given))}")
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(f"--output={output}: is a file; name a folder for the comparison")
     make_once = batches.remembering(make_data)
-    configs = [assess.with_override(workdir.read_config(f), override) for f in folders]
+    sources = _find(given, which, override)
+    configs = [source.config for source in sources]
     # Before anything is evaluated or timed: runs of different data cannot be compared.
-    asked = zip(map(str, folders), map(results.data_and_settings, configs), strict=True)
+    asked = zip(map(str, given), map(results.data_and_settings, configs), strict=True)
     compare.check_data(list(asked))
     runs, models = [], []
     sizes = (config.eval.batch_size for config in configs)
     mesh = batches.make_mesh(devices or batches.fitting_devices(*sizes))
-    for folder, config in zip(folders, configs, strict=True):
-        found = results.read_stored(folder, config, which)
-        summary, where = found or assess.evaluate_checkpoint(
-            folder, which, make_once, override, devices
-        )
-        print(f"{folder}: {'evaluated before' if found else 'evaluated'}, {where}")
-        system = make_system(config)
-        state, _ = assess.read_checkpoint(folder, which, system, mesh)
-        models.append((system.model, inference_variables(state)))
-        runs.append(_run(folder, config, summary, where))
+    for source in sources:
+        found = source.stored()
+        summary, where = found or assess.evaluate_model(source, make_once, devices)
+        print(f"{source.given}: {'evaluated before' if found else 'evaluated'}, {where}")
+        model, variables, _ = trained.read(source, mesh)
+        models.append((model, variables))
+        runs.append(_run(source, summary, where))
     compare.check(runs)
 
-    data = make_once(configs[0])
+    data = make_once(sources[0].data_config)
     chosen = compare.choose_images(runs, configs[0].eval.pictures)
     shown = _restore(
         models,
@@ -112,8 +112,8 @@ def compare_runs(
     }
     comparison = compare.compare(runs, conditions)
     if output is None:
-        label = results.folder_of(folders[0], configs[0], which)
-        names = "-".join(folder.name for folder in resolved[1:])
+        label = sources[0].where
+        names = "-".join(path.name.removesuffix(".safetensors") for path in resolved[1:])
         output = label.with_name(f"{label.name}-against-{names}"[:200])
     compare_html.write_comparison(output, comparison, shown)
     return comparison, output
@@ -153,12 +153,22 @@ def format_comparison(comparison: Comparison, output: pathlib.Path) -> str:
     return "\n".join(["", *lines, f"\ncomparison  {output / 'compare.html'}"])
 
 
-def _run(
-    folder: pathlib.Path, config: ConfigDict, summary: results.Summary, where: pathlib.Path
-) -> Run:
+def _find(
+    given: Sequence[str | pathlib.Path], which: str, override: ConfigDict | None
+) -> list[Trained]:
+    """Finds the models; those without data of their own take the first workdir's."""
+    folders = [pathlib.Path(one) for one in given if pathlib.Path(one).is_dir()]
+    lent = override or (workdir.read_config(folders[0]) if folders else None)
+    return [
+        trained.find(one, which, override if pathlib.Path(one) in folders else lent)
+        for one in given
+    ]
+
+
+def _run(source: Trained, summary: results.Summary, where: pathlib.Path) -> Run:
     return Run(
-        workdir=str(folder),
-        name=config.name,
+        workdir=source.given,
+        name=source.title,
         summary=summary,
         rows=results.read_rows(where / "images.csv"),
         good_rows=results.read_rows(where / "good.csv"),

@@ -63,20 +63,21 @@ NUMBER = Kind("a finite number", _is_number)
 TEXT = Kind("a text", _is_text)
 FLAG = Kind("true or false", _is_flag)
 _TEXT_OR_NONE = Kind("a text or null", _or_none(_is_text))
+_NUMBER_OR_NONE = Kind("a finite number or null", _or_none(_is_number))
 _TEXTS_OR_NONE = Kind("a list of texts or null", _or_none(_list_of(_is_text)))
 _NUMBERS_OR_NONE = Kind("a list of numbers or null", _or_none(_list_of(_is_number)))
 
 _FIELDS_BY_KIND = {
     TEXT: """
-        name dtype model.name vgg16_weights optimizer.name optimizer.schedule
+        name dtype init_from model.name vgg16_weights optimizer.name optimizer.schedule
         adversarial.discriminator eval.split eval.protocol data.name data.root data.split
         data.resize data.augment data.cache_dir data.resident_file data.degradation.preset
     """,
     WHOLE: """
         seed train.epochs train.batch_size train.early_stopping_patience train.log_every_steps
         train.steps_per_dispatch checkpoint.every_steps eval.every_epochs eval.batch_size
-        eval.pictures data.image_size data.crop_size data.realisations data.references
-        data.sample_size data.sample_count
+        eval.pictures data.image_size data.crop_size data.crops_per_image data.realisations
+        data.references data.sample_size data.sample_count
     """,
     NUMBER: """
         optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
@@ -86,6 +87,7 @@ _FIELDS_BY_KIND = {
     """,
     FLAG: "eval.oracle_mask data.skip_bad data.resident",
     _TEXT_OR_NONE: "data.degradation.quantise",
+    _NUMBER_OR_NONE: "data.degradation.clean_share data.degradation.skew",
     _TEXTS_OR_NONE: "data.degradation.blur",
     _NUMBERS_OR_NONE: " ".join(
         f"data.degradation.{name}"
@@ -103,8 +105,9 @@ FIELDS: dict[str, Kind] = {
 
 # Those that not every run has: of some data only, or without a use but in training.
 _OPTIONAL = {
-    "checkpoint.every_steps", "train.steps_per_dispatch", "data.skip_bad", "data.resident",
-    "data.resident_file", "data.sample_size", "data.sample_count",
+    "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.skip_bad",
+    "data.resident", "data.resident_file", "data.crops_per_image", "data.sample_size",
+    "data.sample_count", "data.degradation.clean_share", "data.degradation.skew",
 }  # fmt: skip
 
 _SECTIONS = {field.rpartition(".")[0] for field in FIELDS if "." in field} | {"loss", "model"}

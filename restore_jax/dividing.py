@@ -16,9 +16,7 @@ from restore_jax import batches
 _LEAST_ROWS = 64
 
 
-def divided(
-    model: nn.Module, variables: Mapping[str, Any]
-) -> Callable[[np.ndarray | jax.Array], jax.Array]:
+def divided(model: nn.Module, variables: Mapping[str, Any]) -> Callable[..., jax.Array]:
     """Returns what runs a model on the devices of this process.
 
     The images of a batch are divided among as many devices as their number allows. A single
@@ -31,31 +29,45 @@ def divided(
 
     Returns:
         A function of float32 [B, H, W, 3] in [0, 1], which gives the same shape, not clipped.
+        A second argument, [B, h, w, 3] or None, is what the images are parts of, for models
+        that take it.
     """
     devices = jax.local_devices()
     on_cpu = devices[0].platform == "cpu"
 
     @functools.cache
-    def program(count: int, *axes: str | None) -> Callable[..., jax.Array]:
+    def program(in_context: bool, count: int, *axes: str | None) -> Callable[..., jax.Array]:
         mesh = batches.make_mesh(devices[:count])
         placed = jax.device_put(variables, batches.replicated(mesh))
         split = NamedSharding(mesh, PartitionSpec(*axes))
+        # The rows of one image share its whole context.
+        contexts = (NamedSharding(mesh, PartitionSpec(axes[0])),) * in_context
         compiled = jax.jit(
-            model.apply,
-            in_shardings=(batches.replicated(mesh), split),
+            functools.partial(_apply, model),
+            in_shardings=(batches.replicated(mesh), split, *contexts),
             out_shardings=split,
         )
         return functools.partial(compiled, placed)
 
-    def restore(batch: np.ndarray | jax.Array) -> jax.Array:
+    def restore(
+        batch: np.ndarray | jax.Array, context: np.ndarray | jax.Array | None = None
+    ) -> jax.Array:
+        images = (batch,) if context is None else (batch, context)
+        in_context = context is not None
         count = _most(len(devices), len(batch))
         if count == 1 and on_cpu:
             rows = batch.shape[1]
             count = _most(min(len(devices), rows // _LEAST_ROWS), rows)
-            return program(count, None, "data")(batch)
-        return program(count, "data")(batch)
+            return program(in_context, count, None, "data")(*images)
+        return program(in_context, count, "data")(*images)
 
     return restore
+
+
+def _apply(
+    model: nn.Module, variables: Mapping[str, Any], degraded: jax.Array, *context: jax.Array
+) -> jax.Array:
+    return model.apply(variables, degraded, **({"context": context[0]} if context else {}))
 
 
 def _most(limit: int, size: int) -> int:

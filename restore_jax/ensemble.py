@@ -40,10 +40,20 @@ def symmetries(ensemble: str, degradation: Mapping[str, Any]) -> list[Symmetry]:
 
 
 def mean_over(
-    views: Sequence[Symmetry], apply: Apply, batch: np.ndarray
+    views: Sequence[Symmetry],
+    apply: Apply,
+    batch: np.ndarray,
+    context: np.ndarray | None = None,
 ) -> np.ndarray | jax.Array:
-    """Restores a batch [B, h, w, 3] in each view, turns the results back and averages them."""
-    restored = [apply(np.ascontiguousarray(_seen(batch, view))) for view in views]
+    """Restores a batch [B, h, w, 3] in each view, turns the results back and averages them.
+
+    What the images are parts of, `context` [B, h', w', 3], is seen in the same view.
+    """
+
+    def seen_in(view: Symmetry, images: np.ndarray | None) -> np.ndarray | None:
+        return None if images is None else np.ascontiguousarray(_seen(images, view))
+
+    restored = [apply(seen_in(view, batch), seen_in(view, context)) for view in views]
     if len(views) == 1:  # the image as it is, which nobody needs to wait for here
         return restored[0]
     total = np.zeros_like(batch)

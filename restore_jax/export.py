@@ -7,6 +7,8 @@ without one. Every export is compared with the model itself before it is written
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import logging
 import os
@@ -23,7 +25,7 @@ from jax import export as jax_export
 from jax.extend.core import jaxpr_as_fun
 from ml_collections import ConfigDict
 
-from restore_jax import workdir
+from restore_jax import weights_file, workdir
 from restore_jax.errors import RunError, UsageError
 
 TOLERANCE = 1e-4
@@ -74,6 +76,7 @@ def export_onnx(
     config: ConfigDict | None = None,
     size: int = 256,
     overwrite: bool = False,
+    notes: Mapping[str, str] | None = None,
 ) -> Exported:
     """Writes a model as ONNX (opset 23), for any batch, height and width where it allows.
 
@@ -84,6 +87,7 @@ def export_onnx(
         config: kept in the file's metadata under "config", as JSON.
         size: both sides of the images, for a model that cannot be exported at any size.
         overwrite: whether a file that exists may be replaced.
+        notes: further texts for the metadata, such as "licence".
 
     Returns:
         What was written.
@@ -119,7 +123,7 @@ def export_onnx(
                 output_names=["restored"],
             )
         fields = {} if config is None else workdir.as_json(config)
-        onnx.helper.set_model_props(proto, {"config": json.dumps(fields)})
+        onnx.helper.set_model_props(proto, {**(notes or {}), "config": json.dumps(fields)})
         content = proto.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised as well
@@ -140,6 +144,7 @@ def export_stablehlo(
     config: ConfigDict | None = None,
     size: int = 256,
     overwrite: bool = False,
+    notes: Mapping[str, str] | None = None,
 ) -> Exported:
     """Writes a model as StableHLO by `jax.export`, for CPU, CUDA and TPU.
 
@@ -151,6 +156,7 @@ def export_stablehlo(
         config: goes into restorer.json.
         size: both sides of the images, for a model that cannot be exported at any size.
         overwrite: whether files that exist may be replaced.
+        notes: further texts for restorer.json, such as "licence".
 
     Returns:
         What was written.
@@ -171,6 +177,7 @@ def export_stablehlo(
     content, shape, difference = _converted(model, variables, size, convert, "StableHLO")
     array = {"shape": shape, "dtype": "float32", "layout": "BHWC, RGB"}
     description = {
+        **(notes or {}),
         "input": {"name": "degraded", **array, "range": [0, 1]},
         "output": {"name": "restored", **array, "range": "near [0, 1], not clipped"},
         "largest_difference": difference,
@@ -180,6 +187,77 @@ def export_stablehlo(
     _write(paths[0], content)
     _write(paths[1], (json.dumps(description, indent=2) + "\n").encode())
     return Exported(folder, shape, difference)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedWeights:
+    """What was written of weights.
+
+    Attributes:
+        path: the file.
+        size: of it, in bytes.
+        dtype: that the parameters are stored as.
+        licence: as the file has it; "" where it has none.
+        sha256: the file's digest.
+        largest_difference: of what is restored with it, over the image it was tried on.
+    """
+
+    path: pathlib.Path
+    size: int
+    dtype: str
+    licence: str
+    sha256: str
+    largest_difference: float
+
+    def __str__(self) -> str:
+        """Lines for a terminal."""
+        return (
+            f"{self.path}: {self.size / 1e6:.2f} MB, parameters as {self.dtype}; differs from "
+            f"the model by at most {self.largest_difference:.1e}\n"
+            f"licence  {self.licence or 'none given'}\nsha256   {self.sha256}"
+        )
+
+
+def export_weights(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    path: pathlib.Path,
+    config: ConfigDict,
+    dtype: str = "float32",
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> ExportedWeights:
+    """Writes a model's weights and configuration to one file, see `weights_file.save_weights`.
+
+    Args:
+        model: the architecture.
+        variables: what `model.apply` takes.
+        path: of the file, .safetensors.
+        config: the configuration.
+        dtype: as for `save_weights`.
+        metadata: as for `save_weights`.
+        overwrite: whether a file that exists may be replaced.
+
+    Returns:
+        What was written; the file is read again for it.
+
+    Raises:
+        UsageError: as `save_weights`.
+    """
+    _check_new([path], overwrite)
+    weights_file.save_weights(path, variables, config, overwrite, dtype, metadata)
+    module, stored, _ = weights_file.read_weights(path)
+    content = path.read_bytes()
+    return ExportedWeights(
+        path=path,
+        size=len(content),
+        dtype=dtype,
+        licence=weights_file.read_notes(path).get("licence", ""),
+        sha256=hashlib.sha256(content).hexdigest(),
+        largest_difference=_largest_difference(
+            model, variables, functools.partial(jax.jit(module.apply), stored), _TRIALS[:1]
+        ),
+    )
 
 
 def side_multiple(model: nn.Module, variables: Mapping[str, Any]) -> int | None:

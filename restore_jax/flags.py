@@ -3,48 +3,73 @@
 Light enough to tell of a wrong flag at once, without waiting for JAX and TensorFlow.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-from restore_jax import job
+from restore_jax import job, shipped
 from restore_jax.errors import UsageError
 
 MODES = ("train", "evaluate", "compare", "restore", "export", "import")
 _SHARED = ("train", "evaluate", "restore")
 _READING = ("evaluate", "compare", "restore", "export")
+_RESTORING = ("restore",)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: configs/NAME.py[:DATA].")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-# Those of some commands, with the modes that have a use for them.
-_USES = (
-    (flags.DEFINE_multi_string("workdir", [], "The run's folder [runs/NAME_DATA]."), MODES),
-    (flags.DEFINE_string("checkpoint", None, "best, latest or a step [best]."), _READING),
-    (flags.DEFINE_bool("watch", False, "Evaluate each new checkpoint."), ("evaluate",)),
-    (
-        flags.DEFINE_bool("write_tree", False, "Save the images as MVTec AD does."),
-        ("evaluate",),
-    ),
-    (flags.DEFINE_multi_string("input", [], "A file, folder or glob."), ("restore",)),
-    (
-        flags.DEFINE_string("output", None, "Where the results go."),
-        ("compare", "restore", "export"),
-    ),
-    (
-        flags.DEFINE_string("format", None, "png, jpeg, tiff, bmp, webp [its own]."),
-        ("restore",),
-    ),
-    (flags.DEFINE_bool("overwrite", False, "Replace what is there."), ("restore", "export")),
-    (flags.DEFINE_bool("dry_run", False, "Only say what would be done."), ("restore",)),
-    (flags.DEFINE_bool("compare", False, "Save side-by-side pictures too."), ("restore",)),
-    (flags.DEFINE_float("strength", None, "0 (input) to 1 (restored) [1]."), ("restore",)),
-    (flags.DEFINE_string("self_ensemble", None, "none, flips or all8 [none]."), ("restore",)),
-    (flags.DEFINE_integer("tile", None, "Side of the tiles, px [as trained]."), ("restore",)),
-    (flags.DEFINE_string("shard", None, "I/N: the I-th of N parts."), ("restore",)),
-    (flags.DEFINE_string("weights", None, "The file to import."), ("import",)),
+
+
+class _Flag(NamedTuple):
+    name: str
+    define: Callable[..., flags.FlagHolder[Any]]
+    default: Any
+    help: str
+    modes: tuple[str, ...]  # those that have a use for it
+
+
+# Those of some commands.
+_FLAGS = tuple(
+    _Flag(*row)
+    for row in (
+        ("workdir", flags.DEFINE_multi_string, [],
+         "A run's folder, or to read: a weights file or shipped model [runs/NAME_DATA].",
+         MODES),
+        ("checkpoint", flags.DEFINE_string, None, "best, latest or a step [best].", _READING),
+        ("watch", flags.DEFINE_bool, False, "Evaluate each new checkpoint.", ("evaluate",)),
+        ("write_tree", flags.DEFINE_bool, False, "Save the images as MVTec AD does.",
+         ("evaluate",)),
+        ("input", flags.DEFINE_multi_string, [], "A file, folder or glob.", _RESTORING),
+        ("output", flags.DEFINE_string, None, "Where the results go.", _READING),
+        ("format", flags.DEFINE_string, None, "png, jpeg, tiff, bmp, webp [its own].",
+         _RESTORING),
+        ("overwrite", flags.DEFINE_bool, False, "Replace what is there.",
+         ("restore", "export")),
+        ("dry_run", flags.DEFINE_bool, False, "Only say what would be done.", _RESTORING),
+        ("compare", flags.DEFINE_bool, False, "Save side-by-side pictures too.", _RESTORING),
+        ("strength", flags.DEFINE_float, None, "0 (input) to 1 (restored) [1].", _RESTORING),
+        ("self_ensemble", flags.DEFINE_string, None, "none, flips or all8 [none].",
+         _RESTORING),
+        ("tile", flags.DEFINE_integer, None, "Side of the tiles, px [as trained].",
+         _RESTORING),
+        ("shard", flags.DEFINE_string, None, "I/N: the I-th of N parts.", _RESTORING),
+        ("dtype", flags.DEFINE_string, None, "float32 or float16, of .safetensors [float32].",
+         ("export",)),
+        ("metadata", flags.DEFINE_multi_string, [],
+         "KEY=TEXT: name, purpose, training_data or licence.", ("export",)),
+        ("weights", flags.DEFINE_string, None, "The file to import.", ("import",)),
+    )
+)  # fmt: skip
+# Those of `python -m restore_jax`, which has models at hand rather than runs.
+_RESTORING_FLAGS = tuple(
+    flag._replace(help="A shipped model, weights file or run's folder [the default model].")
+    if flag.name == "workdir"
+    else flag
+    for flag in _FLAGS
+    if "restore" in flag.modes
 )
+_USES = tuple((flag.define(flag.name, flag.default, flag.help), flag.modes) for flag in _FLAGS)
 # Of several processes that work together, see docs/scale.md.
 _JOB = (
     flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes."),
@@ -78,8 +103,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise UsageError(_one_line(error)) from error
     except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(_one_line(error)) from error
-    if rest[1:]:
-        raise UsageError(f"{rest[1]}: not a flag; see python launch.py --help")
+    _check_rest(rest, "python launch.py")
     mode = MODE.value
     for flag, modes in _USES:
         if flag.value not in (None, False, []) and mode not in modes:
@@ -90,7 +114,9 @@ def parse(argv: Sequence[str]) -> list[str]:
     if CONFIG.value is not None and mode in ("restore", "export"):
         raise UsageError(f"--config: not for --mode={mode}, which takes the workdir's")
     if CONFIG.value is None and not flags.FLAGS.workdir:
-        raise UsageError("--workdir: missing; it names the run, for example runs/mine")
+        if mode != "restore":
+            raise UsageError("--workdir: missing; it names the run, for example runs/mine")
+        shipped.default()
     for name, needing in (
         ("input", ("restore",)),
         ("output", ("restore", "export")),
@@ -99,6 +125,51 @@ def parse(argv: Sequence[str]) -> list[str]:
         if mode in needing and not flags.FLAGS[name].value:
             raise UsageError(f"--{name}: missing; --mode={mode} needs it")
     return rest
+
+
+def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
+    """Parses the command line of `python -m restore_jax`, which restores and nothing else.
+
+    Returns:
+        The flags of `--mode=restore`, apart from those of launch.py; and `help` and `models`.
+
+    Raises:
+        UsageError: whatever is wrong, in one line.
+    """
+    values = flags.FlagValues()
+    for flag in _RESTORING_FLAGS:
+        flag.define(flag.name, flag.default, flag.help, flag_values=values)
+    flags.DEFINE_bool("models", False, "List the models that come along.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        raise UsageError(_one_line(error)) from error
+    _check_rest(rest, "python -m restore_jax")
+    if not values.help and not values.models:
+        for name in ("input", "output"):
+            if not values[name].value:
+                raise UsageError(f"--{name}: missing; --help shows an example")
+        if not values.workdir:
+            shipped.default()
+    return values
+
+
+def restoring_help() -> str:
+    """Returns a line for each flag of `python -m restore_jax`."""
+    rows = [(flag.name, flag.help) for flag in _RESTORING_FLAGS]
+    rows.append(("models", "List the models that come along."))
+    return "\n".join(f"  --{name:14} {text}" for name, text in rows)
+
+
+def restoring(values: flags.FlagValues) -> dict[str, Any]:
+    """Returns the flags of `parse_restoring` by their names, as `given` does."""
+    return {flag.name: values[flag.name].value for flag in _RESTORING_FLAGS}
+
+
+def _check_rest(rest: Sequence[str], program: str) -> None:
+    if rest[1:]:
+        raise UsageError(f"{rest[1]}: not a flag; see {program} --help")
 
 
 def _one_line(error: Exception) -> str:

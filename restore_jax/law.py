@@ -69,6 +69,12 @@ def from_fields(fields: Mapping[str, Any], blurred: bool) -> Law:
     Raises:
         UsageError: where its blur is one that a step cannot draw.
     """
+    for name, usual in (("clean_share", 0.0), ("skew", 1.0)):
+        if fields.get(name, usual) != usual:
+            raise UsageError(
+                f"config.data.degradation.{name}: {fields[name]} cannot be drawn within a "
+                f"step, only {usual}; {_REMEDY}"
+            )
     kinds = set(fields["blur"])
     if not blurred and kinds not in ({"none"}, {"gaussian"}):
         raise UsageError(

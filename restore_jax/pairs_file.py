@@ -9,9 +9,9 @@ can map it into memory and opening one of unknown origin cannot run anything. By
   SPLIT.mask       uint8 [N, S, S, 1] in {0, 1}
   SPLIT.has_mask   uint8 [N] in {0, 1}
 
-Of photographs that are degraded anew for every epoch, "train" has also `native`, int32 [N, 2],
+Where photographs are degraded anew for every epoch, "train" has also `native`, int32 [N, 2],
 their heights and widths, and `blurred`, uint8 [N, S, S, 3], where the blur is always the same;
-`degraded` is then the draw of evaluation.
+`degraded` is then the draw of evaluation. "val" has `native` as well.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """Images as users have them: what can be restored, and its way to RGB floats and back."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -55,7 +56,9 @@ class Picture:
     Nothing of the image's size is held in float32: rows are converted as they come and go.
     """
 
-    def __init__(self, array: np.ndarray, strength: float) -> None:
+    def __init__(
+        self, array: np.ndarray, strength: float, context_side: int | None = None
+    ) -> None:
         self.height, self.width = array.shape[:2]
         self.result = np.empty_like(array)
         pixels = array[..., None] if array.ndim == 2 else array
@@ -64,6 +67,20 @@ class Picture:
             results[..., 3] = pixels[..., 3]
         self._pixels, self._results = pixels[..., :3], results[..., :3]
         self._strength = strength
+        self.context = None if context_side is None else self._thumbnail(context_side)
+
+    def _thumbnail(self, side: int) -> np.ndarray:
+        """Shrinks the image to a square as `models.gain_unet.thumbnail` does, in few rows."""
+        everything = slice(None)
+        small = np.empty((side, self.width, 3), np.float32)
+        for row, (first, taps) in enumerate(_thumbnail_taps(self.height, side)):
+            rows = self.read(slice(first, first + len(taps)), everything)
+            small[row] = np.einsum("r,rwc->wc", taps, rows)
+        columns = [
+            np.einsum("r,hrc->hc", taps, small[:, first : first + len(taps)])
+            for first, taps in _thumbnail_taps(self.width, side)
+        ]
+        return np.stack(columns, axis=1)
 
     def read(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> np.ndarray:
         """Returns some pixels as RGB, float32 [h, w, 3] in [0, 1]."""
@@ -92,6 +109,18 @@ class Picture:
         else:
             rows += np.float32(0.0)  # makes zeros of negative zeros
         self._results[here] = rows
+
+
+def _thumbnail_taps(size: int, side: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the first pixel under each pixel of a thumbnail, and the weights from there on."""
+    ratio = size / side
+    reach = max(ratio, 1.0)
+    for place in range(side):
+        centre = (place + 0.5) * ratio - 0.5
+        first = max(0, math.ceil(centre - reach))
+        pixels = np.arange(first, min(size - 1, math.floor(centre + reach)) + 1)
+        taps = np.maximum(0.0, 1.0 - np.abs(pixels - centre) / reach)
+        yield first, (taps / taps.sum()).astype(np.float32)
 
 
 def _as_float32(pixels: np.ndarray) -> np.ndarray:

@@ -8,14 +8,22 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import assess, batches, checkpoint, resident, workdir
+from restore_jax import (
+    batches,
+    checkpoint,
+    models,
+    resident,
+    trained,
+    weights_file,
+    workdir,
+)
 from restore_jax.errors import UsageError
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses wrong fields before anything is written or prepared."""
     workdir.check_finite(config)
-    assess.check(config.eval)
+    trained.check(config.eval)
     resident.check(config)
     if not 0 <= config.seed < 2**31:
         raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")
@@ -42,6 +50,27 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         )
     batches.check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
     batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+
+
+def initial_variables(config: ConfigDict) -> dict[str, Any] | None:
+    """Reads the parameters that a training starts from; None where it draws its own.
+
+    Returns:
+        "params" and "batch_stats" of `config.model`.
+
+    Raises:
+        UsageError: where `config.init_from` cannot be read, or holds another architecture,
+            naming the first array that is missing, unknown or of another shape.
+    """
+    if not config.init_from:
+        return None
+    source = f"config.init_from={config.init_from}"
+    try:
+        _, variables, _ = weights_file.read_model(config.init_from)
+    except UsageError as error:
+        raise UsageError(f"config.init_from: {error}") from error
+    weights_file.check_variables(models.from_config(config), variables, source)
+    return variables
 
 
 def look_at(folder: pathlib.Path, config: ConfigDict) -> int:

@@ -106,6 +106,13 @@ def seen_in_training(summary: Mapping[str, Any]) -> str:
     )
 
 
+def checkpoint_line(found: Mapping[str, Any]) -> str:
+    """Says which checkpoint or weights file was evaluated, as metrics.json has it."""
+    if found["step"] is None:
+        return f"{found['which']} file {found['file']}, SHA-256 {found['sha256'][:12]}…"
+    return f"{found['which']} checkpoint, step {found['step']}, epoch {found['epoch']}"
+
+
 def _header(report: Report) -> str:
     note = _ORACLE if report.oracle_mask else ""
     seen = seen_in_training(report.summary)
@@ -117,8 +124,7 @@ def _header(report: Report) -> str:
 
 
 def _checkpoint(report: Report) -> str:
-    found = report.summary["checkpoint"]
-    return text(f"{found['which']} checkpoint, step {found['step']}, epoch {found['epoch']}")
+    return text(checkpoint_line(report.summary["checkpoint"]))
 
 
 def _data(report: Report) -> str:

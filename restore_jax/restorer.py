@@ -1,19 +1,16 @@
 """Restoring anybody's images with a trained model: arrays in, arrays of the same kind out."""
 
-import contextlib
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from restore_jax import dividing, ensemble, pixels, tiles, weights_file
+from restore_jax import batches, dividing, ensemble, models, pixels, tiles, weights_file
 from restore_jax.errors import UsageError
 
 _FALLBACK_TILE = 256
@@ -24,7 +21,6 @@ _LEAST_DEFAULT_TILE = 128
 # more tiles than keep the count of its possible sizes, each of which is compiled, small.
 _MOST_PIXELS = 8 * 256 * 256
 _MOST_TILES = 32
-_ATTEMPTS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,13 +233,15 @@ class Restorer:
         data = self.config.get("data") or {}
         views = ensemble.symmetries(chosen.self_ensemble, data.get("degradation") or {})
 
-        def apply(batch: np.ndarray) -> np.ndarray | jax.Array:
-            return ensemble.mean_over(views, self._restore, batch)
+        def apply(batch: np.ndarray, context: np.ndarray | None) -> np.ndarray | jax.Array:
+            return ensemble.mean_over(views, self._restore, batch, context)
+
+        side = batches.CONTEXT_SIZE if models.takes_context(self.model) else None
 
         arrays = (pixels.checked(image, f"images[{i}]") for i, image in enumerate(images))
         if chosen.strength == 0.0:
             return (array.copy() for array in arrays)
-        pictures = (pixels.Picture(array, chosen.strength) for array in arrays)
+        pictures = (pixels.Picture(array, chosen.strength, side) for array in arrays)
         return (picture.result for picture in tiles.restore(pictures, apply, sizes))
 
 
@@ -255,8 +253,9 @@ def load(
     Nothing in the files is executed, and TensorFlow is not needed.
 
     Args:
-        path: a workdir of a training; one checkpoint's folder in it, `checkpoints/STEP`; or a
-            `.safetensors` file of `restore_jax.save_weights`.
+        path: a workdir of a training; one checkpoint's folder in it, `checkpoints/STEP`; a
+            `.safetensors` file of `restore_jax.save_weights`; or, where there is no such path,
+            one of the names of `restore_jax.models_available`.
         checkpoint: of a workdir: "best" (by validation SSIM), "latest" or a step.
         **options: those of `Restorer`: `tile`, `overlap`, `batch_size`, `strength`,
             `self_ensemble`.
@@ -265,8 +264,8 @@ def load(
         The model with its averaged parameters where the training kept an average.
 
     Raises:
-        UsageError: for a path that is none of these, a file that is damaged or of another
-            program, a checkpoint that does not exist, or an option that cannot be.
+        UsageError: for what is none of these, a file that is damaged or of another program,
+            a checkpoint that does not exist, or an option that cannot be.
 
     Examples:
         >>> import pathlib, tempfile
@@ -286,92 +285,8 @@ def load(
         >>> folder.cleanup()
     """
     _check_names(options)
-    folder = pathlib.Path(path).expanduser()
-    if folder.is_file():
-        if folder.suffix != ".safetensors":
-            raise UsageError(
-                f"{folder}: not a .safetensors file; give one, a workdir or a checkpoint in it"
-            )
-        model, variables, config = weights_file.read_weights(folder)
-    elif folder.exists():
-        model, variables, config = _read_run(folder.resolve(), str(checkpoint))
-    else:
-        raise UsageError(f"{folder}: does not exist; give a workdir or a .safetensors file")
+    model, variables, config = weights_file.read_model(path, checkpoint)
     return Restorer(model, variables, config, **options)
-
-
-def _read_run(folder: pathlib.Path, which: str) -> tuple[nn.Module, dict[str, Any], ConfigDict]:
-    """Reads the model, variables and configuration of a workdir, or of a checkpoint in one."""
-    # Imported here: a weights file needs neither Orbax nor an optimizer.
-    from restore_jax import checkpoint, plain_path, workdir  # noqa: PLC0415
-
-    if folder.parent.name == "checkpoints" and folder.name.isdecimal():
-        folder, which = folder.parent.parent, folder.name
-    if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"{folder}: no config.json in it; give a training's workdir, a folder "
-            "checkpoints/STEP in one, or a .safetensors file"
-        )
-    config = workdir.read_config(folder)
-    model = weights_file.make_model(config, f"{folder}/config.json")
-    for _ in range(_ATTEMPTS):
-        with _quiet(), checkpoint.open_manager(folder, read_only=True) as manager:
-            step = checkpoint.find_step(manager, which, folder)
-            record = manager.metrics(step) or {}
-        saved = folder / "checkpoints" / str(step)
-        try:
-            parts = _read_parts(plain_path.of(saved.parent) / saved.name / "state")
-            if changed := checkpoint.changed(record, parts):
-                raise ValueError(f"its {', '.join(changed)} changed")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            # A running training removes an older checkpoint as it saves a new one.
-            if not checkpoint.exists(folder, step):
-                continue
-            raise UsageError(
-                f"{saved}: cannot be read ({' '.join(str(error).split())[:200]}); take another "
-                "checkpoint"
-            ) from error
-        params = parts["params"] if "params" in parts else parts["ema_params"]
-        variables = {"params": params, "batch_stats": parts["batch_stats"]}
-        weights_file.check_variables(model, variables, str(saved))
-        return model, variables, config
-    raise UsageError(f"{folder}: its training removes checkpoints faster than they can be read")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax from warning that a folder opened read-only is read-only."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _read_parts(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads what restores of a saved `TrainState`, and nothing of its optimizer.
-
-    That is "batch_stats", and "ema_params" where there are any, else "params".
-    So a run restores whatever it was trained with, in this version or an earlier one.
-    """
-    import orbax.checkpoint as ocp  # noqa: PLC0415
-
-    handler = ocp.PyTreeCheckpointHandler()
-    saved = handler.metadata(folder).tree
-    params = "ema_params" if saved.get("ema_params") else "params"
-    wanted = {
-        name: jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved[name]
-        )
-        for name in (params, "batch_stats")
-    }
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    read = handler.restore(
-        folder,
-        args=ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True),
-    )
-    return {name: read[name] for name in wanted}
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

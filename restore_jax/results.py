@@ -64,58 +64,65 @@ def data_and_settings(config: ConfigDict) -> Summary:
 
 
 def read_stored(
-    folder: pathlib.Path, config: ConfigDict, which: str
+    folder: pathlib.Path, config: ConfigDict, which: str, sha256: str | None = None
 ) -> tuple[Summary, pathlib.Path] | None:
     """Reads an evaluation that is there already.
 
     Args:
         folder: the workdir.
         config: its configuration, with the data and evaluation that are asked for.
-        which: "best", "latest" or a step.
+        which: "best", "latest" or a step; of a file "shipped" or "weights".
+        sha256: of the weights file that was evaluated; None for a checkpoint of the workdir.
 
     Returns:
         The content of its metrics.json and its folder; None where there is none, or it is of
-        another checkpoint or of other settings, or was not written by this release.
+        another checkpoint or file or of other settings, or was not written by this release.
     """
     found = folder_of(folder, config, which)
     if not all((found / name).is_file() for name in ("metrics.json", "images.csv")):
         return None
-    with checkpoint.open_manager(folder, read_only=True) as manager:
-        current = checkpoint.find_step(manager, which, folder)
+    field, current = "sha256", sha256
+    if sha256 is None:
+        with checkpoint.open_manager(folder, read_only=True) as manager:
+            field, current = "step", checkpoint.find_step(manager, which, folder)
     try:
         summary = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
-        step, asked = summary["checkpoint"]["step"], summary["settings"]
-        same = step == current and asked == settings(config) and "trained_on" in summary
+        evaluated, asked = summary["checkpoint"][field], summary["settings"]
+        same = evaluated == current and asked == settings(config) and "trained_on" in summary
     except (ValueError, KeyError, TypeError):
         return None
     return (summary, found) if same else None
 
 
-def make_room(where: pathlib.Path, config: ConfigDict, step: int) -> None:
+def make_room(where: pathlib.Path, config: ConfigDict, found: Mapping[str, Any]) -> None:
     """Makes room for an evaluation, of which there may be an earlier one.
 
-    One with other settings is kept, under a name that tells them apart. Of one with the same
-    settings but of another step, the tree is removed, which a new evaluation may not write;
-    everything else it does.
+    One with other settings, or of another weights file, is kept under a name that tells them
+    apart. Of one with the same settings but of another step of a training, the tree is removed,
+    which a new evaluation may not write; everything else it does.
 
     Args:
         where: the folder of the evaluation.
         config: the configuration of the run, with the data and evaluation that are asked for.
-        step: of the checkpoint.
+        found: what is evaluated now, as metrics.json has it under "checkpoint".
     """
     try:
         summary = json.loads((where / "metrics.json").read_text(encoding="utf-8"))
-        before, step_before = summary["settings"], summary["checkpoint"]["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+        before, evaluated = summary["settings"], summary["checkpoint"]
+        step, sha256 = evaluated["step"], evaluated.get("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    if before != settings(config):
+    other = "settings" if before != settings(config) else "weights"
+    if other == "settings" or sha256 != found.get("sha256"):
+        if sha256 is not None:
+            before = {**before, "sha256": sha256}
         digest = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:8]
         kept = where.with_name(f"{where.name}-{digest}")
         if kept.exists():
             shutil.rmtree(kept)
         where.rename(kept)
-        print(f"{where}: was of other settings; it is kept as {kept.name}")
-    elif step_before != step:
+        print(f"{where}: was of other {other}; it is kept as {kept.name}")
+    elif step != found["step"]:
         shutil.rmtree(where / "tree", ignore_errors=True)
 
 
@@ -227,16 +234,19 @@ def format_table(summary: Summary) -> str:
 def format_report(summary: Summary, results: pathlib.Path) -> str:
     """Formats what a command ends with: the figures, and where checkpoint and report lie."""
     found = summary["checkpoint"]
+    if found["step"] is None:
+        source = ("weights", found["file"])
+    else:
+        source = ("checkpoint", results.parent.parent / "checkpoints" / str(found["step"]))
     lines = [
         f"\n{summary['data']['count']} images of {summary['data']['name']} "
-        f"({summary['data']['split']}), {found['which']} checkpoint: "
-        f"step {found['step']}, epoch {found['epoch']}"
+        f"({summary['data']['split']}), {report.checkpoint_line(found)}"
         + (", with oracle mask\n" if summary["oracle_mask"] else "\n"),
         *filter(None, [report.seen_in_training(summary)]),
         format_table(summary),
         *_format_kla(summary["macro"]),
         *_format_detectability(summary["detectability"]),
-        f"\ncheckpoint  {results.parent.parent / 'checkpoints' / str(found['step'])}",
+        f"\n{source[0]:10}  {source[1]}",
         f"figures     {results / 'metrics.json'}",
         f"report      {results / 'report.html'}",
     ]

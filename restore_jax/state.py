@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -122,6 +123,22 @@ def _initial(system: System, key: jax.Array) -> TrainState:
         # A copy: the step donates its state, and one buffer cannot be donated twice.
         ema_params=jax.tree.map(jnp.copy, params) if system.ema_decay else None,
         adversary=adversary,
+    )
+
+
+def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
+    """Returns the state of step 0 with other parameters; the optimizer's state stays as it is.
+
+    Args:
+        state: of `create_state`.
+        variables: "params" and "batch_stats" of the same model.
+    """
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    return state.replace(
+        params=params,
+        batch_stats=jax.tree.map(jnp.asarray, variables["batch_stats"]),
+        # A copy, as in a new state.
+        ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
     )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from restore_jax.errors import RunError
 from restore_jax.tile_plan import LEAST_TILE, plan, reflected
 
-Apply = Callable[[np.ndarray], np.ndarray | jax.Array]
+Apply = Callable[[np.ndarray, np.ndarray | None], np.ndarray | jax.Array]
 
 # Images that were taken in and not handed back, at most: where those of two shapes take turns,
 # each has a batch on the device and fills the next one. Smaller batches have more.
@@ -41,6 +41,10 @@ class Picture(Protocol):
 
     height: int
     width: int
+    context: np.ndarray | None
+    """What each of its tiles is shown of the whole, float32 [h, w, 3]; None: nothing.
+
+    Either all images of a run have one, of the same shape, or none has."""
 
     def read(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> np.ndarray:
         """Returns the pixels of some rows and columns, float32 [h, w, 3] in [0, 1]."""
@@ -185,8 +189,9 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
 
     Args:
         pictures: the images, of any sizes.
-        apply: the model: float32 [B, h, w, 3] in [0, 1] → the same shape. It may return before
-            the device is done.
+        apply: the model: tiles, float32 [B, h, w, 3] in [0, 1] → the same shape; its second
+            argument is the `context` of each tile's image, [B, h', w', 3] or None. It may
+            return before the device is done.
         sizes: how to cut them; changed where that turns out to be too large.
 
     Yields:
@@ -313,10 +318,14 @@ def _launch(
     for place, (job, index) in zip(tiles, batch, strict=False):
         place[...] = job.read(index)
     tiles[len(batch) :] = tiles[len(batch) - 1]
+    contexts = None
+    if batch[0][0].picture.context is not None:
+        shown = [job.picture.context for job, _ in batch]
+        contexts = np.stack(shown + shown[-1:] * (size - len(batch)))
     for job, _ in batch:
         job.sent += 1
     try:
-        return _Flight(batch, tiles.shape, apply(tiles))
+        return _Flight(batch, tiles.shape, apply(tiles, contexts))
     except _FAILURES as error:
         return _Flight(batch, tiles.shape, error=error)
 

@@ -41,6 +41,7 @@ from restore_jax.state import (
     create_state,
     inference_variables,
     make_system,
+    start_from,
 )
 
 
@@ -149,6 +150,7 @@ def train_and_evaluate(
             print(f"{folder}: finished, {reason}; nothing to train.")
             return state
 
+    initial = None if newest else preparation.initial_variables(config)
     data = make_data(config)
     loaded = data.load_fixed()
     fixed = hosts.replicate(loaded, mesh)
@@ -166,7 +168,11 @@ def train_and_evaluate(
     with contextlib.ExitStack() as stack:
         hosts.on_first(lambda: preparation.take(stack, folder, config, newest, damaged))
         if state is None:
-            state = hosts.replicate(create_state(system, config.seed), mesh)
+            state = create_state(system, config.seed)
+            if initial is not None:
+                state = start_from(state, initial)
+                print(f"{folder}: starts from the parameters of {config.init_from}")
+            state = hosts.replicate(state, mesh)
         else:
             preparation.check_same_images(
                 record, int(state.step), data, loaded, steps_per_epoch, folder

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from restore_jax import assess, batches, checkpoint, workdir
+from restore_jax import assess, batches, checkpoint, trained, workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.results import Summary, format_cell
 
@@ -41,7 +41,7 @@ def watch(
         UsageError: as `assess.evaluate_checkpoint`, or if there is neither a checkpoint nor a
             training that could make one.
     """
-    config = assess.with_override(workdir.read_config(folder), override)
+    config = trained.with_override(workdir.read_config(folder), override)
     make_once = batches.remembering(make_data)
     done: list[int] = []
     while True:

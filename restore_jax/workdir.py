@@ -37,7 +37,13 @@ FREE_FIELDS = (
 )
 
 # What runs did that are older than the field.
-_BEFORE = {"config.data.resident": False}
+_BEFORE = {
+    "config.data.resident": False,
+    "config.data.crops_per_image": 1,
+    "config.data.degradation.clean_share": None,
+    "config.data.degradation.skew": None,
+    "config.init_from": "",
+}
 
 # Where files go that were found damaged, for whoever wants to look at them.
 DAMAGED = "damaged"

@@ -50,11 +50,12 @@ def split(count, seed, draws=1):
 def write(path, settings, count=10, held_out=6, law=LAW, symmetries="flips"):
     """Writes a file that fits a configuration."""
     draws = settings.data.realisations
-    train = split(count, 0, max(1, draws))
+    splits = {"train": split(count, 0, max(1, draws)), "val": split(held_out, 1)}
     if not draws:
-        train.arrays["native"] = np.full((count, 2), 32, np.int32)
-        train.arrays["blurred"] = train.arrays["clean"][:, ::-1]
-    splits = {"train": train, "val": split(held_out, 1)}
+        for part in splits.values():
+            part.arrays["native"] = np.full((len(part), 2), 32, np.int32)
+        train = splits["train"].arrays
+        train["blurred"] = train["clean"][:, ::-1]
     pairs_file.write(
         path,
         splits,

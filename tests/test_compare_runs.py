@@ -9,7 +9,7 @@ from flax import linen as nn
 from restore_jax import assess, batches, compare_runs, train
 from restore_jax.compare import Run
 from restore_jax.errors import UsageError
-from tests import tiny
+from tests import shipping, tiny
 
 ONE = jax.devices()[:1]
 data = functools.partial(tiny.data, image_size=32, good=4)
@@ -48,7 +48,7 @@ def test_runs_are_evaluated_once_and_compared(runs, capsys, monkeypatch):
     def evaluate_again(*given):
         raise AssertionError("it was evaluated before")
 
-    monkeypatch.setattr(assess, "evaluate_checkpoint", evaluate_again)
+    monkeypatch.setattr(assess, "evaluate_model", evaluate_again)
     again, _ = compare_runs.compare_runs(
         runs, "best", data, output=runs[0].parent / "there", devices=ONE
     )
@@ -57,10 +57,28 @@ def test_runs_are_evaluated_once_and_compared(runs, capsys, monkeypatch):
     assert capsys.readouterr().out.count(": evaluated before,") == 2
 
 
+def test_names_and_weights_files_are_compared_with_workdirs(runs, tmp_path, monkeypatch):
+    shipping.ship(monkeypatch, tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    file = shipping.write(tmp_path / "mine.safetensors", seed=5)
+    # Files have no data of their own: they take those of the first workdir.
+    given = (shipping.NAME, runs[0], file)
+    comparison, where = compare_runs.compare_runs(given, "best", data, devices=ONE)
+    assert where.resolve() == (
+        tmp_path / "runs" / "tiny" / "evaluation" / "sample-shipped-against-first-mine"
+    )
+    assert [run["workdir"] for run in comparison["runs"]] == list(map(str, given))
+    assert (tmp_path / "runs/mine/evaluation/sample-weights/metrics.json").exists()
+    page = (where / "compare.html").read_text().replace("<wbr>", "")
+    assert "shipped file tiny.safetensors, SHA-256" in page
+    with pytest.raises(UsageError, match=r"mine\.safetensors: weights alone, which need data"):
+        compare_runs.compare_runs([shipping.NAME, file][::-1], "best", data)
+
+
 def test_what_cannot_be_compared_is_said_in_one_line(runs, tmp_path):
     with pytest.raises(UsageError, match="two or more"):
         compare_runs.compare_runs(runs[:1], "best", data)
-    with pytest.raises(UsageError, match="the same folder twice"):
+    with pytest.raises(UsageError, match="the same twice"):
         compare_runs.compare_runs([runs[0], runs[0] / ".." / "first"], "best", data)
     with pytest.raises(UsageError, match="no run in it"):
         compare_runs.compare_runs([runs[0], tmp_path], "best", data)

@@ -108,7 +108,8 @@ def test_a_field_that_is_missing_is_named():
         config_check.check(less, "x")
         if ".".join(path) in (
             "checkpoint", "checkpoint.every_steps", "train.steps_per_dispatch",
-            "data.skip_bad", "data.resident", "data.resident_file",
+            "init_from", "data.crops_per_image", "data.degradation.clean_share",
+            "data.degradation.skew", "data.skip_bad", "data.resident", "data.resident_file",
         ):  # fmt: skip
             config_check.require(less, "x")
             continue

@@ -48,7 +48,7 @@ def placeholders(**given):
     """The section as a config file writes it."""
     section = ml_collections.ConfigDict({"preset": "kla"})
     for field in dataclasses.fields(degrade.Law):
-        kind = str if field.name == "quantise" else tuple
+        kind = {"quantise": str, "clean_share": float, "skew": float}.get(field.name, tuple)
         section[field.name] = config_dict.placeholder(kind)
     section.update(given)
     return section
@@ -629,3 +629,75 @@ def test_symmetries_of_motion_are_those_of_its_histogram_of_angles(angle):
     turned = np.array_equal(histogram(angles + 90), here)
     expected = ("all8" if turned else "flips") if flipped else "none"
     assert degrade.symmetries(degrade.Law(**MOTION, motion_angle=angle)) == expected
+
+
+# Laws for models that are to leave good photographs alone
+
+
+def drawn_from(law, count=400):
+    """Whether each of some draws left the image as it is."""
+    image = tf.constant(picture(8, 9))
+    apply = tf.function(lambda seed: degrade.degrade(image, law, seed))
+    return [(apply(seed_of(number)).numpy() == image.numpy()).all() for number in range(count)]
+
+
+def test_a_share_of_the_images_is_left_as_it_is():
+    law = degrade.Law(noise_sigma=(5.0, 5.0), clean_share=0.25)
+    share = np.mean(drawn_from(law))
+    assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)
+    assert not any(drawn_from(dataclasses.replace(law, clean_share=0.0), 20))
+    assert all(drawn_from(dataclasses.replace(law, clean_share=1.0), 20))
+
+
+def test_a_share_of_clean_images_changes_nothing_of_the_others():
+    law = degrade.PRESETS["kla"]
+    shared = dataclasses.replace(law, clean_share=0.5)
+    image = picture(20, 30)
+    kept = 0
+    for number in range(12):
+        expected = degrade.degrade(image, law, seed_of(number)).numpy()
+        found = degrade.degrade(image, shared, seed_of(number)).numpy()
+        kept += (found == image).all()
+        assert (found == image).all() or (found == expected).all()
+    assert 0 < kept < 12
+
+
+def test_a_skew_makes_small_noise_and_little_blur_usual():
+    # Of u², u uniform, the mean is 1/3 and the median 1/4.
+    noise, spread = [], []
+    for number in range(300):
+        flat = degrade.gaussian_noise(
+            np.full((64, 64, 1), 99.0), seed_of(number), (2.0, 8.0), 2
+        )
+        noise.append(np.std(flat))
+        kernel = degrade.gaussian_blur(
+            impulse(41, 3), seed_of(number), (0.0, 0.0), (1.0, 4.0), 2
+        )
+        spread.append(math.sqrt(moments(kernel.numpy()[..., 0])[1]))
+    assert np.mean(noise) == pytest.approx(2 + 6 / 3, abs=0.35)
+    assert np.median(noise) == pytest.approx(2 + 6 / 4, abs=0.5)
+    assert np.mean(spread) == pytest.approx(1 + 3 / 3, abs=0.2)
+    assert min(spread) >= 0.97
+    assert max(spread) <= 4.05
+
+
+def test_the_wide_preset_keeps_colours_and_contains_clean_and_kla():
+    wide, kla = degrade.PRESETS["wide"], degrade.PRESETS["kla"]
+    assert wide.gain == (1, 1)
+    assert wide.clean_share > 0.1
+    assert "none" in wide.blur
+    for name in ("sigma_x", "sigma_y", "noise_sigma"):
+        low, high = getattr(wide, name)
+        assert low == 0
+        assert high >= getattr(kla, name)[1]
+    assert degrade.symmetries(wide) == "all8"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("clean_share", 1.1), ("clean_share", -0.1), ("clean_share", True), ("skew", 0.0),
+     ("skew", "much"), ("skew", 11)],
+)  # fmt: skip
+def test_a_share_or_skew_that_cannot_be_is_refused(field, value):
+    with pytest.raises(UsageError, match=rf"{field}: .* must lie in"):
+        degrade.law_from_config({"preset": "kla", field: value})

@@ -134,6 +134,7 @@ def assert_one_line(done, status, *words):
         (("--mode=restore", "--workdir=w", "--output=o"), ["--input: missing"]),
         (("--mode=restore", "--workdir=w", "--input=i"), ["--output: missing"]),
         (("--mode=evaluate", "--workdir=w", "--strength=1"), ["--strength: only for"]),
+        (("--mode=restore", "--workdir=w", "--dtype=float16"), ["--dtype: only for"]),
         (("--mode=import", "--config=configs/rcan.py"), ["--weights: missing"]),
     ],
     ids=str,

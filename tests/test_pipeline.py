@@ -1,3 +1,4 @@
+import collections
 import functools
 import io
 import itertools
@@ -267,6 +268,75 @@ def test_training_on_crops_of_native_images(monkeypatch, tmp_path):
             places.update(zip(*np.nonzero(hits), strict=True))
             assert hits.sum() == 1
     assert len(places) > 10
+
+
+def crops_config(**data):
+    config = options(image_size=0, crop_size=16, crops_per_image=3, realisations=1, **data)
+    config.train.batch_size = 4
+    return config
+
+
+def test_several_crops_of_a_photograph_are_divided_among_batches():
+    config = crops_config(augment="flips")
+    data = pipeline.make_data(config)
+    photographs = data.counts["train"]
+    assert data.train_images == 3 * photographs
+    steps = -(-data.train_images // 4)
+    seen = list(itertools.islice(data.train_batches(0), steps))
+    assert all(len(batch["valid"]) == 4 for batch in seen)
+    ids = collections.Counter(i for b in seen for i in b["id"][b["valid"]])
+    assert len(ids) == photographs
+    assert set(ids.values()) == {3}
+    # Three batches of one crop each of the same four photographs, but not of the same place.
+    first, second, third = seen[:3]
+    assert list(first["id"]) == list(second["id"]) == list(third["id"])
+    assert len(set(first["id"])) == 4
+    assert (first["clean"] != second["clean"]).any()
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7])
+def test_crops_go_on_from_any_step(step):
+    config = crops_config(augment="flips")
+    whole = first_batches(config, 9)
+    (found,) = first_batches(config, 1, step)
+    for name in FIELDS | {"context"}:
+        np.testing.assert_array_equal(found[name], whole[step][name], err_msg=name)
+    data = pipeline.make_data(config)
+    steps = -(-data.train_images // 4)
+    (again,) = first_batches(config, 1, steps)
+    assert (again["id"] != whole[0]["id"]).any()
+
+
+def test_a_crops_context_is_the_thumbnail_of_its_whole_photograph():
+    config = crops_config(augment="none", crops_per_image=1)
+    (batch,) = first_batches(config, 1)
+    assert batch["context"].shape == (4, 64, 64, 3)
+    for context, crop in zip(batch["context"], batch["degraded"], strict=True):
+        # Two pixels of the thumbnail to one of the photograph of 32 px: its own pixel's weight
+        # is 3/4 along each axis, so some pixels of the thumbnail are close to any of the crop.
+        distance = np.abs(context[::2, ::2].mean((0, 1)) - crop.mean((0, 1)))
+        assert distance.max() < 0.2
+    ids, contexts = {}, {}
+    for batch in first_batches(crops_config(augment="none"), 3):
+        for i, context in zip(batch["id"], batch["context"], strict=True):
+            ids.setdefault(i, []).append(context)
+            contexts[i] = context
+    for same in ids.values():
+        assert all((context == same[0]).all() for context in same)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crops_per_image": 0}, "crops_per_image: 0 must be at least 1"),
+        ({"image_size": 16}, "crops_per_image: 3 must be at least 1, and just 1 unless"),
+    ],
+)
+def test_a_number_of_crops_that_cannot_be_is_refused(changes, message):
+    config = crops_config()
+    config.data.update(changes)
+    with pytest.raises(UsageError, match=rf"^config\.data\.{message}"):
+        pipeline.make_data(config)
 
 
 def test_a_crop_larger_than_an_image_is_refused(monkeypatch, tmp_path):

@@ -14,6 +14,8 @@ RNG = np.random.default_rng(0)
 class Memory:
     """A picture of float32, and what was done to it."""
 
+    context = None
+
     def __init__(self, image, label=None):
         self.image = image.astype(np.float32)
         self.height, self.width = image.shape[:2]
@@ -34,7 +36,7 @@ def restore(image, apply, tile=32, overlap=8, batch_size=4):
     return picture.result
 
 
-def identity(batch):
+def identity(batch, context=None):
     return batch
 
 
@@ -48,7 +50,7 @@ def pooled():
     model = models.create("sca_unet", widths=(2, 4))
     variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     compiled = jax.jit(model.apply)
-    return lambda batch: np.asarray(compiled(variables, batch))
+    return lambda batch, context=None: np.asarray(compiled(variables, batch))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,9 @@ def test_a_jump_between_tiles_becomes_a_smooth_slope():
     """Tiles that differ by 1 pass into one another no steeper than a raised cosine."""
     values = iter([0.0, 1.0])
     result = restore(
-        np.zeros((32, 48, 3)), lambda batch: np.full_like(batch, next(values)), batch_size=1
+        np.zeros((32, 48, 3)),
+        lambda batch, context=None: np.full_like(batch, next(values)),
+        batch_size=1,
     )
     assert result[:, 0].max() == 0
     assert result[:, -1].min() == 1
@@ -203,7 +207,7 @@ def test_a_jump_between_tiles_becomes_a_smooth_slope():
 def test_few_shapes_serve_all_sizes():
     seen = collections.Counter()
 
-    def apply(batch):
+    def apply(batch, context=None):
         seen[batch.shape] += 1
         return batch
 
@@ -221,7 +225,7 @@ def test_few_shapes_serve_all_sizes():
 def test_batches_are_filled_across_images():
     batches = []
 
-    def apply(batch):
+    def apply(batch, context=None):
         batches.append(len(batch))
         return batch
 
@@ -234,7 +238,7 @@ def launched_for(shapes, batch_size, tile=64):
     """The sizes of the batches by which images are restored, and the most tiles of a model."""
     launched = []
 
-    def apply(batch):
+    def apply(batch, context=None):
         launched.append(len(batch))
         return batch
 
@@ -338,7 +342,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on():
     image = RNG.uniform(0, 1, (100, 100, 3)).astype(np.float32)
     seen = []
 
-    def apply(batch):
+    def apply(batch, context=None):
         seen.append(len(batch))
         if len(batch) > 2:
             raise out_of_memory()
@@ -370,7 +374,9 @@ def test_the_next_batch_is_sent_before_one_is_waited_for():
     image = RNG.uniform(0, 1, (32, 32 * 7, 3)).astype(np.float32)
     events = []
     sizes = Sizes(32, 0, 2)
-    (picture,) = tiles.restore([Memory(image)], lambda batch: Late(batch, events), sizes)
+    (picture,) = tiles.restore(
+        [Memory(image)], lambda batch, context=None: Late(batch, events), sizes
+    )
     np.testing.assert_array_equal(picture.result, image)
     assert events == ["sent", *["sent", "landed"] * 3, "landed"]
 
@@ -390,7 +396,9 @@ def test_the_device_has_a_batch_while_images_are_written_and_taken_in(batch_size
             yield Written(np.full((20, 20, 3), i))
 
     results = tiles.restore(
-        pictures(), lambda batch: Late(batch + 0.5, events), Sizes(32, 8, batch_size)
+        pictures(),
+        lambda batch, context=None: Late(batch + 0.5, events),
+        Sizes(32, 8, batch_size),
     )
     for i, picture in enumerate(results):
         events.append("handed back")
@@ -435,7 +443,9 @@ def test_memory_that_proves_too_small_later_halves_the_batch_and_loses_nothing()
     events = []
     sizes = Sizes(32, 8, 8)
     pictures = tiles.restore(
-        [Memory(image) for image in images], lambda batch: Late(batch, events, 2), sizes
+        [Memory(image) for image in images],
+        lambda batch, context=None: Late(batch, events, 2),
+        sizes,
     )
     for picture, image in zip(pictures, images, strict=True):
         np.testing.assert_allclose(picture.result, image, atol=1e-6)
@@ -448,7 +458,7 @@ def test_out_of_memory_of_one_tile_halves_the_tile_and_begins_anew():
     ]
     calls = collections.Counter()
 
-    def apply(batch):
+    def apply(batch, context=None):
         calls[batch.shape[1:3]] += 1
         # It sufficed for a while, then something else took the memory.
         if batch.shape[1] == 128 and calls[128, 128] > 3:
@@ -464,7 +474,7 @@ def test_out_of_memory_of_one_tile_halves_the_tile_and_begins_anew():
 
 
 def test_out_of_memory_of_the_smallest_tile_is_told():
-    def apply(batch):
+    def apply(batch, context=None):
         raise out_of_memory()
 
     with pytest.raises(RunError, match="out of memory for one tile of 32×32 px"):
@@ -474,7 +484,7 @@ def test_out_of_memory_of_the_smallest_tile_is_told():
 def test_the_hosts_memory_counts_too_and_other_errors_pass():
     seen = []
 
-    def scarce(batch):
+    def scarce(batch, context=None):
         seen.append(len(batch))
         if len(batch) > 1:
             raise MemoryError
@@ -483,7 +493,7 @@ def test_the_hosts_memory_counts_too_and_other_errors_pass():
     restore(np.zeros((100, 100, 3)), scarce)
     assert seen[:3] == [4, 2, 1]
 
-    def broken(batch):
+    def broken(batch, context=None):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):

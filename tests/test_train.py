@@ -351,6 +351,44 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do():
         batches.check_batch_size(2, mesh, "config.train.batch_size")
 
 
+def test_a_training_starts_from_the_parameters_it_is_given(finished, tmp_path):
+    _, folder, state = finished
+    config = tiny.config(epochs=1)
+    config.init_from = str(folder)
+    config.optimizer.learning_rate = 1e-12
+    config.optimizer.ema_decay = 0.5
+    found = run(config, tmp_path / "next")
+    assert int(found.step) == 3
+    with checkpoint.open_manager(folder, read_only=True) as manager:
+        step = checkpoint.find_step(manager, "best", folder)
+        best, _ = checkpoint.restore(manager, step, state)
+    for params in (found.params, found.ema_params):
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(best.params), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+def test_parameters_of_another_width_or_model_are_refused_by_name(finished, tmp_path):
+    _, folder, _ = finished
+    config = tiny.config(epochs=1)
+    config.init_from = str(folder)
+    config.model.widths = (2, 6)
+    with pytest.raises(UsageError, match=r"config\.init_from=.*: params/.* should be float32"):
+        run(config, tmp_path / "next")
+    config.init_from = str(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"^config\.init_from: "):
+        run(config, tmp_path / "next")
+    assert not (tmp_path / "next").exists()
+
+
+def test_a_run_that_went_on_does_not_start_anew(tmp_path, finished):
+    _, folder, _ = finished
+    config = tiny.config(epochs=1)
+    config.init_from = str(folder)
+    before = run(config, tmp_path / "next")
+    # Where it began is of no importance any more.
+    assert_same(before, run(config, tmp_path / "next"))
+
+
 def with_identity(names="a", sizes="b", weights=0.0):
     """Tiny data that say what they are, and a fixed parameter."""
 

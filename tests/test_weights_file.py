@@ -106,6 +106,50 @@ def test_weights_of_mvtec_ad_are_marked_non_commercial(tmp_path, variables, name
     assert note.startswith("weights trained on MVTec AD: non-commercial") == marked
 
 
+def test_an_explicit_licence_wins_and_notes_are_read_back(tmp_path, variables):
+    notes = {"name": "mine", "purpose": "scans", "licence": "Apache-2.0"}
+    path = weights_file.save_weights(
+        tmp_path / "m.safetensors", variables, settings(name="kla"), metadata=notes
+    )
+    assert weights_file.read_notes(path) == notes
+    assert header(path)[0]["__metadata__"]["format"] == "restore_jax"
+    for wrong in ({"format": "x"}, {"licence": ""}, {"name": "two\nlines"}, {"name": 5}):
+        with pytest.raises(UsageError, match="metadata: "):
+            weights_file.save_weights(
+                tmp_path / "n.safetensors", variables, settings(), metadata=wrong
+            )
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_precision_halves_the_file_and_is_read_as_float32(tmp_path):
+    config = ConfigDict({"model": {"name": "pexels_cnn"}})
+    variables = random_variables(models.create("pexels_cnn"))
+    whole = weights_file.save_weights(tmp_path / "whole.safetensors", variables, config)
+    half = weights_file.save_weights(
+        tmp_path / "half.safetensors", variables, config, dtype="float16"
+    )
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    _, read, _ = weights_file.read_weights(half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(read)} == {np.dtype(np.float32)}
+    assert_equal(read["batch_stats"], variables["batch_stats"])
+    assert_equal(
+        read["params"],
+        jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), variables["params"]),
+    )
+    # An earlier release knows version 1 alone: it must not take this for another model's.
+    assert header(half)[0]["__metadata__"]["format_version"] == "2"
+
+
+def test_what_half_precision_cannot_hold_is_refused(tmp_path, variables):
+    path = tmp_path / "m.safetensors"
+    large = jax.tree.map(lambda x: np.full_like(x, 1e6), variables)
+    with pytest.raises(UsageError, match="beyond those of float16"):
+        weights_file.save_weights(path, large, settings(), dtype="float16")
+    with pytest.raises(UsageError, match="dtype: 'int8' is not one of float32, float16"):
+        weights_file.save_weights(path, variables, settings(), dtype="int8")
+    assert not path.exists()
+
+
 def test_a_file_that_exists_is_replaced_only_when_told(path, variables):
     before = path.read_bytes()
     with pytest.raises(UsageError, match=r"m\.safetensors: exists"):
@@ -167,7 +211,7 @@ def test_weights_of_other_programs_are_refused(path):
 @pytest.mark.parametrize(
     ("field", "value", "match"),
     [
-        ("format_version", "2", "format version 2; .* install a newer one"),
+        ("format_version", "3", "format version 3; .* install a newer one"),
         ("config", "{", "not a configuration"),
         ("config", "[1]", "not a configuration .not an object"),
         ("config", "{}", "names no model"),

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from restore_jax.errors import UsageError
 from restore_jax.models.cbam_unet import CBAMUNet
+from restore_jax.models.gain_unet import GainUNet
 from restore_jax.models.pexels_cnn import PexelsCNN
 from restore_jax.models.pexels_gan import PexelsDiscriminator, PexelsGenerator
 from restore_jax.models.pexels_unet import PexelsUNet
@@ -18,6 +19,7 @@ from restore_jax.models.unet_small import SmallUNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "sca_unet": SCAUNet,
+    "gain_unet": GainUNet,
     "rcan": RCAN,
     "unet_small": SmallUNet,
     "cbam_unet": CBAMUNet,
@@ -80,6 +82,11 @@ def from_config(config: ConfigDict) -> nn.Module:
             f"config.model.name: {name} judges images and restores none; take pexels_generator"
         )
     return create(name, dtype=jnp.dtype(config.dtype), **options)
+
+
+def takes_context(model: nn.Module) -> bool:
+    """Tells whether `apply` takes `context`: the whole photograph beside a part of it."""
+    return getattr(model, "takes_context", False) and model.gain
 
 
 def discriminator(name: str, dtype: str) -> nn.Module:

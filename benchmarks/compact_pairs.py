@@ -1,0 +1,266 @@
+"""Pairs in a file small enough to be carried: a zip archive of the clean photographs.
+
+A plain file of pairs (`restore_jax.pairs_file`) holds every photograph three times and without
+compression: of 314 photographs, 200 MB at 256×256. Here each is stored once, as WebP, and what
+can be made again from it is left out:
+
+- `blurred`, where the blur is fixed, is `restore_jax.law.blur` of the clean photograph at the
+  working size; the file's own, blurred at native size, differs by 0.2 grey levels (60 dB).
+- `degraded` of "train" is drawn within the step, so that only files of fresh draws
+  (`realisations=0`) can be made compact.
+- `degraded` of "val" is stored to the bit if the file is lossless, so that figures are of the
+  very images that an evaluation takes. If it is not, its noise alone would be larger than all
+  the rest, and it is drawn by `restore_jax.law` with fixed keys: figures are then of other
+  draws of the same law, and of photographs that lost what the compression takes.
+
+Reading needs Pillow and JAX, no TensorFlow.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import io
+import json
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from restore_jax import law
+from restore_jax.errors import UsageError
+from restore_jax.pairs_file import Pairs, Split
+from restore_jax.workdir import replacing
+
+FORMAT = "restore_jax compact pairs"
+VERSION = 1
+
+_ABOUT = "about.json"
+# Of the fields of `Pairs`, those that travel as they are.
+_FIELDS = ("settings", "images", "law", "symmetries", "draws")
+# Images of one program that blurs or degrades: more would take much memory.
+_CHUNK = 16
+_VALIDATION_SEED = 20_240_613
+
+
+def write(pairs: Pairs, path: pathlib.Path, quality: int | None = None) -> None:
+    """Writes the photographs of "train" and "val", whole or not at all.
+
+    Args:
+        pairs: of fresh draws.
+        path: the file, a zip archive.
+        quality: of WebP, 0 to 100; None: lossless.
+
+    Raises:
+        UsageError: for pairs of fixed draws, or a file that cannot be written.
+    """
+    if pairs.draws:
+        raise UsageError(
+            f"{pairs.path}: has {pairs.draws} fixed draws of each photograph; only pairs made "
+            "with config.data.realisations=0 become compact"
+        )
+    for name in ("train", "val"):
+        if "native" not in pairs.splits[name].arrays:
+            raise UsageError(
+                f"{pairs.path}: an earlier version made it, without the sizes of the "
+                "photographs; delete it, and it is made anew"
+            )
+    encode = functools.partial(_encode, quality=quality)
+    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "quality": quality}
+    about |= {name: getattr(pairs, name) for name in _FIELDS}
+    about["splits"] = {name: _described(pairs.splits[name]) for name in ("train", "val")}
+    try:
+        with (
+            replacing(path) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+            concurrent.futures.ThreadPoolExecutor() as pool,
+        ):
+            archive.writestr(_ABOUT, json.dumps(about))
+            for name in ("train", "val"):
+                arrays = pairs.splits[name].arrays
+                kinds = ["clean"] + ["degraded"] * (name == "val" and quality is None)
+                for kind in kinds:
+                    for number, content in enumerate(pool.map(encode, arrays[kind])):
+                        archive.writestr(_entry(name, kind, number), content)
+                masks = np.packbits(arrays["mask"] > 0).tobytes()
+                archive.writestr(f"{name}/mask", zlib.compress(masks, 9))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _described(split: Split) -> dict[str, Any]:
+    return {
+        "ids": list(split.ids),
+        "categories": list(split.categories),
+        "defect_types": list(split.defect_types),
+        "has_mask": split.arrays["has_mask"].tolist(),
+        "native": split.arrays["native"].tolist(),
+        "size": int(split.arrays["clean"].shape[1]),
+    }
+
+
+def _entry(split: str, kind: str, number: int) -> str:
+    return f"{split}/{kind}/{number:05d}.webp"
+
+
+def _encode(image: np.ndarray, quality: int | None) -> bytes:
+    """Encodes uint8 [H, W, 3]; lossless without a quality."""
+    file = io.BytesIO()
+    how: dict[str, Any] = {"lossless": True, "quality": 60}
+    if quality is not None:
+        how = {"quality": quality}
+    Image.fromarray(image).save(file, "WEBP", method=4, **how)
+    return file.getvalue()
+
+
+class About(NamedTuple):
+    """What a file says of itself: the side of its images in px, and its photographs."""
+
+    size: int
+    train: int
+    val: int
+
+
+def check(path: pathlib.Path) -> About:
+    """Looks at a file without decoding it; every byte is compared with its checksum.
+
+    Raises:
+        UsageError: as `read`.
+    """
+    with _opened(path) as archive:
+        about = _about(archive)
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} is another than was written")
+        train, val = (about["splits"][name] for name in ("train", "val"))
+        return About(int(train["size"]), len(train["ids"]), len(val["ids"]))
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UsageError(
+            f"{path}: no compact file of pairs, or a damaged one ({reason}); copy it again, or "
+            "make it anew with python -m benchmarks.make_pairs"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _about(archive: zipfile.ZipFile) -> dict[str, Any]:
+    about = json.loads(archive.read(_ABOUT))
+    if (about["format"], about["version"]) != (FORMAT, VERSION):
+        raise ValueError(f"{about['format']!r}, version {about['version']!r}")
+    return about
+
+
+def read(path: pathlib.Path) -> tuple[Pairs, bool]:
+    """Reads a compact file into memory.
+
+    Returns:
+        The pairs, their arrays in memory; "train" has no `degraded`, which is drawn within the
+        step. And whether the photographs are those of the pipeline to the bit.
+
+    Raises:
+        UsageError: for a file that cannot be read, is none of these, or is damaged.
+    """
+    with _opened(path) as archive:
+        about = _about(archive)
+        contents = {name: archive.read(name) for name in archive.namelist()}
+        splits = {
+            name: _read_split(name, described, contents, about["quality"] is None)
+            for name, described in about["splits"].items()
+        }
+        _derive(splits, about["law"], about["settings"].get("config.data.resize", "bilinear"))
+    fields = {name: about[name] for name in _FIELDS}
+    return Pairs(path=path, splits=splits, **fields), about["quality"] is None
+
+
+def _read_split(
+    name: str, described: Mapping[str, Any], contents: Mapping[str, bytes], lossless: bool
+) -> Split:
+    count, size = len(described["ids"]), described["size"]
+
+    def images(kind: str) -> np.ndarray:
+        encoded = [contents[_entry(name, kind, number)] for number in range(count)]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            decoded = np.stack(list(pool.map(_decode, encoded)))
+        if decoded.shape != (count, size, size, 3):
+            raise ValueError(f"{name}/{kind} is {decoded.shape}")
+        return decoded
+
+    bits = np.frombuffer(zlib.decompress(contents[f"{name}/mask"]), np.uint8)
+    pixels = np.unpackbits(bits, count=count * size * size)
+    arrays = {
+        "clean": images("clean"),
+        "mask": pixels.reshape(count, size, size, 1),
+        "has_mask": np.array(described["has_mask"], np.uint8),
+        "native": np.array(described["native"], np.int32).reshape(count, 2),
+    }
+    if lossless and name == "val":
+        arrays["degraded"] = images("degraded")
+    names = (described["ids"], described["categories"], described["defect_types"])
+    return Split(*names, arrays)
+
+
+def _decode(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _derive(splits: Mapping[str, Split], fields: Mapping[str, Any], resize: str) -> None:
+    """Adds the arrays that were left out: "blurred", and "degraded" of "val"."""
+    for name, split in splits.items():
+        arrays: Any = split.arrays
+        size = arrays["clean"].shape[1]
+        ratio = (size / arrays["native"]).astype(np.float32)
+        source = arrays["clean"]
+        fixed = all(fields[name][0] == fields[name][1] for name in ("sigma_x", "sigma_y"))
+        blurs = set(fields["blur"]) == {"gaussian"} and fixed
+        if blurs:
+            widths = np.array([fields["sigma_y"][0], fields["sigma_x"][0]], np.float32)
+            source = _in_chunks(_blurred, source, ratio * widths)
+        if name == "train":
+            if blurs:
+                arrays["blurred"] = source
+        elif "degraded" not in arrays:
+            drawn = law.from_fields(fields, blurred=blurs)
+            shapes = [(int(height), int(width)) for height, width in arrays["native"]]
+            arrays["degraded"] = _in_chunks(
+                functools.partial(_degraded, drawn=drawn),
+                np.arange(len(source)),
+                source,
+                law.correlations(shapes, size, resize),
+                ratio,
+            )
+
+
+def _blurred(image: jax.Array, sigmas: jax.Array) -> jax.Array:
+    blurred = law.blur(image.astype(jnp.float32), sigmas[0], sigmas[1])
+    return jnp.clip(jnp.round(blurred), 0.0, 255.0).astype(jnp.uint8)
+
+
+def _degraded(
+    number: jax.Array, image: jax.Array, factors: jax.Array, ratio: jax.Array, drawn: law.Law
+) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(_VALIDATION_SEED), number)
+    return law.degrade(key, image, factors, ratio, drawn)
+
+
+def _in_chunks(function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
+    """Applies a function to each image and its arguments, some at a time."""
+    program = jax.jit(jax.vmap(function))
+    count, found = len(arrays[0]), []
+    for start in range(0, count, _CHUNK):
+        # The last ones again, so that one program does.
+        rows = np.minimum(np.arange(start, start + _CHUNK), count - 1)
+        found.append(np.asarray(program(*(array[rows] for array in arrays))))
+    return np.concatenate(found)[:count]

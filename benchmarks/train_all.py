@@ -1,0 +1,231 @@
+"""Trains every model in one call on a GPU machine, the most important first, in ten minutes.
+
+    python -m benchmarks.train_all --pairs pairs256.zip pairs512.zip --output=trained
+    python -m benchmarks.train_all --list            # what is trained, in its order
+    python -m benchmarks.train_all --tiny            # a rehearsal on a CPU, in a minute
+
+It takes compact files of pairs (`benchmarks.make_pairs`), JAX, Flax, optax, Orbax, dm-pix,
+ml-collections, absl, safetensors, Pillow, SciPy, Matplotlib, tensorboard and tqdm; no
+TensorFlow. Put `JAX_PLATFORMS=cuda` before it, so that it does not fall back to a CPU.
+
+First it looks for ten seconds whether everything is there: imports, the configurations and
+their models, the pairs, the output. Then each experiment of `benchmarks.experiments` is trained
+in a process of its own, which on a GPU prepares (imports, compiles) while the one before it
+trains. It measures how long an epoch takes and chooses as many as end in its share of the time
+that is left, so that the cosine of its learning rate ends at zero; what it does not need is
+left to the next ones. One that fails, hangs or crashes is reported, and the next one starts.
+
+As soon as a model is trained, its figures on the validation photographs, in full float32, are a
+line of `results.jsonl` and its weights a `.safetensors` file in the output, or an entry of
+`others.zip`: at most eight files. `log.txt` has what the trainings say.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from benchmarks.train_parts import Failed, Process, Store
+
+if TYPE_CHECKING:
+    from benchmarks.experiments import Task
+
+_NEEDED = (
+    *("jax", "flax", "optax", "orbax.checkpoint", "dm_pix", "ml_collections", "absl"),
+    *("safetensors", "PIL", "scipy", "matplotlib", "tensorboard", "tqdm", "numpy"),
+)
+# Seconds: kept free at the end; the least worth starting with; of the longest preparation;
+# that a training may take beyond its share before it is ended.
+_RESERVE, _LEAST, _PREPARATION, _GRACE = 8.0, 4.0, 200.0, 20.0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains what the flags say; exit status 1 where nothing could be trained."""
+    began = time.monotonic()
+    given = _parse(argv)
+    missing = [name for name in _NEEDED if not _is_installed(name)]
+    if missing:
+        _refuse(f"not installed: {', '.join(missing)}; see --help")
+    # Only now: a machine that lacks a module shall get one line.
+    from benchmarks import compact_pairs, experiments  # noqa: PLC0415
+    from restore_jax.errors import UsageError  # noqa: PLC0415
+
+    planned = experiments.tiny() if given.tiny else experiments.everything(given.size)
+    names = [experiment.name for experiment in planned]
+    if given.list:
+        print(*names, sep="\n")
+        return
+    if unknown := sorted(set(given.only or []) - set(names)):
+        _refuse(f"--only: no experiment {unknown[0]!r}; there are {', '.join(names)}")
+    if not given.pairs and not given.tiny:
+        _refuse("--pairs: missing; give files of python -m benchmarks.make_pairs, or --tiny")
+    # An exit, so that the processes that were started end as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory() as folder:
+        work = pathlib.Path(folder)
+        try:
+            files = given.pairs or [_tiny_pairs(work / "pairs.zip")]
+            by_size = {compact_pairs.check(path).size: path for path in files}
+            store = Store(given.output, given.largest_mib * 2**20)
+        except UsageError as error:
+            _refuse(str(error))
+        tasks = [
+            experiments.Task(
+                experiment,
+                pairs=str(by_size.get(experiment.size, "")),
+                dtype=given.dtype,
+                weights=str(work / f"{experiment.name}.safetensors"),
+            )
+            for experiment in planned
+            if not given.only or experiment.name in given.only
+        ]
+        end = began + 60.0 * given.minutes - _RESERVE
+        trained = run(checked(tasks, store), end, store)
+        seconds = round(time.monotonic() - began, 1)
+        store.emit({"op": "train_all", "trained": trained, "seconds": seconds})
+    sys.exit(0 if trained else 1)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--pairs", type=pathlib.Path, nargs="+", default=[], help="compact files, one a size")
+    folder = pathlib.Path(os.environ.get("OUT") or "trained")
+    add("--output", type=pathlib.Path, default=folder, help="a folder; else $OUT, or trained")
+    add("--minutes", type=float, default=10.0, help="everything has ended by then")
+    add("--only", nargs="+", help="names of experiments, as --list has them")
+    add("--size", type=int, help="of all images, px, for a rehearsal; else each its own")
+    add("--dtype", choices=("float32", "bfloat16"), default="", help="else by the device")
+    add("--largest_mib", type=float, default=16.0, help="of a file of weights that is kept")
+    add("--list", action="store_true", help="only name the experiments")
+    add("--tiny", action="store_true", help="a rehearsal")
+    return parser.parse_args(argv)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _refuse(text: str) -> NoReturn:
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _tiny_pairs(path: pathlib.Path) -> pathlib.Path:
+    from benchmarks import compact_pairs, resident  # noqa: PLC0415
+
+    compact_pairs.write(resident.make_pairs(32, images=12, held_out=3, draws=0), path)
+    return path
+
+
+def command_of(*arguments: str) -> list[str]:
+    """Returns the command of a process that trains or checks."""
+    return [sys.executable, "-m", "benchmarks.train_one", *arguments]
+
+
+def checked(tasks: Sequence["Task"], store: Store) -> list["Task"]:
+    """Returns the tasks that nothing stops; says what stops the others.
+
+    It ends the program where not even the modules can be imported.
+    """
+    texts = [task.as_json() for task in tasks]
+    # It builds nothing but shapes, and the GPU is not its own.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    fit = []
+    with tempfile.TemporaryDirectory() as folder:
+        log = pathlib.Path(folder) / "log"
+        with Process(command_of("--check", *texts), environment, log) as process:
+            for task in tasks:
+                try:
+                    found = process.hear(_PREPARATION)
+                except Failed as error:
+                    _refuse(f"the check failed: {error}")
+                if found["problem"] is None:
+                    fit.append(task)
+                else:
+                    store.emit({"op": "skipped", **found})
+    return fit
+
+
+def run(
+    tasks: Sequence["Task"],
+    end: float,
+    store: Store,
+    command: Callable[["Task"], Sequence[str]] = lambda task: command_of(task.as_json()),
+) -> list[str]:
+    """Trains one after the other until a time; on a GPU each prepares beside the one before.
+
+    Args:
+        tasks: in their order.
+        end: of `time.monotonic`, by which everything has ended.
+        store: takes the records and the weights.
+        command: of a task's process.
+
+    Returns:
+        The names of those that were trained.
+    """
+    trained, waiting = [], deque(tasks)
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+
+        def start() -> tuple["Task", Process, pathlib.Path] | None:
+            if not waiting or end - time.monotonic() < _LEAST:
+                return None
+            task = waiting.popleft()
+            log = pathlib.Path(folder) / task.experiment.name
+            environment = {
+                # Two processes have the device at once.
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+                # A program found in another run's cache would tell nothing of what compiling
+                # takes, by which each plans its time.
+                "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder) / "cache"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+                **os.environ,
+            }
+            process = Process(command(task), environment, log)
+            return task, stack.enter_context(process), log
+
+        now = start()
+        while now is not None:
+            task, process, log = now
+            ahead = None
+            try:
+                process.hear(min(_PREPARATION, end - time.monotonic()))
+                left = end - time.monotonic()
+                shares = [t.experiment.share for t in (task, *waiting)]
+                seconds = left * shares[0] / sum(shares)
+                limit = min(left, 1.2 * seconds + _GRACE)
+                process.tell({"seconds": seconds, "limit": limit})
+                limit += time.monotonic()
+                training = process.hear(limit - time.monotonic())
+                # From now on it knows its time; what the next one takes comes beside it.
+                ahead = start() if training["shares"] else None
+                record = process.hear(limit - time.monotonic())
+                kept = store.keep(pathlib.Path(task.weights), task.experiment.bundled)
+                store.emit({**record, "weights": {**record["weights"], **kept}})
+                trained.append(task.experiment.name)
+            except (Failed, OSError) as error:
+                reason = " ".join(str(error).split())
+                store.emit({"op": "failed", "name": task.experiment.name, "reason": reason})
+            process.close()
+            store.log(task.experiment.name, log)
+            now = ahead or start()
+    for task in waiting:
+        store.emit({"op": "left_out", "name": task.experiment.name})
+    return trained
+
+
+if __name__ == "__main__":
+    main()

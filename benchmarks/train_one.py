@@ -1,0 +1,362 @@
+"""One training of `benchmarks.train_all`, in a process of its own.
+
+    python -m benchmarks.train_one TASK          # JSON of an `experiments.Task`
+    python -m benchmarks.train_one --check TASK…
+
+It speaks in lines of JSON: `{"event": "ready"}` when everything is compiled; then it waits for
+a line `{"seconds": …, "limit": …}` on its standard input, the time that it has and the one at
+which it is ended; `{"event": "training", …}`; and at last its record. What the library prints
+goes to standard error. With `--check` it trains nothing and says what is wrong with each task.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import restore_jax
+from benchmarks import compact_pairs, experiments
+from benchmarks.experiments import Task
+from restore_jax import (
+    batches,
+    checkpoint,
+    compilation,
+    evaluate,
+    logs,
+    losses,
+    metrics,
+    models,
+    resident,
+    resident_data,
+    signals,
+    state,
+    train,
+)
+from restore_jax.errors import RunError, UsageError
+
+HALF_COSTS_DB = 0.01
+"""Weights are stored as float16 where that costs less."""
+
+# Of the time for the steps; the rest is for whatever else slows them.
+_MARGIN = 0.93
+# What an epoch takes beside its steps: its line in the logs.
+_EPOCH_S = 0.015
+# What a training takes before its first step and after its last one.
+_START_S = 4.0
+
+
+class Costs(NamedTuple):
+    """Seconds: of an epoch's steps, of compiling them, of a validation, of what comes last."""
+
+    epoch: float
+    compiling: float
+    validation: float
+    last: float
+
+
+def main(argv: list[str]) -> None:
+    """Trains, or checks; a mistake is one line on standard error."""
+    compilation.use_cache()
+    out = sys.stdout
+
+    def say(record: Mapping[str, Any]) -> None:
+        print(json.dumps(record, allow_nan=False), file=out, flush=True)
+
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            if argv[0] == "--check":
+                for text in argv[1:]:
+                    say(check(Task.from_json(text)))
+            else:
+                run(Task.from_json(argv[0]), say, lambda: json.loads(sys.stdin.readline()))
+        except (UsageError, RunError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_status)
+
+
+def check(task: Task) -> dict[str, Any]:
+    """Says what would stop a task, without training: its configuration, model, pairs."""
+    try:
+        if not task.pairs:
+            raise UsageError(f"--pairs: none of {task.experiment.size} px was given")
+        compact_pairs.check(pathlib.Path(task.pairs))
+        config = experiments.make_config(task.experiment, 1, task.dtype or "bfloat16")
+        losses.weighted_sum(config.loss)
+        state.abstract_state(state.make_system(config, 1, 1), None)
+    except Exception as error:
+        # Whatever it is, the other experiments can be trained.
+        return {"name": task.experiment.name, "problem": one_line(error)}
+    return {"name": task.experiment.name, "problem": None}
+
+
+def one_line(error: BaseException) -> str:
+    """Returns what an error says, with its type unless it was made for a user."""
+    text = " ".join(str(error).split())[:300]
+    told = isinstance(error, (UsageError, RunError))
+    return text if told else f"{type(error).__name__}: {text}"
+
+
+def run(
+    task: Task,
+    say: Callable[[Mapping[str, Any]], None],
+    wait: Callable[[], Mapping[str, float]],
+) -> None:
+    """Prepares, waits for its time, trains and reports.
+
+    Args:
+        task: what to do.
+        say: sends a record.
+        wait: returns when it is this process's turn, with "seconds" and "limit".
+
+    Raises:
+        UsageError: for a task that cannot be done.
+        RunError: for a training that fails, or has no time for a single epoch.
+    """
+    began = time.monotonic()
+    device = jax.devices()[0]
+    dtype = task.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
+    pairs, exact = compact_pairs.read(pathlib.Path(task.pairs))
+    most = max(1, task.experiment.images // len(pairs.splits["train"]))
+    config = experiments.make_config(task.experiment, most, dtype)
+    data = resident_data.as_data(pairs, config)
+    mesh = batches.make_mesh([device])
+    costs, time_epoch = prepare(config, data, mesh)
+    say({"event": "ready", "prepared_s": round(time.monotonic() - began, 1), **costs._asdict()})
+
+    given = wait()
+    began = time.monotonic()
+    # Once more, now that nothing else is trained meanwhile.
+    costs = costs._replace(epoch=time_epoch())
+    del time_epoch  # it holds the pairs on the device
+    seconds = given["seconds"] - (time.monotonic() - began)
+    epochs = fitting_epochs(seconds, most, costs)
+    config = experiments.make_config(task.experiment, epochs, dtype)
+    # What another process compiles meanwhile is no burden to a GPU; the cores are one's own.
+    shares = device.platform != "cpu"
+    say({"event": "training", "shares": shares, "epochs": epochs, **costs._asdict()})
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(folder) / "run"
+        limit = began + given["limit"] - time.monotonic() - costs.last
+        before = time.perf_counter()
+        trained, done, finished = train_until(limit, config, data, workdir, mesh)
+        took = time.perf_counter() - before
+        records = logs.read_records(workdir)
+    record = {
+        "op": "trained",
+        "name": task.experiment.name,
+        "command": experiments.command(task.experiment, config),
+        "device": device.device_kind,
+        "jax": jax.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "dtype": dtype,
+        "size": task.experiment.size,
+        "batch": config.train.batch_size,
+        "train_images": data.train_images,
+        "steps": int(trained.step),
+        "epochs": done,
+        "finished": finished,
+        "train_s": round(took, 2),
+        "images_per_s": rounded(done * data.train_images / took),
+        "parameters": state.parameter_count(trained.params),
+        "validation": "pipeline" if exact else "drawn from compressed photographs",
+    }
+    record |= finish(task, config, state.inference_variables(trained), data, mesh)
+    record["history"] = [
+        [r["epoch"], rounded(r["psnr"]), rounded(r["ssim"])]
+        for r in records
+        if r["split"] == "val"
+    ]
+    say(record | {"total_s": round(time.monotonic() - began, 2)})
+
+
+def prepare(
+    config: ConfigDict, data: batches.Data, mesh: Mesh
+) -> tuple[Costs, Callable[[], float]]:
+    """Compiles and measures what a training takes; no step of it is kept.
+
+    Args:
+        config: all fields. That of a training of the most epochs has its very program, which
+            need not be compiled again if it turns out that there is time for as many.
+        data: the data.
+        mesh: the device.
+
+    Returns:
+        What it costs, and what times an epoch's steps once more.
+    """
+    steps = math.ceil(data.train_images / config.train.batch_size)
+    config = with_dispatches(config, mesh)
+    system = state.make_system(config, steps, steps * config.train.epochs)
+    loss = losses.weighted_sum(config.loss)
+    source = resident.make_resident(config, data, system, loss, mesh)
+    assert source is not None
+    now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))
+
+    def dispatch() -> None:
+        nonlocal now
+        now, scalars = source.take(now, source.arrays, {}, source.longest)
+        jax.block_until_ready((now, scalars))
+
+    def time_epoch() -> float:
+        times = [timed(dispatch)]
+        while sum(times) < 1.0 and len(times) < 20:
+            times.append(timed(dispatch))
+        return float(np.median(times)) * steps / source.longest
+
+    def validate() -> None:
+        evaluate.evaluate(
+            system.model,
+            state.inference_variables(now),
+            source.validation_batches(),
+            mesh,
+            terms=losses.active(config.loss),
+            fixed={},
+        )
+
+    def measure_twice() -> None:
+        for _ in range(2):
+            measured(config, state.inference_variables(now), data, mesh)
+
+    compiling = timed(dispatch)
+    # The first of each compiles. What is added is for the checkpoint, and for the file.
+    times = [[timed(work) for _ in range(2)][1] for work in (validate, measure_twice)]
+    return Costs(time_epoch(), compiling, times[0] + 0.5, times[1] + 1.0), time_epoch
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Returns the seconds that some work takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def with_dispatches(config: ConfigDict, mesh: Mesh) -> ConfigDict:
+    """Has a device take an epoch at a time, which is one program to compile."""
+    config = config.copy_and_resolve_references()
+    if mesh.devices.flat[0].platform != "cpu":
+        config.train.steps_per_dispatch = 1_000_000
+    return config
+
+
+def fitting_epochs(seconds: float, most: int, costs: Costs) -> int:
+    """Returns for how many epochs there is time, everything before and after them included.
+
+    Raises:
+        RunError: where there is none for a single one.
+    """
+    epoch = costs.epoch + _EPOCH_S
+    room = seconds - _START_S - costs.last - 10 * costs.validation
+    if _MARGIN * room >= most * epoch:
+        return most
+    # The schedule is another one, so that its program has to be compiled.
+    fitting = int(_MARGIN * (room - costs.compiling) / epoch)
+    if fitting < 1:
+        raise RunError(f"no time: an epoch takes {epoch:.1f} s and {seconds:.0f} s are left")
+    return min(fitting, most)
+
+
+def train_until(
+    limit: float,
+    config: ConfigDict,
+    data: batches.Data,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+) -> tuple[state.TrainState, int, bool]:
+    """Trains; after so many seconds it is stopped.
+
+    Returns:
+        The last state, its epochs, and whether these are all.
+    """
+    config = with_dispatches(config, mesh)
+    # Only the loop itself heeds it: before and after, nothing happens.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ended = threading.Event()
+
+    def ask() -> None:
+        left = max(0.0, limit)
+        while not ended.wait(left):
+            os.kill(os.getpid(), signal.SIGTERM)
+            left = 1.0
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        devices = list(mesh.devices.flat)
+        found = train.train_and_evaluate(config, workdir, lambda _: data, devices)
+    except signals.Interrupted:
+        template = state.abstract_state(state.make_system(config), batches.replicated(mesh))
+        found, record, _ = checkpoint.newest_whole(workdir, template)
+        if found is None:
+            raise
+        return found, int(record["epoch"]), False
+    finally:
+        ended.set()
+    return found, config.train.epochs, True
+
+
+def measured(
+    config: ConfigDict, variables: Mapping[str, Any], data: batches.Data, mesh: Mesh
+) -> list[evaluate.Row]:
+    """Measures a model on the validation photographs, in full float32 on any device."""
+    config = config.copy_and_resolve_references()
+    config.dtype = "float32"
+    variables = jax.device_put(variables, batches.replicated(mesh))
+    with jax.default_matmul_precision("highest"):
+        return evaluate.evaluate(
+            models.from_config(config), variables, data.eval_batches("val"), mesh
+        )
+
+
+def finish(
+    task: Task,
+    config: ConfigDict,
+    variables: Mapping[str, Any],
+    data: batches.Data,
+    mesh: Mesh,
+) -> dict[str, Any]:
+    """Measures a trained model and writes its weights; returns what it found."""
+    variables = jax.device_get(variables)
+    figures = metrics.summarise(measured(config, variables, data, mesh))
+    with np.errstate(over="ignore"):
+        halved = jax.tree.map(
+            lambda x: x.astype(np.float16).astype(np.float32), variables["params"]
+        )
+    stored, costs = "float32", None
+    if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(halved)):
+        rows = measured(config, {**variables, "params": halved}, data, mesh)
+        costs = figures["micro"]["psnr"] - metrics.summarise(rows)["micro"]["psnr"]
+        stored = "float16" if costs < HALF_COSTS_DB else "float32"
+    # As it was measured; a program that trains on may choose another.
+    config = config.copy_and_resolve_references()
+    config.dtype = "float32"
+    path = restore_jax.save_weights(task.weights, variables, config, dtype=stored)
+    return {
+        **{name: rounded(value) for name, value in figures.items()},
+        "weights": {
+            "dtype": stored,
+            "float16_costs_db": rounded(costs),
+            "bytes": path.stat().st_size,
+        },
+    }
+
+
+def rounded(value: Any) -> Any:
+    """Rounds the numbers of a record to five digits."""
+    if isinstance(value, Mapping):
+        return {name: rounded(entry) for name, entry in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

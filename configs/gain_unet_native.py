@@ -1,0 +1,27 @@
+"""The gain U-Net for photographs at their own size under the `kla` law.
+
+    python launch.py --config=configs/gain_unet_native.py --config.data.root=DIR
+
+trains on crops of native photographs, each beside a thumbnail of its whole photograph, from
+which the gain is told. A blur of 10 px leaves no detail to single pixels, so that blocks of 4×4
+become channels.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import gain_unet
+
+
+def get_config(data: str = "mvtec_ad") -> ConfigDict:
+    """Returns the experiment's fields for the given data."""
+    config = gain_unet.get_config(data)
+    config.name = "gain_unet_native"
+    config.model.stem = 4
+    config.model.widths = (32, 48, 64, 76)
+    config.train.epochs = 60
+    config.eval.every_epochs = 2
+    config.eval.batch_size = 2
+    config.data.image_size = 0
+    config.data.crop_size = 256
+    config.data.crops_per_image = 8
+    return config

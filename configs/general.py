@@ -1,0 +1,38 @@
+"""One network for photographs of any camera, which leaves good ones alone; the default model.
+
+    python launch.py --config=configs/general.py:sample
+
+trains at native size on crops of rendered images under the `wide` law: little or much blur of
+any kind and noise, and 15 % of the images left as they are. The colour is kept, see
+configs/default.py and data/degrade.py. A narrow gain U-Net without the gain.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import gain_unet
+
+
+def get_config(data: str = "sample") -> ConfigDict:
+    """Returns the experiment's fields for the given data."""
+    config = gain_unet.get_config(data)
+    config.name = "general"
+    config.model.widths = (24, 32, 48, 64)
+    config.model.blocks = 1
+    config.model.gain = False
+    config.loss.ssim = 0.0
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.ema_decay = 0.998
+    config.train.epochs = 8
+    config.train.batch_size = 8
+    config.eval.every_epochs = 2
+    config.eval.batch_size = 2
+    config.data.split = "all"
+    config.data.image_size = 0
+    config.data.crop_size = 192
+    config.data.crops_per_image = 8
+    config.data.augment = "all8"
+    config.data.degradation.preset = "wide"
+    if data == "sample":
+        config.data.sample_size = 512
+        config.data.sample_count = 6
+    return config

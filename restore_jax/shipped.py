@@ -1,0 +1,118 @@
+"""The trained models that come with the package, by name.
+
+Their files lie in `weights/` beside this module. To add one, write its file with
+`python launch.py --mode=export --output=NAME.safetensors --dtype=float16 --metadata=…`, which
+prints its digest, put it there, add a row below and a card docs/models/NAME.md. Light: nothing
+here needs JAX.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Mapping
+
+from restore_jax.errors import UsageError
+
+FOLDER = pathlib.Path(__file__).parent / "weights"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shipped:
+    """A trained model that comes with the package.
+
+    Attributes:
+        name: what `restore_jax.load` and `--workdir` take.
+        purpose: what photographs it is for, in one line.
+        config: the experiment that it was trained with, e.g. "configs/sca_unet.py".
+        training_data: what it was trained on.
+        licence: of the weights, as the file's metadata have it.
+        sha256: of the file, in hexadecimal.
+        protocol: how `figures` were measured: data, split, image size, degradation.
+        figures: what was measured, e.g. {"psnr": 33.1, "ssim": 0.89}; PSNR in dB.
+    """
+
+    name: str
+    purpose: str
+    config: str
+    training_data: str
+    licence: str
+    sha256: str
+    protocol: str
+    figures: Mapping[str, float]
+
+    @property
+    def file(self) -> str:
+        """Its file's name in `FOLDER`."""
+        return f"{self.name}.safetensors"
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Where its file should be."""
+        return FOLDER / self.file
+
+    @property
+    def card(self) -> str:
+        """Where its model card is, in the repository."""
+        return f"docs/models/{self.name}.md"
+
+
+# The first is the default.
+MODELS: tuple[Shipped, ...] = ()
+
+
+def models_available() -> list[str]:
+    """Returns the names of the models that come with the package, the default first."""
+    return [model.name for model in MODELS]
+
+
+def is_name(text: str) -> bool:
+    """Tells whether there is a shipped model of that name."""
+    return any(model.name == text for model in MODELS)
+
+
+def default() -> Shipped:
+    """Returns the model that is taken where none is named.
+
+    Raises:
+        UsageError: where no model is shipped.
+    """
+    if not MODELS:
+        raise UsageError(
+            "--workdir: missing, and no model comes with this version; give a training's "
+            "workdir or a .safetensors file"
+        )
+    return MODELS[0]
+
+
+def checked(name: str) -> Shipped:
+    """Returns the model of a name, once its file is found to be the one that was shipped.
+
+    Raises:
+        UsageError: where there is none of that name, or its file is missing or changed.
+    """
+    model = next((model for model in MODELS if model.name == name), None)
+    if model is None:
+        raise UsageError(f"{name}: no model of that name is shipped{known()}")
+    try:
+        found = hashlib.sha256(model.path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(
+            f"{model.path}: the shipped model {name!r} cannot be read ({error.strerror}); "
+            "install restore_jax again"
+        ) from error
+    if found != model.sha256:
+        raise UsageError(
+            f"{model.path}: not the file of the shipped model {name!r} (its SHA-256 is "
+            f"{found[:12]}…, not {model.sha256[:12]}…); install restore_jax again"
+        )
+    return model
+
+
+def known() -> str:
+    """Returns the end of a refusal that lists the names there are; "" where there are none."""
+    return f"; there are {', '.join(models_available())}" if MODELS else ""
+
+
+def one_line(model: Shipped) -> str:
+    """Says which model it is and what for."""
+    return f"{model.name}: {model.purpose} (licence: {model.licence})"
