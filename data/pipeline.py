@@ -342,13 +342,17 @@ def _train_batches(
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     once = tf.function(pair_of)  # traced once, not for every epoch
     numbers = tf.data.Dataset.range(count)
-
-    def order_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        return shuffled(numbers, key_of(epoch)).batch(count)
-
+    orders = epochs.flat_map(lambda epoch: shuffled(numbers, key_of(epoch)).batch(count))
     rows = shares.Rows(
         source, draws, functools.partial(kept, once), as_numpy, share, batch_size
     )
+
+    prepared_spec = _PAIR if settings.image_size else _PAIR | _CONTEXT
+    if crops > 1:
+        prepared_spec = {
+            name: tf.TensorSpec([crops, *spec.shape], spec.dtype)
+            for name, spec in prepared_spec.items()
+        }
 
     @tf.function
     def prepared(epoch: tf.Tensor, positions: tf.Tensor, items: Any) -> Any:
@@ -356,47 +360,55 @@ def _train_batches(
         return tf.map_fn(
             lambda row: prepare(once, epoch, key, *row),
             (positions, items),
-            fn_output_signature=_PAIR if settings.image_size else _PAIR | _CONTEXT,
+            fn_output_signature=prepared_spec,
         )
 
     # The first epoch of one process, too: each photograph is read when its batch is asked for,
-    # where a shuffled set would have to be read to its end before the first batch. Several
-    # crops of a photograph have a batch of photographs to come from, and no such way.
-    in_rows = epochs if share.count > 1 else epochs.take(int(crops == 1))
-    for epoch, order in enumerate(as_numpy(in_rows.flat_map(order_of)), first_epoch):
-        done = first_step if epoch == first_epoch else 0
+    # where a shuffled set would have to be read to its end before the first batch.
+    for epoch, order in enumerate(as_numpy(orders), first_epoch):
+        if share.count == 1 and epoch > first_epoch:
+            break
+        # So many photographs give so many batches, each with one crop of each of them.
+        done, ahead = divmod(first_step, crops) if epoch == first_epoch else (0, 0)
         for positions, items, valid in rows.of_epoch(order, done):
             with _refusals_told():
                 # Floats outside of the program, which would multiply where others divide.
-                batch = _as_floats(prepared(tf.constant(epoch, tf.int64), positions, items))
-            batch = {name: value.numpy() for name, value in batch.items()}
-            yield fill_up(batch, len(valid)) | {"valid": valid}
+                block = _as_floats(prepared(tf.constant(epoch, tf.int64), positions, items))
+            if crops == 1:
+                batch = {name: value.numpy() for name, value in block.items()}
+                yield fill_up(batch, len(valid)) | {"valid": valid}
+                continue
+            joined = {
+                name: _joined_crops(value[: np.count_nonzero(valid)]).numpy()
+                for name, value in block.items()
+            }
+            for start in range(ahead * batch_size, len(joined["id"]), batch_size):
+                batch = {n: value[start : start + batch_size] for n, value in joined.items()}
+                yield fill_up(batch, batch_size)
+            ahead = 0
 
     stored = rows.all().cache()
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
         key = key_of(epoch)
-        # Everything here is in memory, so skipping what was seen costs next to nothing.
-        first = epoch == first_epoch
-        done = tf.where(first, first_step // crops * batch_size, 0)
-        items = shuffled(stored, key).enumerate().skip(tf.cast(done, tf.int64))
-        pairs = items.map(
-            functools.partial(prepare, pair_of, epoch, key),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
+        pairs = (
+            shuffled(stored, key)
+            .enumerate()
+            .map(
+                functools.partial(prepare, pair_of, epoch, key),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
         )
         if crops > 1:
-            # So many photographs give so many batches, each with one crop of each of them.
             pairs = pairs.batch(batch_size).flat_map(
                 lambda block: tf.data.Dataset.from_tensor_slices(
                     {name: _joined_crops(values) for name, values in block.items()}
                 )
             )
-            ahead = tf.where(first, first_step % crops * batch_size, 0)
-            pairs = pairs.skip(tf.cast(ahead, tf.int64))
         return pairs.batch(batch_size).map(_as_floats)
 
-    for batch in as_numpy(epochs.skip(int(crops == 1)).flat_map(epoch_of)):
+    for batch in as_numpy(epochs.skip(1).flat_map(epoch_of)):
         yield fill_up(batch, batch_size)
 
 

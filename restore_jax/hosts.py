@@ -9,7 +9,6 @@ import atexit
 import collections
 import contextlib
 import os
-import pickle
 import re
 import signal
 import sys
@@ -23,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from restore_jax import batches
+from restore_jax import batches, exchange
 from restore_jax.errors import RunError, UsageError
 from restore_jax.job import LOST, Job
 from restore_jax.signals import Interrupted, Request
@@ -40,10 +39,13 @@ _LEAVE_SECONDS = 120
 # An error that all processes find is told by each before the first to leave is missed.
 _GRACE_SECONDS = 2.0
 
-# What the collectives of the CPU (Gloo), those of GPUs (NCCL) and the job's own service say.
+# What JAX says at the start when another process is gone, and of what its collectives (Gloo on
+# the CPU, NCCL on GPUs) and the job's own service make another kind of failure.
+_GONE = re.compile(r"(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b")
+_UNCLEAR = re.compile(r"(INTERNAL|UNKNOWN|FAILED_PRECONDITION|DATA_LOSS)\b")
 _LOSSES = re.compile(
-    r"gloo|nccl|connection (reset|closed|refused)|socket closed|coordination ?service|"
-    r"unavailable:|unhealthy|heartbeat",
+    r"(?<![/\w])(gloo|nccl)(?![/\w])|connection (reset|closed|refused)|socket closed|"
+    r"coordination ?service|unhealthy|heartbeat",
     re.IGNORECASE,
 )
 
@@ -115,10 +117,16 @@ def _check_devices() -> None:
         )
 
 
-def _is_loss(error: BaseException) -> bool:
-    if isinstance(error, (UsageError, RunError, KeyboardInterrupt, SystemExit)):
-        return False
-    return bool(_LOSSES.search(str(error)))
+def _is_loss(error: BaseException | None) -> bool:
+    """Tells what JAX's runtime says of a lost process from all that others may say."""
+    while error is not None:
+        if isinstance(error, (UsageError, RunError, KeyboardInterrupt, SystemExit)):
+            return False
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            text = str(error)
+            return bool(_GONE.match(text) or (_UNCLEAR.match(text) and _LOSSES.search(text)))
+        error = error.__cause__
+    return False
 
 
 def _leave(status: int, after: float) -> None:
@@ -142,13 +150,13 @@ def gather(value: Value) -> list[Value]:
     """Returns the values that every process calls this with, in their order; all at once."""
     if jax.process_count() == 1:
         return [value]
-    content = np.frombuffer(pickle.dumps(value), np.uint8)
+    content = np.frombuffer(exchange.encode(value), np.uint8)
     sizes = _gather_array(np.array([len(content)], np.int32))[:, 0]
     # Of few lengths, as every one is a program to compile.
     padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     padded[: len(content)] = content
     contents = _gather_array(padded)
-    return [pickle.loads(c[:n].tobytes()) for c, n in zip(contents, sizes, strict=True)]
+    return [exchange.decode(c[:n].tobytes()) for c, n in zip(contents, sizes, strict=True)]
 
 
 def from_others(make: Callable[[], Value]) -> list[Value]:

@@ -12,6 +12,7 @@ from restore_jax import (
     batches,
     checkpoint,
     models,
+    optim,
     resident,
     trained,
     weights_file,
@@ -96,6 +97,34 @@ def take(
         raise UsageError(f"--workdir={folder}: changed while this began; start it again")
     workdir.claim(folder, config)
     set_aside(folder, damaged)
+
+
+def say_if_longer(
+    folder: pathlib.Path, config: ConfigDict, step: int, steps_per_epoch: int
+) -> None:
+    """Says what becomes of a run whose epochs are raised.
+
+    Args:
+        folder: the workdir, not yet claimed anew.
+        config: of the longer run.
+        step: that it goes on from.
+        steps_per_epoch: of both.
+    """
+    raised = workdir.raised_epochs(workdir.read_config(folder), config)
+    if raised is None:
+        return
+    before, now = raised
+    print(f"{folder}: made for {before} epochs, goes on to {now}")
+    of_before, of_now = (
+        float(optim.make_schedule(config.optimizer, steps_per_epoch, n * steps_per_epoch)(step))
+        for n in raised
+    )
+    if of_before != of_now:
+        print(
+            f"{folder}: the {config.optimizer.schedule} of its learning rate spans {now} "
+            f"epochs now: {of_now:.3g} from here, not {of_before:.3g}; what comes of it is not "
+            f"what {now} epochs from the start give"
+        )
 
 
 def set_aside(folder: pathlib.Path, damaged: Sequence[checkpoint.Damaged]) -> None:

@@ -165,6 +165,10 @@ def train_and_evaluate(
     total = steps_per_epoch * config.train.epochs
     system = make_system(config, steps_per_epoch, total)
     in_memory = resident.make_resident(config, data, system, loss_fn, mesh)
+    if state is not None:
+        step = int(state.step)
+        preparation.check_same_images(record, step, data, loaded, steps_per_epoch, folder)
+        hosts.on_first(lambda: preparation.say_if_longer(folder, config, step, steps_per_epoch))
     with contextlib.ExitStack() as stack:
         hosts.on_first(lambda: preparation.take(stack, folder, config, newest, damaged))
         if state is None:
@@ -174,9 +178,6 @@ def train_and_evaluate(
                 print(f"{folder}: starts from the parameters of {config.init_from}")
             state = hosts.replicate(state, mesh)
         else:
-            preparation.check_same_images(
-                record, int(state.step), data, loaded, steps_per_epoch, folder
-            )
             print(f"{folder}: going on from step {int(state.step)}")
         opened = checkpoint.open_manager(folder) if hosts.is_first() else None
         with opened or contextlib.nullcontext() as manager, signals.noted() as request:

@@ -37,6 +37,9 @@ FREE_FIELDS = (
     "config.checkpoint.every_steps",
 )
 
+# Which may be raised: there is nothing in a shorter run that a longer one does not have.
+_EPOCHS = "config.train.epochs"
+
 # What runs did that are older than the field.
 _BEFORE = {
     "config.data.resident": False,
@@ -145,15 +148,25 @@ def check_finite(config: ConfigDict) -> None:
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Returns a text for each field that differs, e.g. "config.seed (0, now 1)".
 
-    The `FREE_FIELDS` are left out.
+    The `FREE_FIELDS` are left out, and so is a `config.train.epochs` that is raised.
     """
     a, b = (_BEFORE | _flatten(as_json(config)) for config in (old, new))
+    if raised_epochs(old, new):
+        del a[_EPOCHS], b[_EPOCHS]
     return [
         f"{field} ({a.get(field, 'absent')}, now {b.get(field, 'absent')})"
         for field in sorted(a.keys() | b.keys())
         if field not in FREE_FIELDS
         and (field not in a or field not in b or a[field] != b[field])
     ]
+
+
+def raised_epochs(old: ConfigDict, new: ConfigDict) -> tuple[int, int] | None:
+    """Returns the epochs before and now where a run is to be longer than it was; else None."""
+    before, now = (_flatten(as_json(config)).get(_EPOCHS) for config in (old, new))
+    if isinstance(before, int) and isinstance(now, int) and now > before:
+        return before, now
+    return None
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:

@@ -16,11 +16,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 from PIL import Image
 
 from configs import sca_unet
 from data import examples, pipeline
-from restore_jax import batches, job
+from restore_jax import batches, hosts, job
 from restore_jax.errors import UsageError
 from tests import kills
 
@@ -468,3 +469,26 @@ def test_each_process_reads_its_own_share_alone(tmp_path, monkeypatch):
 def test_a_share_is_a_block_of_every_batch():
     assert batches.Share().of(8) == slice(0, 8)
     assert [batches.Share(i, 4).of(8) for i in (0, 3)] == [slice(0, 2), slice(6, 8)]
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses"), True),
+        (JaxRuntimeError("UNKNOWN: Gloo AllReduce failed: Connection closed by peer"), True),
+        (JaxRuntimeError("INTERNAL: NCCL operation ncclGroupEnd() failed"), True),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory; see /data/nccl/gloo"), False),
+        (JaxRuntimeError("INTERNAL: cannot read /data/nccl/x"), False),
+        (OSError(11, "Resource temporarily unavailable", "x"), False),
+        (BlockingIOError(11, "Resource temporarily unavailable"), False),
+        (FileNotFoundError(2, "No such file or directory", "/data/nccl/run"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), False),
+        (ValueError("unavailable: heartbeat"), False),
+    ],
+    ids=str,
+)
+def test_a_lost_process_is_told_by_what_raised(error, lost):
+    assert hosts._is_loss(error) == lost
+    wrapped = RuntimeError("it failed")
+    wrapped.__cause__ = error
+    assert hosts._is_loss(wrapped) == lost

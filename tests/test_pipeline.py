@@ -216,7 +216,16 @@ def patched(monkeypatch, images):
             "defect_type": ["scratch"] * len(images),
         }
     )
-    found = records.Records(dataset, len(images), pick=None)
+
+    def pick(positions):
+        listed = list(dataset)
+        chosen = [listed[position] for position in positions]
+        return tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(stacked, *chosen))
+
+    def stacked(*values):
+        return tf.stack(values)
+
+    found = records.Records(dataset, len(images), pick)
     monkeypatch.setattr(records, "load", lambda settings: {"train": found, "val": found})
 
 

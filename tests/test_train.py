@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from restore_jax import batches, checkpoint, losses, models, steps, train
+from restore_jax import batches, checkpoint, losses, models, steps, train, workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.logs import Logs
 from restore_jax.state import System, TrainState, create_state
@@ -435,3 +435,30 @@ def test_a_run_of_before_the_identities_goes_on(tmp_path):
 
 def steps_in(folder):
     return {int(path.name) for path in (folder / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_run_may_be_made_longer(tmp_path, capsys, schedule):
+    def config(epochs):
+        fields = tiny.config(epochs=epochs)
+        fields.optimizer.update(schedule=schedule, learning_rate=1e-3, final_fraction=0.0)
+        return fields
+
+    run(config(2), tmp_path / "run")
+    longer = run(config(3), tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "run: made for 2 epochs, goes on to 3" in out
+    # A cosine over 9 steps stands at a quarter of its height after 6, that over 6 at its foot.
+    assert ("spans 3 epochs now: 0.00025 from here, not 0;" in out) == (schedule == "cosine")
+    assert workdir.read_config(tmp_path / "run").train.epochs == 3
+    assert int(longer.step) == 9
+    straight = run(config(3), tmp_path / "straight")
+    same = [
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(longer), jax.tree.leaves(straight), strict=True)
+    ]
+    assert all(same) == (schedule == "constant")
+    # Refused, it is left as it is.
+    with pytest.raises(UsageError, match="another number of images"):
+        run(config(4), tmp_path / "run", functools.partial(tiny.data, count=14))
+    assert workdir.read_config(tmp_path / "run").train.epochs == 3

@@ -126,6 +126,19 @@ def test_a_full_disk_is_one_line_and_other_failures_are_left_alone(tmp_path, num
         raise FileNotFoundError(errno.ENOENT, "No such file", "/a/b")
 
 
+def test_epochs_may_be_raised_and_not_lowered(tmp_path):
+    config = sca_unet.get_config("sample")
+    workdir.claim(tmp_path, config)
+    config.train.epochs += 1
+    assert workdir.is_claimed(tmp_path, config)
+    config.seed = 9
+    with pytest.raises(UsageError, match=r"the same fields: config\.seed \(0, now 9\)$"):
+        workdir.is_claimed(tmp_path, config)
+    config.train.epochs -= 2
+    with pytest.raises(UsageError, match=r"config\.train\.epochs \("):
+        workdir.is_claimed(tmp_path, config)
+
+
 def test_how_often_to_save_may_change_within_a_run(tmp_path):
     config = sca_unet.get_config("sample")
     workdir.claim(tmp_path, config)
