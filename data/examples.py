@@ -38,6 +38,8 @@ class Example:
         image: the clean photograph.
         degraded: the same, degraded; None where it is to be degraded here.
         mask: its defects; None where they are not known.
+        more_masks: of other defects in it, where each has a file of its own.
+        is_good: whether it is known to have no defect, so that its mask is known and empty.
     """
 
     id: str
@@ -46,6 +48,19 @@ class Example:
     image: Path
     degraded: Path | None = None
     mask: Path | None = None
+    more_masks: tuple[Path, ...] = ()
+    is_good: bool = False
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All files of its defects."""
+        return () if self.mask is None else (self.mask, *self.more_masks)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that it is read from."""
+        degraded = () if self.degraded is None else (self.degraded,)
+        return (self.image, *degraded, *self.masks)
 
 
 def check(
@@ -121,18 +136,21 @@ def with_known_masks(
         if example.defect_type not in ("", batches.GOOD)
     ]
     listed = [example for example in defective if example.mask is not None]
-    looks = bad.in_parallel(lambda example: _is_blank(example.mask), listed)
+    looks = bad.in_parallel(lambda example: _is_blank(example.masks), listed)
     blank = {e.id: e for e, look in zip(listed, looks, strict=True) if look.result()}
     bad.report_blank(name, [name_in(e.mask, root) for e in blank.values()], len(defective))
     return {
-        part: [dataclasses.replace(e, mask=None) if e.id in blank else e for e in examples]
+        part: [
+            dataclasses.replace(e, mask=None, more_masks=()) if e.id in blank else e
+            for e in examples
+        ]
         for part, examples in members.items()
     }
 
 
-def _is_blank(path: Path) -> bool:
+def _is_blank(masks: Sequence[Path]) -> bool:
     try:
-        return images.encode_mask(path).blank
+        return all(images.encode_mask(path).blank for path in masks)
     except images.ImageError:  # told when it is read, with its name
         return False
 
@@ -143,8 +161,8 @@ _Look = tuple[dict[Path, tuple[int, int]], list[str]]
 
 def _look(example: Example, root: Path, decode: bool) -> _Look:
     sizes, unreadable = {}, []
-    for path in filter(None, (example.image, example.degraded, example.mask)):
-        encode = images.encode_mask if path == example.mask else images.encode
+    for path in example.files:
+        encode = images.encode_mask if path in example.masks else images.encode
         try:
             sizes[path] = encode(path).size if decode else images.measure(path)
         except images.ImageError as error:
@@ -166,9 +184,8 @@ def from_files(examples: Sequence[Example], paired: bool) -> FromFiles:
 
 
 def _bytes_of(example: Example) -> int:
-    files = filter(None, (example.image, example.degraded, example.mask))
     try:
-        return sum(path.stat().st_size for path in files)
+        return sum(path.stat().st_size for path in example.files)
     except OSError:  # told when it is read, with its name
         return 0
 
@@ -201,7 +218,7 @@ def as_dataset(examples: Sequence[Example], paired: bool) -> tf.data.Dataset:
         name: tf.constant([getattr(example, name) for example in examples], tf.string)
         for name in ("id", "category", "defect_type")
     }
-    rows["has_mask"] = tf.constant([e.mask is not None for e in examples], tf.bool)
+    rows["has_mask"] = tf.constant([e.is_good or bool(e.masks) for e in examples], tf.bool)
     rows["index"] = tf.range(len(examples))
     # In parallel: Pillow lets other threads go on while it decodes.
     return tf.data.Dataset.from_tensor_slices(rows).map(
@@ -219,9 +236,10 @@ def _read(example: Example) -> dict[str, bytes]:
         _check_size(example.degraded, degraded.size, example.image, size)
     if example.mask is None:
         return files | {"mask": images.blank_mask(size)}
-    mask = _encoded(images.encode_mask, example.mask)
-    _check_size(example.mask, mask.size, example.image, size)
-    return files | {"mask": mask.data}
+    masks = [_encoded(images.encode_mask, path) for path in example.masks]
+    for path, mask in zip(example.masks, masks, strict=True):
+        _check_size(path, mask.size, example.image, size)
+    return files | {"mask": images.united(masks)}
 
 
 def _encoded(read: Callable[[Path], Read], path: Path) -> Read:
