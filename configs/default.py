@@ -9,7 +9,7 @@ from ml_collections.config_dict import placeholder
 
 from restore_jax.errors import UsageError
 
-DATA = ("mvtec_ad", "sample", "kla", "pairs", "clean")
+DATA = ("mvtec_ad", "inspection", "sample", "kla", "pairs", "clean")
 
 
 def get_config(data: str = "mvtec_ad") -> ConfigDict:
@@ -89,8 +89,8 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = data
     config.data.root = ""  # the data's folder; for mvtec_ad also the folder of its archives
-    # mvtec_ad and sample: defects (the reports'), good or all; kla: defects, or test for its
-    # hidden test; pairs and clean have only one division, under the name of the default.
+    # mvtec_ad, inspection, sample: defects (the reports'), good or all; kla: defects, or test
+    # for its hidden test; pairs and clean have only one division, under the default's name.
     config.data.split = "defects"
     config.data.image_size = 256  # both sides, after degrading; 0 = native size
     config.data.crop_size = 256  # training crops, only with image_size=0

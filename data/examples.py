@@ -38,6 +38,8 @@ class Example:
         image: the clean photograph.
         degraded: the same, degraded; None where it is to be degraded here.
         mask: its defects; None where they are not known.
+        more_masks: of other defects in it, where each has a file of its own.
+        is_good: whether it is known to have no defect, so that its mask is known and empty.
     """
 
     id: str
@@ -46,6 +48,19 @@ class Example:
     image: Path
     degraded: Path | None = None
     mask: Path | None = None
+    more_masks: tuple[Path, ...] = ()
+    is_good: bool = False
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All files of its defects."""
+        return () if self.mask is None else (self.mask, *self.more_masks)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that it is read from."""
+        degraded = () if self.degraded is None else (self.degraded,)
+        return (self.image, *degraded, *self.masks)
 
 
 def check(
@@ -129,18 +144,21 @@ def with_known_masks(
         if example.defect_type not in ("", batches.GOOD)
     ]
     listed = [example for example in defective if example.mask is not None]
-    looks = bad.in_parallel(lambda example: _is_blank(example.mask, max_pixels), listed)
+    looks = bad.in_parallel(lambda example: _is_blank(example.masks, max_pixels), listed)
     blank = {e.id: e for e, look in zip(listed, looks, strict=True) if look.result()}
     bad.report_blank(name, [name_in(e.mask, root) for e in blank.values()], len(defective))
     return {
-        part: [dataclasses.replace(e, mask=None) if e.id in blank else e for e in examples]
+        part: [
+            dataclasses.replace(e, mask=None, more_masks=()) if e.id in blank else e
+            for e in examples
+        ]
         for part, examples in members.items()
     }
 
 
-def _is_blank(path: Path, max_pixels: int) -> bool:
+def _is_blank(masks: Sequence[Path], max_pixels: int) -> bool:
     try:
-        return images.encode_mask(path, max_pixels).blank
+        return all(images.encode_mask(path, max_pixels).blank for path in masks)
     except images.ImageError:  # told when it is read, with its name
         return False
 
@@ -151,8 +169,8 @@ _Look = tuple[dict[Path, tuple[int, int]], list[str]]
 
 def _look(example: Example, root: Path, max_pixels: int, decode: bool) -> _Look:
     sizes, unreadable = {}, []
-    for path in filter(None, (example.image, example.degraded, example.mask)):
-        encode = images.encode_mask if path == example.mask else images.encode
+    for path in example.files:
+        encode = images.encode_mask if path in example.masks else images.encode
         try:
             sizes[path] = (
                 encode(path, max_pixels).size if decode else images.measure(path, max_pixels)
@@ -178,9 +196,8 @@ def from_files(
 
 
 def _bytes_of(example: Example) -> int:
-    files = filter(None, (example.image, example.degraded, example.mask))
     try:
-        return sum(path.stat().st_size for path in files)
+        return sum(path.stat().st_size for path in example.files)
     except OSError:  # told when it is read, with its name
         return 0
 
@@ -216,7 +233,7 @@ def as_dataset(
         name: tf.constant([getattr(example, name) for example in examples], tf.string)
         for name in ("id", "category", "defect_type")
     }
-    rows["has_mask"] = tf.constant([e.mask is not None for e in examples], tf.bool)
+    rows["has_mask"] = tf.constant([e.is_good or bool(e.masks) for e in examples], tf.bool)
     rows["index"] = tf.range(len(examples))
     # In parallel: Pillow lets other threads go on while it decodes.
     return tf.data.Dataset.from_tensor_slices(rows).map(
@@ -234,9 +251,10 @@ def _read(example: Example, max_pixels: int) -> dict[str, bytes]:
         _check_size(example.degraded, degraded.size, example.image, size)
     if example.mask is None:
         return files | {"mask": images.blank_mask(size)}
-    mask = _encoded(images.encode_mask, example.mask, max_pixels)
-    _check_size(example.mask, mask.size, example.image, size)
-    return files | {"mask": mask.data}
+    masks = [_encoded(images.encode_mask, path, max_pixels) for path in example.masks]
+    for path, mask in zip(example.masks, masks, strict=True):
+        _check_size(path, mask.size, example.image, size)
+    return files | {"mask": images.united(masks)}
 
 
 def _encoded(read: Callable[[Path, int], Read], path: Path, max_pixels: int) -> Read:

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from data import images, splits
+from data import bad, images, splits
 from data.examples import (
     Example,
     Faults,
@@ -32,6 +32,11 @@ from restore_jax import image_paths
 from restore_jax.errors import UsageError
 
 PARTS = ("train", "val")
+# What no folder of photographs is called.
+_MASK_FOLDERS = (
+    "ground_truth", "groundtruth", "gt", "gt_mask", "mask", "masks", "defect_mask",
+    "defect_masks",
+)  # fmt: skip
 
 Loaded = dict[str, FromFiles]
 
@@ -107,9 +112,18 @@ def load_clean(
     divided = all((folder / part).is_dir() for part in PARTS)
     faults: Faults = collections.defaultdict(list)
     found = {}
+    masks: list[Path] = []
     for part in PARTS if divided else ("",):
-        listed = list_images(folder / part, folder, faults)
+        listed = list_images(folder / part, folder, faults, masks)
         found[part] = [_example(folder, part, key, path) for key, path in listed.items()]
+    if masks:
+        some = ", ".join(name_in(path, folder) for path in masks[: bad.SHOWN])
+        more = f" and {len(masks) - bad.SHOWN} more" if len(masks) > bad.SHOWN else ""
+        print(
+            f"clean: warning: {some}{more} left out, by name folders of masks and not of "
+            "photographs; the data inspection read BTAD, VisA, MVTec AD 2 and MVTec LOCO with "
+            "their masks"
+        )
     return _finish("clean", folder, found, faults, skip_bad, max_pixels)
 
 
@@ -135,7 +149,9 @@ def open_root(root: str, wanted: str) -> Path:
     return folder
 
 
-def list_images(folder: Path, root: Path, faults: Faults) -> dict[str, Path]:
+def list_images(
+    folder: Path, root: Path, faults: Faults, masks: list[Path] | None = None
+) -> dict[str, Path]:
     """Lists the image files in a folder and below, by relative path without suffix.
 
     The paths are in Unicode's composed form (NFC), whichever form the file system keeps: a
@@ -146,9 +162,11 @@ def list_images(folder: Path, root: Path, faults: Faults) -> dict[str, Path]:
             those without the suffix of an image.
         root: what the names of faulty files are relative to.
         faults: gains what is wrong.
+        masks: gains the folders below that are called as those of masks are, which are then
+            passed over; None: they are looked into.
     """
     found: dict[str, Path] = {}
-    for path in _files(folder, root, faults) if folder.is_dir() else ():
+    for path in _files(folder, root, faults, masks) if folder.is_dir() else ():
         if not image_paths.is_image(path):
             continue
         key = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
@@ -167,7 +185,11 @@ def list_images(folder: Path, root: Path, faults: Faults) -> dict[str, Path]:
 
 
 def _files(
-    folder: Path, root: Path, faults: Faults, above: frozenset[str] = frozenset()
+    folder: Path,
+    root: Path,
+    faults: Faults,
+    masks: list[Path] | None,
+    above: frozenset[str] = frozenset(),
 ) -> Iterator[Path]:
     """The files in a folder and below but hidden ones; `above` are the folders it is in."""
     resolved = os.path.realpath(folder)
@@ -185,8 +207,10 @@ def _files(
     for entry in shown:
         if not entry.is_dir():
             yield Path(entry.path)
+        elif masks is not None and entry.name.lower() in _MASK_FOLDERS:
+            masks.append(Path(entry.path))
         else:
-            yield from _files(Path(entry.path), root, faults, above | {resolved})
+            yield from _files(Path(entry.path), root, faults, masks, above | {resolved})
 
 
 def _entry_name(entry: os.DirEntry[str]) -> str:

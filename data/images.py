@@ -7,7 +7,7 @@ Pillow reads, and what comes out is an encoded PNG or JPEG that `decode` turns i
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -130,6 +130,14 @@ def encode_mask(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> Mask:
         defect = levels > threshold if levels.ndim == 2 else (levels > threshold).any(axis=-1)
         picture = _as_png(Image.fromarray(np.where(defect, 255, 0).astype(np.uint8)))
         return Mask(*picture, blank=not defect.any())
+
+
+def united(masks: Sequence[Mask]) -> bytes:
+    """Returns the encoded PNG of all defects of several masks, which are of one size."""
+    if len(masks) == 1:
+        return masks[0].data
+    levels = [np.asarray(Image.open(io.BytesIO(mask.data), formats=["PNG"])) for mask in masks]
+    return _as_png(Image.fromarray(np.maximum.reduce(levels))).data
 
 
 def blank_mask(size: tuple[int, int]) -> bytes:

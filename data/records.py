@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import folders, kla, mvtec_ad, sample, splits
+from data import folders, inspection, kla, mvtec_ad, sample, splits
 from restore_jax import image_limits
 from restore_jax.errors import UsageError
 
@@ -42,6 +42,17 @@ def _load_mvtec_ad(settings: ConfigDict) -> dict[str, Records]:
         settings.root,
         settings.split,
         settings.cache_dir,
+        settings.references,
+        _skips_bad(settings),
+        _max_pixels(settings),
+    )
+    return {split: Records(*found) for split, found in loaded.items()}
+
+
+def _load_inspection(settings: ConfigDict) -> dict[str, Records]:
+    loaded = inspection.load(
+        settings.root,
+        settings.split,
         settings.references,
         _skips_bad(settings),
         _max_pixels(settings),
@@ -122,6 +133,7 @@ def _load_files(
 
 SOURCES: dict[str, Callable[[ConfigDict], dict[str, Records]]] = {
     "mvtec_ad": _load_mvtec_ad,
+    "inspection": _load_inspection,
     "sample": _load_sample,
     "kla": functools.partial(_load_files, kla.load),
     "pairs": functools.partial(_load_files, folders.load_pairs),

@@ -176,7 +176,7 @@ def _provenance(report: Report) -> str:
 def _training_split(report: Report) -> str | None:
     """Which photographs of MVTec AD the model was trained on; None for other data."""
     trained = report.summary["trained_on"]
-    return trained["split"] if trained["name"] == "mvtec_ad" else None
+    return trained["split"] if trained["name"] in ("mvtec_ad", "inspection") else None
 
 
 def _degradation(report: Report) -> str:

@@ -25,7 +25,8 @@ class System:
     Attributes:
         model: the architecture that restores.
         optimizer: turns its gradients into updates.
-        ema_decay: of the averaged parameters, which then serve to restore; 0 for none.
+        ema_decay: of the averaged parameters, which then serve to restore; 0 for none. The
+            average is over fewer steps at first: about a ninth of those that were done.
         adversary: a discriminator that is trained along; None without.
     """
 

@@ -86,7 +86,9 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
-        ema_params = optax.incremental_update(params, ema_params, 1.0 - system.ema_decay)
+        # Shorter at first: of the parameters that were drawn, little is worth keeping.
+        decay = jnp.minimum(system.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
     adversary = state.adversary
     if system.adversary is not None:
         adversary, terms["discriminator"] = adversarial.update(

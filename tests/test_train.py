@@ -206,7 +206,8 @@ def test_one_step_against_a_hand_written_one():
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient)))
     assert float(scalars["grad_norm"]) == pytest.approx(norm, rel=1e-4)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, before.params, gradient)
-    averaged = jax.tree.map(lambda p, q: 0.5 * (p + q), before.params, expected)
+    # Of the first step's parameters nine tenths, whatever the decay is later.
+    averaged = jax.tree.map(lambda p, q: 0.1 * p + 0.9 * q, before.params, expected)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=1e-6), after.params, expected
     )
@@ -349,6 +350,19 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do():
     batches.check_batch_size(8, mesh, "config.train.batch_size")
     with pytest.raises(UsageError, match=r"4 devices; take 4$"):
         batches.check_batch_size(2, mesh, "config.train.batch_size")
+
+
+def test_the_average_forgets_what_was_drawn_and_keeps_its_decay():
+    system, step = make_step(ema_decay=0.5)
+    batch = tiny.batch_rows(tiny.images(3), [0, 1, 2], 4)
+    arrays = {name: jnp.asarray(batch[name]) for name in batches.ARRAYS}
+    state = create_state(system, seed=3).replace(step=jnp.int32(1000))
+    state = state.replace(ema_params=jax.tree.map(jnp.zeros_like, state.params))
+    after, _ = jax.jit(step)(state, arrays)
+    halves = jax.tree.map(lambda p: 0.5 * p, after.params)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-6), after.ema_params, halves
+    )
 
 
 def test_a_training_starts_from_the_parameters_it_is_given(finished, tmp_path):
