@@ -61,6 +61,19 @@ _MVTEC_LICENCE = "CC BY-NC-SA 4.0 (non-commercial), as MVTec AD, on which it was
 # The first is the default.
 MODELS: tuple[Shipped, ...] = (
     Shipped(
+        name="general",
+        purpose=(
+            "photographs of any camera at their own size: noise and blur of any kind; leaves "
+            "good ones alone"
+        ),
+        config="configs/general.py",
+        training_data="rendered images (data sample, 512x512, split all)",
+        licence="Apache-2.0",
+        sha256="0f00e0844dbbf15338aa312a90a4cd71fb832fc6a5247b28a3d632ae558a1d1b",
+        protocol="PROTOCOL",
+        figures={},
+    ),
+    Shipped(
         name="sca_unet_kla_256",
         purpose="photographs shrunk to 256x256, degraded by the kla law; the reports' model",
         config="configs/sca_unet.py",
