@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/sca_unet_sample
 REQUIREMENTS := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes),requirements-cuda12.txt,requirements.txt)
 
-.PHONY: setup train test lint bench
+.PHONY: setup train test opencv4 lint bench
 
 setup: $(VENV)/installed
 
@@ -23,6 +23,12 @@ train: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2
+
+# Exports in OpenCV 4; the newest, which `make test` takes, is a later one.
+opencv4: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target build/opencv4 'opencv-python-headless<5'
+	PYTHONPATH=build/opencv4 $(BIN)/python -m pytest tests/test_export.py -k opencv
 
 bench: setup
 	$(BIN)/python -m benchmarks.models --rounds=3

@@ -6,6 +6,7 @@ Light: it needs ml-collections and no JAX.
 import dataclasses
 import importlib
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,9 @@ from restore_jax.errors import UsageError
 
 REPORTED_IMAGES = 250 * 932
 """What the reports' training of the SCA U-Net saw: 250 epochs of 932 photographs."""
+
+VALIDATIONS = 10
+"""Of a training, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +157,7 @@ def make_config(experiment: Experiment, epochs: int, dtype: str) -> ConfigDict:
     config.optimizer.warmup_epochs = 1.0 if epochs > 4 else 0.0
     config.train.epochs = epochs
     config.train.early_stopping_patience = 0
-    config.eval.every_epochs = max(1, -(-epochs // 10))
+    config.eval.every_epochs = max(1, math.ceil(epochs / VALIDATIONS))
     try:
         # Locked, it takes no field that it has not.
         config.lock().update_from_flattened_dict(dict(experiment.fields))

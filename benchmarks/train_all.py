@@ -202,7 +202,9 @@ def run(
             task, process, log = now
             ahead = None
             try:
-                process.hear(min(_PREPARATION, end - time.monotonic()))
+                left = end - time.monotonic()
+                # A slow machine that has hours needs more.
+                process.hear(min(left, max(_PREPARATION, left / 3)))
                 left = end - time.monotonic()
                 shares = [t.experiment.share for t in (task, *waiting)]
                 seconds = left * shares[0] / sum(shares)

@@ -256,14 +256,20 @@ def fitting_epochs(seconds: float, most: int, costs: Costs) -> int:
     Raises:
         RunError: where there is none for a single one.
     """
-    epoch = costs.epoch + _EPOCH_S
-    room = seconds - _START_S - costs.last - 10 * costs.validation
-    if _MARGIN * room >= most * epoch:
+    epoch = (costs.epoch + _EPOCH_S) / _MARGIN
+    room = seconds - _START_S - costs.last
+    validations = experiments.VALIDATIONS
+    if room >= most * epoch + min(most, validations) * costs.validation:
         return most
     # The schedule is another one, so that its program has to be compiled.
-    fitting = int(_MARGIN * (room - costs.compiling) / epoch)
+    room -= costs.compiling
+    fitting = int(room / (epoch + costs.validation))  # validated after each
+    if fitting > validations:
+        fitting = int((room - validations * costs.validation) / epoch)
     if fitting < 1:
-        raise RunError(f"no time: an epoch takes {epoch:.1f} s and {seconds:.0f} s are left")
+        raise RunError(
+            f"no time: an epoch takes {costs.epoch:.1f} s and {seconds:.0f} s are left"
+        )
     return min(fitting, most)
 
 

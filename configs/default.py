@@ -38,6 +38,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.loss.edge = 0.0  # Charbonnier of the Laplacians
     config.loss.edge_pyramid = 0.0  # the same with the Gaussian-pyramid Laplacian
     config.loss.mse = 0.0  # mean of error²
+    config.loss.psnr = 0.0  # what the PSNR lacks of 60 dB
     config.loss.l1 = 0.0  # mean of |error|
     config.loss.basic = 0.0  # mean of |error| + error²
     config.loss.masked_mse = 0.0  # 0.3 · mean(error²) + 0.7 · mean(mask · error²)
@@ -99,6 +100,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.references = 40  # evaluation: clean images per category to fit a detector on
     config.data.augment = "none"  # none, flips, or all8 (with rotations)
     config.data.skip_bad = False  # leave out images that cannot be read, instead of stopping
+    config.data.max_megapixels = 200  # larger images are refused, before they fill the memory
     config.data.cache_dir = ""  # prepared data; "" = restore_jax/tfds in the user's cache
     # Keep all pairs in the memory of each device; draw batches, flips and fresh noise there.
     config.data.resident = False

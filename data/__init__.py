@@ -9,8 +9,13 @@ from collections.abc import Iterator
 # Only errors; before TensorFlow is first imported, which is below.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# What TensorFlow writes at every start, before its log levels count.
-_GREETINGS = (b"oneDNN custom operations are on", b"before absl::InitializeLog()")
+# What TensorFlow writes at every start: before its log levels count, and about processors
+# without AVX-512 as if it were an error, of which nobody has to know.
+_GREETINGS = (
+    b"oneDNN custom operations are on",
+    b"before absl::InitializeLog()",
+    b"oneDNN supports DT_",
+)
 
 
 @contextlib.contextmanager
@@ -37,4 +42,12 @@ def _without_greetings() -> Iterator[None]:
 
 
 with _without_greetings():
-    import tensorflow  # noqa: F401
+    import tensorflow as tf
+
+    try:
+        # JAX has the GPUs; said before the first operation, which is the next.
+        tf.config.set_visible_devices([], "GPU")
+        # Says once in a process what it has to say about the processor.
+        tf.function(tf.transpose, autograph=False)(tf.zeros((2, 2), tf.uint8))
+    except (RuntimeError, tf.errors.OpError):  # someone has used it before
+        pass

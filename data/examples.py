@@ -69,6 +69,7 @@ def check(
     root: Path,
     faults: Faults,
     skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> set[str]:
     """Looks at all files: each an image, those of one photograph of one size.
 
@@ -79,6 +80,7 @@ def check(
         faults: gains what is wrong.
         skip_bad: whether photographs with a file that cannot be read are no fault. Every file
             is then read to its end, and else its header alone.
+        max_pixels: how many each may have.
 
     Returns:
         The ids of the photographs to leave out; their number is printed.
@@ -88,10 +90,12 @@ def check(
     """
     looks: Iterable[_Look]
     if skip_bad:
-        done = bad.in_parallel(lambda example: _look(example, root, decode=True), examples)
+        done = bad.in_parallel(
+            lambda example: _look(example, root, max_pixels, decode=True), examples
+        )
         looks = (look.result() for look in bad.progress(done, len(examples), name))
     else:
-        looks = (_look(example, root, decode=False) for example in examples)
+        looks = (_look(example, root, max_pixels, decode=False) for example in examples)
     left_out: dict[str, str] = {}
     for example, (sizes, unreadable) in zip(examples, looks, strict=True):
         if unreadable and skip_bad:
@@ -116,7 +120,10 @@ def check(
 
 
 def with_known_masks(
-    name: str, members: Mapping[str, Sequence[Example]], root: Path
+    name: str,
+    members: Mapping[str, Sequence[Example]],
+    root: Path,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> dict[str, list[Example]]:
     """Takes blank masks of defective photographs for what they are: masks that say nothing.
 
@@ -124,6 +131,7 @@ def with_known_masks(
         name: of the data.
         members: the photographs of each part, checked.
         root: what the names of files are relative to.
+        max_pixels: how many each file may have.
 
     Returns:
         The same photographs; those with a defect type and a blank mask have none. Their number
@@ -136,7 +144,7 @@ def with_known_masks(
         if example.defect_type not in ("", batches.GOOD)
     ]
     listed = [example for example in defective if example.mask is not None]
-    looks = bad.in_parallel(lambda example: _is_blank(example.masks), listed)
+    looks = bad.in_parallel(lambda example: _is_blank(example.masks, max_pixels), listed)
     blank = {e.id: e for e, look in zip(listed, looks, strict=True) if look.result()}
     bad.report_blank(name, [name_in(e.mask, root) for e in blank.values()], len(defective))
     return {
@@ -148,9 +156,9 @@ def with_known_masks(
     }
 
 
-def _is_blank(masks: Sequence[Path]) -> bool:
+def _is_blank(masks: Sequence[Path], max_pixels: int) -> bool:
     try:
-        return all(images.encode_mask(path).blank for path in masks)
+        return all(images.encode_mask(path, max_pixels).blank for path in masks)
     except images.ImageError:  # told when it is read, with its name
         return False
 
@@ -159,28 +167,32 @@ def _is_blank(masks: Sequence[Path]) -> bool:
 _Look = tuple[dict[Path, tuple[int, int]], list[str]]
 
 
-def _look(example: Example, root: Path, decode: bool) -> _Look:
+def _look(example: Example, root: Path, max_pixels: int, decode: bool) -> _Look:
     sizes, unreadable = {}, []
     for path in example.files:
         encode = images.encode_mask if path in example.masks else images.encode
         try:
-            sizes[path] = encode(path).size if decode else images.measure(path)
+            sizes[path] = (
+                encode(path, max_pixels).size if decode else images.measure(path, max_pixels)
+            )
         except images.ImageError as error:
             unreadable.append(f"{name_in(path, root)} ({error})")
     return sizes, unreadable
 
 
-def from_files(examples: Sequence[Example], paired: bool) -> FromFiles:
+def from_files(
+    examples: Sequence[Example], paired: bool, max_pixels: int = images.MAX_PIXELS
+) -> FromFiles:
     """Returns the records of photographs, all and some, and the bytes of their files.
 
     The arguments are `as_dataset`'s.
     """
 
     def pick(positions: Sequence[int]) -> tf.data.Dataset:
-        return as_dataset([examples[position] for position in positions], paired)
+        return as_dataset([examples[position] for position in positions], paired, max_pixels)
 
     sizes = [(example.id, _bytes_of(example)) for example in examples]
-    return as_dataset(examples, paired), len(examples), pick, sizes
+    return as_dataset(examples, paired, max_pixels), len(examples), pick, sizes
 
 
 def _bytes_of(example: Example) -> int:
@@ -190,12 +202,15 @@ def _bytes_of(example: Example) -> int:
         return 0
 
 
-def as_dataset(examples: Sequence[Example], paired: bool) -> tf.data.Dataset:
+def as_dataset(
+    examples: Sequence[Example], paired: bool, max_pixels: int = images.MAX_PIXELS
+) -> tf.data.Dataset:
     """Makes the records of photographs; each is read when its record is.
 
     Args:
         examples: the photographs, checked before.
         paired: whether the records have `degraded`.
+        max_pixels: how many each file may have.
 
     Returns:
         Records as `data.records` describes them. A file that turns out to be damaged stops the
@@ -204,7 +219,7 @@ def as_dataset(examples: Sequence[Example], paired: bool) -> tf.data.Dataset:
     encoded = ("image", "mask", *(("degraded",) if paired else ()))
 
     def read(index: np.ndarray) -> list[np.ndarray]:
-        files = _read(examples[index])
+        files = _read(examples[index], max_pixels)
         # As objects: NumPy's own strings lose the zeros at their end.
         return [np.array(files[name], dtype=object) for name in encoded]
 
@@ -226,25 +241,25 @@ def as_dataset(examples: Sequence[Example], paired: bool) -> tf.data.Dataset:
     )
 
 
-def _read(example: Example) -> dict[str, bytes]:
+def _read(example: Example, max_pixels: int) -> dict[str, bytes]:
     """Reads the files of a photograph; they may have changed since they were checked."""
-    image = _encoded(images.encode, example.image)
+    image = _encoded(images.encode, example.image, max_pixels)
     files, size = {"image": image.data}, image.size
     if example.degraded is not None:
-        degraded = _encoded(images.encode, example.degraded)
+        degraded = _encoded(images.encode, example.degraded, max_pixels)
         files["degraded"] = degraded.data
         _check_size(example.degraded, degraded.size, example.image, size)
     if example.mask is None:
         return files | {"mask": images.blank_mask(size)}
-    masks = [_encoded(images.encode_mask, path) for path in example.masks]
+    masks = [_encoded(images.encode_mask, path, max_pixels) for path in example.masks]
     for path, mask in zip(example.masks, masks, strict=True):
         _check_size(path, mask.size, example.image, size)
     return files | {"mask": images.united(masks)}
 
 
-def _encoded(read: Callable[[Path], Read], path: Path) -> Read:
+def _encoded(read: Callable[[Path, int], Read], path: Path, max_pixels: int) -> Read:
     try:
-        return read(path)
+        return read(path, max_pixels)
     except images.ImageError as error:
         raise UsageError(f"config.data.root: {path}: cannot be read: {error}") from error
 

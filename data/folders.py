@@ -5,14 +5,16 @@
     root/{train,val}/**  or  root/**                clean images
 
 Below these, the first folder is the category and the second, if any, the defect type. The files
-of a pair have the same folders and name but for the suffix; a mask may have `_mask` after its
-name. What is divided here is divided by a hash of folders and name, about 91/9 per category.
+of a pair have the same folders and name but for the suffix and the form in which Unicode writes
+accents; a mask may have `_mask` after its name. What is divided here is divided by a hash of
+folders and name, about 91/9 per category.
 """
 
 from __future__ import annotations
 
 import collections
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from data.examples import (
     name_in,
     with_known_masks,
 )
+from restore_jax import image_paths
 from restore_jax.errors import UsageError
 
 PARTS = ("train", "val")
@@ -38,7 +41,12 @@ _MASK_FOLDERS = (
 Loaded = dict[str, FromFiles]
 
 
-def load_pairs(root: str, split: str = "defects", skip_bad: bool = False) -> Loaded:
+def load_pairs(
+    root: str,
+    split: str = "defects",
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
+) -> Loaded:
     """Finds pairs of degraded and clean photographs.
 
     Every file's header is read here; pixels only with the records, but for `skip_bad`.
@@ -48,6 +56,7 @@ def load_pairs(root: str, split: str = "defects", skip_bad: bool = False) -> Loa
         split: `config.data.split`, which has to be left at its default.
         skip_bad: `config.data.skip_bad`: reads every file to its end and leaves out the pairs
             of which one cannot be read, after they were divided.
+        max_pixels: how many a file may have, `config.data.max_megapixels` in pixels.
 
     Returns:
         For `train` and `val`, the records (see `data.records`) in the order of their ids, with
@@ -74,10 +83,15 @@ def load_pairs(root: str, split: str = "defects", skip_bad: bool = False) -> Loa
                 raise UsageError(f"config.data.root={root!r}: there is no {part}/{name}")
         matched = match(below["clean"], below["degraded"], below["mask"], folder, faults)
         found[part] = [_example(folder, part, key, *files) for key, files in matched.items()]
-    return _finish("pairs", folder, found, faults, skip_bad)
+    return _finish("pairs", folder, found, faults, skip_bad, max_pixels)
 
 
-def load_clean(root: str, split: str = "defects", skip_bad: bool = False) -> Loaded:
+def load_clean(
+    root: str,
+    split: str = "defects",
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
+) -> Loaded:
     """Finds clean photographs, to be degraded by the law of the configuration.
 
     Args:
@@ -85,6 +99,7 @@ def load_clean(root: str, split: str = "defects", skip_bad: bool = False) -> Loa
             say which photographs are for what.
         split: `config.data.split`, which has to be left at its default.
         skip_bad: as for `load_pairs`.
+        max_pixels: as for `load_pairs`.
 
     Returns:
         As `load_pairs`, without `degraded` and with masks that are not known.
@@ -109,7 +124,7 @@ def load_clean(root: str, split: str = "defects", skip_bad: bool = False) -> Loa
             "photographs; the data inspection read BTAD, VisA, MVTec AD 2 and MVTec LOCO with "
             "their masks"
         )
-    return _finish("clean", folder, found, faults, skip_bad)
+    return _finish("clean", folder, found, faults, skip_bad, max_pixels)
 
 
 def open_root(root: str, wanted: str) -> Path:
@@ -139,6 +154,9 @@ def list_images(
 ) -> dict[str, Path]:
     """Lists the image files in a folder and below, by relative path without suffix.
 
+    The paths are in Unicode's composed form (NFC), whichever form the file system keeps: a
+    folder that went through macOS may have the same names decomposed.
+
     Args:
         folder: where to look; links are followed. Hidden files are passed over, and so are
             those without the suffix of an image.
@@ -149,15 +167,18 @@ def list_images(
     """
     found: dict[str, Path] = {}
     for path in _files(folder, root, faults, masks) if folder.is_dir() else ():
-        if path.suffix.lower() not in images.SUFFIXES:
+        if not image_paths.is_image(path):
             continue
-        key = path.relative_to(folder).with_suffix("").as_posix()
+        key = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
         if not str(path).isprintable():
             faults["of unprintable names"].append(ascii(str(path)))
         elif key in found:
-            faults["of one name but for the suffix"].append(
-                f"{name_in(found[key], root)} and {name_in(path, root)}"
-            )
+            both = [name_in(found[key], root), name_in(path, root)]
+            if unicodedata.is_normalized("NFC", both[0]) != unicodedata.is_normalized(
+                "NFC", both[1]
+            ):
+                both = [ascii(name) for name in both]  # they look the same otherwise
+            faults["of one name but for the suffix"].append(" and ".join(both))
         else:
             found[key] = path
     return dict(sorted(found.items()))
@@ -176,7 +197,10 @@ def _files(
         return
     try:
         with os.scandir(folder) as entries:
-            shown = sorted((e for e in entries if not e.name.startswith(".")), key=_entry_name)
+            shown = sorted(
+                (entry for entry in entries if not image_paths.is_hidden(entry.name)),
+                key=_entry_name,
+            )
     except OSError as error:
         faults["unreadable"].append(f"{name_in(folder, root)} ({error.strerror})")
         return
@@ -185,7 +209,7 @@ def _files(
             yield Path(entry.path)
         elif masks is not None and entry.name.lower() in _MASK_FOLDERS:
             masks.append(Path(entry.path))
-        elif entry.name != "__MACOSX":  # what is in there only looks like images
+        else:
             yield from _files(Path(entry.path), root, faults, masks, above | {resolved})
 
 
@@ -248,11 +272,16 @@ def _example(root: Path, part: str, key: str, *files: Path | None) -> Example:
 
 
 def _finish(
-    name: str, root: Path, found: Mapping[str, list[Example]], faults: Faults, skip_bad: bool
+    name: str,
+    root: Path,
+    found: Mapping[str, list[Example]],
+    faults: Faults,
+    skip_bad: bool,
+    max_pixels: int,
 ) -> Loaded:
     """Checks what was found and divides it, unless folders have done so."""
     examples = [example for members in found.values() for example in members]
-    left_out = check(name, examples, root, faults, skip_bad)
+    left_out = check(name, examples, root, faults, skip_bad, max_pixels)
     if "" in found:
         divided, where = _divide(found[""]), dict.fromkeys(PARTS, root)
     else:
@@ -266,8 +295,8 @@ def _finish(
             if divided[part]:
                 problem = f"none of the images for {part} can be read"
             raise UsageError(f"config.data.root={str(where[part])!r}: {problem}; add some")
-    known = with_known_masks(name, kept, root)
-    return {part: from_files(m, name == "pairs") for part, m in known.items()}
+    known = with_known_masks(name, kept, root, max_pixels)
+    return {part: from_files(m, name == "pairs", max_pixels) for part, m in known.items()}
 
 
 def _divide(examples: Iterable[Example]) -> dict[str, list[Example]]:

@@ -9,20 +9,20 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm",
-    ".pgm",
-)  # fmt: skip
+from restore_jax import image_limits, png_chunks
 
-# Named, so that a file in disguise never reaches the formats that run other programs. Those of
-# cameras with several pictures in a JPEG file ("MPO" once opened) come with JPEG.
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+MAX_PIXELS = image_limits.MAX_MEGAPIXELS * 1_000_000
+
+# Those of `restore_jax.image_paths` by Pillow's names. Given, so that a file in disguise never
+# reaches the formats that run other programs. Those of cameras with several pictures in a JPEG
+# file ("MPO" once opened) come with JPEG.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 
 # Those that have a meaning in RGB; not floats, of which nobody knows what white is.
 _MODES = (
@@ -58,18 +58,16 @@ def decode(encoded: tf.Tensor | bytes, channels: int) -> tf.Tensor:
     return tf.ensure_shape(image, [None, None, channels])
 
 
-def measure(path: Path) -> tuple[int, int]:
+def measure(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Returns an image's (height, width) in px, as displayed; reads no more than its header.
 
     Raises:
         ImageError: for a file that is no image, has pixels of a kind that is not read, or has
-            more of them than Pillow takes for harmless.
+            more than `max_pixels`.
     """
     with warnings.catch_warnings():
-        # Odd metadata is no matter, but past its limit Pillow at first only warns.
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with _opened(path) as image:
+        warnings.simplefilter("ignore")  # odd metadata is no matter
+        with _opened(path, max_pixels, header_only=True) as image:
             _check_mode(image)
             # The base class's: that of PNG would decode the whole image.
             turned = image.format != "TIFF" and _orientation(Image.Image.getexif(image)) >= 5
@@ -77,7 +75,7 @@ def measure(path: Path) -> tuple[int, int]:
             return (width, height) if turned else (height, width)
 
 
-def encode(path: Path) -> Picture:
+def encode(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Reads a photograph as an encoded PNG or JPEG that `decode` takes.
 
     Alpha is dropped, 16 bits are scaled to 8 over their whole range (to the nearest for grey;
@@ -87,11 +85,12 @@ def encode(path: Path) -> Picture:
     Raises:
         ImageError: for a file that is damaged, or that `measure` refuses.
     """
-    with _opened(path) as image:
+    with _opened(path, max_pixels) as image:
         _check_mode(image)
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
         if plain and _orientation(image.getexif()) == 1 and "transparency" not in image.info:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = _without_text(file).read()
             # By the very decoder that it is for: each lets some damage pass that others refuse.
             height, width, _ = decode(data, 3).shape
             return Picture(data, (height, width))
@@ -107,7 +106,7 @@ class Mask(NamedTuple):
     blank: bool
 
 
-def encode_mask(file: Path | bytes) -> Mask:
+def encode_mask(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> Mask:
     """Reads a defect mask as an encoded PNG, 0 or 255: defect is whatever is above 0.
 
     In a JPEG file it is what is above half: its compression blurs the edges. Alpha is no part
@@ -115,11 +114,12 @@ def encode_mask(file: Path | bytes) -> Mask:
 
     Args:
         file: its path, or what is in it.
+        max_pixels: how many it may have.
 
     Raises:
         ImageError: as `encode`.
     """
-    with _opened(file) as image:
+    with _opened(file, max_pixels) as image:
         _check_mode(image)
         threshold = 127 if image.format in ("JPEG", "MPO") else 0
         ImageOps.exif_transpose(image, in_place=True)
@@ -146,22 +146,34 @@ def blank_mask(size: tuple[int, int]) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(file: Path | bytes) -> Iterator[Image.Image]:
-    """Opens an image; whatever fails inside is an ImageError."""
+def _opened(
+    source: Path | bytes, max_pixels: int, header_only: bool = False
+) -> Iterator[Image.Image]:
+    """Opens an image; whatever fails inside is an ImageError.
+
+    Args:
+        source: the file's path, or what is in it.
+        max_pixels: how many there may be.
+        header_only: whether no pixels will be asked for.
+    """
     try:
-        if isinstance(file, Path) and file.exists() and not file.is_file():
+        if isinstance(source, Path) and source.exists() and not source.is_file():
             raise ImageError("not a plain file")  # a named pipe would never end
-        source = io.BytesIO(file) if isinstance(file, bytes) else file
-        with Image.open(source, formats=_FORMATS) as image:
-            yield image
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            picture = _without_text(file, header_only)
+            lifted = image_limits.PILLOWS_LIFTED
+            with lifted, Image.open(picture, formats=_FORMATS) as image:
+                problem = image_limits.problem(
+                    *image.size, max_pixels, "config.data.max_megapixels", len(image.getbands())
+                )
+                if problem:
+                    raise ImageError(problem)
+                yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        empty = not (file if isinstance(file, bytes) else file.stat().st_size)
+        empty = not (source if isinstance(source, bytes) else source.stat().st_size)
         raise ImageError("the file is empty" if empty else "not an image file") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else "the limit"
-        raise ImageError(f"has more than {limit} pixels") from error
     # Whatever a decoder stumbles over in a damaged file: struct.error, KeyError, …
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None
@@ -170,6 +182,13 @@ def _opened(file: Path | bytes) -> Iterator[Image.Image]:
         raise ImageError(
             reason or " ".join(str(error).split())[:200] or type(error).__name__
         ) from error
+
+
+def _without_text(file: BinaryIO, header_only: bool = False) -> BinaryIO:
+    """A PNG file without what Pillow, or libpng, may find too long; any other as it is."""
+    is_png = file.read(8) == png_chunks.SIGNATURE
+    file.seek(0)
+    return png_chunks.set_aside(file, header_only)[0] if is_png else file
 
 
 def _check_mode(image: Image.Image) -> None:

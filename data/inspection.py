@@ -21,7 +21,7 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data import examples, folders, splits
+from data import examples, folders, images, splits
 from restore_jax.batches import GOOD
 from restore_jax.errors import UsageError
 
@@ -34,7 +34,11 @@ _Found = Iterator[tuple[str, Path, tuple[Path, ...]]]
 
 
 def load(
-    root: str, split: str = "defects", references: int = 0, skip_bad: bool = False
+    root: str,
+    split: str = "defects",
+    references: int = 0,
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> dict[str, examples.FromFiles]:
     """Finds the photographs of an inspection data set and says which one it is.
 
@@ -44,6 +48,7 @@ def load(
         split: `config.data.split`, as for MVTec AD.
         references: `config.data.references` (`splits.parts`).
         skip_bad: `config.data.skip_bad`, as for `folders.load_pairs`.
+        max_pixels: as for `folders.load_pairs`.
 
     Returns:
         For each part of `splits.parts` that has any, what `examples.from_files` makes of it.
@@ -62,7 +67,7 @@ def load(
         for photograph in _READERS[layout](category, faults, folder)
     ]
     listed = sorted(listed, key=lambda example: example.id)
-    left_out = examples.check("inspection", listed, folder, faults, skip_bad)
+    left_out = examples.check("inspection", listed, folder, faults, skip_bad, max_pixels)
     by_id = {example.id: example for example in listed}
     parts = {
         part: [by_id[name] for name in ids if name not in left_out]
@@ -79,8 +84,8 @@ def load(
         f"inspection: {layout}, {len(by_id)} photographs of {len(categories)} categories, "
         f"{defective} of them with defects"
     )
-    parts = examples.with_known_masks("inspection", parts, folder)
-    return {part: examples.from_files(m, paired=False) for part, m in parts.items() if m}
+    parts = examples.with_known_masks("inspection", parts, folder, max_pixels)
+    return {part: examples.from_files(m, False, max_pixels) for part, m in parts.items() if m}
 
 
 def _look(root: Path) -> tuple[str, list[Path]]:

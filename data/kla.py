@@ -14,7 +14,8 @@ import collections
 import os
 from pathlib import Path
 
-from data import examples, folders
+from data import examples, folders, images
+from restore_jax import image_paths
 from restore_jax.errors import UsageError
 
 SPLITS = ("defects", "test")
@@ -35,7 +36,12 @@ _WANTED = (
 _DEPTH = 3
 
 
-def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.Loaded:
+def load(
+    root: str,
+    split: str = "defects",
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
+) -> folders.Loaded:
     """Finds the degraded photographs and prints how many each category has.
 
     Args:
@@ -43,6 +49,7 @@ def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.L
         split: `config.data.split`: `defects` takes Train and Val, or where there is no more
             than Test, that to validate on and nothing to train on; `test` takes Test alone.
         skip_bad: `config.data.skip_bad`, as for `folders.load_pairs`.
+        max_pixels: as for `folders.load_pairs`.
 
     Returns:
         As `folders.load_pairs`. Ids are `<category>/<Train|Val|Test>/<defect type>/NNN`.
@@ -70,7 +77,7 @@ def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.L
             if name == section:
                 found[part] += _examples(category, section, place, folder, faults)
     listed = [example for members in found.values() for example in members]
-    left_out = examples.check("kla", listed, folder, faults, skip_bad)
+    left_out = examples.check("kla", listed, folder, faults, skip_bad, max_pixels)
     found = {
         part: [example for example in members if example.id not in left_out]
         for part, members in found.items()
@@ -80,11 +87,11 @@ def load(root: str, split: str = "defects", skip_bad: bool = False) -> folders.L
             f"config.data.root={root!r}: there are no {wanted['val']} photographs"
             f"{' that can be read' if left_out else ''} to validate on; name {_WANTED}"
         )
-    found = examples.with_known_masks("kla", found, folder)
+    found = examples.with_known_masks("kla", found, folder, max_pixels)
     print(_counts(found, use_test))
     if "Test" in names and not use_test:
         print("kla: its Test photographs are left alone; --config.data.split=test takes them")
-    return {part: examples.from_files(m, paired=True) for part, m in found.items()}
+    return {part: examples.from_files(m, True, max_pixels) for part, m in found.items()}
 
 
 def _examples(
@@ -136,7 +143,7 @@ def _folders(folder: Path) -> list[Path]:
             names = sorted(entry.name for entry in entries if entry.is_dir())
     except OSError:
         return []
-    return [folder / name for name in names if not name.startswith((".", "__MACOSX"))]
+    return [folder / name for name in names if not image_paths.is_hidden(name)]
 
 
 def _counts(found: dict[str, list[examples.Example]], use_test: bool) -> str:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data import folders, inspection, kla, mvtec_ad, sample, splits
+from restore_jax import image_limits
 from restore_jax.errors import UsageError
 
 
@@ -43,13 +44,18 @@ def _load_mvtec_ad(settings: ConfigDict) -> dict[str, Records]:
         settings.cache_dir,
         settings.references,
         _skips_bad(settings),
+        _max_pixels(settings),
     )
     return {split: Records(*found) for split, found in loaded.items()}
 
 
 def _load_inspection(settings: ConfigDict) -> dict[str, Records]:
     loaded = inspection.load(
-        settings.root, settings.split, settings.references, _skips_bad(settings)
+        settings.root,
+        settings.split,
+        settings.references,
+        _skips_bad(settings),
+        _max_pixels(settings),
     )
     return {split: Records(*found) for split, found in loaded.items()}
 
@@ -57,6 +63,14 @@ def _load_inspection(settings: ConfigDict) -> dict[str, Records]:
 def _skips_bad(settings: ConfigDict) -> bool:
     # Runs of before that field stop at an image that cannot be read.
     return settings.get("skip_bad", False)
+
+
+def _max_pixels(settings: ConfigDict) -> int:
+    # Runs of before that field have none.
+    megapixels = settings.get("max_megapixels", image_limits.MAX_MEGAPIXELS)
+    if megapixels < 1:
+        raise UsageError(f"config.data.max_megapixels: {megapixels} is below 1")
+    return megapixels * 1_000_000
 
 
 def _load_sample(settings: ConfigDict) -> dict[str, Records]:
@@ -109,9 +123,11 @@ def _render(listed: Sequence[tuple[str, int]], size: int) -> Records:
 
 
 def _load_files(
-    load_files: Callable[[str, str, bool], folders.Loaded], settings: ConfigDict
+    load_files: Callable[[str, str, bool, int], folders.Loaded], settings: ConfigDict
 ) -> dict[str, Records]:
-    loaded = load_files(settings.root, settings.split, _skips_bad(settings))
+    loaded = load_files(
+        settings.root, settings.split, _skips_bad(settings), _max_pixels(settings)
+    )
     return {split: Records(*found) for split, found in loaded.items()}
 
 

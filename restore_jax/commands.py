@@ -5,8 +5,10 @@ made by a function that it is given, so that nothing here needs TensorFlow. Each
 what it needs itself: what a training imports takes longer than restoring an image.
 """
 
+import collections
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,7 +42,11 @@ class Flags:
     tile: int | None = None
     shard: str | None = None
     dtype: str | None = None
+    size: str | None = None
     metadata: Sequence[str] = ()
+    max_megapixels: int | None = None
+    pages: str | None = None
+    white: int | None = None
     weights: str | None = None
 
 
@@ -96,17 +102,24 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
 
 def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     """Restores files and folders of images; without a workdir by the default shipped model."""
-    from restore_jax import restore, shipped  # noqa: PLC0415
+    from restore_jax import image_paths, restore, shipped  # noqa: PLC0415
     from restore_jax.restorer import load  # noqa: PLC0415
 
     del make_data
     output = pathlib.Path(_given(flags.output)).expanduser()
-    items = restore.plan(flags.input, output, flags.format, flags.shard)
+    passed_over: collections.Counter[str] = collections.Counter()
+    if flags.white is not None and not 1 <= flags.white <= 65535:
+        raise UsageError(f"--white={flags.white}: must lie between 1 and 65535")
+    max_pixels = restore.pixel_limit(flags.max_megapixels)
+    items = restore.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
         for item in items:
             there = item.target.exists() and not flags.overwrite
             print(f"{item.source} -> {item.target}{' (there, skipped)' if there else ''}")
+        if passed_over:
+            print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
+    restore.check_output(output)
     options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
     if flags.workdir:
         model: str | pathlib.Path = _workdir(flags)
@@ -120,8 +133,17 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         tile=flags.tile,
     )
     comparisons = output / "compare" if flags.compare else None
-    outcome = restore.restore_files(restorer, items, flags.format, flags.overwrite, comparisons)
-    print(restore.format_outcome(outcome, output))
+    outcome = restore.restore_files(
+        restorer,
+        items,
+        flags.format,
+        flags.overwrite,
+        comparisons,
+        max_pixels,
+        flags.pages or "all",
+        flags.white,
+    )
+    print(restore.format_outcome(outcome, output, passed_over))
 
 
 def run_export(flags: Flags, make_data: MakeData) -> None:
@@ -133,6 +155,9 @@ def run_export(flags: Flags, make_data: MakeData) -> None:
     source, output = _workdir(flags), pathlib.Path(_given(flags.output)).expanduser()
     if flags.dtype and output.suffix != ".safetensors":
         raise UsageError("--dtype: only for --output=FILE.safetensors")
+    if flags.size and output.suffix == ".safetensors":
+        raise UsageError(f"--size={flags.size}: only for --output=FILE.onnx or a folder")
+    size = _size(flags.size) if flags.size is not None else None
     # What a file says of itself goes on with its weights.
     notes = weights_file.read_source_notes(source) | _notes(flags.metadata)
     restorer = load(source, flags.checkpoint or "best")
@@ -143,7 +168,7 @@ def run_export(flags: Flags, make_data: MakeData) -> None:
         print(export.export_weights(*model, config, dtype, notes, flags.overwrite))
     else:
         form = export.export_onnx if output.suffix == ".onnx" else export.export_stablehlo
-        print(form(*model, config, overwrite=flags.overwrite, notes=notes))
+        print(form(*model, config, size, flags.overwrite, notes))
 
 
 def run_import(flags: Flags, make_data: MakeData) -> None:
@@ -184,6 +209,16 @@ def _notes(given: Sequence[str]) -> dict[str, str]:
                 f"--metadata={text}: give KEY=TEXT, for example licence=Apache-2.0"
             )
     return {key: value for key, _, value in pairs}
+
+
+def _size(given: str) -> tuple[int, int]:
+    """Reads the height and the width of images."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", given)
+    if found is None:
+        raise UsageError(
+            f"--size={given}: give HEIGHTxWIDTH in pixels, for example --size=512x768"
+        )
+    return int(found[1]), int(found[2])
 
 
 def _workdir(flags: Flags) -> pathlib.Path:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import tempfile
 
 import jax
 
@@ -15,12 +16,19 @@ MAX_BYTES = 2 << 30
 def use_cache() -> None:
     """Keeps compiled programs in the user's cache folder, so that a second start is quick.
 
-    What was not used for longest goes when they take more than `MAX_BYTES`. An environment that
-    sets `JAX_COMPILATION_CACHE_DIR` has the last word.
+    What was not used for longest goes when they take more than `MAX_BYTES`. Where there can be
+    no such folder, each start compiles anew. An environment that sets
+    `JAX_COMPILATION_CACHE_DIR` has the last word.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = user_cache.folder() / "xla"
+    try:
+        folder = user_cache.folder() / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError):  # no home, or one that cannot be written to
+        return
     prune(folder, MAX_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

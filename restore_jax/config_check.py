@@ -77,7 +77,7 @@ _FIELDS_BY_KIND = {
         seed train.epochs train.batch_size train.early_stopping_patience train.log_every_steps
         train.steps_per_dispatch checkpoint.every_steps eval.every_epochs eval.batch_size
         eval.pictures data.image_size data.crop_size data.crops_per_image data.realisations
-        data.references data.sample_size data.sample_count
+        data.references data.sample_size data.sample_count data.max_megapixels
     """,
     NUMBER: """
         optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
@@ -107,7 +107,8 @@ FIELDS: dict[str, Kind] = {
 _OPTIONAL = {
     "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.skip_bad",
     "data.resident", "data.resident_file", "data.crops_per_image", "data.sample_size",
-    "data.sample_count", "data.degradation.clean_share", "data.degradation.skew",
+    "data.sample_count", "data.max_megapixels", "data.degradation.clean_share",
+    "data.degradation.skew",
 }  # fmt: skip
 
 _SECTIONS = {field.rpartition(".")[0] for field in FIELDS if "." in field} | {"loss", "model"}

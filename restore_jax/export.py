@@ -13,9 +13,10 @@ import json
 import logging
 import os
 import pathlib
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,12 @@ from jax import export as jax_export
 from jax.extend.core import jaxpr_as_fun
 from ml_collections import ConfigDict
 
-from restore_jax import weights_file, workdir
+from restore_jax import models, weights_file, workdir
 from restore_jax.errors import RunError, UsageError
+from restore_jax.models import portable
+
+if TYPE_CHECKING:
+    import onnx
 
 TOLERANCE = 1e-4
 """Largest difference from the model that an export may have.
@@ -39,6 +44,8 @@ STABLEHLO_FILES = ("restorer.stablehlo", "restorer.json")
 # An image's sides have to be a multiple of 2 to the power of the poolings.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 _ANY_SIZE = ("B", "H", "W", 3)
+# Of a model that cannot be exported at any size.
+_KNOWN_SIZE = (256, 256)
 # Batch, height and width of the images that an export of any size is tried on.
 _TRIALS = ((1, 32, 48), (2, 61, 83))
 
@@ -62,7 +69,8 @@ class Exported:
     def __str__(self) -> str:
         """A line for a terminal."""
         shape = ", ".join(map(str, self.shape))
-        fixed = "" if self.shape == _ANY_SIZE else "; this model is not exported at any size"
+        must = self.shape[0] == "B" and self.shape != _ANY_SIZE
+        fixed = "; this model must know its size, which --size=HxW sets" if must else ""
         return (
             f"{self.path}: degraded [{shape}] → restored [{shape}]{fixed}; differs from the "
             f"model by at most {self.largest_difference:.1e}"
@@ -74,7 +82,7 @@ def export_onnx(
     variables: Mapping[str, Any],
     path: pathlib.Path,
     config: ConfigDict | None = None,
-    size: int = 256,
+    size: tuple[int, int] | None = None,
     overwrite: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> Exported:
@@ -85,7 +93,9 @@ def export_onnx(
         variables: what `model.apply` takes.
         path: of the file, .onnx.
         config: kept in the file's metadata under "config", as JSON.
-        size: both sides of the images, for a model that cannot be exported at any size.
+        size: height and width of all images, px: the file is for one image of that size at a
+            time, without any computing with sizes; None: any, or 256×256 for a model that must
+            know its size.
         overwrite: whether a file that exists may be replaced.
         notes: further texts for the metadata, such as "licence".
 
@@ -122,6 +132,8 @@ def export_onnx(
                 input_names=["degraded"],
                 output_names=["restored"],
             )
+        if all(isinstance(side, int) for side in spec.shape):
+            proto = _folded(proto)
         fields = {} if config is None else workdir.as_json(config)
         onnx.helper.set_model_props(proto, {**(notes or {}), "config": json.dumps(fields)})
         content = proto.SerializeToString()
@@ -142,7 +154,7 @@ def export_stablehlo(
     variables: Mapping[str, Any],
     folder: pathlib.Path,
     config: ConfigDict | None = None,
-    size: int = 256,
+    size: tuple[int, int] | None = None,
     overwrite: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> Exported:
@@ -154,7 +166,9 @@ def export_stablehlo(
         folder: gets restorer.stablehlo, for `jax.export.deserialize`, and restorer.json, which
             describes its input and output and holds the configuration.
         config: goes into restorer.json.
-        size: both sides of the images, for a model that cannot be exported at any size.
+        size: height and width of all images, px: the file is for one image of that size at a
+            time, without any computing with sizes; None: any, or 256×256 for a model that must
+            know its size.
         overwrite: whether files that exist may be replaced.
         notes: further texts for restorer.json, such as "licence".
 
@@ -260,6 +274,37 @@ def export_weights(
     )
 
 
+def _folded(proto: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Computes all of a graph of one size that does not depend on the image, sizes above all.
+
+    OpenCV 4 computes with sizes in a way of its own, and stumbles.
+    """
+    import onnx  # noqa: PLC0415
+    import onnxruntime  # noqa: PLC0415
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # Beyond the basic level there are operators that only onnxruntime has.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        folded = onnx.load(path)
+    for node in folded.graph.node:
+        beta = next((a.f for a in node.attribute if a.name == "beta"), 1.0)
+        if node.op_type == "Gemm" and len(node.input) == 3 and beta == 0.0:
+            # A scalar that counts for nothing, but OpenCV 4 does not take it.
+            del node.input[2]
+    used = {node.domain for node in folded.graph.node}
+    kept = [opset for opset in folded.opset_import if opset.domain in used]
+    del folded.opset_import[:]
+    folded.opset_import.extend(kept)
+    return onnx.shape_inference.infer_shapes(folded, strict_mode=True)
+
+
 def side_multiple(model: nn.Module, variables: Mapping[str, Any]) -> int | None:
     """Finds what a model pads the sides of images to a multiple of.
 
@@ -302,8 +347,10 @@ def _at_any_size(model: nn.Module, variables: Mapping[str, Any], multiple: int) 
     """
 
     def restore(degraded: jax.Array) -> jax.Array:
+        # What is seen of the whole image is without the padding.
+        whole = {"context": degraded} if models.takes_context(model) else {}
         if multiple == 1:
-            return model.apply(variables, degraded)
+            return model.apply(variables, degraded, **whole)
         height, width = degraded.shape[1:3]
         # Rounded up so that no division is of a negative: ONNX rounds those towards zero.
         rows, columns = (
@@ -312,7 +359,8 @@ def _at_any_size(model: nn.Module, variables: Mapping[str, Any], multiple: int) 
         )
         x = jnp.einsum("oh,bhwc->bowc", rows, degraded, precision="highest")
         x = jnp.einsum("ow,bhwc->bhoc", columns, x, precision="highest")
-        return jax.lax.slice(model.apply(variables, x), (0, 0, 0, 0), degraded.shape)
+        restored = model.apply(variables, x, **whole)
+        return jax.lax.slice(restored, (0, 0, 0, 0), degraded.shape)
 
     return restore
 
@@ -320,11 +368,11 @@ def _at_any_size(model: nn.Module, variables: Mapping[str, Any], multiple: int) 
 def _converted(
     model: nn.Module,
     variables: Mapping[str, Any],
-    size: int,
+    size: tuple[int, int] | None,
     convert: Callable[[Restore, jax.ShapeDtypeStruct], tuple[bytes, Restore]],
     kind: str,
 ) -> tuple[bytes, tuple[int | str, ...], float]:
-    """Converts a model for any size, else for a fixed one, and compares the two.
+    """Converts a model for one size, or for any if that can be, and compares the two.
 
     Returns:
         The content of the file, the shape of its input, and the largest difference.
@@ -332,18 +380,21 @@ def _converted(
     Raises:
         RunError: where neither gives what the model does.
     """
-    fixed = (_ANY_SIZE[0], size, size, 3)
+    sides = size or _KNOWN_SIZE
+    # A batch of unknown size has sizes to compute with, too.
+    fixed = (1 if size else _ANY_SIZE[0], *sides, 3)
     attempts: list[tuple[Restore, tuple[int | str, ...], Sequence[tuple[int, ...]]]] = [
-        (lambda x: model.apply(variables, x), fixed, [(2, size, size)])
+        (lambda x: model.apply(variables, x), fixed, [(1 if size else 2, *sides)])
     ]
-    multiple = side_multiple(model, variables)
+    multiple = None if size else side_multiple(model, variables)
     if multiple is not None:
         attempts.insert(0, (_at_any_size(model, variables, multiple), _ANY_SIZE, _TRIALS))
     problem = ""
     for restore, shape, trials in attempts:
         symbolic = jax_export.symbolic_shape(", ".join(map(str, shape)))
         try:
-            content, run = convert(restore, jax.ShapeDtypeStruct(symbolic, jnp.float32))
+            with portable.tracing():
+                content, run = convert(restore, jax.ShapeDtypeStruct(symbolic, jnp.float32))
             difference = _largest_difference(model, variables, run, trials)
         # The converter raises whatever it stumbles on; a fixed size asks less of it.
         except Exception as error:

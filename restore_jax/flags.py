@@ -29,6 +29,12 @@ class _Flag(NamedTuple):
     modes: tuple[str, ...]  # those that have a use for it
 
 
+def _define_pages(
+    name: str, default: str | None, text: str, **options: Any
+) -> flags.FlagHolder[Any]:
+    return flags.DEFINE_enum(name, default, ("all", "first"), text, **options)
+
+
 # Those of some commands.
 _FLAGS = tuple(
     _Flag(*row)
@@ -42,7 +48,7 @@ _FLAGS = tuple(
          ("evaluate",)),
         ("input", flags.DEFINE_multi_string, [], "A file, folder or glob.", _RESTORING),
         ("output", flags.DEFINE_string, None, "Where the results go.", _READING),
-        ("format", flags.DEFINE_string, None, "png, jpeg, tiff, bmp, webp [its own].",
+        ("format", flags.DEFINE_string, None, "png, jpeg, tiff, bmp, webp, gif, … [its own].",
          _RESTORING),
         ("overwrite", flags.DEFINE_bool, False, "Replace what is there.",
          ("restore", "export")),
@@ -54,7 +60,14 @@ _FLAGS = tuple(
         ("tile", flags.DEFINE_integer, None, "Side of the tiles, px [as trained].",
          _RESTORING),
         ("shard", flags.DEFINE_string, None, "I/N: the I-th of N parts.", _RESTORING),
+        ("white", flags.DEFINE_integer, None, "White of 16-bit files [told, or found].",
+         _RESTORING),
+        ("pages", _define_pages, None, "all or first, of TIFF stacks [all].", _RESTORING),
+        ("max_megapixels", flags.DEFINE_integer, None, "Larger images are refused [200].",
+         _RESTORING),
         ("dtype", flags.DEFINE_string, None, "float32 or float16, of .safetensors [float32].",
+         ("export",)),
+        ("size", flags.DEFINE_string, None, "HxW: one size, px, for .onnx or StableHLO [any].",
          ("export",)),
         ("metadata", flags.DEFINE_multi_string, [],
          "KEY=TEXT: name, purpose, training_data or licence.", ("export",)),
@@ -106,7 +119,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     _check_rest(rest, "python launch.py")
     mode = MODE.value
     for flag, modes in _USES:
-        if flag.value not in (None, False, []) and mode not in modes:
+        if _is_given(flag.value) and mode not in modes:
             raise UsageError(f"--{flag.name}: only for --mode={' or '.join(modes)}")
     _check_job(mode)
     if CONFIG.value is None and mode in ("train", "import"):
@@ -180,10 +193,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _is_given(value: Any) -> bool:
+    # Not `in (None, False, [])`: 0 equals False, and is a process or a strength.
+    return value is not None and value is not False and value != []
+
+
 def _check_job(mode: str) -> None:
-    # Not `in (None, False)`: 0 is a process.
-    given_ = (flag.name for flag in _JOB if flag.value is not None and flag.value is not False)
-    named = next(given_, None)
+    named = next((flag.name for flag in _JOB if _is_given(flag.value)), None)
     if named is None:
         return
     _job()

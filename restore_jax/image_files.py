@@ -10,19 +10,19 @@ import os
 import threading
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from restore_jax import image_decoding, image_encoding
+from restore_jax import image_decoding, image_encoding, image_limits
 from restore_jax.errors import RunError
 from restore_jax.image_decoding import Photograph, Refused
 from restore_jax.image_paths import format_name
 
 __all__ = ["MAX_PIXELS", "ImageFileError", "Photograph", "read", "write"]
 
-# Where Pillow, too, takes a file for one made to fill the memory.
-MAX_PIXELS = 178_956_970
+MAX_PIXELS = image_limits.MAX_MEGAPIXELS * 1_000_000
 
 
 class _Quiet:
@@ -60,16 +60,21 @@ class ImageFileError(RunError):
     """An image file cannot be read or written; one line with its path and what is wrong."""
 
 
-def read(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photograph:
+def read(
+    path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, pages: str = "first"
+) -> Photograph:
     """Reads an image file, turned upright by its EXIF orientation.
 
-    Of several pages or frames it is the first, which `notes` tells. A colour that stands for
+    Of several pages or frames it is the first, which `notes` tells; of a TIFF file all of the
+    series with the most pixels, if asked for. A colour that stands for
     transparency becomes alpha; CMYK without regard to its profile becomes RGB. What JPEG data
     lost to damage within the file cannot always be told from a picture.
 
     Args:
         path: the file; its content alone says which format it is.
-        max_pixels: a file with more is refused before it is decoded.
+        max_pixels: a file with more is refused before it is decoded; a pixel of more than 8
+            bytes counts as several.
+        pages: of a TIFF file, "first" or "all".
 
     Raises:
         ImageFileError: the file cannot be read, is no image, is damaged, has too many pixels or
@@ -82,8 +87,8 @@ def read(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photogra
             raise Refused("is a folder" if allowed else "is a folder that cannot be read")
         if path.exists() and not path.is_file():
             raise Refused("is not a regular file")
-        with _QUIET, path.open("rb") as file:
-            return image_decoding.decode(file, max_pixels)
+        with _QUIET, image_limits.PILLOWS_LIFTED, path.open("rb") as file:
+            return image_decoding.decode(file, max_pixels, pages == "all")
     except Refused as error:
         raise ImageFileError(f"{_shown(path)}: {error}") from error
     except MemoryError as error:
@@ -97,7 +102,7 @@ def read(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photogra
 
 def write(
     path: str | os.PathLike[str],
-    restored: np.ndarray,
+    restored: np.ndarray | Sequence[np.ndarray],
     like: Photograph,
     format: str | None = None,
 ) -> tuple[str, ...]:
@@ -112,7 +117,8 @@ def write(
 
     Args:
         path: the file, which is replaced if it exists; its folder is made if need be.
-        restored: pixels of the shape and type of `like.pixels`.
+        restored: pixels of the shape and type of `like.pixels`; of a stack, a sequence of them,
+            for `like` and each of `like.further`.
         like: the photograph that was restored, from `read`.
         format: "png", "jpeg", "tiff", "bmp" or "webp"; the source's if None.
 
@@ -126,19 +132,23 @@ def write(
     """
     path = Path(path)
     name = like.format if format is None else format_name(format)
-    if restored.shape != like.pixels.shape or restored.dtype != like.pixels.dtype:
-        raise ValueError(
-            f"restored is {restored.dtype} {restored.shape}, the photograph "
-            f"{like.pixels.dtype} {like.pixels.shape}"
-        )
+    planes = [restored] if isinstance(restored, np.ndarray) else list(restored)
+    if len(planes) not in (1, 1 + len(like.further)):
+        raise ValueError(f"{len(planes)} are restored of {1 + len(like.further)} pictures")
+    for plane in planes:
+        if plane.shape != like.pixels.shape or plane.dtype != like.pixels.dtype:
+            raise ValueError(
+                f"restored is {plane.dtype} {plane.shape}, the photograph "
+                f"{like.pixels.dtype} {like.pixels.shape}"
+            )
     # Named for the file, so that what an interrupted run left is overwritten by the next; and
     # shortly, since the file's own name may be as long as names can be.
     part = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("wb+") as file:
-                notes = image_encoding.encode(file, restored, like, name)
+            with _QUIET, part.open("wb+") as file:
+                notes = image_encoding.encode(file, planes, like, name)
             part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)

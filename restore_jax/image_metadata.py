@@ -1,10 +1,12 @@
-"""What image files tell beside their pixels: EXIF, resolution, the chunks of PNG."""
+"""What image files tell beside their pixels: EXIF, resolution, XMP."""
 
-import struct
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from PIL import ExifTags, Image
+
+from restore_jax import tiff_stack
 
 ORIENTATION = 274
 # Of a file's own tags, those that describe the photograph: title, make, model, software, time,
@@ -12,10 +14,10 @@ ORIENTATION = 274
 DESCRIPTIVE = (
     270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, 40091, 40092, 40093, 40094, 40095,
 )  # fmt: skip
-# The chunks by which a PNG file without a profile defines its colours.
-PNG_COLOUR = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
+# In XMP as an attribute or as an element.
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))\s*([1-8])")
 
-_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
+RESOLUTION = _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _WIDTH, _HEIGHT, _INTEROP = 40962, 40963, 40965
 
 
@@ -44,6 +46,8 @@ def descriptive(exif: Image.Exif, width: int, height: int) -> bytes:
     """
     kept = Image.Exif()
     for tag in DESCRIPTIVE:
+        if tag == tiff_stack.DESCRIPTION and tiff_stack.is_structured(str(exif.get(tag))):
+            continue  # which tells of a stack
         if exif.get(tag) not in (None, "", b""):
             kept[tag] = exif[tag]
     camera = dict(exif.get_ifd(ExifTags.IFD.Exif))
@@ -62,9 +66,26 @@ def descriptive(exif: Image.Exif, width: int, height: int) -> bytes:
 
 def exif_dpi(exif: Mapping[int, Any]) -> tuple[float, float] | None:
     """Returns the resolution that EXIF or TIFF tags tell, in px per inch."""
-    unit = {2: 1.0, 3: 2.54}.get(exif.get(_RESOLUTION_UNIT, 2))
-    both = valid_dpi((exif.get(_X_RESOLUTION), exif.get(_Y_RESOLUTION)))
-    return (both[0] * unit, both[1] * unit) if both and unit else None
+    return dpi_of(*(exif.get(tag) for tag in RESOLUTION))
+
+
+def dpi_of(horizontal: Any, vertical: Any, unit: Any) -> tuple[float, float] | None:
+    """Returns a resolution in px per inch.
+
+    Args:
+        horizontal: as a number or as numerator and denominator.
+        vertical: likewise.
+        unit: by TIFF's number; None for inches.
+    """
+    factor = {None: 1.0, 2: 1.0, 3: 2.54, 4: 25.4, 5: 25400.0}.get(unit)
+    try:
+        both = valid_dpi(
+            value[0] / value[1] if isinstance(value, tuple) else value
+            for value in (horizontal, vertical)
+        )
+    except (TypeError, IndexError, ZeroDivisionError):
+        return None
+    return (both[0] * factor, both[1] * factor) if both and factor else None
 
 
 def valid_dpi(dpi: Any) -> tuple[float, float] | None:
@@ -76,16 +97,15 @@ def valid_dpi(dpi: Any) -> tuple[float, float] | None:
     return (horizontal, vertical) if 0 < horizontal < 1e6 and 0 < vertical < 1e6 else None
 
 
-def png_chunks(file: BinaryIO, names: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the names and contents of some of a PNG file's chunks."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        length, name = struct.unpack(">I4s", head)
-        if name in names:
-            yield name, file.read(length)
-            file.seek(4, 1)
-        else:
-            file.seek(length + 4, 1)
+def xmp_orientation(xmp: bytes) -> int:
+    """Returns the orientation that an XMP packet tells; 1, upright, where it tells none."""
+    found = _XMP_ORIENTATION.search(xmp)
+    return int(found[2]) if found else 1
+
+
+def upright_xmp(xmp: bytes) -> bytes:
+    """Returns an XMP packet for the same photograph turned upright."""
+    return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
 
 
 def with_dpi(exif: bytes, dpi: tuple[float, float]) -> bytes:

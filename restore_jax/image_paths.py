@@ -1,5 +1,6 @@
 """Which image files a person means, and what their restored ones are called."""
 
+import collections
 import functools
 import glob
 import os
@@ -8,15 +9,27 @@ from pathlib import Path
 
 from restore_jax.errors import UsageError
 
-# By format, as in `Photograph.format`; the first is what a new name gets.
+# The formats that every command reads, as in `Photograph.format`. The first suffix is what a
+# new name gets.
 SUFFIXES = {
     "PNG": (".png",),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "TIFF": (".tif", ".tiff"),
     "BMP": (".bmp",),
     "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "PNM": (".pnm", ".pgm", ".ppm", ".pbm"),
+    "JP2": (".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
+    "AVIF": (".avif",),
 }
 _KNOWN = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+# Folders that systems keep beside a user's: of copies, thumbnails and what was deleted.
+_OF_SYSTEMS = frozenset(
+    (
+        "__macosx", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot",
+        "$recycle.bin", "system volume information", "lost+found",
+    )
+)  # fmt: skip
 
 
 def format_name(format: str) -> str:
@@ -37,11 +50,13 @@ def find(
     inputs: Sequence[str | os.PathLike[str]],
     format: str | None = None,
     exclude: str | os.PathLike[str] | None = None,
+    passed_over: collections.Counter[str] | None = None,
 ) -> list[tuple[Path, Path]]:
     """Finds image files and names their outputs.
 
     A file that is named is taken whatever its name. In a folder and below it are all those with
-    the suffix of an image, but no hidden ones; links are followed. A pattern (`*`, `?`, `[ ]`,
+    the suffix of an image, but no hidden ones and none in folders that systems make (thumbnails
+    and recycle bins of network storage); links are followed. A pattern (`*`, `?`, `[ ]`,
     `**`) that names nothing by itself stands for the files and folders it matches, with the
     same choice; quote it, and it is no matter how many there are. Outputs lie as their sources
     do below the folder, or below where the pattern's first wildcard is. Where a format is asked
@@ -53,6 +68,7 @@ def find(
         format: that of the outputs, as `format_name` takes it; that of each source if None.
         exclude: the folder of the outputs: what is in it is not read where it lies below a
             folder or pattern of the inputs.
+        passed_over: gains the number of files without the suffix of an image, by suffix.
 
     Returns:
         Paths and relative paths of their outputs, each path once, sorted by output. A folder
@@ -65,24 +81,56 @@ def find(
     name = None if format is None else format_name(format)
     output = None if exclude is None else os.path.realpath(exclude)
     found: dict[str, tuple[Path, Path]] = {}
+    all_others: dict[str, str] = {}
     for given in inputs:
-        some = False
-        for path, relative in _expand(os.fspath(given), output):
+        some, others = False, dict[str, str]()
+        for path, relative in _expand(os.fspath(given), output, others):
             some = True
             # Not resolved: two links to one file are two inputs.
             found.setdefault(os.path.abspath(path), (path, relative))  # noqa: PTH100
         if not some:
-            raise UsageError(f"--input={os.fspath(given)!r}: there are no images in it")
+            besides = f", but {format_passed_over(_count(others))}" if others else ""
+            raise UsageError(
+                f"--input={os.fspath(given)!r}: there are no images in it{besides}"
+            )
+        all_others |= others
+    if passed_over is not None:
+        passed_over.update(_count(all_others))
     return _name_outputs(list(found.values()), name, output)
 
 
-def _expand(given: str, output: str | None) -> Iterator[tuple[Path, Path]]:
-    """Yields the files of one input with their paths below its folder."""
+def _count(others: dict[str, str]) -> collections.Counter[str]:
+    return collections.Counter(others.values())
+
+
+def format_passed_over(suffixes: collections.Counter[str]) -> str:
+    """Formats how many files of which suffixes were passed over: `3 .heic, 1 .txt`."""
+    counted = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in counted)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: hidden, or kept by a system."""
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file has the suffix of a format that is read."""
+    return path.suffix.lower() in _KNOWN
+
+
+def _expand(
+    given: str, output: str | None, others: dict[str, str]
+) -> Iterator[tuple[Path, Path]]:
+    """Yields the files of one input with their paths below its folder; `others` gains the rest.
+
+    That is the suffixes of those that are no images, by absolute path.
+    """
     try:
         path = Path(given).expanduser()
         exists = bool(given) and os.path.lexists(path)
-        # Not Path.glob, which takes no absolute patterns.
-        matches = [] if exists or not given else glob.glob(str(path), recursive=True)  # noqa: PTH207
+        base, wildcards = (path, ()) if exists or not given else _before_wildcards(path)
+        matches = _matches(base, wildcards) if wildcards else []
         is_folder = exists and path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home of that user
         raise UsageError(f"--input={given!r}: cannot be read: {error}") from error
@@ -91,7 +139,6 @@ def _expand(given: str, output: str | None) -> Iterator[tuple[Path, Path]]:
         return
     if not exists and not matches:
         raise UsageError(f"--input={given!r}: there is no such file or folder, nor a match")
-    base = path if exists else _before_wildcards(path)
     if output is not None:
         real = os.path.realpath(base)
         if real == output:
@@ -99,28 +146,53 @@ def _expand(given: str, output: str | None) -> Iterator[tuple[Path, Path]]:
         if not _inside(output, real):
             output = None
     resolve = _resolver()
-    for match in [path] if exists else sorted(map(Path, matches), key=lambda path: path.parts):
+    for match in [path] if exists else sorted(matches, key=lambda path: path.parts):
         relative = match.relative_to(base)
-        if any(map(_is_hidden, relative.parts)):
+        if any(map(is_hidden, relative.parts)):
             continue
         if match.is_dir():
-            yield from ((file, file.relative_to(base)) for file in _walk(match, output))
-        elif _is_image(match) and not (output and _inside(resolve(os.fspath(match)), output)):
+            yield from ((file, file.relative_to(base)) for file in _walk(match, output, others))
+        elif output and _inside(resolve(os.fspath(match)), output):
+            continue
+        elif is_image(match):
             yield match, relative
+        else:
+            _add(others, match)
 
 
-def _before_wildcards(pattern: Path) -> Path:
-    parts = pattern.parts
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    return Path(*parts[:fixed])
+def _before_wildcards(pattern: Path) -> tuple[Path, tuple[str, ...]]:
+    """Divides a pattern into the folder before its first wildcard, and the rest."""
+    base = Path()
+    for i, part in enumerate(pattern.parts):
+        if glob.has_magic(part) and not os.path.lexists(base / part):
+            return base, pattern.parts[i:]
+        base /= part
+    return base, ()
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _KNOWN
+def _matches(base: Path, parts: Sequence[str]) -> set[Path]:
+    """Returns what matches a pattern below a folder.
+
+    It is matched part by part, so that a name with brackets in it, wherever it exists, stands
+    for itself: `scans [2024]/*.png`.
+    """
+    found = {base}
+    for i, part in enumerate(parts):
+        below: set[Path] = set()
+        for folder in found:
+            if part != "**" and os.path.lexists(folder / part):
+                below.add(folder / part)
+            elif glob.has_magic(part):
+                # Of the parts before the last, only folders lead on.
+                tail = "" if i == len(parts) - 1 else os.sep
+                pattern = f"{glob.escape(str(folder))}{os.sep}{part}{tail}"
+                below.update(map(Path, glob.iglob(pattern, recursive=True)))  # noqa: PTH207
+        found = below
+    return found
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"  # in which only looks like images
+def _add(others: dict[str, str], path: Path) -> None:
+    others[os.path.abspath(path)] = path.suffix.lower()  # noqa: PTH100
 
 
 def _inside(real: str, folder: str) -> bool:
@@ -128,14 +200,17 @@ def _inside(real: str, folder: str) -> bool:
 
 
 def _walk(
-    folder: Path, output: str | None, above: frozenset[str] = frozenset()
+    folder: Path,
+    output: str | None,
+    others: dict[str, str],
+    above: frozenset[str] = frozenset(),
 ) -> Iterator[Path]:
     """The images in a folder and below; `above` are the folders it is in."""
     real = os.path.realpath(folder)
     if real in above or (output and _inside(real, output)):  # a link back up
         return
     try:
-        shown = (entry for entry in folder.iterdir() if not _is_hidden(entry.name))
+        shown = (entry for entry in folder.iterdir() if not is_hidden(entry.name))
         entries = [
             (entry, entry.is_dir()) for entry in sorted(shown, key=lambda entry: entry.name)
         ]
@@ -144,9 +219,11 @@ def _walk(
         return
     for entry, is_folder in entries:
         if is_folder:
-            yield from _walk(entry, output, above | {real})
-        elif _is_image(entry):
+            yield from _walk(entry, output, others, above | {real})
+        elif is_image(entry):
             yield entry
+        else:
+            _add(others, entry)
 
 
 def _name_outputs(
@@ -190,6 +267,6 @@ def _renamed(relative: Path, name: str | None, keep: bool) -> Path:
     """Gives a path a format's suffix, in place of that of another one or after it."""
     if name is None or relative.suffix.lower() in SUFFIXES[name]:
         return relative
-    if keep or not _is_image(relative):
+    if keep or not is_image(relative):
         return relative.with_name(relative.name + SUFFIXES[name][0])
     return relative.with_suffix(SUFFIXES[name][0])

@@ -36,6 +36,7 @@ BatchLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 CHARBONNIER_EPSILON = 1e-3
 MASKED_MSE_ALPHA = 0.3
+_PSNR_FLOOR = 1e-6
 _PYRAMID_TAPS = (0.05, 0.25, 0.4, 0.25, 0.05)
 
 
@@ -93,6 +94,17 @@ def edge_pyramid(
 def mse(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Mean of `d²`, `[B]`."""
     return _mean(jnp.square(_difference(restored, clean, mask)))
+
+
+def psnr(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """`10·log₁₀(1 + mean(d²) / 1e-6)`, `[B]`: what the PSNR lacks of 60 dB; 0 for equal images.
+
+    Ten per cent less error count as much where little is left of it as where much is: an image
+    that needs hardly any restoration is not outweighed by those that are beyond it. Source:
+    L. Chen, X. Chu, X. Zhang and J. Sun, "Simple Baselines for Image Restoration", ECCV 2022.
+    """
+    squared = _mean(jnp.square(_difference(restored, clean, mask)))
+    return (10.0 / math.log(10.0)) * jnp.log1p(squared / _PSNR_FLOOR)
 
 
 def l1(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -160,6 +172,7 @@ LOSSES: dict[str, LossTerm] = {
     "edge": edge,
     "edge_pyramid": edge_pyramid,
     "mse": mse,
+    "psnr": psnr,
     "l1": l1,
     "basic": basic,
     "masked_mse": masked_mse,

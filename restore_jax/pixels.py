@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,8 +15,41 @@ DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 _FLOAT_DUST = 1e-4
 
 
-def checked(image: Any, name: str, batch: bool = False) -> np.ndarray:
+# Cameras give 10 bits and more in 16; those with 15 or 16 are taken to use the whole range.
+_FEWEST_BITS, _MOST_BITS = 10, 14
+
+
+class Levels(NamedTuple):
+    """An image of whole numbers with the level that is white in it."""
+
+    pixels: np.ndarray
+    white: int | None
+
+
+def found_white(planes: list[np.ndarray]) -> int | None:
+    """Finds the white of a camera's 10 to 14 bits in 16 from the highest level.
+
+    Args:
+        planes: pictures of one camera.
+
+    Returns:
+        1,023, 4,095 or the like; None where the levels reach beyond 14 bits or are not uint16.
+    """
+    if any(plane.dtype != np.uint16 for plane in planes):
+        return None
+    highest = max(int(plane.max()) for plane in planes)
+    bits = max(_FEWEST_BITS, highest.bit_length())
+    return 2**bits - 1 if highest > 0 and bits <= _MOST_BITS else None
+
+
+def checked(image: Any, name: str, batch: bool = False, white: int | None = None) -> np.ndarray:
     """Returns an image, or a batch where that is allowed, as a NumPy array.
+
+    Args:
+        image: to be checked.
+        name: of it, for messages.
+        batch: whether it may be a batch.
+        white: the highest level that whole numbers may have; None for that of their type.
 
     Raises:
         ValueError: in one line, for anything else.
@@ -38,6 +71,12 @@ def checked(image: Any, name: str, batch: bool = False) -> np.ndarray:
         )
     if not array.size:
         raise ValueError(f"{name}: shape {shape} has no pixels")
+    if array.dtype.kind == "u" and white is not None:
+        colours = array[..., :3] if shape[-1] == 4 and array.ndim > 2 else array
+        if (highest := int(colours.max())) > white:
+            raise ValueError(f"{name}: its levels reach {highest:,}, above the white {white:,}")
+        if white > np.iinfo(array.dtype).max:
+            raise ValueError(f"{name}: {array.dtype} has no level {white:,} to be white")
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -57,7 +96,11 @@ class Picture:
     """
 
     def __init__(
-        self, array: np.ndarray, strength: float, context_side: int | None = None
+        self,
+        array: np.ndarray,
+        strength: float,
+        context_side: int | None = None,
+        white: int | None = None,
     ) -> None:
         self.height, self.width = array.shape[:2]
         self.result = np.empty_like(array)
@@ -67,6 +110,7 @@ class Picture:
             results[..., 3] = pixels[..., 3]
         self._pixels, self._results = pixels[..., :3], results[..., :3]
         self._strength = strength
+        self._white = np.float32(white or _white(array.dtype))
         self.context = None if context_side is None else self._thumbnail(context_side)
 
     def _thumbnail(self, side: int) -> np.ndarray:
@@ -84,7 +128,7 @@ class Picture:
 
     def read(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> np.ndarray:
         """Returns some pixels as RGB, float32 [h, w, 3] in [0, 1]."""
-        pixels = _as_float32(self._pixels[rows][:, columns])
+        pixels = self._as_float32(self._pixels[rows][:, columns])
         return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
     def write(self, top: int, rows: np.ndarray) -> None:
@@ -102,13 +146,19 @@ class Picture:
         rows = np.clip(rows, 0.0, 1.0)
         if self._strength < 1.0:
             rows *= np.float32(self._strength)
-            rows += _as_float32(self._pixels[here]) * np.float32(1.0 - self._strength)
+            rows += self._as_float32(self._pixels[here]) * np.float32(1.0 - self._strength)
         if self._results.dtype.kind == "u":
-            rows *= np.float32(np.iinfo(self._results.dtype).max)
+            rows *= self._white
             np.rint(rows, out=rows)
         else:
             rows += np.float32(0.0)  # makes zeros of negative zeros
         self._results[here] = rows
+
+    def _as_float32(self, pixels: np.ndarray) -> np.ndarray:
+        """Converts pixels of any dtype to float32 in [0, 1]."""
+        if pixels.dtype.kind == "u":
+            return pixels.astype(np.float32) / self._white
+        return np.clip(pixels.astype(np.float32, copy=False), 0.0, 1.0)
 
 
 def _thumbnail_taps(size: int, side: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -123,8 +173,5 @@ def _thumbnail_taps(size: int, side: int) -> Iterator[tuple[int, np.ndarray]]:
         yield first, (taps / taps.sum()).astype(np.float32)
 
 
-def _as_float32(pixels: np.ndarray) -> np.ndarray:
-    """Converts pixels of any dtype to float32 in [0, 1]."""
-    if pixels.dtype.kind == "u":
-        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-    return np.clip(pixels.astype(np.float32, copy=False), 0.0, 1.0)
+def _white(dtype: np.dtype) -> float:
+    return float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0

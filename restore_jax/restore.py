@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import pathlib
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -62,6 +63,7 @@ def plan(
     output: pathlib.Path,
     file_format: str | None = None,
     shard: str | None = None,
+    passed_over: collections.Counter[str] | None = None,
 ) -> list[Item]:
     """Lists the images to restore.
 
@@ -71,6 +73,7 @@ def plan(
         file_format: of all restorations, e.g. "png"; None: each input's own.
         shard: "I/N" for the I-th of N parts, of which each image belongs to one, by a hash of
             its output's name; None for all.
+        passed_over: gains the number of files that are no images, by suffix.
 
     Raises:
         UsageError: as `image_paths.find`, or for a wrong shard.
@@ -78,7 +81,7 @@ def plan(
     part, parts = _parse_shard(shard)
     return [
         Item(source, output / relative, relative)
-        for source, relative in image_paths.find(inputs, file_format, exclude=output)
+        for source, relative in image_paths.find(inputs, file_format, output, passed_over)
         if parts == 1 or _number(relative) % parts == part - 1
     ]
 
@@ -89,6 +92,9 @@ def restore_files(
     file_format: str | None = None,
     overwrite: bool = False,
     comparisons: pathlib.Path | None = None,
+    max_pixels: int = image_files.MAX_PIXELS,
+    pages: str = "all",
+    white: int | None = None,
 ) -> Outcome:
     """Restores images and writes them, each in one step.
 
@@ -100,6 +106,10 @@ def restore_files(
         file_format: as for `plan`.
         overwrite: writes restorations that are there already anew, rather than skip them.
         comparisons: a folder for pictures of each input beside its restoration.
+        max_pixels: how many an image may have.
+        pages: of TIFF files, "all" (of the series with the most pixels) or "first".
+        white: the level of 16-bit files that is white. None: what the file tells, or else what
+            its highest level tells, see `pixels.found_white`, which is said.
 
     Returns:
         What became of them.
@@ -129,15 +139,28 @@ def restore_files(
         for note in notes:
             bar.write(f"{item.source}: {note}", file=sys.stderr)
 
+    def read_one(item: Item) -> Photograph:
+        # Only TIFF has room for the pictures of a stack.
+        name = image_paths.format_name(file_format) if file_format else "TIFF"
+        whole = pages if name == "TIFF" else "first"
+        photograph = image_files.read(item.source, max_pixels, whole)
+        # Here, so that one image that cannot be restored does not end the others.
+        photograph = _with_white(photograph, white)
+        for plane in photograph.planes:
+            pixels.checked(plane, str(item.source), white=photograph.white)
+        return photograph
+
     batch = restorer.options.cut[2]
     readers, writers = _threads()
     read: collections.deque[tuple[Item, Photograph]] = collections.deque()
 
-    def arrays(reading: _ReadAhead) -> Iterator[np.ndarray]:
+    def arrays(reading: _ReadAhead) -> Iterator[np.ndarray | pixels.Levels]:
         for item, photograph in reading.take(fail):
             tell(item, photograph.notes)
             read.append((item, photograph))
-            yield photograph.pixels
+            for plane in photograph.planes:
+                white = photograph.white
+                yield plane if white is None else pixels.Levels(plane, white)
 
     writing: collections.deque[tuple[Item, concurrent.futures.Future[tuple[str, ...]], int]]
     writing = collections.deque()
@@ -160,14 +183,20 @@ def restore_files(
     with (
         bar,
         concurrent.futures.ThreadPoolExecutor(writers) as threads,
-        _ReadAhead(todo, readers, batch + readers) as reading,
+        _ReadAhead(todo, readers, batch + readers, read_one) as reading,
     ):
-        for count, restored in enumerate(restorer.restore_many(arrays(reading)), start=1):
-            item, photograph = read.popleft()
+        done: list[np.ndarray] = []
+        for count, plane in enumerate(restorer.restore_many(arrays(reading)), start=1):
+            done.append(plane)
+            item, photograph = read[0]
+            if len(done) < len(photograph.planes):
+                continue
+            read.popleft()
+            restored, done = done, []
             future = threads.submit(
                 _write, item, restored, photograph, file_format, comparisons
             )
-            writing.append((item, future, restored.nbytes))
+            writing.append((item, future, sum(plane.nbytes for plane in restored)))
             while writing and (writing[0][1].done() or too_many()):
                 finish_one()
             if count % (_BATCHES_OF_MEMORY * batch) == 0:
@@ -177,8 +206,46 @@ def restore_files(
     return outcome
 
 
-def format_outcome(outcome: Outcome, output: pathlib.Path) -> str:
+def check_output(output: pathlib.Path) -> None:
+    """Makes the folder of the restorations, and sees that it can be written to.
+
+    Raises:
+        UsageError: it cannot; better told now than of every image once it is restored.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--output={output}: cannot be written to: {error.strerror}; name another folder"
+        ) from error
+
+
+def pixel_limit(megapixels: int | None) -> int:
+    """Returns the limit that `--max_megapixels` sets.
+
+    Raises:
+        UsageError: it is below 1.
+    """
+    if megapixels is None:
+        return image_files.MAX_PIXELS
+    if megapixels < 1:
+        raise UsageError(f"--max_megapixels={megapixels}: must be at least 1")
+    return megapixels * 1_000_000
+
+
+def format_outcome(
+    outcome: Outcome,
+    output: pathlib.Path,
+    passed_over: collections.Counter[str] | None = None,
+) -> str:
     """Formats what a run ends with.
+
+    Args:
+        outcome: of the images.
+        output: their folder.
+        passed_over: from `plan`.
 
     Raises:
         RunError: with the same, where an image failed.
@@ -187,6 +254,8 @@ def format_outcome(outcome: Outcome, output: pathlib.Path) -> str:
     parts = [f"{outcome.restored} image{plural} restored into {output}"]
     if outcome.skipped:
         parts.append(f"{outcome.skipped} skipped, which were there (--overwrite replaces them)")
+    if passed_over:
+        parts.append(f"passed over: {image_paths.format_passed_over(passed_over)}")
     if outcome.failed:
         parts.append(f"{len(outcome.failed)} failed")
         raise RunError("; ".join(parts))
@@ -204,13 +273,6 @@ def _parse_shard(shard: str | None) -> tuple[int, int]:
 
 def _number(relative: pathlib.Path) -> int:
     return int.from_bytes(hashlib.sha256(relative.as_posix().encode()).digest()[:8])
-
-
-def _read(item: Item) -> Photograph:
-    photograph = image_files.read(item.source)
-    # Here, so that one image that cannot be restored does not end the others.
-    pixels.checked(photograph.pixels, str(item.source))
-    return photograph
 
 
 def _threads() -> tuple[int, int]:
@@ -233,9 +295,17 @@ class _ReadAhead:
         items: the images.
         threads: how many are read at the same time, at most.
         most: how many are read or wait to be taken, at most.
+        read: reads one.
     """
 
-    def __init__(self, items: Sequence[Item], threads: int, most: int) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        threads: int,
+        most: int,
+        read: Callable[[Item], Photograph],
+    ) -> None:
+        self._read_one = read
         self._remaining = iter(items)
         self._most, self._most_reading = most, threads
         self._threads = concurrent.futures.ThreadPoolExecutor(threads)
@@ -269,7 +339,7 @@ class _ReadAhead:
                 self._let_go(0)
                 fail(item, error)
             else:
-                self._let_go(photograph.pixels.nbytes)
+                self._let_go(_size(photograph))
                 yield item, photograph
 
     def _let_go(self, size: int) -> None:
@@ -296,8 +366,8 @@ class _ReadAhead:
     def _read(self, item: Item) -> Photograph:
         size = 0
         try:
-            photograph = _read(item)
-            size = photograph.pixels.nbytes
+            photograph = self._read_one(item)
+            size = _size(photograph)
             return photograph
         finally:
             with self._lock:
@@ -308,9 +378,33 @@ class _ReadAhead:
             self._begin()
 
 
+def _with_white(photograph: Photograph, white: int | None) -> Photograph:
+    """Gives a 16-bit photograph its white, and a note where that was found from its levels."""
+    told = photograph.white
+    if photograph.pixels.dtype != np.uint16 or photograph.mode not in ("L", "RGB"):
+        return photograph
+    if white is not None:
+        return dataclasses.replace(photograph, white=white)
+    highest = max(int(plane.max()) for plane in photograph.planes)
+    if told is not None and highest <= told:
+        return photograph
+    found = pixels.found_white(photograph.planes)
+    if found is None:
+        return dataclasses.replace(photograph, white=None)
+    note = (
+        f"no level is above {highest:,}: {found:,} ({found.bit_length()} bits) is taken for "
+        "white; --white=65535 for the whole range"
+    )
+    return dataclasses.replace(photograph, white=found, notes=(*photograph.notes, note))
+
+
+def _size(photograph: Photograph) -> int:
+    return sum(plane.nbytes for plane in photograph.planes)
+
+
 def _write(
     item: Item,
-    restored: np.ndarray,
+    restored: Sequence[np.ndarray],
     photograph: Photograph,
     file_format: str | None,
     comparisons: pathlib.Path | None,
@@ -319,21 +413,24 @@ def _write(
     notes = image_files.write(item.target, restored, photograph, file_format)
     if comparisons is not None:
         path = comparisons / item.relative.with_name(f"{item.relative.name}.png")
-        beside = Photograph(_side_by_side(photograph.pixels, restored))
+        both = _side_by_side(photograph.pixels, restored[0], photograph.white)
+        beside = Photograph(both)
         image_files.write(path, beside.pixels, beside)
     return notes
 
 
-def _side_by_side(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def _side_by_side(
+    before: np.ndarray, after: np.ndarray, white: int | None = None
+) -> np.ndarray:
     """The input left of its restoration, uint8 [H, W, 3]."""
-    pair = [np.atleast_3d(_to_bytes(image)) for image in (before, after)]
+    pair = [np.atleast_3d(_to_bytes(image, white)) for image in (before, after)]
     gap = np.full((pair[0].shape[0], 8, 3), 255, np.uint8)
     left, right = (np.broadcast_to(image, (*image.shape[:2], 3)) for image in pair)
     return np.concatenate([left, gap, right], axis=1)
 
 
-def _to_bytes(image: np.ndarray) -> np.ndarray:
-    if image.dtype == np.uint8:
+def _to_bytes(image: np.ndarray, white: int | None) -> np.ndarray:
+    if image.dtype == np.uint8 and white is None:
         return image
-    white = 65535.0 if image.dtype == np.uint16 else 1.0
-    return np.round(image.astype(np.float32) * (255.0 / white)).astype(np.uint8)
+    highest = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
+    return np.round(image.astype(np.float32) * (255.0 / (white or highest))).astype(np.uint8)

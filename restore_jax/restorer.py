@@ -17,6 +17,7 @@ _FALLBACK_TILE = 256
 # Networks that take means over a tile to correct its colour see too little of a plain surface
 # in smaller ones: those of 64 px differed visibly from their neighbours, those of 128 did not.
 _LEAST_DEFAULT_TILE = 128
+_LOCAL_TILE = 512
 # A batch has no more pixels than eight images of the reports' size, whatever the tile, and no
 # more tiles than keep the count of its possible sizes, each of which is compiled, small.
 _MOST_PIXELS = 8 * 256 * 256
@@ -36,10 +37,13 @@ class Options:
     batch_size: int | None = None
     strength: float = 1.0
     self_ensemble: str = "none"
+    white: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        for name, least in (("tile", tiles.LEAST_TILE), ("overlap", 0), ("batch_size", 1)):
+        for name, least in (
+            ("tile", tiles.LEAST_TILE), ("overlap", 0), ("batch_size", 1), ("white", 1)
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is None and name != "tile":
                 continue
@@ -108,7 +112,7 @@ class Restorer:
         config: the configuration it was trained with; what is missing there is as by default.
         tile: side of the tiles in px, at least 32. None: the training's
             `config.data.image_size` or, where it was native, `config.data.crop_size`, but
-            128 at least.
+            128 at least; 512 for a gain U-Net, whose tiles need not have the training's size.
         overlap: of neighbouring tiles in px, at most half a tile. None: a quarter of the tile.
         batch_size: tiles restored at once. None: as many as have the pixels of eight 256×256
             images, at most 32. Where the memory does not suffice, this and then the tile are
@@ -117,6 +121,8 @@ class Restorer:
         self_ensemble: "none"; "flips" averages the restorations of the image's flips that the
             degradation of the training allows (up to four times the time); "all8" those of all
             flips and rotations by 90° (eight times).
+        white: the level that is white in images of whole numbers, such as 4095 for 12 bits in
+            uint16; what comes out keeps that range. None: the highest of their type.
 
     Attributes:
         model, variables, config: as given; the variables are on the default device.
@@ -162,16 +168,18 @@ class Restorer:
         batch_size: int | None = None,
         strength: float = 1.0,
         self_ensemble: str = "none",
+        white: int | None = None,
     ) -> None:
         self.model = model
         self.variables = jax.device_put(dict(variables))
         self.config = config
         self.options = Options(
-            _default_tile(config) if tile is None else tile,
+            _default_tile(model, config) if tile is None else tile,
             overlap,
             batch_size,
             strength,
             self_ensemble,
+            white,
         )
         self._restore = dividing.divided(model, self.variables)
         # Once the memory has not sufficed for some sizes, it will not the next time.
@@ -188,8 +196,8 @@ class Restorer:
 
         Args:
             image: an array as described above, or a list or tuple of them (no batches in it).
-            **options: `tile`, `overlap`, `batch_size`, `strength`, `self_ensemble`, for this
-                call alone.
+            **options: `tile`, `overlap`, `batch_size`, `strength`, `self_ensemble`,
+                `white`, for this call alone.
 
         Returns:
             A NumPy array of the same shape and dtype; a list of them for a list or tuple.
@@ -203,7 +211,8 @@ class Restorer:
         """
         if isinstance(image, list | tuple):
             return list(self.restore_many(image, **options))
-        array = pixels.checked(image, "image", batch=True)
+        white = options.get("white") or self.options.white
+        array = pixels.checked(image, "image", batch=True, white=white)
         if array.ndim < 4:
             return next(self.restore_many([array], **options))
         restored = np.empty_like(array)
@@ -217,7 +226,8 @@ class Restorer:
         Only as many images as a batch needs are taken in before the first comes out.
 
         Args:
-            images: arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any sizes and types.
+            images: arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any sizes and types;
+                or `pixels.Levels`, to give each a white of its own.
             **options: as for a call.
 
         Yields:
@@ -238,11 +248,19 @@ class Restorer:
 
         side = batches.CONTEXT_SIZE if models.takes_context(self.model) else None
 
-        arrays = (pixels.checked(image, f"images[{i}]") for i, image in enumerate(images))
+        arrays = (_levels(image, i, chosen.white) for i, image in enumerate(images))
         if chosen.strength == 0.0:
-            return (array.copy() for array in arrays)
-        pictures = (pixels.Picture(array, chosen.strength, side) for array in arrays)
+            return (array.copy() for array, _ in arrays)
+        pictures = (
+            pixels.Picture(array, chosen.strength, side, white) for array, white in arrays
+        )
         return (picture.result for picture in tiles.restore(pictures, apply, sizes))
+
+
+def _levels(image: Any, number: int, white: int | None) -> pixels.Levels:
+    if isinstance(image, pixels.Levels):
+        image, white = image
+    return pixels.Levels(pixels.checked(image, f"images[{number}]", white=white), white)
 
 
 def load(
@@ -258,7 +276,7 @@ def load(
             one of the names of `restore_jax.models_available`.
         checkpoint: of a workdir: "best" (by validation SSIM), "latest" or a step.
         **options: those of `Restorer`: `tile`, `overlap`, `batch_size`, `strength`,
-            `self_ensemble`.
+            `self_ensemble`, `white`.
 
     Returns:
         The model with its averaged parameters where the training kept an average.
@@ -296,8 +314,14 @@ def _check_names(options: Mapping[str, Any]) -> None:
             raise UsageError(f"{name}: no such option; there are {', '.join(known)}")
 
 
-def _default_tile(config: ConfigDict) -> int:
-    """Returns the side of the images that a model was trained on, unless that is too small."""
+def _default_tile(model: nn.Module, config: ConfigDict) -> int:
+    """Returns the side of the images that a model was trained on, unless that is too small.
+
+    A model that sees no further than its convolutions, or is told of the whole image, takes
+    larger tiles: their overlaps are less of them.
+    """
+    if getattr(model, "takes_context", False):
+        return _LOCAL_TILE
     data = config.get("data") or {}
     size = data.get("image_size") or data.get("crop_size") or _FALLBACK_TILE
     return max(_LEAST_DEFAULT_TILE, size)

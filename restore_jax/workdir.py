@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "config.data.cache_dir",
     "config.data.resident_file",
     "config.data.skip_bad",
+    "config.data.max_megapixels",
     "config.data.references",
     "config.eval.batch_size",
     "config.eval.pictures",

@@ -9,11 +9,16 @@ import itertools
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image, ImageCms
 
-SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp"}
+SUFFIX = {
+    "PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp",
+    "GIF": ".gif", "PNM": ".ppm", "JP2": ".jp2", "AVIF": ".avif",
+}  # fmt: skip
+LOSSY = ("JPEG", "AVIF")
 
 # Of each format the forms it is made in: modes of Pillow, and with ";16" or ";f" others.
 FORMS = {
@@ -25,6 +30,10 @@ FORMS = {
     ),
     "BMP": ("1", "L", "P", "RGB"),
     "WEBP": ("RGB", "RGBA"),
+    "GIF": ("P", "PA"),
+    "PNM": ("1", "L", "RGB", "L;16", "RGB;16"),
+    "JP2": ("L", "LA", "RGB", "RGBA", "L;16", "LA;16", "RGB;16", "RGBA;16"),
+    "AVIF": ("L", "RGB", "RGBA"),
 }  # fmt: skip
 ORIENTED = ("PNG", "JPEG", "TIFF", "WEBP")
 
@@ -86,14 +95,17 @@ def make(path, name, form, rng, largest=24):
         ]
     )
     stored, alpha = draw(rng, mode, has_alpha, height, width, dtype)
+    if name == "GIF" and has_alpha:  # which has one transparent colour
+        stored = stored * (alpha > 0)[..., None]
     icc = profile({"P": "RGB", "1": "L"}.get(mode, mode)) if rng.random() < 0.4 else b""
-    icc = b"" if name == "BMP" else icc
-    dpi = (300.0, 150.0) if rng.random() < 0.4 and name != "WEBP" else None
+    icc = b"" if name in ("BMP", "GIF", "PNM", "JP2", "AVIF") else icc
+    has_dpi = rng.random() < 0.4 and name in ("PNG", "JPEG", "TIFF", "BMP")
+    dpi = (300.0, 150.0) if has_dpi else None
     orientation = int(rng.integers(1, 9)) if name in ORIENTED and rng.random() < 0.5 else 1
     encoded = encode(name, mode, stored, alpha, icc, dpi, orientation)
     damage = str(rng.choice([*FATAL, *DAMAGE])) if rng.random() < 1 / 3 else ""
     path.write_bytes(spoil(encoded, damage, name, rng) if damage else encoded)
-    pixels = to_rgb(stored, mode) if name != "JPEG" else None
+    pixels = to_rgb(stored, mode) if name not in LOSSY else None
     if name == "BMP" and dpi is None:
         dpi = (96.0, 96.0)  # what Pillow writes
     if dpi and orientation >= 5:
@@ -108,7 +120,7 @@ def make(path, name, form, rng, largest=24):
         mode=mode,
         pixels=None if pixels is None or damage else upright(pixels, orientation),
         alpha=None if alpha is None or damage else upright(alpha, orientation),
-        stored=None if damage else upright(stored, orientation),
+        stored=None if damage or name in LOSSY else upright(stored, orientation),
         icc_profile=icc,
         dpi=dpi,
         orientation=orientation,
@@ -177,6 +189,12 @@ def encode(name, mode, stored, alpha, icc, dpi, orientation):
         options["dpi"] = dpi
     if orientation != 1:
         options["exif"] = exif
+    if name == "PNM":
+        return encode_pnm(mode, stored)
+    if name == "JP2":
+        return bytes(
+            imagecodecs.jpeg2k_encode(levels, level=0, codecformat="jp2", reversible=True)
+        )
     if name == "WEBP":
         options |= {"lossless": True, "exact": True}
     if mode == "CMYK":
@@ -187,7 +205,11 @@ def encode(name, mode, stored, alpha, icc, dpi, orientation):
         )
         image = Image.fromarray(index.reshape(levels.shape[:2]).astype(np.uint8))
         image.putpalette(np.ascontiguousarray(colours[:, :3]).tobytes())
-        if alpha is not None:
+        if alpha is not None and name == "GIF":
+            image.info.pop("transparency", None)
+            clear = np.flatnonzero(colours[:, 3] == 0)
+            options |= {"transparency": int(clear[0])} if clear.size else {}
+        elif alpha is not None:
             options["transparency"] = colours[:, 3].tobytes()
     else:
         image = Image.fromarray(levels > 127 if mode == "1" else levels)
@@ -227,6 +249,15 @@ def encode_tiff(mode, stored, alpha, icc, dpi, orientation):
     return file.getvalue()
 
 
+def encode_pnm(mode, stored):
+    height, width = stored.shape[:2]
+    if mode == "1":
+        return b"P4 %d %d\n" % (width, height) + np.packbits(stored < 128, axis=1).tobytes()
+    kind = b"P6" if mode == "RGB" else b"P5"
+    head = b"%b\n# a comment\n%d %d %d\n" % (kind, width, height, np.iinfo(stored.dtype).max)
+    return head + stored.astype(stored.dtype.newbyteorder(">")).tobytes()
+
+
 def chunk(name, content):
     return struct.pack(">I4s", len(content), name) + content + struct.pack(
         ">I", zlib.crc32(name + content)
@@ -262,7 +293,7 @@ def spoil(encoded, damage, name, rng):
         case "text":
             return b"<html>404 not found</html>\n"
         case "head":
-            return encoded[:20]
+            return encoded[: 20 if name != "PNM" else 9]
         case "signature":
             return rng.bytes(2) + b"\x01\x02" + encoded[4:]
         case "bomb":
@@ -284,7 +315,7 @@ def spoil(encoded, damage, name, rng):
 
 def bomb(name):
     """A small file of a format that claims to be enormous."""
-    side = 60000
+    side = 15000 if name == "AVIF" else 60000
     if name == "PNG":
         head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         return (
@@ -296,7 +327,22 @@ def bomb(name):
     if name == "BMP":
         head = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
         return b"BM" + struct.pack("<IHHI", 99, 0, 0, 54) + head + b"\0" * 45
+    if name == "PNM":
+        return b"P6 %d %d 255\n" % (side, side) + bytes(99)
+    if name == "GIF":
+        head = struct.pack("<HHBBB", side, side, 0x80, 0, 0) + bytes(6)
+        frame = b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\2\1\x44\0"
+        return b"GIF89a" + head + frame + b";"
     file = io.BytesIO()
+    if name == "JP2":
+        made = bytearray(
+            imagecodecs.jpeg2k_encode(np.zeros((8, 8), np.uint8), codecformat="jp2")
+        )
+        place = made.index(b"ihdr") + 4
+        made[place : place + 8] = struct.pack(">II", side, side)
+        place = made.index(b"\xff\x4f\xff\x51") + 8
+        made[place : place + 8] = struct.pack(">II", side, side)
+        return bytes(made)
     if name == "TIFF":
         tifffile.imwrite(file, np.zeros((8, 8), np.uint16), photometric="minisblack")
         made = bytearray(file.getvalue())
@@ -304,6 +350,12 @@ def bomb(name):
             for tag in (256, 257):
                 place = tiff.pages[0].tags[tag].valueoffset
                 made[place : place + 4] = struct.pack("<I", side)
+        return bytes(made)
+    if name == "AVIF":
+        Image.new("RGB", (8, 8)).save(file, name)
+        made = bytearray(file.getvalue())
+        place = made.index(b"ispe") + 8
+        made[place : place + 8] = struct.pack(">II", side, side)
         return bytes(made)
     Image.new("RGB", (8, 8)).save(file, name, lossless=True)
     made = bytearray(file.getvalue())

@@ -191,8 +191,28 @@ def test_a_picture_that_would_fill_the_memory(tmp_path):
     tree = test_mvtec_ad.write_set(tmp_path / "set")
     bomb = test_folders.raw_png(100_000, 100_000, 8, 2, [])
     (tree / "grid/test/bent/000.png").write_bytes(bomb)
-    with pytest.raises(UsageError, match=r"bent/000\.png: has more than 67,108,864 pixels"):
+    with pytest.raises(UsageError, match=r"bent/000\.png: has 100,000 × 100,000 pixels, more"):
         mvtec_ad.load(str(tree), "all", str(tmp_path / "cache"))
+
+
+def test_the_limit_to_the_size_can_be_raised(tmp_path):
+    tree = test_mvtec_ad.write_set(tmp_path / "set")
+    long = test_folders.raw_png(2_000, 501, 8, 0, [bytes(2_000)] * 501)
+    (tree / "grid/train/good/000.png").write_bytes(long)
+
+    def count(megapixels, **options):
+        limit = megapixels * 1_000_000
+        parts = mvtec_ad.load(
+            str(tree), "all", str(tmp_path / "c"), max_pixels=limit, **options
+        )
+        return sum(part[1] for part in parts.values())
+
+    with pytest.raises(
+        UsageError, match=r"good/000\.png: .*config.data.max_megapixels=2 takes"
+    ):
+        count(1)
+    assert count(1, skip_bad=True) == 16
+    assert count(2, skip_bad=True) == count(2) == 17
 
 
 # Archives

@@ -41,6 +41,18 @@ FIELDS = {
     # Two blocks at the bottom: 13…27. Down:
     #   26…55, 24…57 → 48…115, 46…117 → 92…235, 90…237.
     "sca_unet": (148, True),
+    # Pixel 640 is in block 320 of 2×2. Up, a 3×3, then at each size two residual blocks (4 on a
+    # side) before the bilinear doubling, as above:
+    #   319…321, 315…325 → 157…163, 153…167 → 76…84, 72…88 → 35…44.
+    # Bottleneck 31…48. Down, each position is a block of 2×2 of the finer size:
+    #   62…97, 58…101 → 116…203, 112…207 → 224…415, 220…419, and 219…420 by the first 3×3.
+    # In pixels 438…841; and the gain.
+    "gain_unet": (404, True),
+    "gain_unet_native": (808, True),  # the same, in blocks of 4×4
+    # Pixel 644, block 322, with one residual block (2 on a side) in the place of two, no gain:
+    #   321…323, 319…325 → 159…163, 157…165 → 78…83, 76…85 → 37…43, 35…45.
+    #   70…91, 68…93 → 136…187, 134…189 → 268…379, 266…381, 265…382: 530…765.
+    "general": (236, False),
     # Aligned corners shift the two taps by less than a pixel: no more pixels in all.
     "sca_unet_released": (148, True),
 }

@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+import unicodedata
 import zlib
 
 import numpy as np
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import ExifTags, Image
 
 from data import folders, images, records
+from restore_jax import image_paths
 from restore_jax.errors import UsageError
 
 RNG_SEED = 5
@@ -230,13 +232,61 @@ def test_the_blur_of_jpeg_is_no_defect(tmp_path):
     np.testing.assert_array_equal(mask_of(path), defect)
 
 
+def test_the_limit_to_the_size_can_be_raised(tmp_path):
+    for part in folders.PARTS:
+        save(tmp_path / part / "wide.png", pixels((2, 30_000)))
+        save(tmp_path / part / "wide.bmp.tif", pixels((2, 30_000)))
+    text = refusal(folders.load_clean, tmp_path, "defects", False, 50_000)
+    assert "train/wide.png (has 30,000 × 2 pixels, more than 0.05 megapixels; " in text
+    assert "config.data.max_megapixels=1 takes it" in text
+    settings = ConfigDict(
+        {"name": "clean", "root": str(tmp_path), "split": "defects", "max_megapixels": 1}
+    )
+    for part in records.load(settings).values():
+        for record in part.dataset.as_numpy_iterator():
+            assert images.decode(record["image"], 3).shape == (2, 30_000, 3)
+    settings.max_megapixels = 0
+    with pytest.raises(UsageError, match=r"config\.data\.max_megapixels: 0 is below 1"):
+        records.load(settings)
+
+
+def test_text_of_any_length_in_a_png_is_no_damage(tmp_path):
+    long = zlib.compress(b"measured " * 250_000)
+    for bits, colour, name in ((8, 2, "a"), (16, 2, "b"), (8, 0, "c"), (16, 0, "d")):
+        row = bytes(range(1, 13)) * (bits // 8) * (3 if colour else 1)
+        for place in ("before", "after"):
+            text = [(b"zTXt", b"Log\0\0" + long), (b"iCCP", b"x\0\0" + long)]
+            made = raw_png(12, 1, bits, colour, [row])
+            before, after = (text, []) if place == "before" else ([], text[:1])
+            path = tmp_path / f"{name}{place}.png"
+            path.write_bytes(
+                made[:33]
+                + b"".join(png_chunk(*chunk) for chunk in before)
+                + made[33:-12]
+                + b"".join(png_chunk(*chunk) for chunk in after)
+                + made[-12:]
+            )
+            assert images.measure(path) == (1, 12)
+            found = decoded(images.encode(path))
+            expected = np.frombuffer(row, ">u2" if bits == 16 else "u1").reshape(1, 12, -1)
+            assert np.abs(found - expected / (257 if bits == 16 else 1)).max() < 1
+            assert images.encode_mask(path).size == (1, 12)
+    assert sum(part[1] for part in folders.load_clean(str(tmp_path)).values()) == 8
+
+
 def test_what_cannot_be_measured(tmp_path):
     files = {
         "empty.png": (b"", "empty"),
         "text.png": (b"not an image", "not an image file"),
         "page.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image file"),
-        "bomb.png": (raw_png(20_000, 20_000, 8, 0, []), "more than 89,478,485 pixels"),
-        "large.png": (raw_png(10_000, 10_000, 8, 0, []), "more than 89,478,485 pixels"),
+        "bomb.png": (
+            raw_png(20_000, 20_000, 8, 0, []),
+            "20,000 × 20,000 pixels, more than 200 m",
+        ),
+        "large.png": (
+            raw_png(10_000, 20_001, 8, 0, []),
+            "config.data.max_megapixels=201 takes",
+        ),
     }
     for name, (data, message) in files.items():
         (tmp_path / name).write_bytes(data)
@@ -444,6 +494,31 @@ def test_faulty_files_are_listed_by_kind(tmp_path):
     )
 
 
+def test_names_match_in_either_form_of_unicode(tmp_path):
+    for number, forms in enumerate([("NFC", "NFD", "NFD"), ("NFD", "NFC", "NFC")] * 2):
+        clean, degraded, mask = (
+            unicodedata.normalize(form, f"Prüfling/Öl/fläche {number}") for form in forms
+        )
+        for part in folders.PARTS:
+            save(tmp_path / part / f"clean/{clean}.png", pixels())
+            save(tmp_path / part / f"degraded/{degraded}.png", pixels())
+            save(tmp_path / part / f"mask/{mask}_mask.png", np.ones((6, 9), np.uint8))
+    for part in folders.load_pairs(str(tmp_path)).values():
+        found = read(part)
+        assert [image_id.partition("/")[2] for image_id in found] == [
+            f"Prüfling/Öl/fläche {number}" for number in range(4)
+        ]
+        assert {record["category"].decode() for record in found.values()} == {"Prüfling"}
+        assert all(record["has_mask"] for record in found.values())
+
+
+def test_two_files_that_differ_only_in_the_form_of_unicode_can_be_told_apart(tmp_path):
+    for form in ("NFC", "NFD"):
+        save(tmp_path / f"{unicodedata.normalize(form, 'é')}.png", pixels())
+    text = refusal(folders.load_clean, tmp_path)
+    assert r"of one name but for the suffix: 'e\u0301.png' and '\xe9.png'" in text
+
+
 def test_every_kind_of_fault_in_one_line(tmp_path):
     for number in range(3):
         write_pair(tmp_path, "train", f"a/{number}", mask="_mask.png")
@@ -548,6 +623,27 @@ def test_wrong_roots_of_pairs(tmp_path):
 
 
 # Clean images
+
+
+def test_training_finds_what_restoring_finds(tmp_path):
+    for suffixes in image_paths.SUFFIXES.values():
+        for suffix in suffixes:
+            path = tmp_path / f"{suffix[1:]}{suffix}"
+            if suffix == ".pbm":
+                save(path, pixels((32, 40)), "1")
+            elif suffix in Image.registered_extensions():
+                save(path, pixels((32, 40)))
+    for name in ("@eaDir/thumb.jpg", "#recycle/a.png", ".thumbnails/a.png"):
+        save(tmp_path / name, pixels())
+    (tmp_path / "note.txt").write_text("no image")
+    restored = [path.stem for _, path in image_paths.find([tmp_path])]
+    parts = folders.load_clean(str(tmp_path))
+    found = {key: record for part in parts.values() for key, record in read(part).items()}
+    assert sorted(found) == sorted(restored)
+    assert {"gif", "pgm", "ppm", "jp2", "avif", "webp"} <= found.keys()
+    for name in ("ppm", "jp2"):
+        shown = images.decode(found[name]["image"], 3).numpy()
+        np.testing.assert_array_equal(shown, pixels((32, 40)))
 
 
 def test_clean_images_of_any_kind(tmp_path):

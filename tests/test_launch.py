@@ -135,6 +135,8 @@ def assert_one_line(done, status, *words):
         (("--mode=restore", "--workdir=w", "--input=i"), ["--output: missing"]),
         (("--mode=evaluate", "--workdir=w", "--strength=1"), ["--strength: only for"]),
         (("--mode=restore", "--workdir=w", "--dtype=float16"), ["--dtype: only for"]),
+        (("--config=configs/sca_unet.py", "--strength=0.0"), ["--strength: only for"]),
+        (("--mode=evaluate", "--workdir=w", "--tile=0"), ["--tile: only for"]),
         (("--mode=import", "--config=configs/rcan.py"), ["--weights: missing"]),
     ],
     ids=str,

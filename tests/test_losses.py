@@ -99,6 +99,7 @@ REFERENCES = {
     "edge": lambda r, c, m: charbonnier_of(laplacian(r) - laplacian(c)),
     "edge_pyramid": lambda r, c, m: charbonnier_of(pyramid_laplacian(r) - pyramid_laplacian(c)),
     "mse": lambda r, c, m: mean_squared_error(r, c),
+    "psnr": lambda r, c, m: 10 * np.log10(1 + mean_squared_error(r, c) / 1e-6),
     "l1": lambda r, c, m: np.mean(np.abs(r - c)),
     "basic": lambda r, c, m: np.mean(np.abs(r - c)) + mean_squared_error(r, c),
     "masked_mse": lambda r, c, m: (
@@ -154,6 +155,7 @@ def test_terms_by_hand():
     squared = (0.25 + 35 * 0.01) / 36
     expected = {
         "mse": squared,
+        "psnr": 60 + 10 * np.log10(squared + 1e-6),
         "l1": (0.5 + 35 * 0.1) / 36,
         "masked_mse": 0.3 * squared + 0.7 * (0.25 + 2 * 0.01) / 36,
         "defect": (0.5 + 0.1 + 0.1) / 3 + (0.25 + 0.01 + 0.01) / 3,

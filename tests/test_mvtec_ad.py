@@ -270,6 +270,8 @@ def test_layout_leaves_out_what_is_not_of_it():
         "bottle/test/broken/notes.txt",
         "bottle/test/broken/._000.png",
         "__MACOSX/bottle/test/broken/000.png",
+        "bottle/test/@eaDir/001.png",
+        "@Recycle/bottle/test/broken/002.png",
         "bottle/results/000.png",
         "bottle/ground_truth/broken/007_mask.png",
     ]

@@ -62,3 +62,26 @@ def test_what_is_read_are_floats_of_three_channels(dtype, channels):
     expected = image[2:8, [0, 1, 2, 1], :3].astype(np.float32) / white
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.broadcast_to(expected, (6, 4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("highest", "white"),
+    [
+        *[(0, None), (7, 1023), (1023, 1023), (1024, 2047), (4095, 4095), (16383, 16383)],
+        *[(16384, None), (65535, None)],
+    ],
+)
+def test_the_white_of_a_camera_is_found_from_its_highest_level(highest, white):
+    assert pixels.found_white([np.array([[0, highest]], np.uint16)]) == white
+    assert pixels.found_white([np.zeros((2, 2), np.uint8)]) is None
+
+
+def test_levels_above_the_white_are_refused():
+    image = np.array([[0, 5000]], np.uint16)
+    with pytest.raises(ValueError, match="its levels reach 5,000, above the white 4,095"):
+        pixels.checked(image, "image", white=4095)
+    with pytest.raises(ValueError, match="uint8 has no level 4,095 to be white"):
+        pixels.checked(image.astype(np.uint8), "image", white=4095)
+    alpha = np.full((1, 2, 4), 4095, np.uint16)
+    alpha[..., 3] = 65535
+    assert pixels.checked(alpha, "image", white=4095) is alpha

@@ -1,11 +1,14 @@
+import collections
 import itertools
 import os
 import pathlib
+import tempfile
 import threading
 
 import jax
 import numpy as np
 import pytest
+import tifffile
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -55,6 +58,118 @@ def test_a_folder_comes_back_restored(restorer, photographs, tmp_path):
         np.testing.assert_array_equal(after, restorer(before))
         assert np.any(after != before)
     assert "4 images restored into" in restore.format_outcome(outcome, tmp_path)
+
+
+def test_every_picture_of_a_stack_is_restored(restorer, photographs, tmp_path):
+    stack = np.random.default_rng(0).integers(0, 65536, (5, 20, 30), np.uint16)
+    for name in ("b/stack.tif", "b/z.tif"):
+        tifffile.imwrite(photographs / name, stack, imagej=True, metadata={"axes": "ZYX"})
+    outcome = run(restorer, photographs, tmp_path / "out")
+    assert (outcome.restored, outcome.failed) == (6, [])
+    expected = np.stack([restorer(plane) for plane in stack])
+    for name in ("b/stack.tif", "b/z.tif"):
+        with tifffile.TiffFile(tmp_path / "out" / name) as tiff:
+            assert tiff.series[0].axes == "ZYX"
+            np.testing.assert_array_equal(tiff.asarray(), expected)
+    after = np.asarray(Image.open(tmp_path / "out" / "b/d/e.tif"))
+    np.testing.assert_array_equal(
+        after, restorer(np.asarray(Image.open(photographs / "b/d/e.tif")))
+    )
+    items = restore.plan([str(photographs / "b/z.tif")], tmp_path / "first")
+    restore.restore_files(restorer, items, pages="first")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "first" / "z.tif"), expected[0])
+
+
+def test_cameras_with_12_bits_keep_their_range(restorer, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    levels = np.random.default_rng(0).integers(0, 4001, (20, 30), np.uint16)
+    levels[0, 0] = 4000
+    Image.fromarray(levels).save(folder / "a.png")
+    tag = (281, 3, 1, 4095, True)
+    tifffile.imwrite(folder / "told.tif", levels, extratags=[tag], metadata=None)
+    Image.fromarray((levels >> 4).astype(np.uint8)).save(folder / "eight.png")
+    outputs = {}
+    for white in (None, 4095, 65535):
+        items = restore.plan([str(folder)], tmp_path / f"out{white}")
+        outcome = restore.restore_files(restorer, items, white=white, file_format=None)
+        assert (outcome.restored, outcome.failed) == (3, [])
+        outputs[white] = {item.relative.name: image_files.read(item.target) for item in items}
+    expected = restorer(levels, white=4095)
+    as_floats = restorer((levels / 4095).astype(np.float32))
+    assert np.abs(expected - as_floats * 4095).max() <= 0.51
+    assert expected.max() <= 4095 and expected.mean() > 200
+    for white in (None, 4095):
+        for name in ("a.png", "told.tif"):
+            np.testing.assert_array_equal(outputs[white][name].pixels, expected)
+    assert outputs[None]["told.tif"].white == 4095
+    np.testing.assert_array_equal(outputs[65535]["a.png"].pixels, restorer(levels))
+    for white in outputs:
+        np.testing.assert_array_equal(
+            outputs[white]["eight.png"].pixels, restorer((levels >> 4).astype(np.uint8))
+        )
+    items = restore.plan([str(folder / "a.png")], tmp_path / "low")
+    outcome = restore.restore_files(restorer, items, white=3000)
+    assert "its levels reach 4,000, above the white 3,000" in outcome.failed[0]
+
+
+def test_a_white_that_was_found_is_said(restorer, tmp_path, capsys):
+    levels = np.full((8, 8), 3812, np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    items = restore.plan([str(tmp_path / "a.png")], tmp_path / "out")
+    restore.restore_files(restorer, items)
+    assert (
+        "no level is above 3,812: 4,095 (12 bits) is taken for white" in capsys.readouterr().err
+    )
+
+
+def test_what_is_passed_over_stands_in_the_summary(restorer, photographs, tmp_path):
+    for name in ("x.heic", "b/y.heic", "b/note.txt"):
+        (photographs / name).write_bytes(b"")
+    passed_over = collections.Counter()
+    items = restore.plan([str(photographs)], tmp_path / "out", passed_over=passed_over)
+    outcome = restore.restore_files(restorer, items)
+    line = restore.format_outcome(outcome, tmp_path / "out", passed_over)
+    assert line.endswith("; passed over: 2 .heic, 1 .txt")
+
+
+def test_the_limit_to_the_size_can_be_raised(restorer, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    wide = np.random.default_rng(0).integers(0, 256, (9, 40_000), np.uint8)
+    Image.fromarray(wide).save(tmp_path / "in" / "scan.png")
+    items = restore.plan([str(tmp_path / "in")], tmp_path / "out")
+    outcome = restore.restore_files(restorer, items, max_pixels=300_000)
+    assert outcome.failed == [
+        f"{tmp_path}/in/scan.png: has 40,000 × 9 pixels, more than 0.3 megapixels; "
+        "--max_megapixels=1 takes it"
+    ]
+    assert restore.restore_files(restorer, items, max_pixels=360_000).restored == 1
+    with Image.open(tmp_path / "out" / "scan.png") as image:
+        assert image.size == (40_000, 9)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_first_image(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"mine")
+    for output in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(UsageError, match=r"--output=.*cannot be written to: "):
+            restore.check_output(output)
+    assert (tmp_path / "file").read_bytes() == b"mine"
+    restore.check_output(tmp_path / "new" / "deep")
+    assert list((tmp_path / "new" / "deep").iterdir()) == []
+
+    def deny(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", deny)  # the super-user may write everywhere
+    with pytest.raises(UsageError, match="cannot be written to: Permission denied; name"):
+        restore.check_output(tmp_path / "new")
+
+
+def test_the_limit_to_the_size_is_in_millions():
+    assert restore.pixel_limit(None) == image_files.MAX_PIXELS
+    assert restore.pixel_limit(320) == 320_000_000
+    with pytest.raises(UsageError, match="--max_megapixels=0: must be at least 1"):
+        restore.pixel_limit(0)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(restorer, photographs, tmp_path, monkeypatch):
@@ -177,9 +292,9 @@ class Reader:
         self.sizes, self.held, self.most, self.begun = sizes, 0, 0, []
         self.lock = threading.Lock()
         monkeypatch.setattr(restore, "_AHEAD_BYTES", ahead_bytes)
-        monkeypatch.setattr(image_files, "read", self.read)
 
-    def read(self, source):
+    def read(self, item):
+        source = item.source
         number = int(source.name)
         size = self.sizes[number]
         with self.lock:
@@ -193,7 +308,7 @@ class Reader:
     def take(self, threads, most):
         items = [restore.Item(*[pathlib.Path(str(i))] * 3) for i in range(len(self.sizes))]
         failed = []
-        with restore._ReadAhead(items, threads, most) as reading:
+        with restore._ReadAhead(items, threads, most, self.read) as reading:
             for item, photograph in reading.take(lambda item, error: failed.append(item)):
                 assert photograph.pixels.size == self.sizes[int(item.source.name)]
                 yield int(item.source.name)

@@ -381,11 +381,11 @@ def test_memory_that_did_not_suffice_is_remembered(monkeypatch):
     made = darker(tile=64, batch_size=4)
     sizes, compiled = [], made._restore
 
-    def scarce(batch):
+    def scarce(batch, context):
         sizes.append(batch.shape[:2])
         if batch.size > 2 * 32 * 32 * 3:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return compiled(batch)
+        return compiled(batch, context)
 
     monkeypatch.setattr(made, "_restore", scarce)
     image = random_image((100, 75, 3), np.float32)

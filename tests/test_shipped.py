@@ -10,6 +10,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import restore_jax
@@ -234,8 +235,9 @@ def test_the_package_lists_its_models_and_its_flags(ships, monkeypatch, capsys):
     ]
     assert in_package(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    for flag in ("--input", "--output", "--workdir", "--tile", "--strength", "--overwrite"):
-        assert f"\n  {flag} " in shown
+    for flag in ("input", "output", "workdir", "tile", "overwrite", "white", "pages"):
+        assert f"\n  --{flag} " in shown
+    assert "--max_megapixels" in shown
     assert "--config" not in shown
     assert "--watch" not in shown
 
@@ -247,6 +249,9 @@ def test_the_package_lists_its_models_and_its_flags(ships, monkeypatch, capsys):
         (("--input=i",), "--output: missing"),
         (("photographs",), "photographs: not a flag; see python -m restore_jax --help"),
         (("--tile=big",), "flag --tile=big"),
+        (("--pages=some",), "flag --pages=some: value should be one of <all|first>"),
+        (("--input=i", "--output=o", "--white=0"), "--white=0: must lie between"),
+        (("--input=i", "--output=o", "--max_megapixels=0"), "--max_megapixels=0: must be"),
         (("--mode=train",), "Unknown command line flag 'mode'"),
         (("--config=x",), "Unknown command line flag 'config'"),
         (("--input=nothing/here", "--output=o"), "nothing/here"),
@@ -261,6 +266,22 @@ def test_wrong_usage_of_the_package_is_one_line(ships, monkeypatch, capsys, argu
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("pages", "count"), [("all", 2), ("first", 1)])
+def test_the_package_restores_a_stack_of_a_camera_with_few_bits(
+    ships, monkeypatch, tmp_path, pages, count
+):
+    monkeypatch.setattr(cores, "prepare", lambda: None)  # JAX runs already
+    levels = np.random.default_rng(0).integers(0, 1024, (2, 40, 50)).astype(np.uint16)
+    source, target = tmp_path / "a.tif", tmp_path / "out/a.tif"
+    tifffile.imwrite(source, levels, photometric="minisblack")
+    given = (f"--input={source}", f"--output={target.parent}", "--tile=32", "--white=1023")
+    assert in_package(monkeypatch, *given, f"--pages={pages}", "--max_megapixels=1") == 0
+    found = tifffile.imread(target).reshape(-1, 40, 50)
+    assert found.shape[0] == count
+    assert found.dtype == np.uint16
+    assert 255 < found.max() <= 1023
+
+
 def test_an_installed_wheel_restores_anywhere_without_tensorflow(tmp_path):
     source, site, away = (tmp_path / name for name in ("source", "site", "away"))
     away.mkdir()

@@ -66,7 +66,7 @@ def test_blending_equals_a_weighted_mean_over_the_whole_image():
     """Against the plain way: all tiles in two full-size float64 accumulators."""
     image = RNG.uniform(0, 1, (75, 110, 3)).astype(np.float32)
 
-    def model(batch):
+    def model(batch, context=None):
         return batch**2 + batch.mean(axis=(1, 2), keepdims=True)
 
     total, weight = np.zeros((75, 110, 3)), np.zeros((75, 110, 1))
@@ -101,7 +101,7 @@ def test_results_are_those_of_a_plain_loop_to_the_bit(shape, batch_size):
     image = RNG.uniform(0, 1, (*shape, 3)).astype(np.float32)
     cut = tile_plan.plan(*shape, 32, 8)
 
-    def model(batch):
+    def model(batch, context=None):
         return batch * np.float32(1.3) - np.float32(0.2)
 
     padding = [

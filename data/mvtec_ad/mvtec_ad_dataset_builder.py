@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 
 from data import bad, images
 from data.mvtec_ad import source
+from restore_jax import image_limits
 from restore_jax.errors import UsageError
 
 _DESCRIPTION = """\
@@ -38,9 +39,6 @@ _CITATION = """\
 }
 """
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# A small file can claim any size, and decoding it takes that much memory. MVTec AD's largest
-# photographs have a million pixels.
-_MAX_PIXELS = 1 << 26
 # TensorFlow Datasets sorts what exceeds 1 GB in files of equal shares of the 128-bit keys, all
 # open at once. 64 of them stay clear of the limit on open files and small in memory.
 _SORTING_FILES_BITS = 6
@@ -65,6 +63,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     Args:
         root: The data set's folder or archive, or what `source.find` made of it; None: the
             folder for data fetched by hand.
+        max_pixels: How many a file may have: a small one can claim any size, and decoding it
+            takes that much memory.
         **kwargs: As for `tfds.core.GeneratorBasedBuilder`.
     """
 
@@ -78,8 +78,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         " its categories or what they hold there; nothing needs to be extracted."
     )
 
-    def __init__(self, *, root: str | source.Source | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        root: str | source.Source | None = None,
+        max_pixels: int = images.MAX_PIXELS,
+        **kwargs: Any,
+    ) -> None:
         self._root = root
+        self._max_pixels = max_pixels
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -126,7 +133,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         ranks = {example: rank for rank, example in enumerate(ids)}
         sizes = self.info.metadata["bytes"][split] = [0] * len(ids)
-        for checked in bad.in_parallel(_example, found.read(split)):
+        check = functools.partial(_example, max_pixels=self._max_pixels)
+        for checked in bad.in_parallel(check, found.read(split)):
             example, size, blank = checked.result()
             rank = ranks[example["id"]]
             sizes[rank] = size
@@ -135,8 +143,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             yield _sorting_key(rank, len(ids)), example
 
 
-def unreadable(found: source.Tree | source.Archives) -> dict[str, str]:
+def unreadable(
+    found: source.Tree | source.Archives, max_pixels: int = images.MAX_PIXELS
+) -> dict[str, str]:
     """Decodes every file once, to find those that cannot be; shows its progress on stderr.
+
+    Args:
+        found: where they are.
+        max_pixels: how many a file may have.
 
     Returns:
         For the id of each photograph that cannot be read, or whose mask cannot, the file and
@@ -147,7 +161,7 @@ def unreadable(found: source.Tree | source.Archives) -> dict[str, str]:
     """
     problems = {}
     records = (record for split in ("train", "test") for record in found.read(split))
-    looks = bad.in_parallel(_problem, records)
+    looks = bad.in_parallel(lambda record: _problem(record, max_pixels), records)
     for look in bad.progress(looks, len(found.photographs), "mvtec_ad"):
         example, problem = look.result()
         if problem:
@@ -159,13 +173,13 @@ class _Unreadable(UsageError):
     """A file that cannot be decoded."""
 
 
-def _problem(record: source.Record) -> tuple[str, str]:
+def _problem(record: source.Record, max_pixels: int) -> tuple[str, str]:
     """The id of a photograph, and what is wrong with a file of it; "" if nothing is."""
     photograph, image, mask = record
     try:
-        _decoded_size(image)
+        _decoded_size(image, max_pixels)
         if mask is not None:
-            _mask(mask)
+            _mask(mask, max_pixels)
     except _Unreadable as error:
         return photograph.id, str(error)
     return photograph.id, ""
@@ -184,15 +198,15 @@ class _Checked(NamedTuple):
     blank: bool
 
 
-def _example(record: source.Record) -> _Checked:
+def _example(record: source.Record, max_pixels: int) -> _Checked:
     """The features of one photograph, whose files are decoded once to know that they can be.
 
     Raises:
         UsageError: A file is no PNG that can be decoded, or the mask is of another size.
     """
     photograph, image, mask_file = record
-    size = _decoded_size(image)
-    mask = None if mask_file is None else _mask(mask_file)
+    size = _decoded_size(image, max_pixels)
+    mask = None if mask_file is None else _mask(mask_file, max_pixels)
     if mask is not None and mask.size != size:
         raise UsageError(
             f"{mask_file.where}: the mask has {mask.size[0]} rows and {mask.size[1]} columns,"
@@ -212,9 +226,9 @@ def _example(record: source.Record) -> _Checked:
     return _Checked(features, taken, blank)
 
 
-def _decoded_size(picture: source.Picture) -> tuple[int, int]:
+def _decoded_size(picture: source.Picture, max_pixels: int) -> tuple[int, int]:
     """Height and width of a photograph that the training pipeline's decoder accepts."""
-    _check_png(picture)
+    _check_png(picture, max_pixels)
     try:
         height, width, _ = tf.io.decode_png(picture.data, channels=3).shape
     except tf.errors.InvalidArgumentError as error:
@@ -222,11 +236,11 @@ def _decoded_size(picture: source.Picture) -> tuple[int, int]:
     return height, width
 
 
-def _mask(picture: source.Picture) -> images.Mask:
+def _mask(picture: source.Picture, max_pixels: int) -> images.Mask:
     """A mask as it is for every source of data."""
-    _check_png(picture)
+    _check_png(picture, max_pixels)
     try:
-        return images.encode_mask(picture.data)
+        return images.encode_mask(picture.data, max_pixels)
     except images.ImageError as error:
         raise _undecodable(picture) from error
 
@@ -238,16 +252,17 @@ def _undecodable(picture: source.Picture) -> _Unreadable:
     )
 
 
-def _check_png(picture: source.Picture) -> None:
-    """Refuses what does not begin as a PNG file does whose pixels fit in the memory."""
+def _check_png(picture: source.Picture, max_pixels: int) -> None:
+    """Refuses what does not begin as a PNG file does, or has too many pixels."""
     if picture.problem:
         raise _Unreadable(f"{picture.where}: {picture.problem}")
     start = picture.data[:24]
     if not start.startswith(_PNG_SIGNATURE) or len(start) < 24:
         raise _undecodable(picture)
     width, height = struct.unpack(">II", start[16:])
-    if width * height > _MAX_PIXELS:
-        raise _Unreadable(f"{picture.where}: has more than {_MAX_PIXELS:,} pixels")
+    problem = image_limits.problem(width, height, max_pixels, "config.data.max_megapixels")
+    if problem:
+        raise _Unreadable(f"{picture.where}: {problem}")
 
 
 @functools.lru_cache(maxsize=16)

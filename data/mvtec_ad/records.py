@@ -16,7 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from data import bad, splits
+from data import bad, images, splits
 from data.mvtec_ad import source
 from data.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
 from restore_jax import plain_path, user_cache
@@ -42,6 +42,7 @@ def load(
     cache_dir: str | None = None,
     references: int = 0,
     skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> dict[str, Part]:
     """Reads MVTec AD for training and evaluation.
 
@@ -60,6 +61,8 @@ def load(
         skip_bad: `config.data.skip_bad`: leaves out photographs of which a file cannot be
             read, after they were divided, and prints how many. What is prepared without them
             has a folder of its own in the cache.
+        max_pixels: `config.data.max_megapixels` in pixels: how many a file may have that is
+            prepared.
 
     Returns:
         For each part of `splits.parts` that has any (`train` and `val` always do), the records
@@ -80,9 +83,9 @@ def load(
     with _quiet():
         builder = _prepared(folder)
     if builder is None and skip_bad:
-        builder = _prepare_readable(root, found, folder)
+        builder = _prepare_readable(root, found, folder, max_pixels)
     if builder is None:
-        builder = _prepare(root, found, folder)
+        builder = _prepare(root, found, folder, max_pixels)
 
     left_out = builder.info.metadata.get("left_out", {})
     ids = builder.info.metadata["ids"]
@@ -113,20 +116,21 @@ def load(
 
 
 def _prepare_readable(
-    root: str, found: source.Tree | source.Archives, folder: Path
+    root: str, found: source.Tree | source.Archives, folder: Path, max_pixels: int
 ) -> Builder | None:
     """Prepares what can be read of a damaged data set; None where nothing is damaged."""
-    folder = folder.with_name(f"{folder.name}-readable")
+    # With another limit, others are left out.
+    folder = folder.with_name(f"{folder.name}-readable-{max_pixels}")
     with _quiet():
         builder = _prepared(folder)
-    if builder is None and (left_out := unreadable(found)):
+    if builder is None and (left_out := unreadable(found, max_pixels)):
         readable = source.Readable(found, left_out)
         if not readable.photographs:
             raise UsageError(
                 f"config.data.root={root!r}: none of its photographs can be read, the first is"
                 f" {min(left_out.values())}"
             )
-        builder = _prepare(root, readable, folder)
+        builder = _prepare(root, readable, folder, max_pixels)
     return builder
 
 
@@ -170,7 +174,7 @@ def _prepared(folder: Path) -> Builder | None:
     return builder if complete else None
 
 
-def _prepare(root: str, found: source.Source, folder: Path) -> Builder:
+def _prepare(root: str, found: source.Source, folder: Path, max_pixels: int) -> Builder:
     """Prepares the data set in a folder, unless another process does so meanwhile."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +202,7 @@ def _prepare(root: str, found: source.Source, folder: Path) -> Builder:
             f"preparing mvtec_ad from {root} ({found.summary}) in {folder} ...", file=sys.stderr
         )
         with _quiet():
-            builder = Builder(root=found, data_dir=plain_path.of(folder))
+            builder = Builder(root=found, max_pixels=max_pixels, data_dir=plain_path.of(folder))
             try:
                 builder.download_and_prepare(
                     download_config=tfds.download.DownloadConfig(

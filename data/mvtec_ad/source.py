@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data.mvtec_ad import archive
+from restore_jax import image_paths
 from restore_jax.errors import UsageError
 
 HOMEPAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
@@ -257,8 +258,9 @@ def parse_layout(names: Iterable[str], where: str) -> list[Photograph]:
     """Reads MVTec AD's layout off file names and returns its photographs, sorted by id.
 
     Files elsewhere than in `train`, `test` and `ground_truth` are passed over, and so are those
-    that are no images. A photograph without a mask file, and a mask without a photograph, are
-    no mistake: small parts of the set have them.
+    that are no images, hidden ones and what network storage keeps beside them (`@eaDir`). A
+    photograph without a mask file, and a mask without a photograph, are no mistake: small parts
+    of the set have them.
 
     Args:
         names: Names relative to the folder or archive, with forward slashes.
@@ -270,7 +272,7 @@ def parse_layout(names: Iterable[str], where: str) -> list[Photograph]:
     placed: dict[tuple[str, ...], list[tuple[str, list[str]]]] = collections.defaultdict(list)
     for name in names:
         parts = name.split("/")
-        if any(part.startswith((".", "__MACOSX")) for part in parts):
+        if any(map(image_paths.is_hidden, parts)):
             continue
         if not name.isprintable():
             raise UsageError(f"{where}: the file name {name!r} has unprintable characters")
@@ -370,7 +372,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, by name; nothing where there is none or it cannot be looked into."""
     try:
         with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            shown = [entry for entry in entries if not image_paths.is_hidden(entry.name)]
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
     return sorted(shown, key=lambda entry: entry.name)

@@ -2,7 +2,8 @@
 
 The forward pass and the input's gradient, which is a convolution too, take what suits their
 channels: half of the multiplications (`winograd`), or two columns of the result at once, or
-XLA's own. Another device gets XLA's own always.
+XLA's own. Another device gets XLA's own always, and so does a file for other programs, which
+has no choice of the device in it (`portable`).
 
 The kernel's gradient is computed in blocks: XLA writes it as a convolution with a window as
 large as the image whose channels are the images of the batch. It does not hand that to its fast
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from restore_jax.models import winograd
+from restore_jax.models import portable, winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -99,6 +100,8 @@ def _convolve(
     x: jax.Array, kernel: jax.Array, spread: tuple[int, int], precision: Any
 ) -> jax.Array:
     """Computes the convolution by what is fastest on the device."""
+    if portable.is_on():
+        return _plain(x, kernel, spread, precision)
     if winograd.is_faster(x, kernel, spread):
         on_cpu = winograd.convolve
     elif _is_narrow(x, kernel, spread):

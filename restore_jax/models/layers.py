@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from restore_jax.models import convolution
+from restore_jax.models import convolution, portable
 
 Dtype = Any
 
@@ -333,6 +333,11 @@ def softmax_attention(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Arr
         return attend(query).reshape(b, h, w, c)
     # A native 1024×1024 photograph has 16,384 positions here: all the weights at once would
     # take a gigabyte per image, so the queries go through in blocks.
+    if portable.is_on():
+        # Other programs may have no loops.
+        starts = range(0, count, _MAX_QUERIES)
+        parts = [attend(query[:, start : start + _MAX_QUERIES]) for start in starts]
+        return jnp.concatenate(parts, axis=1).reshape(b, h, w, c)
     query = jnp.pad(query, ((0, 0), (0, -count % _MAX_QUERIES), (0, 0)))
     blocks = query.reshape(b, -1, _MAX_QUERIES, c).swapaxes(0, 1)
     attended = jax.lax.map(jax.checkpoint(attend), blocks).swapaxes(0, 1)
