@@ -199,11 +199,11 @@ def on_first(function: Callable[[], Value]) -> Value:
         try:
             result = function()
         except (UsageError, RunError) as error:
-            kind = UsageError if isinstance(error, UsageError) else RunError
-            refusal = kind, str(error)
+            refusal = isinstance(error, UsageError), str(error)
     result, refusal = gather((result, refusal))[0]
     if refusal is not None:
-        raise refusal[0](refusal[1])
+        of_the_user, text = refusal
+        raise (UsageError if of_the_user else RunError)(text)
     return result
 
 

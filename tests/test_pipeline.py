@@ -280,7 +280,8 @@ def test_training_on_crops_of_native_images(monkeypatch, tmp_path):
 
 
 def crops_config(**data):
-    config = options(image_size=0, crop_size=16, crops_per_image=3, realisations=1, **data)
+    native = {"image_size": 0, "crop_size": 16, "crops_per_image": 3, "realisations": 1}
+    config = options(**(native | data))
     config.train.batch_size = 4
     return config
 
