@@ -48,7 +48,7 @@ def load(
         split: `config.data.split`, as for MVTec AD.
         references: `config.data.references` (`splits.parts`).
         skip_bad: `config.data.skip_bad`, as for `folders.load_pairs`.
-        max_pixels: `config.data.max_megapixels`, in pixels.
+        max_pixels: as for `folders.load_pairs`.
 
     Returns:
         For each part of `splits.parts` that has any, what `examples.from_files` makes of it.
@@ -85,11 +85,7 @@ def load(
         f"{defective} of them with defects"
     )
     parts = examples.with_known_masks("inspection", parts, folder, max_pixels)
-    return {
-        part: examples.from_files(m, paired=False, max_pixels=max_pixels)
-        for part, m in parts.items()
-        if m
-    }
+    return {part: examples.from_files(m, False, max_pixels) for part, m in parts.items() if m}
 
 
 def _look(root: Path) -> tuple[str, list[Path]]:

@@ -39,10 +39,11 @@ _LEAVE_SECONDS = 120
 # An error that all processes find is told by each before the first to leave is missed.
 _GRACE_SECONDS = 2.0
 
-# What JAX says at the start when another process is gone, and of what its collectives (Gloo on
-# the CPU, NCCL on GPUs) and the job's own service make another kind of failure.
-_GONE = re.compile(r"(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b")
-_UNCLEAR = re.compile(r"(INTERNAL|UNKNOWN|FAILED_PRECONDITION|DATA_LOSS)\b")
+# The kinds of failure that XLA begins its messages with: those that tell of another process,
+# and those that do only where its collectives (Gloo on the CPU, NCCL on GPUs) or the job's own
+# service say so. It raises them as JAX's error, some as ValueError.
+_GONE = re.compile(r"(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
+_UNCLEAR = re.compile(r"(INTERNAL|UNKNOWN|FAILED_PRECONDITION|DATA_LOSS): ")
 _LOSSES = re.compile(
     r"(?<![/\w])(gloo|nccl)(?![/\w])|connection (reset|closed|refused)|socket closed|"
     r"coordination ?service|unhealthy|heartbeat",
@@ -122,9 +123,13 @@ def _is_loss(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, (UsageError, RunError, KeyboardInterrupt, SystemExit)):
             return False
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            text = str(error)
-            return bool(_GONE.match(text) or (_UNCLEAR.match(text) and _LOSSES.search(text)))
+        text = str(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.match(text):
+            return True
+        if isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and (
+            (_GONE.match(text) or _UNCLEAR.match(text)) and _LOSSES.search(text)
+        ):
+            return True
         error = error.__cause__
     return False
 
@@ -194,11 +199,11 @@ def on_first(function: Callable[[], Value]) -> Value:
         try:
             result = function()
         except (UsageError, RunError) as error:
-            kind = UsageError if isinstance(error, UsageError) else RunError
-            refusal = kind, str(error)
+            refusal = isinstance(error, UsageError), str(error)
     result, refusal = gather((result, refusal))[0]
     if refusal is not None:
-        raise refusal[0](refusal[1])
+        of_the_user, text = refusal
+        raise (UsageError if of_the_user else RunError)(text)
     return result
 
 

@@ -246,7 +246,7 @@ def test_refusals_are_one_line_on_every_process(shared, whole):
             ("sca_unet", shared / "odd", "--batch_size=5"),
             "2 devices of 2 processes; take 4 or 6",
         ),
-        (("sca_unet", whole, "--epochs=4"), "config.train.epochs (3, now 4)"),
+        (("sca_unet", whole, "--epochs=2"), "config.train.epochs (3, now 2)"),
     ):
         statuses, last, texts = children(shared, 2, *arguments).wait()
         assert statuses == [2, 2], "\n".join(texts)
@@ -476,6 +476,11 @@ def test_a_share_is_a_block_of_every_batch():
     [
         (JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses"), True),
         (JaxRuntimeError("UNKNOWN: Gloo AllReduce failed: Connection closed by peer"), True),
+        (
+            ValueError("UNKNOWN: Gloo all-reduce failed: [gloo/tcp/pair.cc] Connection closed"),
+            True,
+        ),
+        (ValueError("UNAVAILABLE: Error reading local file: Busy"), False),
         (JaxRuntimeError("INTERNAL: NCCL operation ncclGroupEnd() failed"), True),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory; see /data/nccl/gloo"), False),
         (JaxRuntimeError("INTERNAL: cannot read /data/nccl/x"), False),

@@ -280,7 +280,8 @@ def test_training_on_crops_of_native_images(monkeypatch, tmp_path):
 
 
 def crops_config(**data):
-    config = options(image_size=0, crop_size=16, crops_per_image=3, realisations=1, **data)
+    native = {"image_size": 0, "crop_size": 16, "crops_per_image": 3, "realisations": 1}
+    config = options(**(native | data))
     config.train.batch_size = 4
     return config
 
@@ -583,10 +584,10 @@ def test_the_first_batch_does_not_wait_for_the_whole_set(tmp_path, monkeypatch):
     encode, reads, enough = images.encode, itertools.count(), threading.Event()
     waited = []
 
-    def at_most_60(path):
+    def at_most_60(*given):
         if next(reads) >= 60 and not enough.is_set():
             waited.append(enough.wait(60))
-        return encode(path)
+        return encode(*given)
 
     monkeypatch.setattr(images, "encode", at_most_60)
     batches = data.train_batches(0)
