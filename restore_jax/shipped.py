@@ -70,8 +70,17 @@ MODELS: tuple[Shipped, ...] = (
         training_data="rendered images (data sample, 512x512, split all)",
         licence="Apache-2.0",
         sha256="0f00e0844dbbf15338aa312a90a4cd71fb832fc6a5247b28a3d632ae558a1d1b",
-        protocol="PROTOCOL",
-        figures={},
+        protocol=(
+            "33 photographs of MVTec AD (part of it, split all, val) at native size: as they "
+            "are, under the mild and under the kla law"
+        ),
+        figures={
+            "psnr_of_clean": 48.31,
+            "psnr_mild": 34.75,
+            "input_psnr_mild": 27.88,
+            "psnr_kla": 23.24,
+            "input_psnr_kla": 13.28,
+        },
     ),
     Shipped(
         name="sca_unet_kla_256",
