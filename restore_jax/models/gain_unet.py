@@ -20,16 +20,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from restore_jax.batches import CONTEXT_SIZE
 from restore_jax.models import layers, options
-
-THUMBNAIL = 64
-"""Side of the thumbnail that the gain is estimated from, px."""
 
 _MOST_LOG_GAIN = 0.25
 _GAIN_WIDTHS = (16, 32, 64)
 
 
-def thumbnail(photograph: jax.Array, side: int = THUMBNAIL) -> jax.Array:
+def thumbnail(photograph: jax.Array, side: int = CONTEXT_SIZE) -> jax.Array:
     """Shrinks (or stretches) photographs to a square by averaging under a triangle.
 
     Args:
