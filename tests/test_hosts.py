@@ -447,7 +447,9 @@ def test_each_process_reads_its_own_share_alone(tmp_path, monkeypatch):
     config.train.batch_size = config.eval.batch_size = 4
     read = []
     original = examples._read
-    monkeypatch.setattr(examples, "_read", lambda e: read.append(e.id) or original(e))
+    monkeypatch.setattr(
+        examples, "_read", lambda e, *rest: read.append(e.id) or original(e, *rest)
+    )
     seen, evaluated = [], []
     for index in range(2):
         made = pipeline.make_data(config, batches.Share(index, 2))
