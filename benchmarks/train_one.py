@@ -302,10 +302,12 @@ def train_until(
         found = train.train_and_evaluate(config, workdir, lambda _: data, devices)
     except signals.Interrupted:
         template = state.abstract_state(state.make_system(config), batches.replicated(mesh))
-        found, record, _ = checkpoint.newest_whole(workdir, template)
+        found, *_ = checkpoint.newest_whole(workdir, template)
         if found is None:
             raise
-        return found, int(record["epoch"]), False
+        # By its steps: the last epoch may lack its validation alone, and is then not recorded.
+        steps_per_epoch = math.ceil(data.train_images / config.train.batch_size)
+        return found, int(found.step) // steps_per_epoch, False
     finally:
         ended.set()
     return found, config.train.epochs, True

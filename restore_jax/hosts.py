@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from restore_jax import batches, exchange
 from restore_jax.errors import RunError, UsageError
-from restore_jax.job import LOST, Job
+from restore_jax.job import LOST, LOST_STATUS, Job, is_supervised
 from restore_jax.signals import Interrupted, Request
 
 Value = TypeVar("Value")
@@ -72,11 +72,16 @@ def joined(job: Job | None) -> Iterator[None]:
         raise  # all of them stop, after the same step
     except BaseException as error:
         lost = _is_loss(error)
+        told_by_parent = lost and is_supervised()
         status = (
             130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
         )
+        if told_by_parent:
+            status = LOST_STATUS
         # Not by way of JAX, which would wait for the others first.
         atexit.register(_leave, status, 0 if lost else _GRACE_SECONDS)
+        if told_by_parent:
+            raise SystemExit(status) from error
         if lost:
             raise RunError(LOST) from error
         raise

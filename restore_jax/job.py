@@ -25,7 +25,11 @@ LOST = (
     "said last tells why. The same commands go on from the latest checkpoint"
 )
 
+LOST_STATUS = 75
+"""A supervised process's exit status by which its parent knows that another one is lost."""
+
 _PR_SET_PDEATHSIG = 1
+_supervised = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +109,23 @@ def _from_launcher(environment: Mapping[str, str]) -> Job:
     )
 
 
+def is_supervised() -> bool:
+    """Tells whether a parent waits for this process, and says why it ended."""
+    return _supervised
+
+
 def supervise() -> None:
     """Lets a child go on with the program, and ends as it does.
 
     JAX's client of a job ends its process from a thread of its own, by `abort`, when another
     process is lost: no code in that process can tell the user. Its parent, which does nothing
-    but wait and pass signals on, can.
+    but wait and pass signals on, can; and it is the last to speak, after all that JAX's threads
+    still say while the process ends by itself.
     """
+    global _supervised  # noqa: PLW0603 - a fact of the process, found once
     child = os.fork()
     if child == 0:
+        _supervised = True
         # A signal from the terminal would reach it twice: by itself and from its parent.
         os.setpgid(0, 0)
         _end_with_parent()
@@ -127,7 +139,7 @@ def supervise() -> None:
         signal.signal(number, pass_on)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code == -signal.SIGABRT:
+    if code in (-signal.SIGABRT, LOST_STATUS):
         print(f"error: {LOST}", file=sys.stderr, flush=True)
         code = 1
     os._exit(code if code >= 0 else 128 - code)
