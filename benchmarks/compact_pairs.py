@@ -13,18 +13,23 @@ can be made again from it is left out:
   the rest, and it is drawn by `restore_jax.law` with fixed keys: figures are then of other
   draws of the same law, and of photographs that lost what the compression takes.
 
+Photographs of their native size lie in the upper left corner of arrays that fit the largest;
+their file is never lossless, and of "val" a crop from the middle of each is drawn, beside the
+thumbnail of the whole, so that all have one shape.
+
 Reading needs Pillow and JAX, no TensorFlow.
 """
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import io
 import json
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from restore_jax import law
+from restore_jax import crops, law, native_law
 from restore_jax.errors import UsageError
 from restore_jax.pairs_file import Pairs, Split
 from restore_jax.workdir import replacing
@@ -46,6 +51,7 @@ _FIELDS = ("settings", "images", "law", "symmetries", "draws")
 # Images of one program that blurs or degrades: more would take much memory.
 _CHUNK = 16
 _VALIDATION_SEED = 20_240_613
+_LARGEST_CROP = 512
 
 
 def write(pairs: Pairs, path: pathlib.Path, quality: int | None = None) -> None:
@@ -70,6 +76,10 @@ def write(pairs: Pairs, path: pathlib.Path, quality: int | None = None) -> None:
                 f"{pairs.path}: an earlier version made it, without the sizes of the "
                 "photographs; delete it, and it is made anew"
             )
+    if is_native(pairs.settings) and quality is None:
+        raise UsageError(
+            "--quality: photographs of their native size are not stored losslessly"
+        )
     encode = functools.partial(_encode, quality=quality)
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "quality": quality}
     about |= {name: getattr(pairs, name) for name in _FIELDS}
@@ -85,12 +95,21 @@ def write(pairs: Pairs, path: pathlib.Path, quality: int | None = None) -> None:
                 arrays = pairs.splits[name].arrays
                 kinds = ["clean"] + ["degraded"] * (name == "val" and quality is None)
                 for kind in kinds:
-                    for number, content in enumerate(pool.map(encode, arrays[kind])):
+                    images = [*arrays[kind]]
+                    if is_native(pairs.settings):
+                        sizes = arrays["native"]
+                        images = [x[:h, :w] for x, (h, w) in zip(images, sizes, strict=True)]
+                    for number, content in enumerate(pool.map(encode, images)):
                         archive.writestr(_entry(name, kind, number), content)
                 masks = np.packbits(arrays["mask"] > 0).tobytes()
                 archive.writestr(f"{name}/mask", zlib.compress(masks, 9))
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def is_native(settings: Mapping[str, Any]) -> bool:
+    """Tells of a file's settings whether its photographs are of their native size."""
+    return settings.get("config.data.image_size") == 0
 
 
 def _described(split: Split) -> dict[str, Any]:
@@ -119,7 +138,7 @@ def _encode(image: np.ndarray, quality: int | None) -> bytes:
 
 
 class About(NamedTuple):
-    """What a file says of itself: the side of its images in px, and its photographs."""
+    """What a file says of itself: the side of its images in px (0: native), and how many."""
 
     size: int
     train: int
@@ -137,7 +156,8 @@ def check(path: pathlib.Path) -> About:
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged} is another than was written")
         train, val = (about["splits"][name] for name in ("train", "val"))
-        return About(int(train["size"]), len(train["ids"]), len(val["ids"]))
+        size = 0 if is_native(about["settings"]) else int(train["size"])
+        return About(size, len(train["ids"]), len(val["ids"]))
 
 
 @contextlib.contextmanager
@@ -179,7 +199,11 @@ def read(path: pathlib.Path) -> tuple[Pairs, bool]:
             name: _read_split(name, described, contents, about["quality"] is None)
             for name, described in about["splits"].items()
         }
-        _derive(splits, about["law"], about["settings"].get("config.data.resize", "bilinear"))
+        if is_native(about["settings"]):
+            splits["val"] = cropped(splits["val"], about["law"])
+        else:
+            resize = about["settings"].get("config.data.resize", "bilinear")
+            _derive(splits, about["law"], resize)
     fields = {name: about[name] for name in _FIELDS}
     return Pairs(path=path, splits=splits, **fields), about["quality"] is None
 
@@ -192,7 +216,7 @@ def _read_split(
     def images(kind: str) -> np.ndarray:
         encoded = [contents[_entry(name, kind, number)] for number in range(count)]
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            decoded = np.stack(list(pool.map(_decode, encoded)))
+            decoded = in_corners(list(pool.map(_decode, encoded)), size)
         if decoded.shape != (count, size, size, 3):
             raise ValueError(f"{name}/{kind} is {decoded.shape}")
         return decoded
@@ -209,6 +233,54 @@ def _read_split(
         arrays["degraded"] = images("degraded")
     names = (described["ids"], described["categories"], described["defect_types"])
     return Split(*names, arrays)
+
+
+def in_corners(images: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """Puts images [h, w, C] into the upper left corners of an array [N, side, side, C]."""
+    found = np.zeros((len(images), side, side, images[0].shape[-1]), images[0].dtype)
+    for place, image in zip(found, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return found
+
+
+def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
+    """Returns the middles of native photographs, degraded with fixed keys.
+
+    Args:
+        split: with "clean", "mask", "has_mask" and "native".
+        fields: of the law.
+
+    Returns:
+        Its crops, with "degraded"; where thumbnails can be drawn under this law, with them.
+    """
+    arrays = {name: split.arrays[name] for name in ("clean", "mask", "has_mask", "native")}
+    side = min(_LARGEST_CROP, int(arrays["native"].min()) // 32 * 32)
+    try:
+        whole = law.from_fields(fields, blurred=False)
+    except UsageError:
+        whole = None
+    drawing = crops.Drawing(
+        seed=_VALIDATION_SEED,
+        images=len(split),
+        crops_per_image=1,
+        batch_size=1,
+        crop_size=side,
+        augment="none",
+        law=native_law.from_fields(fields),
+        whole=whole,
+    )
+    inputs = jax.device_put(arrays | crops.of_whole(arrays["clean"], arrays["native"]))
+
+    @jax.jit
+    def draw(number: jax.Array) -> dict[str, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(_VALIDATION_SEED), number)
+        start = (inputs["native"][number] - side) // 2
+        return crops.draw_crop(inputs, drawing, key, number, start)
+
+    drawn = [jax.device_get(draw(number)) for number in range(len(split))]
+    found = {name: np.stack([crop[name] for crop in drawn]) for name in drawn[0]}
+    found["has_mask"] = arrays["has_mask"]
+    return dataclasses.replace(split, arrays=found)
 
 
 def _decode(content: bytes) -> np.ndarray:

@@ -29,11 +29,12 @@ class Experiment:
     Attributes:
         label: with the size, the name of the result and of its file.
         config: a name of configs/.
-        size: side of the images, px.
+        size: side of the images, px; 0: crops of photographs of their native size.
         images: to be seen at most, over all epochs.
         share: of the time that is left, in relation to the shares of those that follow.
         fields: changes to the configuration, by path.
         bundled: whether its weights go into a common archive with others'.
+        rendered: images of each type that are rendered to train on; 0: the pairs are carried.
     """
 
     label: str
@@ -43,11 +44,12 @@ class Experiment:
     share: float = 2.0
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     bundled: bool = False
+    rendered: int = 0
 
     @property
     def name(self) -> str:
         """The name of the result and of its file."""
-        return f"{self.label}_{self.size}"
+        return f"{self.label}_{self.size}" if self.size else self.label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +83,40 @@ def everything(size: int | None = None) -> list[Experiment]:
     """Lists all experiments, the most important first.
 
     Args:
-        size: of the images of all, for a rehearsal; None: each its own.
+        size: of the images of all that have one, for a rehearsal; None: each its own.
     """
     planned = [
-        Experiment("sca_unet", "sca_unet", 256, share=6),
-        Experiment("gain_unet", "gain_unet", 256, images=4 * REPORTED_IMAGES, share=9),
-        Experiment("sca_unet", "sca_unet", 512, share=6),
+        Experiment("sca_unet", "sca_unet", 256, share=5),
+        Experiment("gain_unet", "gain_unet", 256, images=4 * REPORTED_IMAGES, share=8),
+        Experiment(
+            "gain_unet_native", "gain_unet_native", 0, share=6, fields={"eval.batch_size": 8}
+        ),
+        Experiment(
+            "general",
+            "general",
+            0,
+            images=4 * REPORTED_IMAGES,
+            share=6,
+            fields={
+                "model.widths": (32, 48, 64, 80),
+                "model.blocks": 2,
+                "optimizer.learning_rate": 1e-3,
+                "eval.batch_size": 8,
+            },
+            rendered=24,
+        ),
+        Experiment(
+            "general_small",
+            "general",
+            0,
+            images=4 * REPORTED_IMAGES,
+            share=3,
+            fields={"eval.batch_size": 8},
+            rendered=24,
+        ),
+        Experiment("sca_unet", "sca_unet", 512, share=4),
         # The report's 1e-4 is for many more steps than there is time for; so is the next one's.
-        Experiment("rcan", "rcan", 256, share=4, fields={"optimizer.learning_rate": 5e-4}),
+        Experiment("rcan", "rcan", 256, share=3, fields={"optimizer.learning_rate": 5e-4}),
         Experiment("pexels_unet", "pexels_unet", 256),
         Experiment(
             "unet_small",
@@ -115,7 +143,7 @@ def everything(size: int | None = None) -> list[Experiment]:
     ]
     if size is None:
         return planned
-    resized = [dataclasses.replace(experiment, size=size) for experiment in planned]
+    resized = [dataclasses.replace(e, size=size) if e.size else e for e in planned]
     return list({experiment.name: experiment for experiment in resized}.values())
 
 
@@ -125,6 +153,15 @@ def tiny() -> list[Experiment]:
     return [
         Experiment("sca_unet", "sca_unet", 32, images=60, fields=narrow),
         Experiment("pexels_gan", "pexels_gan", 32, 60, fields=narrow, bundled=True),
+        Experiment(
+            "general",
+            "general",
+            0,
+            images=60,
+            fields=narrow
+            | {"data.sample_size": 64, "data.crop_size": 32, "data.crops_per_image": 1},
+            rendered=2,
+        ),
     ]
 
 
@@ -149,7 +186,7 @@ def make_config(experiment: Experiment, epochs: int, dtype: str) -> ConfigDict:
     config.data.image_size = experiment.size
     config.data.split = "all"
     config.data.realisations = 0
-    config.data.augment = "flips"
+    config.data.augment = "all8" if experiment.rendered else "flips"
     config.data.references = 0
     config.data.resident = True
     config.optimizer.schedule = "cosine"
@@ -179,7 +216,7 @@ def _start(experiment: Experiment) -> ConfigDict:
         raise UsageError(
             f"{experiment.name}: there is no configs/{experiment.config}.py"
         ) from None
-    return module.get_config("mvtec_ad")
+    return module.get_config("sample" if experiment.rendered else "mvtec_ad")
 
 
 def command(experiment: Experiment, config: ConfigDict) -> str:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.make_pairs --root=DIR --size=256 --split=all --output=pairs256.zip
     python -m benchmarks.make_pairs --root=DIR --size=512 --output=pairs512.zip --quality=95
+    python -m benchmarks.make_pairs --root=DIR --size=0 --output=native.zip --quality=87
 
 The pairs come from the project's own pipeline under the law `kla`; what is stored of them, and
 how, says `benchmarks.compact_pairs`. Without `--quality` it is lossless. Prints a JSON line
@@ -11,6 +12,7 @@ the plain file's room beside the output: 200 MB for 314 photographs at 256×256.
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -18,9 +20,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+import numpy as np
+from ml_collections import ConfigDict
+
 from benchmarks import compact_pairs
 from configs import default
-from restore_jax import resident_data
+from restore_jax import degradation, pairs_file, resident_data
 from restore_jax.errors import RunError, UsageError
 
 
@@ -30,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", required=True, help="MVTec AD: its folder or its archives")
-    parser.add_argument("--size", type=int, default=256, help="side of the images, px")
+    parser.add_argument("--size", type=int, default=256, help="side, px; 0: as they are")
     parser.add_argument("--split", default="all", help="as config.data.split")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="the file, new")
     parser.add_argument("--quality", type=int, help="of lossy WebP, 0 to 100")
@@ -71,6 +76,10 @@ def make(
     config.data.augment = "flips"
     config.data.resident = True
     output.parent.mkdir(parents=True, exist_ok=True)
+    if not size:
+        pairs = _native(config)
+        compact_pairs.write(pairs, output, quality)
+        return _line(output, size, split, quality, {k: len(v) for k, v in pairs.splits.items()})
     # Beside the output: a folder for temporary files may lie in memory.
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         config.data.resident_file = str(pathlib.Path(folder) / "plain.safetensors")
@@ -81,6 +90,48 @@ def make(
         compact_pairs.write(data.pairs, output, quality)
         counts = dict(data.counts)
         del data  # its arrays are mapped from the folder's file
+    return _line(output, size, split, quality, counts)
+
+
+def _native(config: ConfigDict) -> pairs_file.Pairs:
+    """Reads photographs of their native size."""
+    # Only now: it takes TensorFlow.
+    from data import images, pipeline  # noqa: PLC0415
+
+    config, law, sources = pipeline.load(config)
+    splits = {}
+    for name in ("train", "val"):
+        records = list(pipeline.as_numpy(sources[name].dataset))
+        clean, masks = (
+            [images.decode(record[kind], channels).numpy() for record in records]
+            for kind, channels in (("image", 3), ("mask", 1))
+        )
+        sizes = np.array([image.shape[:2] for image in clean], np.int32)
+        arrays = {
+            "clean": compact_pairs.in_corners(clean, sizes.max()),
+            "mask": compact_pairs.in_corners([np.uint8(m > 0) for m in masks], sizes.max()),
+            "has_mask": np.array([record["has_mask"] for record in records], np.uint8),
+            "native": sizes,
+        }
+        names = (
+            [record[field].decode() for record in records]
+            for field in ("id", "category", "defect_type")
+        )
+        splits[name] = pairs_file.Split(*names, arrays)
+    return pairs_file.Pairs(
+        path=pathlib.Path(config.data.root),
+        settings=pairs_file.settings_of(config),
+        images="",
+        law=dataclasses.asdict(law),
+        symmetries=degradation.symmetries(law),
+        draws=0,
+        splits=splits,
+    )
+
+
+def _line(
+    output: pathlib.Path, size: int, split: str, quality: int | None, counts: dict[str, int]
+) -> dict[str, object]:
     return {
         "op": "make_pairs",
         "file": str(output),

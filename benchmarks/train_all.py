@@ -22,6 +22,7 @@ line of `results.jsonl` and its weights a `.safetensors` file in the output, or 
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -31,7 +32,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from benchmarks.train_parts import Failed, Process, Store
 
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             store = Store(given.output, given.largest_mib * 2**20)
         except UsageError as error:
             _refuse(str(error))
+        planned = _with_images(planned, given.images)
         tasks = [
             experiments.Task(
                 experiment,
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not given.only or experiment.name in given.only
         ]
         end = began + 60.0 * given.minutes - _RESERVE
-        trained = run(checked(tasks, store), end, store)
+        trained = run(checked(tasks, store), end, store, ahead=given.ahead)
         seconds = round(time.monotonic() - began, 1)
         store.emit({"op": "train_all", "trained": trained, "seconds": seconds})
     sys.exit(0 if trained else 1)
@@ -104,6 +106,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=pathlib.Path, default=folder, help="a folder; else $OUT, or trained")
     add("--minutes", type=float, default=10.0, help="everything has ended by then")
     add("--only", nargs="+", help="names of experiments, as --list has them")
+    add("--images", nargs="+", default=[], help="to be seen at most, as NAME=COUNT")
+    add("--ahead", type=int, default=0, help="that prepare beside the one that trains")
     add("--size", type=int, help="of all images, px, for a rehearsal; else each its own")
     add("--dtype", choices=("float32", "bfloat16"), default="", help="else by the device")
     add("--largest_mib", type=float, default=16.0, help="of a file of weights that is kept")
@@ -122,6 +126,19 @@ def _is_installed(name: str) -> bool:
 def _refuse(text: str) -> NoReturn:
     print(f"error: {text}", file=sys.stderr)
     sys.exit(2)
+
+
+def _with_images(planned: Sequence[Any], given: Sequence[str]) -> list[Any]:
+    """Returns the experiments with the images that --images gives some of them."""
+    images = dict(text.partition("=")[::2] for text in given)
+    names = [experiment.name for experiment in planned]
+    for name, count in images.items():
+        if name not in names or not count.isdecimal():
+            _refuse(f"--images: {name}={count} is no name of --list with a whole number")
+    return [
+        dataclasses.replace(e, images=int(images[e.name])) if e.name in images else e
+        for e in planned
+    ]
 
 
 def _tiny_pairs(path: pathlib.Path) -> pathlib.Path:
@@ -165,14 +182,17 @@ def run(
     end: float,
     store: Store,
     command: Callable[["Task"], Sequence[str]] = lambda task: command_of(task.as_json()),
+    ahead: int = 0,
 ) -> list[str]:
-    """Trains one after the other until a time; on a GPU each prepares beside the one before.
+    """Trains one after the other until a time; others prepare meanwhile.
 
     Args:
         tasks: in their order.
         end: of `time.monotonic`, by which everything has ended.
         store: takes the records and the weights.
         command: of a task's process.
+        ahead: how many prepare beside the one that trains. On a GPU what they compile is no
+            burden to it; on a CPU the cores are one's own.
 
     Returns:
         The names of those that were trained.
@@ -197,23 +217,25 @@ def run(
             process = Process(command(task), environment, log)
             return task, stack.enter_context(process), log
 
-        now = start()
-        while now is not None:
-            task, process, log = now
-            ahead = None
+        started: deque[tuple[Task, Process, pathlib.Path]] = deque()
+        while True:
+            while len(started) <= ahead and (new := start()) is not None:
+                started.append(new)
+            if not started:
+                break
+            task, process, log = started.popleft()
             try:
                 left = end - time.monotonic()
                 # A slow machine that has hours needs more.
                 process.hear(min(left, max(_PREPARATION, left / 3)))
                 left = end - time.monotonic()
-                shares = [t.experiment.share for t in (task, *waiting)]
+                behind = [t for t, *_ in started]
+                shares = [t.experiment.share for t in (task, *behind, *waiting)]
                 seconds = left * shares[0] / sum(shares)
                 limit = min(left, 1.2 * seconds + _GRACE)
                 process.tell({"seconds": seconds, "limit": limit})
                 limit += time.monotonic()
-                training = process.hear(limit - time.monotonic())
-                # From now on it knows its time; what the next one takes comes beside it.
-                ahead = start() if training["shares"] else None
+                process.hear(limit - time.monotonic())
                 record = process.hear(limit - time.monotonic())
                 kept = store.keep(pathlib.Path(task.weights), task.experiment.bundled)
                 store.emit({**record, "weights": {**record["weights"], **kept}})
@@ -223,7 +245,6 @@ def run(
                 store.emit({"op": "failed", "name": task.experiment.name, "reason": reason})
             process.close()
             store.log(task.experiment.name, log)
-            now = ahead or start()
     for task in waiting:
         store.emit({"op": "left_out", "name": task.experiment.name})
     return trained

@@ -10,6 +10,7 @@ goes to standard error. With `--check` it trains nothing and says what is wrong 
 """
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -46,6 +47,7 @@ from restore_jax import (
     train,
 )
 from restore_jax.errors import RunError, UsageError
+from restore_jax.pairs_file import Pairs
 
 HALF_COSTS_DB = 0.01
 """Weights are stored as float16 where that costs less."""
@@ -90,9 +92,13 @@ def main(argv: list[str]) -> None:
 def check(task: Task) -> dict[str, Any]:
     """Says what would stop a task, without training: its configuration, model, pairs."""
     try:
-        if not task.pairs:
-            raise UsageError(f"--pairs: none of {task.experiment.size} px was given")
-        compact_pairs.check(pathlib.Path(task.pairs))
+        if task.experiment.rendered:
+            importlib.import_module("benchmarks.rendered")
+        elif not task.pairs:
+            size = f"{task.experiment.size} px" if task.experiment.size else "native size"
+            raise UsageError(f"--pairs: none of {size} was given")
+        else:
+            compact_pairs.check(pathlib.Path(task.pairs))
         config = experiments.make_config(task.experiment, 1, task.dtype or "bfloat16")
         losses.weighted_sum(config.loss)
         state.abstract_state(state.make_system(config, 1, 1), None)
@@ -128,10 +134,11 @@ def run(
     began = time.monotonic()
     device = jax.devices()[0]
     dtype = task.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
-    pairs, exact = compact_pairs.read(pathlib.Path(task.pairs))
-    most = max(1, task.experiment.images // len(pairs.splits["train"]))
-    config = experiments.make_config(task.experiment, most, dtype)
+    pairs, exact = read_pairs(task)
+    config = experiments.make_config(task.experiment, 1, dtype)
     data = resident_data.as_data(pairs, config)
+    most = max(1, task.experiment.images // data.train_images)
+    config = experiments.make_config(task.experiment, most, dtype)
     mesh = batches.make_mesh([device])
     costs, time_epoch = prepare(config, data, mesh)
     say({"event": "ready", "prepared_s": round(time.monotonic() - began, 1), **costs._asdict()})
@@ -144,9 +151,7 @@ def run(
     seconds = given["seconds"] - (time.monotonic() - began)
     epochs = fitting_epochs(seconds, most, costs)
     config = experiments.make_config(task.experiment, epochs, dtype)
-    # What another process compiles meanwhile is no burden to a GPU; the cores are one's own.
-    shares = device.platform != "cpu"
-    say({"event": "training", "shares": shares, "epochs": epochs, **costs._asdict()})
+    say({"event": "training", "epochs": epochs, **costs._asdict()})
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder) / "run"
         limit = began + given["limit"] - time.monotonic() - costs.last
@@ -180,6 +185,17 @@ def run(
         if r["split"] == "val"
     ]
     say(record | {"total_s": round(time.monotonic() - began, 2)})
+
+
+def read_pairs(task: Task) -> tuple[Pairs, bool]:
+    """Reads a task's pairs, or renders them; and whether they are the pipeline's to the bit."""
+    if not (count := task.experiment.rendered):
+        return compact_pairs.read(pathlib.Path(task.pairs))
+    # Only now: the others do without it.
+    rendered = importlib.import_module("benchmarks.rendered")
+    settings = experiments.make_config(task.experiment, 1, "float32").data
+    law = settings.degradation
+    return rendered.make_pairs(law.preset, law.clean_share, settings.sample_size, count), False
 
 
 def prepare(

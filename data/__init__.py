@@ -41,7 +41,8 @@ def _without_greetings() -> Iterator[None]:
                     os.write(2, line)
 
 
-with _without_greetings():
+with _without_greetings(), contextlib.suppress(ImportError):
+    # The rendered images need no TensorFlow; whatever does need it says so when it is imported.
     import tensorflow as tf
 
     try:

@@ -18,7 +18,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data import degrade, images, records, resize, shares, vgg16
-from restore_jax import batches
+from restore_jax import batches, degradation
 from restore_jax.batches import ALL, Batch, Data, Share
 from restore_jax.errors import RunError, UsageError
 
@@ -101,7 +101,7 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
     )
 
 
-def load(config: ConfigDict) -> tuple[ConfigDict, degrade.Law, dict[str, records.Records]]:
+def load(config: ConfigDict) -> tuple[ConfigDict, degradation.Law, dict[str, records.Records]]:
     """Checks what a configuration asks for and loads its records.
 
     Returns:
@@ -114,7 +114,7 @@ def load(config: ConfigDict) -> tuple[ConfigDict, degrade.Law, dict[str, records
     # TensorFlow only reads and degrades; the GPU's memory is JAX's.
     with contextlib.suppress(RuntimeError):  # a notebook may have used TensorFlow before
         tf.config.set_visible_devices([], "GPU")
-    law = degrade.law_from_config(config.data.degradation)
+    law = degradation.law_from_config(config.data.degradation)
     _check(config.data, law)
     sources = records.load(config.data)
     if "degraded" in sources["train"].dataset.element_spec:
@@ -124,7 +124,7 @@ def load(config: ConfigDict) -> tuple[ConfigDict, degrade.Law, dict[str, records
     return config, law, sources
 
 
-def _check(settings: ConfigDict, law: degrade.Law) -> None:
+def _check(settings: ConfigDict, law: degradation.Law) -> None:
     field = "image_size" if settings.image_size else "crop_size"
     if settings[field] < batches.MIN_SIZE:
         raise UsageError(
@@ -150,7 +150,7 @@ def _check(settings: ConfigDict, law: degrade.Law) -> None:
         )
     # It is asked of pairs that come ready as well: nothing tells which way theirs are blurred
     # but what the configuration says, and by default that only allows flips.
-    batches.check_augmentation(settings.augment, degrade.symmetries(law))
+    batches.check_augmentation(settings.augment, degradation.symmetries(law))
 
 
 def _decode(record: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -165,7 +165,7 @@ def _to_bytes(image: tf.Tensor) -> tf.Tensor:
 def _pair(
     record: dict[str, tf.Tensor],
     settings: ConfigDict,
-    law: degrade.Law,
+    law: degradation.Law,
     seed: int,
     realisation: tf.Tensor | int,
 ) -> dict[str, tf.Tensor]:
@@ -205,7 +205,7 @@ def _resized(
 def realise(
     source: tf.data.Dataset,
     settings: ConfigDict,
-    law: degrade.Law,
+    law: degradation.Law,
     seed: int,
     realisation: tf.Tensor | int,
 ) -> tf.data.Dataset:
@@ -297,7 +297,7 @@ def _fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
 
 
 def _train_batches(
-    config: ConfigDict, law: degrade.Law, source: records.Records, step: int, share: Share
+    config: ConfigDict, law: degradation.Law, source: records.Records, step: int, share: Share
 ) -> Iterator[Batch]:
     settings, batch_size = config.data, config.train.batch_size
     draws = range(settings.realisations) if settings.realisations else (_EVERY_EPOCH_ANEW,)

@@ -15,8 +15,9 @@ import tensorflow as tf
 import tqdm
 from ml_collections import ConfigDict
 
-from data import degrade, images, pipeline, records
+from data import images, pipeline, records
 from data.vgg16 import load_fixed
+from restore_jax import degradation
 from restore_jax.errors import UsageError
 
 Arrays = dict[str, np.ndarray]
@@ -30,7 +31,7 @@ class Realised(NamedTuple):
     Attributes:
         images: a digest of all photographs.
         law: the fields of the degradation.
-        symmetries: the flips that it allows, see `degrade.symmetries`.
+        symmetries: the flips that it allows, see `degradation.symmetries`.
         draws: fixed draws of each photograph of training; 0: a new one in every epoch.
         realise: makes the arrays of each split, with lists of "id", "category" and
             "defect_type"; takes as long as an epoch of the pipeline, or a few.
@@ -63,7 +64,7 @@ def load(config: ConfigDict) -> Realised:
     return Realised(
         _digest(sources),
         dataclasses.asdict(law),
-        degrade.symmetries(law),
+        degradation.symmetries(law),
         config.data.realisations,
         lambda: {
             split: _split(split, source, config, law) for split, source in sources.items()
@@ -84,7 +85,7 @@ def _digest(sources: dict[str, records.Records]) -> str:
 
 
 def _split(
-    split: str, source: records.Records, config: ConfigDict, law: degrade.Law
+    split: str, source: records.Records, config: ConfigDict, law: degradation.Law
 ) -> dict[str, Any]:
     """Realises a split as the host's pipeline does."""
     settings, count, side = config.data, source.count, config.data.image_size
@@ -129,12 +130,12 @@ def _native_sizes(source: records.Records) -> np.ndarray:
     return np.stack(list(pipeline.as_numpy(shapes))).astype(np.int32)
 
 
-def _fixed_blur(source: records.Records, settings: ConfigDict, law: degrade.Law) -> Arrays:
+def _fixed_blur(source: records.Records, settings: ConfigDict, law: degradation.Law) -> Arrays:
     """The blurred photographs that draws within a step start from, where blur is not drawn."""
     fixed = all(low == high for low, high in (law.sigma_x, law.sigma_y))
     if set(law.blur) != {"gaussian"} or not fixed:
         return {}
-    only_blur = degrade.Law(law.blur, law.sigma_x, law.sigma_y)
+    only_blur = degradation.Law(law.blur, law.sigma_x, law.sigma_y)
     blurred = pipeline.realise(source.dataset, settings, only_blur, 0, 0)
     rows = _shown(blurred, source.count, f"{settings.name}, blurred")
     return {"blurred": np.stack([pair["degraded"] for pair in rows])}

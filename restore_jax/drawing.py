@@ -7,14 +7,14 @@ are drawn from those and the row's place in the epoch.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax import batches, law
+from restore_jax import law
 from restore_jax.pairs_file import Pairs
 
 Arrays = Mapping[str, jax.Array]
@@ -105,9 +105,9 @@ def epoch_key(seed: int, epoch: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STREAM), epoch)
 
 
-def epoch_order(drawing: Drawing, epoch: jax.Array) -> jax.Array:
+def epoch_order(seed: int, rows: int, epoch: jax.Array) -> jax.Array:
     """Returns the order of an epoch's images, int32 [rows]."""
-    return jax.random.permutation(epoch_key(drawing.seed, epoch), drawing.rows)
+    return jax.random.permutation(epoch_key(seed, epoch), rows)
 
 
 def draw_batch(
@@ -142,7 +142,7 @@ def draw_batch(
     if drawing.augment != "none":
         bits = jax.vmap(lambda key: jax.random.bernoulli(key, shape=(3,)))(keys[:, 1])
         degraded, clean, mask = (
-            _flipped(x, bits, drawing.augment) for x in (degraded, clean, mask)
+            flipped(x, bits, drawing.augment) for x in (degraded, clean, mask)
         )
     return {
         "degraded": as_floats(degraded),
@@ -161,29 +161,9 @@ def as_floats(levels: jax.Array) -> jax.Array:
     return digits + digits * 2**-24
 
 
-def _flipped(images: jax.Array, bits: jax.Array, augment: str) -> jax.Array:
+def flipped(images: jax.Array, bits: jax.Array, augment: str) -> jax.Array:
     """Flips along y and x, and transposes for "all8", where the bits [B, 3] say so."""
     kinds = [lambda x: x[:, ::-1], lambda x: x[:, :, ::-1], lambda x: x.swapaxes(1, 2)]
     for number, flip in enumerate(kinds[: 3 if augment == "all8" else 2]):
         images = jnp.where(bits[:, number, None, None, None], flip(images), images)
     return images
-
-
-def host_batches(pairs: Pairs, config: ConfigDict, step: int) -> Iterator[batches.Batch]:
-    """Yields the batches from a step on as NumPy arrays; a step draws the very same."""
-    drawing = make_drawing(pairs, config)
-    arrays = jax.device_put(training_arrays(pairs, config.data.resize))
-    draw = jax.jit(functools.partial(draw_batch, drawing=drawing))
-    train = pairs.splits["train"]
-    while True:
-        epoch, position = divmod(step, drawing.steps_per_epoch)
-        order = epoch_order(drawing, jnp.int32(epoch))
-        batch = jax.device_get(draw(arrays, epoch=epoch, order=order, position=position))
-        places = position * drawing.batch_size + np.arange(drawing.batch_size)
-        images = np.asarray(order)[np.minimum(places, drawing.rows - 1)] % drawing.images
-        yield batch | {
-            "id": np.array(train.ids)[images],
-            "category": np.array(train.categories)[images],
-            "defect_type": np.array(train.defect_types)[images],
-        }
-        step += 1

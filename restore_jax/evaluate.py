@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from restore_jax import batches, hosts, losses, metrics
+from restore_jax import batches, hosts, losses, metrics, models
 
 Row = dict[str, Any]
 
@@ -73,7 +73,9 @@ def evaluate_batch(
         loss term. And the restored images [B, H, W, 3] as they came, not clipped.
     """
     shown = batch["mask"] if oracle_mask else None
-    restored = model.apply(variables, batch["degraded"], mask=shown)
+    restored = model.apply(
+        variables, batch["degraded"], mask=shown, **models.context_of(model, batch)
+    )
     clean, mask = batch["clean"], batch["mask"]
     measured = metrics.image_metrics(
         restored, batch["degraded"], clean, mask, batch["has_mask"]

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from restore_jax.batches import CONTEXT
 from restore_jax.errors import UsageError
 from restore_jax.workdir import replacing
 
@@ -85,8 +86,9 @@ def batch_at(split: Split, start: int, batch_size: int) -> dict[str, np.ndarray]
     """
     places = np.arange(start, start + batch_size)
     rows = np.minimum(places, len(split) - 1)
+    images = ("degraded", "clean", "mask", *([CONTEXT] if CONTEXT in split.arrays else []))
     return {
-        **{name: split.arrays[name][rows] for name in ("degraded", "clean", "mask")},
+        **{name: split.arrays[name][rows] for name in images},
         "has_mask": split.arrays["has_mask"][rows] > 0,
         "valid": places < len(split),
         "category": np.array(split.categories)[rows],

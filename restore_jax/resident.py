@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import batches, drawing, losses, steps
+from restore_jax import batches, drawing, losses, resident_batches, steps
 from restore_jax.errors import UsageError
 from restore_jax.pairs_file import Pairs, batch_at
 from restore_jax.state import System, TrainState
@@ -49,10 +49,12 @@ class Resident:
     def validation_batches(self) -> Iterator[batches.Batch]:
         """Yields the batches of "val", as `batches` describes them, on the devices."""
         for batch in self.validation:
-            yield batch | _as_floats_each({name: batch[name] for name in _IMAGES})
+            yield batch | _as_floats_each(_images(batch))
 
 
-_IMAGES = ("degraded", "clean", "mask")
+def _images(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    images = ("degraded", "clean", "mask", batches.CONTEXT)
+    return {name: x for name, x in arrays.items() if name in images}
 
 
 @jax.jit
@@ -99,10 +101,12 @@ def make_resident(
         return None
     if data.pairs is None:
         raise UsageError(f"config.data.resident: {data.name} has no file of pairs")
-    draws = drawing.make_drawing(data.pairs, config)
-    arrays = drawing.training_arrays(data.pairs, config.data.resize)
+    draws = resident_batches.make_drawing(data.pairs, config)
+    arrays = resident_batches.training_arrays(data.pairs, config)
     validation = data.pairs.splits["val"].arrays
-    size = sum(x.nbytes for x in arrays.values()) + sum(validation[n].nbytes for n in _IMAGES)
+    size = sum(x.nbytes for x in arrays.values()) + sum(
+        x.nbytes for x in _images(validation).values()
+    )
     if size > (capacity := _capacity(mesh.devices.flat[0])):
         raise UsageError(
             f"config.data.resident: the pairs take {size / 1e9:.1f} GB and the device has "
@@ -127,12 +131,12 @@ def _validation(pairs: Pairs, batch_size: int, mesh: Mesh) -> Iterator[batches.B
     split, sharding = pairs.splits["val"], batches.split_over(mesh)
     for start in range(0, len(split), batch_size):
         batch = batch_at(split, start, batch_size)
-        yield batch | jax.device_put({name: batch[name] for name in _IMAGES}, sharding)
+        yield batch | jax.device_put(_images(batch), sharding)
 
 
 def compile_dispatch(
     config: ConfigDict,
-    draws: drawing.Drawing,
+    draws: resident_batches.Drawing,
     system: System,
     loss_fn: losses.BatchLoss,
     mesh: Mesh,
@@ -145,7 +149,7 @@ def compile_dispatch(
 
 def compile_scan(
     config: ConfigDict,
-    draws: drawing.Drawing,
+    draws: resident_batches.Drawing,
     system: System,
     loss_fn: losses.BatchLoss,
     mesh: Mesh,
@@ -157,7 +161,7 @@ def compile_scan(
         state: TrainState, arrays: Arrays, fixed: losses.Fixed, count: int
     ) -> tuple[TrainState, steps.Scalars]:
         epoch = state.step // draws.steps_per_epoch
-        order = drawing.epoch_order(draws, epoch)
+        order = drawing.epoch_order(draws.seed, draws.rows, epoch)
 
         def body(state: TrainState, _: Any) -> tuple[TrainState, steps.Scalars]:
             # Nothing moves across: each step is compiled alike, whatever is around it.
@@ -176,7 +180,7 @@ def compile_scan(
 
 def compile_single(
     config: ConfigDict,
-    draws: drawing.Drawing,
+    draws: resident_batches.Drawing,
     system: System,
     loss_fn: losses.BatchLoss,
     mesh: Mesh,
@@ -191,7 +195,9 @@ def compile_single(
         state: TrainState, arrays: Arrays, fixed: losses.Fixed
     ) -> tuple[TrainState, steps.Scalars]:
         epoch = state.step // draws.steps_per_epoch
-        return step_fn(state, arrays, fixed, epoch, drawing.epoch_order(draws, epoch))
+        return step_fn(
+            state, arrays, fixed, epoch, drawing.epoch_order(draws.seed, draws.rows, epoch)
+        )
 
     program = jax.jit(one, out_shardings=batches.replicated(mesh), donate_argnums=0)
 
@@ -209,7 +215,7 @@ def compile_single(
 
 def _step(
     config: ConfigDict,
-    draws: drawing.Drawing,
+    draws: resident_batches.Drawing,
     system: System,
     loss_fn: losses.BatchLoss,
     mesh: Mesh,
@@ -224,7 +230,7 @@ def _step(
         order: jax.Array,
     ) -> tuple[TrainState, steps.Scalars]:
         position = state.step - epoch * draws.steps_per_epoch
-        batch = drawing.draw_batch(arrays, draws, epoch, order, position)
+        batch = resident_batches.draw_batch(arrays, draws, epoch, order, position)
         batch = jax.lax.with_sharding_constraint(batch, batches.split_over(mesh))
         return steps.train_step(
             state,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax import batches, drawing, law, pairs_file, user_cache
+from restore_jax import batches, law, pairs_file, resident_batches, user_cache
 from restore_jax.errors import UsageError
 from restore_jax.pairs_file import Pairs, Split
 
@@ -142,8 +142,8 @@ def as_data(
     return batches.Data(
         name=config.data.name,
         counts={name: len(split) for name, split in pairs.splits.items()},
-        train_images=len(train) * max(1, pairs.draws),
-        train_batches=functools.partial(drawing.host_batches, pairs, config),
+        train_images=resident_batches.make_drawing(pairs, config).rows,
+        train_batches=functools.partial(resident_batches.host_batches, pairs, config),
         eval_batches=lambda split: eval_batches(pairs.splits[split], config.eval.batch_size),
         load_fixed=load_all_fixed,
         identity={"pixels": _digest(pairs)},
@@ -171,6 +171,7 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[batches.Batch]:
         batch = pairs_file.batch_at(split, start, batch_size)
         floats = {
             name: batch[name].astype(np.float32) / np.float32(255)
-            for name in ("degraded", "clean")
+            for name in ("degraded", "clean", batches.CONTEXT)
+            if name in batch
         }
         yield batch | floats | {"mask": batch["mask"].astype(np.float32)}

@@ -55,11 +55,6 @@ def train_step(
         jax.random.fold_in(key, 1), 1.0 - mask_dropout, (len(valid), 1, 1, 1)
     )
 
-    # What a crop is a part of, for the models that ask for it.
-    context = {}
-    if batches.CONTEXT in batch and models.takes_context(system.model):
-        context["context"] = batch[batches.CONTEXT]
-
     def objective(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
         restored, updates = system.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
@@ -69,7 +64,7 @@ def train_step(
             valid=valid,
             rngs={"dropout": key},
             mutable=["batch_stats"],
-            **context,
+            **models.context_of(system.model, batch),
         )
         total, terms = loss_fn(restored, batch["clean"], batch["mask"], valid, fixed)
         if system.adversary is not None:

@@ -13,6 +13,8 @@ import tensorflow as tf
 from ml_collections import config_dict
 
 from data import degrade
+from restore_jax import degradation
+from restore_jax.degradation import Law
 from restore_jax.errors import UsageError
 
 PREFIX = "config.data.degradation."
@@ -47,7 +49,7 @@ def moments(kernel):
 def placeholders(**given):
     """The section as a config file writes it."""
     section = ml_collections.ConfigDict({"preset": "kla"})
-    for field in dataclasses.fields(degrade.Law):
+    for field in dataclasses.fields(degradation.Law):
         kind = {"quantise": str, "clean_share": float, "skew": float}.get(field.name, tuple)
         section[field.name] = config_dict.placeholder(kind)
     section.update(given)
@@ -55,7 +57,7 @@ def placeholders(**given):
 
 
 def test_kla_is_the_recovered_law():
-    law = degrade.law_from_config(placeholders())
+    law = degradation.law_from_config(placeholders())
     assert law.blur == ("gaussian",)
     assert (law.sigma_x, law.sigma_y) == ((10, 10), (2, 2))
     assert law.noise_sigma == (50, 80)
@@ -65,11 +67,11 @@ def test_kla_is_the_recovered_law():
 
 
 def test_overrides_win_over_the_preset_and_none_does_not():
-    law = degrade.law_from_config(
+    law = degradation.law_from_config(
         placeholders(preset="mild", sigma_x=(1, 3), blur=("none", "gaussian"), quantise="none")
     )
     assert law == dataclasses.replace(
-        degrade.PRESETS["mild"],
+        degradation.PRESETS["mild"],
         sigma_x=(1.0, 3.0),
         blur=("none", "gaussian"),
         quantise="none",
@@ -78,13 +80,13 @@ def test_overrides_win_over_the_preset_and_none_does_not():
 
 @pytest.mark.parametrize("preset", ["kla", "mild", "blind"])
 def test_a_law_survives_the_config_as_json(preset):
-    law = degrade.PRESETS[preset]
+    law = degradation.PRESETS[preset]
     stored = json.loads(json.dumps({"preset": "kla", **dataclasses.asdict(law)}))
-    assert degrade.law_from_config(stored) == law
+    assert degradation.law_from_config(stored) == law
 
 
 def test_the_blind_preset_reaches_from_almost_nothing_to_beyond_kla():
-    blind, kla = degrade.PRESETS["blind"], degrade.PRESETS["kla"]
+    blind, kla = degradation.PRESETS["blind"], degradation.PRESETS["kla"]
     assert set(blind.blur) == {"none", "gaussian", "motion", "defocus"}
     for name in ("sigma_x", "sigma_y", "noise_sigma", "gain"):
         low, high = getattr(blind, name)
@@ -93,11 +95,11 @@ def test_the_blind_preset_reaches_from_almost_nothing_to_beyond_kla():
 
 
 def test_one_kind_of_blur_may_be_a_bare_word():
-    assert degrade.law_from_config({"blur": "none"}).blur == ("none",)
+    assert degradation.law_from_config({"blur": "none"}).blur == ("none",)
 
 
 def test_an_angle_may_be_negative():
-    law = degrade.law_from_config(
+    law = degradation.law_from_config(
         {"blur": ("motion",), "motion_length": (3, 9), "motion_angle": (-20, 20)}
     )
     assert law.motion_angle == (-20, 20)
@@ -132,7 +134,7 @@ def test_an_angle_may_be_negative():
 )
 def test_a_wrong_field_is_named_in_one_line(section, field, words):
     with pytest.raises(UsageError) as caught:
-        degrade.law_from_config(section)
+        degradation.law_from_config(section)
     message = str(caught.value)
     assert message.startswith(f"{PREFIX}{field}: ")
     assert words in message
@@ -140,7 +142,7 @@ def test_a_wrong_field_is_named_in_one_line(section, field, words):
 
 
 def test_a_kind_may_be_switched_off_by_its_own_range():
-    law = degrade.law_from_config({"blur": ("defocus",), "defocus_radius": (0, 0)})
+    law = degradation.law_from_config({"blur": ("defocus",), "defocus_radius": (0, 0)})
     assert law.defocus_radius == (0, 0)
 
 
@@ -148,7 +150,7 @@ def test_a_kind_may_be_switched_off_by_its_own_range():
 
 
 def test_kla_blur_has_its_two_widths():
-    law = degrade.PRESETS["kla"]
+    law = degradation.PRESETS["kla"]
     blurred = degrade.gaussian_blur(impulse(61, 121), seed_of(0), law.sigma_x, law.sigma_y)
     for channel in range(3):
         along_x, along_y, covariance = moments(blurred.numpy()[..., channel])
@@ -198,7 +200,7 @@ def test_gaussian_blur_of_no_width_is_the_identity(sigma):
 @pytest.mark.parametrize("level", [77.0, 128.0, 255.0])
 @pytest.mark.parametrize("kind", ["gaussian", "motion", "defocus"])
 def test_a_flat_image_stays_flat_under_every_blur(kind, level):
-    law = degrade.Law(
+    law = Law(
         blur=(kind,),
         sigma_x=(10, 10),
         sigma_y=(2, 2),
@@ -395,7 +397,7 @@ def mean_psnr(degraded, clean):
 
 def test_kla_costs_as_much_psnr_as_its_simulation():
     clean, rng, draws = scene(), np.random.default_rng(1), 120
-    law = degrade.PRESETS["kla"]
+    law = degradation.PRESETS["kla"]
     drawn = tf.function(lambda n: degrade.degrade(clean, law, degrade.draw_seed(3, "scene", n)))
     ours = np.stack([drawn(tf.constant(number)) for number in range(draws)])
     theirs = np.stack([simulated(clean, rng) for _ in range(draws)])
@@ -409,7 +411,7 @@ def test_kla_costs_as_much_psnr_as_its_simulation():
 def test_steps_follow_the_order_of_the_law():
     clean = picture(40, 50).astype(np.uint8)
     seed = seed_of(11)
-    law = degrade.Law(
+    law = Law(
         blur=("gaussian",),
         sigma_x=(1.5, 1.5),
         sigma_y=(0.75, 0.75),
@@ -419,9 +421,9 @@ def test_steps_follow_the_order_of_the_law():
     )
     # Each step alone shows its own draw, for no step's draws depend on another's presence.
     grey = np.full(clean.shape, 128, np.float32)
-    only_noise = degrade.Law(noise_sigma=law.noise_sigma)
+    only_noise = Law(noise_sigma=law.noise_sigma)
     noise = degrade.degrade(grey, only_noise, seed).numpy() - grey
-    factor = degrade.degrade(grey, degrade.Law(gain=law.gain), seed).numpy() / grey
+    factor = degrade.degrade(grey, Law(gain=law.gain), seed).numpy() / grey
     assert np.ptp(factor[0, 0]) > 0.05
 
     def blur(image):
@@ -447,10 +449,10 @@ def test_steps_follow_the_order_of_the_law():
 
 def test_photons_are_counted_before_the_gaussian_noise():
     image, seed = np.full((20, 20, 3), 90, np.uint8), seed_of(4)
-    law = degrade.Law(poisson_peak=(40, 40), noise_sigma=(5, 5))
+    law = Law(poisson_peak=(40, 40), noise_sigma=(5, 5))
     both = degrade.degrade(image, law, seed).numpy()
-    photons = degrade.degrade(image, degrade.Law(poisson_peak=(40, 40)), seed).numpy()
-    noise = degrade.degrade(image, degrade.Law(noise_sigma=(5, 5)), seed).numpy() - 90
+    photons = degrade.degrade(image, Law(poisson_peak=(40, 40)), seed).numpy()
+    noise = degrade.degrade(image, Law(noise_sigma=(5, 5)), seed).numpy() - 90
     inside = (both > 0) & (both < 255)
     assert inside.mean() > 0.9
     np.testing.assert_allclose(both[inside], (photons + noise)[inside], atol=1e-3)
@@ -458,14 +460,14 @@ def test_photons_are_counted_before_the_gaussian_noise():
 
 def test_a_law_that_does_nothing_returns_the_image():
     image = picture(6, 5).astype(np.uint8)
-    got = degrade.degrade(image, degrade.Law(), seed_of(0))
+    got = degrade.degrade(image, Law(), seed_of(0))
     assert got.dtype == tf.float32
     np.testing.assert_array_equal(got, image)
 
 
 @pytest.mark.parametrize("preset", ["kla", "mild", "blind"])
 def test_presets_give_whole_grey_levels(preset):
-    got = degrade.degrade(scene(), degrade.PRESETS[preset], seed_of(2)).numpy()
+    got = degrade.degrade(scene(), degradation.PRESETS[preset], seed_of(2)).numpy()
     assert got.shape == (48, 64, 3)
     assert got.min() >= 0
     assert got.max() <= 255
@@ -475,7 +477,7 @@ def test_presets_give_whole_grey_levels(preset):
 
 def test_kinds_of_blur_are_drawn_about_equally_often():
     image = picture(16, 16).astype(np.uint8)
-    law = degrade.Law(blur=("none", "gaussian"), sigma_x=(2, 2))
+    law = Law(blur=("none", "gaussian"), sigma_x=(2, 2))
     drawn = tf.function(lambda n: degrade.degrade(image, law, degrade.draw_seed(0, "a", n)))
     sharp = sum(np.array_equal(drawn(tf.constant(n)), image) for n in range(60))
     assert 18 <= sharp <= 42
@@ -485,7 +487,7 @@ def test_steps_draw_independently_of_each_other():
     point, grey = 255 * impulse(1, 33), np.full((20, 20, 3), 100, np.float32)
 
     def draws(image, measure, **fields):
-        law = degrade.Law(**fields)
+        law = Law(**fields)
         drawn = tf.function(lambda n: degrade.degrade(image, law, degrade.draw_seed(2, "a", n)))
         return [measure(drawn(tf.constant(n)).numpy()[..., 0]) for n in range(40)]
 
@@ -505,7 +507,7 @@ def test_steps_draw_independently_of_each_other():
 
 
 def test_a_draw_has_the_same_bits_eagerly_and_in_a_parallel_map():
-    law = dataclasses.replace(degrade.PRESETS["blind"], quantise="none")
+    law = dataclasses.replace(degradation.PRESETS["blind"], quantise="none")
     ids = [f"tile/crack/{number:03d}" for number in range(6)]
     images = [picture(20 + n, 30 - n, seed=n).astype(np.uint8) for n in range(6)]
 
@@ -530,7 +532,7 @@ def test_a_draw_has_the_same_bits_eagerly_and_in_a_parallel_map():
 
 @pytest.mark.parametrize("kind", ["kla", "gaussian", "motion", "defocus"])
 def test_graph_optimisers_do_not_change_a_bit(kind):
-    law = degrade.PRESETS["kla" if kind == "kla" else "blind"]
+    law = degradation.PRESETS["kla" if kind == "kla" else "blind"]
     blur = law.blur if kind == "kla" else (kind,)
     law = dataclasses.replace(law, quantise="none", blur=blur)
     compiled = tf.function(
@@ -547,7 +549,7 @@ def test_graph_optimisers_do_not_change_a_bit(kind):
 
 
 def test_another_seed_image_or_realisation_is_another_draw():
-    law, image = degrade.PRESETS["kla"], scene()
+    law, image = degradation.PRESETS["kla"], scene()
 
     def draw(seed, image_id, realisation):
         key = degrade.draw_seed(seed, tf.constant(image_id), tf.constant(realisation))
@@ -580,19 +582,25 @@ MOTION = {"blur": ("none", "motion"), "motion_length": (3, 9)}
 @pytest.mark.parametrize(
     ("law", "expected"),
     [
-        (degrade.PRESETS["kla"], "flips"),
-        (degrade.PRESETS["mild"], "all8"),
-        (degrade.PRESETS["blind"], "all8"),
-        (degrade.Law(), "all8"),
-        (degrade.Law(blur=("gaussian",), sigma_x=(1, 3), sigma_y=(1, 3)), "all8"),
-        (degrade.Law(blur=("gaussian",), sigma_x=(1, 3), sigma_y=(1, 2)), "flips"),
-        (degrade.Law(blur=("none",), sigma_x=(1, 3), sigma_y=(1, 2)), "all8"),
-        (degrade.Law(blur=("defocus",), defocus_radius=(1, 3), noise_sigma=(9, 9)), "all8"),
-        (degrade.Law(blur=("motion",), motion_length=(0, 0), motion_angle=(30, 30)), "all8"),
-        (degrade.Law(**MOTION, motion_angle=(30, 30)), "none"),
-        (degrade.Law(blur=("gaussian",), motion_length=(3, 9), motion_angle=(5, 6)), "all8"),
+        (degradation.PRESETS["kla"], "flips"),
+        (degradation.PRESETS["mild"], "all8"),
+        (degradation.PRESETS["blind"], "all8"),
+        (Law(), "all8"),
+        (Law(blur=("gaussian",), sigma_x=(1, 3), sigma_y=(1, 3)), "all8"),
+        (Law(blur=("gaussian",), sigma_x=(1, 3), sigma_y=(1, 2)), "flips"),
+        (Law(blur=("none",), sigma_x=(1, 3), sigma_y=(1, 2)), "all8"),
+        (Law(blur=("defocus",), defocus_radius=(1, 3), noise_sigma=(9, 9)), "all8"),
         (
-            degrade.Law(
+            Law(blur=("motion",), motion_length=(0, 0), motion_angle=(30, 30)),
+            "all8",
+        ),
+        (Law(**MOTION, motion_angle=(30, 30)), "none"),
+        (
+            Law(blur=("gaussian",), motion_length=(3, 9), motion_angle=(5, 6)),
+            "all8",
+        ),
+        (
+            Law(
                 blur=("gaussian", "motion"),
                 sigma_x=(2, 2),
                 sigma_y=(1, 1),
@@ -604,7 +612,7 @@ MOTION = {"blur": ("none", "motion"), "motion_length": (3, 9)}
     ],
 )
 def test_symmetries_of_a_law(law, expected):
-    assert degrade.symmetries(law) == expected
+    assert degradation.symmetries(law) == expected
 
 
 @pytest.mark.parametrize(
@@ -628,7 +636,7 @@ def test_symmetries_of_motion_are_those_of_its_histogram_of_angles(angle):
     flipped = np.array_equal(histogram(-angles), here)
     turned = np.array_equal(histogram(angles + 90), here)
     expected = ("all8" if turned else "flips") if flipped else "none"
-    assert degrade.symmetries(degrade.Law(**MOTION, motion_angle=angle)) == expected
+    assert degradation.symmetries(Law(**MOTION, motion_angle=angle)) == expected
 
 
 # Laws for models that are to leave good photographs alone
@@ -642,7 +650,7 @@ def drawn_from(law, count=400):
 
 
 def test_a_share_of_the_images_is_left_as_it_is():
-    law = degrade.Law(noise_sigma=(5.0, 5.0), clean_share=0.25)
+    law = Law(noise_sigma=(5.0, 5.0), clean_share=0.25)
     share = np.mean(drawn_from(law))
     assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)
     assert not any(drawn_from(dataclasses.replace(law, clean_share=0.0), 20))
@@ -650,7 +658,7 @@ def test_a_share_of_the_images_is_left_as_it_is():
 
 
 def test_a_share_of_clean_images_changes_nothing_of_the_others():
-    law = degrade.PRESETS["kla"]
+    law = degradation.PRESETS["kla"]
     shared = dataclasses.replace(law, clean_share=0.5)
     image = picture(20, 30)
     kept = 0
@@ -682,7 +690,7 @@ def test_a_skew_makes_small_noise_and_little_blur_usual():
 
 
 def test_the_wide_preset_keeps_colours_and_contains_clean_and_kla():
-    wide, kla = degrade.PRESETS["wide"], degrade.PRESETS["kla"]
+    wide, kla = degradation.PRESETS["wide"], degradation.PRESETS["kla"]
     assert wide.gain == (1, 1)
     assert wide.clean_share > 0.1
     assert "none" in wide.blur
@@ -690,7 +698,7 @@ def test_the_wide_preset_keeps_colours_and_contains_clean_and_kla():
         low, high = getattr(wide, name)
         assert low == 0
         assert high >= getattr(kla, name)[1]
-    assert degrade.symmetries(wide) == "all8"
+    assert degradation.symmetries(wide) == "all8"
 
 
 @pytest.mark.parametrize(
@@ -700,4 +708,4 @@ def test_the_wide_preset_keeps_colours_and_contains_clean_and_kla():
 )  # fmt: skip
 def test_a_share_or_skew_that_cannot_be_is_refused(field, value):
     with pytest.raises(UsageError, match=rf"{field}: .* must lie in"):
-        degrade.law_from_config({"preset": "kla", field: value})
+        degradation.law_from_config({"preset": "kla", field: value})

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from data import degrade, resize, sample
-from restore_jax import law
+from restore_jax import degradation, law
 from restore_jax.errors import UsageError
 
 DRAWS = 192
@@ -49,7 +49,7 @@ def test_each_axis_of_each_photograph_has_its_own():
     np.testing.assert_array_equal(factors[1, 1], law.correlation(64, 32, "bilinear"))
 
 
-@pytest.mark.parametrize("quantise", degrade.QUANTISERS)
+@pytest.mark.parametrize("quantise", degradation.QUANTISERS)
 @pytest.mark.parametrize("gain", [None, 0.92, 1.08])
 @pytest.mark.parametrize("sigma", [8.0, 65.0])
 def test_moments_of_a_pixel(quantise, gain, sigma):
@@ -84,7 +84,7 @@ def native_draws(image, preset, size, method):
 
 def working_draws(image, preset, size, method):
     fixed = preset.sigma_x[0] == preset.sigma_x[1] and preset.sigma_y[0] == preset.sigma_y[1]
-    only_blur = degrade.Law(preset.blur, preset.sigma_x, preset.sigma_y)
+    only_blur = degradation.Law(preset.blur, preset.sigma_x, preset.sigma_y)
     source = degrade.degrade(tf.constant(image), only_blur, [0, 0]) if fixed else image
     source = np.round(resize.resize(source, size, method)).astype(np.uint8)
     drawn = law.from_fields(vars(preset), blurred=fixed)
@@ -129,7 +129,7 @@ def quantiles(values):
     [("kla", 160, 40, "bilinear"), ("kla", 150, 64, "area"), ("mild", 128, 64, "bilinear")],
 )
 def test_statistics_are_those_of_the_host(preset, native, size, method):
-    preset = degrade.PRESETS[preset]
+    preset = degradation.PRESETS[preset]
     image = photograph(native)
     clean = np.round(resize.resize(image, size, method))
     host = native_draws(image, preset, size, method)
@@ -144,7 +144,7 @@ def test_statistics_are_those_of_the_host(preset, native, size, method):
 def test_each_pixel_has_the_mean_and_deviation_of_the_host(gain, size):
     # With the same draw of sigma and gain every time, only the noise is left to chance.
     fixed = dataclasses.replace(
-        degrade.PRESETS["kla"], noise_sigma=(70.0, 70.0), gain=(gain, gain)
+        degradation.PRESETS["kla"], noise_sigma=(70.0, 70.0), gain=(gain, gain)
     )
     image = photograph(160)
     host = native_draws(image, fixed, size, "bilinear")
@@ -186,7 +186,7 @@ def test_a_blur_is_the_native_one_where_nothing_is_resized():
 
 @pytest.mark.parametrize("blur", [("motion",), ("gaussian", "defocus"), ("none", "gaussian")])
 def test_a_blur_that_cannot_be_drawn_is_refused(blur):
-    fields = vars(degrade.Law()) | {"blur": blur}
+    fields = vars(degradation.Law()) | {"blur": blur}
     with pytest.raises(UsageError, match=r"^config\.data\.degradation\.blur: .*realisations"):
         law.from_fields(fields, blurred=False)
 
@@ -199,6 +199,6 @@ def test_an_enlarged_photograph_is_refused():
 def test_a_law_that_does_nothing_draws_the_photograph_itself():
     image = photograph(40)
     factors = law.correlations([(40, 40)], 40, "bilinear")[0]
-    drawn = law.from_fields(vars(degrade.Law()), blurred=False)
+    drawn = law.from_fields(vars(degradation.Law()), blurred=False)
     made = law.degrade(jax.random.key(0), image, factors, np.ones(2, np.float32), drawn)
     np.testing.assert_allclose(np.asarray(made).astype(int), image, atol=1)

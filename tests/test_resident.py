@@ -20,6 +20,7 @@ from restore_jax import (
     losses,
     pairs_file,
     resident,
+    resident_batches,
     resident_data,
     signals,
     state,
@@ -121,7 +122,7 @@ def test_flips_are_of_the_pair_and_each_as_frequent(folder, augment, kinds):
         for k in range(4)
         for t in (0, 1)
     ]
-    for batch in itertools.islice(drawing.host_batches(data.pairs, config, 0), 60):
+    for batch in itertools.islice(resident_batches.host_batches(data.pairs, config, 0), 60):
         for i in np.flatnonzero(batch["valid"]):
             image = data.pairs.splits["train"].ids.index(batch["id"][i])
             (kind,) = (

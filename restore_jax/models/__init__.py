@@ -1,12 +1,14 @@
 """The architectures, by the name that `config.model.name` gives."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from restore_jax import batches
 from restore_jax.errors import UsageError
 from restore_jax.models.cbam_unet import CBAMUNet
 from restore_jax.models.gain_unet import GainUNet
@@ -87,6 +89,12 @@ def from_config(config: ConfigDict) -> nn.Module:
 def takes_context(model: nn.Module) -> bool:
     """Tells whether `apply` takes `context`: the whole photograph beside a part of it."""
     return getattr(model, "takes_context", False) and model.gain
+
+
+def context_of(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `apply` takes of a batch's `context`; {} for models without use for it."""
+    name = batches.CONTEXT
+    return {"context": batch[name]} if name in batch and takes_context(model) else {}
 
 
 def discriminator(name: str, dtype: str) -> nn.Module:

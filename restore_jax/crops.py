@@ -1,0 +1,189 @@
+"""Batches of crops of native photographs in device memory, degraded within the step.
+
+The photographs of different sizes lie in one array, each in the upper left corner. A row of a
+batch is a window of one of them, wider than the crop by the reach of the blur and reflected at
+the photograph's borders. Where the law has a gain that the network is to estimate, the crop
+comes with the thumbnail of the whole photograph, degraded at its own size with the same gain.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from restore_jax import degradation, drawing, law, native_law
+from restore_jax.batches import CONTEXT, CONTEXT_SIZE
+from restore_jax.models.gain_unet import thumbnail
+from restore_jax.pairs_file import Pairs
+
+Arrays = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """How batches are drawn.
+
+    Attributes:
+        seed: of the run.
+        images: photographs.
+        crops_per_image: rows of an epoch that each of them is drawn for.
+        batch_size: crops of a batch, over all devices.
+        crop_size: their side, px.
+        augment: "none", "flips" or "all8".
+        law: how a crop is degraded.
+        whole: how the thumbnail of its photograph is; None: it comes without.
+    """
+
+    seed: int
+    images: int
+    crops_per_image: int
+    batch_size: int
+    crop_size: int
+    augment: str
+    law: degradation.Law
+    whole: law.Law | None
+
+    @property
+    def rows(self) -> int:
+        """Crops of an epoch."""
+        return self.images * self.crops_per_image
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(self.rows / self.batch_size)
+
+
+def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
+    """Returns how a configuration draws crops of native photographs.
+
+    Raises:
+        UsageError: for a network that estimates the gain, under a law whose thumbnails cannot
+            be drawn.
+    """
+    estimates = config.model.get("gain", False)
+    return Drawing(
+        seed=config.seed,
+        images=len(pairs.splits["train"]),
+        crops_per_image=config.data.crops_per_image,
+        batch_size=config.train.batch_size,
+        crop_size=config.data.crop_size,
+        augment=config.data.augment,
+        law=native_law.from_fields(pairs.law),
+        whole=law.from_fields(pairs.law, blurred=False) if estimates else None,
+    )
+
+
+def training_arrays(pairs: Pairs) -> dict[str, np.ndarray]:
+    """Returns the arrays that crops are drawn from, [N, …] each.
+
+    "clean" [N, S, S, 3] and "mask" of photographs in their corner, "native" [N, 2], "has_mask";
+    and of the whole photographs, as `law.degrade` takes them, "thumbnail", "factors", "ratio".
+    """
+    stored = pairs.splits["train"].arrays
+    names = ("clean", "mask", "has_mask", "native")
+    return {name: stored[name] for name in names} | of_whole(stored["clean"], stored["native"])
+
+
+def of_whole(clean: np.ndarray, native: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what the thumbnails of degraded photographs are drawn from.
+
+    Args:
+        clean: uint8 [N, S, S, 3].
+        native: [N, 2], the photographs' heights and widths.
+    """
+    shrink = jax.jit(thumbnail)
+    sizes: Sequence[tuple[int, int]] = [(int(h), int(w)) for h, w in native]
+    thumbnails = [
+        np.asarray(shrink(image[None, :height, :width]))[0]
+        for image, (height, width) in zip(clean, sizes, strict=True)
+    ]
+    return {
+        "thumbnail": np.stack(thumbnails),
+        "factors": law.correlations(sizes, CONTEXT_SIZE, "bilinear"),
+        "ratio": (CONTEXT_SIZE / native).astype(np.float32),
+    }
+
+
+def draw_batch(
+    arrays: Arrays, drawing_: Drawing, epoch: jax.Array, order: jax.Array, position: jax.Array
+) -> dict[str, jax.Array]:
+    """Draws the batch at a position of an epoch; the arguments are those of `drawing`'s."""
+    places = position * drawing_.batch_size + jnp.arange(drawing_.batch_size)
+    images = order[jnp.minimum(places, drawing_.rows - 1)] % drawing_.images
+    base = jax.random.fold_in(drawing.epoch_key(drawing_.seed, epoch), 0)
+    keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(base, place), 3))(places)
+    native = arrays["native"][images]
+    room = (native - drawing_.crop_size + 1).astype(jnp.float32)
+    starts = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys[:, 2]) * room
+    # A draw next to 1 can round up to the excluded end.
+    starts = jnp.minimum(starts.astype(jnp.int32), native - drawing_.crop_size)
+    drawn = jax.vmap(functools.partial(draw_crop, arrays, drawing_))(keys[:, 0], images, starts)
+    if drawing_.augment != "none":
+        bits = jax.vmap(lambda key: jax.random.bernoulli(key, shape=(3,)))(keys[:, 1])
+        drawn = {
+            name: drawing.flipped(image, bits, drawing_.augment)
+            for name, image in drawn.items()
+        }
+    return as_batch(drawn) | {
+        "has_mask": arrays["has_mask"][images] > 0,
+        "valid": places < drawing_.rows,
+    }
+
+
+def draw_crop(
+    arrays: Arrays, drawing_: Drawing, key: jax.Array, image: jax.Array, start: jax.Array
+) -> dict[str, jax.Array]:
+    """Draws one crop.
+
+    Args:
+        arrays: of `training_arrays`.
+        drawing_: how.
+        key: of its degradation.
+        image: the number of its photograph.
+        start: [2], its first row and column.
+
+    Returns:
+        "degraded", "clean" and "mask", uint8 [C, C, ·], and perhaps "context".
+    """
+    reach, side = native_law.radius(drawing_.law), drawing_.crop_size
+    height, width = arrays["native"][image]
+    along = jnp.arange(-reach, side + reach)
+    rows = _reflected(start[0] + along, height)[:, None]
+    columns = _reflected(start[1] + along, width)[None, :]
+    window = arrays["clean"][image, rows, columns]
+    inner = slice(reach, reach + side)
+    found = {
+        "degraded": native_law.degrade(key, window, drawing_.law),
+        "clean": window[inner, inner],
+        "mask": arrays["mask"][image, rows[inner], columns[:, inner]],
+    }
+    if drawing_.whole is not None:
+        found[CONTEXT] = law.degrade(
+            key,
+            arrays["thumbnail"][image],
+            arrays["factors"][image],
+            arrays["ratio"][image],
+            drawing_.whole,
+        )
+    return found
+
+
+def as_batch(drawn: Arrays) -> dict[str, jax.Array]:
+    """Returns 8-bit images as a batch has them."""
+    return {
+        name: image.astype(jnp.float32) if name == "mask" else drawing.as_floats(image)
+        for name, image in drawn.items()
+    }
+
+
+def _reflected(places: jax.Array, length: jax.Array) -> jax.Array:
+    """Places within an axis that is continued by reflection, its ends not repeated."""
+    period = jnp.maximum(2 * (length - 1), 1)
+    places = jnp.mod(places, period)
+    return jnp.minimum(places, period - places)
