@@ -29,7 +29,7 @@ import json
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from restore_jax import crops, law, native_law
+from restore_jax import crops, law, native_law, pairs_file
 from restore_jax.errors import UsageError
 from restore_jax.pairs_file import Pairs, Split
 from restore_jax.workdir import replacing
@@ -51,7 +51,6 @@ _FIELDS = ("settings", "images", "law", "symmetries", "draws")
 # Images of one program that blurs or degrades: more would take much memory.
 _CHUNK = 16
 _VALIDATION_SEED = 20_240_613
-_LARGEST_CROP = 512
 
 
 def write(pairs: Pairs, path: pathlib.Path, quality: int | None = None) -> None:
@@ -76,7 +75,7 @@ def write(pairs: Pairs, path: pathlib.Path, quality: int | None = None) -> None:
                 f"{pairs.path}: an earlier version made it, without the sizes of the "
                 "photographs; delete it, and it is made anew"
             )
-    if is_native(pairs.settings) and quality is None:
+    if pairs_file.is_native(pairs.settings) and quality is None:
         raise UsageError(
             "--quality: photographs of their native size are not stored losslessly"
         )
@@ -96,7 +95,7 @@ def write(pairs: Pairs, path: pathlib.Path, quality: int | None = None) -> None:
                 kinds = ["clean"] + ["degraded"] * (name == "val" and quality is None)
                 for kind in kinds:
                     images = [*arrays[kind]]
-                    if is_native(pairs.settings):
+                    if pairs_file.is_native(pairs.settings):
                         sizes = arrays["native"]
                         images = [x[:h, :w] for x, (h, w) in zip(images, sizes, strict=True)]
                     for number, content in enumerate(pool.map(encode, images)):
@@ -105,11 +104,6 @@ def write(pairs: Pairs, path: pathlib.Path, quality: int | None = None) -> None:
                 archive.writestr(f"{name}/mask", zlib.compress(masks, 9))
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def is_native(settings: Mapping[str, Any]) -> bool:
-    """Tells of a file's settings whether its photographs are of their native size."""
-    return settings.get("config.data.image_size") == 0
 
 
 def _described(split: Split) -> dict[str, Any]:
@@ -156,7 +150,7 @@ def check(path: pathlib.Path) -> About:
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged} is another than was written")
         train, val = (about["splits"][name] for name in ("train", "val"))
-        size = 0 if is_native(about["settings"]) else int(train["size"])
+        size = 0 if pairs_file.is_native(about["settings"]) else int(train["size"])
         return About(size, len(train["ids"]), len(val["ids"]))
 
 
@@ -199,7 +193,7 @@ def read(path: pathlib.Path) -> tuple[Pairs, bool]:
             name: _read_split(name, described, contents, about["quality"] is None)
             for name, described in about["splits"].items()
         }
-        if is_native(about["settings"]):
+        if pairs_file.is_native(about["settings"]):
             splits["val"] = cropped(splits["val"], about["law"])
         else:
             resize = about["settings"].get("config.data.resize", "bilinear")
@@ -216,7 +210,7 @@ def _read_split(
     def images(kind: str) -> np.ndarray:
         encoded = [contents[_entry(name, kind, number)] for number in range(count)]
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            decoded = in_corners(list(pool.map(_decode, encoded)), size)
+            decoded = crops.in_corners(list(pool.map(_decode, encoded)), size)
         if decoded.shape != (count, size, size, 3):
             raise ValueError(f"{name}/{kind} is {decoded.shape}")
         return decoded
@@ -235,14 +229,6 @@ def _read_split(
     return Split(*names, arrays)
 
 
-def in_corners(images: Sequence[np.ndarray], side: int) -> np.ndarray:
-    """Puts images [h, w, C] into the upper left corners of an array [N, side, side, C]."""
-    found = np.zeros((len(images), side, side, images[0].shape[-1]), images[0].dtype)
-    for place, image in zip(found, images, strict=True):
-        place[: image.shape[0], : image.shape[1]] = image
-    return found
-
-
 def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
     """Returns the middles of native photographs, degraded with fixed keys.
 
@@ -254,7 +240,7 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
         Its crops, with "degraded"; where thumbnails can be drawn under this law, with them.
     """
     arrays = {name: split.arrays[name] for name in ("clean", "mask", "has_mask", "native")}
-    side = min(_LARGEST_CROP, int(arrays["native"].min()) // 32 * 32)
+    side = crops.validation_side(arrays["native"])
     try:
         whole = law.from_fields(fields, blurred=False)
     except UsageError:
@@ -266,6 +252,7 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
         batch_size=1,
         crop_size=side,
         augment="none",
+        recolours=False,
         law=native_law.from_fields(fields),
         whole=whole,
     )

@@ -97,12 +97,7 @@ def everything(size: int | None = None) -> list[Experiment]:
             0,
             images=4 * REPORTED_IMAGES,
             share=6,
-            fields={
-                "model.widths": (32, 48, 64, 80),
-                "model.blocks": 2,
-                "optimizer.learning_rate": 1e-3,
-                "eval.batch_size": 8,
-            },
+            fields={"eval.batch_size": 8},
             rendered=24,
         ),
         Experiment(
@@ -111,7 +106,12 @@ def everything(size: int | None = None) -> list[Experiment]:
             0,
             images=4 * REPORTED_IMAGES,
             share=3,
-            fields={"eval.batch_size": 8},
+            fields={
+                "model.widths": (24, 32, 48, 64),
+                "model.blocks": 1,
+                "optimizer.learning_rate": 2e-3,
+                "eval.batch_size": 8,
+            },
             rendered=24,
         ),
         Experiment("sca_unet", "sca_unet", 512, share=4),

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import compact_pairs
 from configs import default
-from restore_jax import degradation, pairs_file, resident_data
+from restore_jax import crops, degradation, pairs_file, resident_data
 from restore_jax.errors import RunError, UsageError
 
 
@@ -108,8 +108,8 @@ def _native(config: ConfigDict) -> pairs_file.Pairs:
         )
         sizes = np.array([image.shape[:2] for image in clean], np.int32)
         arrays = {
-            "clean": compact_pairs.in_corners(clean, sizes.max()),
-            "mask": compact_pairs.in_corners([np.uint8(m > 0) for m in masks], sizes.max()),
+            "clean": crops.in_corners(clean, sizes.max()),
+            "mask": crops.in_corners([np.uint8(m > 0) for m in masks], sizes.max()),
             "has_mask": np.array([record["has_mask"] for record in records], np.uint8),
             "native": sizes,
         }

@@ -99,6 +99,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.realisations = 1  # fixed draws of noise and blur per image; 0 = new every epoch
     config.data.references = 40  # evaluation: clean images per category to fit a detector on
     config.data.augment = "none"  # none, flips, or all8 (with rotations)
+    config.data.recolour = False  # trains on photographs in other colours, too
     config.data.skip_bad = False  # leave out images that cannot be read, instead of stopping
     config.data.max_megapixels = 200  # larger images are refused, before they fill the memory
     config.data.cache_dir = ""  # prepared data; "" = restore_jax/tfds in the user's cache

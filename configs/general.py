@@ -4,7 +4,7 @@
 
 trains at native size on crops of rendered images under the `wide` law: little or much blur of
 any kind and noise, and a quarter of the images left as they are. The colour is kept, see
-configs/default.py and data/degrade.py. A narrow gain U-Net without the gain.
+restore_jax/degradation.py: a gain U-Net without the gain, trained on surfaces of any colour.
 """
 
 from ml_collections import ConfigDict
@@ -16,13 +16,9 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     """Returns the experiment's fields for the given data."""
     config = gain_unet.get_config(data)
     config.name = "general"
-    config.model.widths = (24, 32, 48, 64)
-    config.model.blocks = 1
     config.model.gain = False
     config.loss.ssim = 0.0
     config.loss.psnr = 0.005  # good photographs count as much as those beyond restoration
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.ema_decay = 0.998
     config.train.epochs = 4
     config.train.batch_size = 8
     config.eval.every_epochs = 2
@@ -32,6 +28,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.crop_size = 192
     config.data.crops_per_image = 8
     config.data.augment = "all8"
+    config.data.recolour = True
     config.data.degradation.preset = "wide"
     config.data.degradation.clean_share = 0.25
     if data == "sample":

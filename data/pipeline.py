@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import degrade, images, records, resize, shares, vgg16
+from data import degrade, images, recolour, records, resize, shares, vgg16
 from restore_jax import batches, degradation
 from restore_jax.batches import ALL, Batch, Data, Share
 from restore_jax.errors import RunError, UsageError
@@ -37,6 +37,8 @@ _PAIR = {
     **{name: tf.TensorSpec([], tf.string) for name in _STRINGS},
 }
 
+# Beside the streams of the degradation, which have the numbers from 0 on.
+_RECOLOURS = 100
 _CONTEXT = {"context": tf.TensorSpec([None, None, 3], tf.uint8)}
 
 # Makes the pair of a record and the number of its draw.
@@ -168,12 +170,17 @@ def _pair(
     law: degradation.Law,
     seed: int,
     realisation: tf.Tensor | int,
+    recolours: bool = False,
 ) -> dict[str, tf.Tensor]:
     """Degrades one photograph at native size and resizes the pair, all in 8 bits.
 
     A record with a degraded photograph of its own is only resized.
     """
     clean, mask = _decode(record)
+    if recolours and "degraded" not in record:
+        # A stream of its own, so that noise and blur are drawn as without it.
+        key = _fold_in(degrade.draw_seed(seed, record["id"], realisation), _RECOLOURS)
+        clean = recolour.recolour(clean, key)
     if "degraded" in record:
         degraded = images.decode(record["degraded"], 3)
     else:
@@ -306,7 +313,8 @@ def _train_batches(
     realised = settings.image_size > 0 and settings.realisations > 0
 
     def pair_of(record: dict[str, tf.Tensor], draw: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _pair(record, settings, law, config.seed, draw)
+        recolours = settings.get("recolour", False)
+        return _pair(record, settings, law, config.seed, draw, recolours)
 
     def kept(pair_of: MakePair, items: tf.data.Dataset) -> tf.data.Dataset:
         """What stays in memory of records with their draws."""

@@ -5,6 +5,7 @@ Everything comes from the host's pipeline, so that the pixels are the very same.
 """
 
 import dataclasses
+import functools
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
@@ -15,14 +16,14 @@ import tensorflow as tf
 import tqdm
 from ml_collections import ConfigDict
 
-from data import images, pipeline, records
+from data import images, pipeline, records, resize
 from data.vgg16 import load_fixed
-from restore_jax import degradation
+from restore_jax import batches, crops, degradation
 from restore_jax.errors import UsageError
 
 Arrays = dict[str, np.ndarray]
 
-__all__ = ["Realised", "load", "load_fixed"]
+__all__ = ["Realised", "load", "load_fixed", "whole"]
 
 
 class Realised(NamedTuple):
@@ -50,11 +51,6 @@ def load(config: ConfigDict) -> Realised:
     Raises:
         UsageError: for a wrong field, or data that cannot be kept in device memory.
     """
-    if not config.data.image_size:
-        raise UsageError(
-            "config.data.resident: photographs of their native size are not kept in device "
-            "memory; set config.data.image_size, or config.data.resident=False"
-        )
     config, law, sources = pipeline.load(config)
     if not sources["train"].count:
         raise UsageError(
@@ -66,10 +62,21 @@ def load(config: ConfigDict) -> Realised:
         dataclasses.asdict(law),
         degradation.symmetries(law),
         config.data.realisations,
-        lambda: {
-            split: _split(split, source, config, law) for split, source in sources.items()
-        },
+        functools.partial(_splits, sources, config, law),
     )
+
+
+def whole(config: ConfigDict) -> batches.Data:
+    """Returns the host's data: native photographs are evaluated as wholes."""
+    return pipeline.make_data(config)
+
+
+def _splits(
+    sources: dict[str, records.Records], config: ConfigDict, law: degradation.Law
+) -> dict[str, dict[str, Any]]:
+    if config.data.image_size:
+        return {name: _split(name, source, config, law) for name, source in sources.items()}
+    return {name: _native_split(name, sources[name], config, law) for name in ("train", "val")}
 
 
 def _digest(sources: dict[str, records.Records]) -> str:
@@ -119,6 +126,42 @@ def _split(
     if split == "train" and not trained:
         found |= _fixed_blur(source, settings, law)
     return found
+
+
+def _native_split(
+    split: str, source: records.Records, config: ConfigDict, law: degradation.Law
+) -> dict[str, Any]:
+    """Photographs of their native size to train on; or the middles of those to validate on."""
+    settings = config.data
+    if split == "train":
+        pairs = pipeline.clean_pairs(source.dataset, settings)
+    else:
+        pairs = pipeline.realise(source.dataset, settings, law, pipeline.EVAL_SEED, 0)
+    rows = list(_shown(pairs, source.count, f"{settings.name}, {split}"))
+    names = ("id", "category", "defect_type")
+    found: dict[str, Any] = {name: [row[name].decode() for row in rows] for name in names}
+    found["has_mask"] = np.array([row["has_mask"] for row in rows], np.uint8)
+    native = np.array([row["clean"].shape[:2] for row in rows], np.int32)
+    if split == "train":
+        side = int(native.max())
+        for name in ("clean", "mask"):
+            found[name] = crops.in_corners([row[name] for row in rows], side)
+        return found | {"native": native}
+    side = crops.validation_side(native)
+    for name in ("degraded", "clean", "mask"):
+        found[name] = np.stack([_middle(row[name], side) for row in rows])
+    found[batches.CONTEXT] = np.stack([_thumbnail(row["degraded"]) for row in rows])
+    return found
+
+
+def _middle(image: np.ndarray, side: int) -> np.ndarray:
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return image[top : top + side, left : left + side]
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    shrunk = resize.resize(image, batches.CONTEXT_SIZE, "bilinear").numpy()
+    return np.clip(np.round(shrunk), 0, 255).astype(np.uint8)
 
 
 def _native_sizes(source: records.Records) -> np.ndarray:

@@ -85,7 +85,7 @@ _FIELDS_BY_KIND = {
         optimizer.clip_norm optimizer.ema_decay adversarial.weight adversarial.learning_rate
         train.mask_dropout
     """,
-    FLAG: "eval.oracle_mask data.skip_bad data.resident",
+    FLAG: "eval.oracle_mask data.recolour data.skip_bad data.resident",
     _TEXT_OR_NONE: "data.degradation.quantise",
     _NUMBER_OR_NONE: "data.degradation.clean_share data.degradation.skew",
     _TEXTS_OR_NONE: "data.degradation.blur",
@@ -105,10 +105,10 @@ FIELDS: dict[str, Kind] = {
 
 # Those that not every run has: of some data only, or without a use but in training.
 _OPTIONAL = {
-    "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.skip_bad",
-    "data.resident", "data.resident_file", "data.crops_per_image", "data.sample_size",
-    "data.sample_count", "data.max_megapixels", "data.degradation.clean_share",
-    "data.degradation.skew",
+    "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.recolour",
+    "data.skip_bad", "data.resident", "data.resident_file", "data.crops_per_image",
+    "data.sample_size", "data.sample_count", "data.max_megapixels",
+    "data.degradation.clean_share", "data.degradation.skew",
 }  # fmt: skip
 
 _SECTIONS = {field.rpartition(".")[0] for field in FIELDS if "." in field} | {"loss", "model"}

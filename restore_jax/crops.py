@@ -18,10 +18,13 @@ from ml_collections import ConfigDict
 
 from restore_jax import degradation, drawing, law, native_law
 from restore_jax.batches import CONTEXT, CONTEXT_SIZE
+from restore_jax.errors import UsageError
 from restore_jax.models.gain_unet import thumbnail
 from restore_jax.pairs_file import Pairs
 
 Arrays = Mapping[str, jax.Array]
+
+_LARGEST_VALIDATED = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Drawing:
         batch_size: crops of a batch, over all devices.
         crop_size: their side, px.
         augment: "none", "flips" or "all8".
+        recolours: shows the photographs in other colours, too.
         law: how a crop is degraded.
         whole: how the thumbnail of its photograph is; None: it comes without.
     """
@@ -45,6 +49,7 @@ class Drawing:
     batch_size: int
     crop_size: int
     augment: str
+    recolours: bool
     law: degradation.Law
     whole: law.Law | None
 
@@ -63,17 +68,30 @@ def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
     """Returns how a configuration draws crops of native photographs.
 
     Raises:
-        UsageError: for a network that estimates the gain, under a law whose thumbnails cannot
-            be drawn.
+        UsageError: for crops larger than a photograph; for a network that estimates the gain,
+            in other colours or under a law whose thumbnails cannot be drawn.
     """
+    train = pairs.splits["train"]
+    smallest = train.arrays["native"].min(axis=1)
+    if (shortest := int(smallest.min())) < config.data.crop_size:
+        raise UsageError(
+            f"config.data.crop_size: {config.data.crop_size} is larger than "
+            f"{train.ids[int(smallest.argmin())]}, which has {shortest} px"
+        )
     estimates = config.model.get("gain", False)
+    if estimates and config.data.get("recolour", False):
+        raise UsageError(
+            "config.data.recolour: a network that estimates the gain takes it from the "
+            "photographs' own colours; set it to False, or config.model.gain"
+        )
     return Drawing(
         seed=config.seed,
-        images=len(pairs.splits["train"]),
+        images=len(train),
         crops_per_image=config.data.crops_per_image,
         batch_size=config.train.batch_size,
         crop_size=config.data.crop_size,
         augment=config.data.augment,
+        recolours=config.data.get("recolour", False),
         law=native_law.from_fields(pairs.law),
         whole=law.from_fields(pairs.law, blurred=False) if estimates else None,
     )
@@ -108,6 +126,24 @@ def of_whole(clean: np.ndarray, native: np.ndarray) -> dict[str, np.ndarray]:
         "factors": law.correlations(sizes, CONTEXT_SIZE, "bilinear"),
         "ratio": (CONTEXT_SIZE / native).astype(np.float32),
     }
+
+
+def in_corners(images: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """Puts images [h, w, C] into the upper left corners of an array [N, side, side, C]."""
+    found = np.zeros((len(images), side, side, images[0].shape[-1]), images[0].dtype)
+    for place, image in zip(found, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return found
+
+
+def validation_side(native: np.ndarray) -> int:
+    """Returns the side of the middles of photographs that are validated on, px.
+
+    Args:
+        native: [N, 2], heights and widths.
+    """
+    shortest = int(native.min())
+    return min(_LARGEST_VALIDATED, shortest // 32 * 32 or shortest)
 
 
 def draw_batch(
@@ -157,6 +193,8 @@ def draw_crop(
     rows = _reflected(start[0] + along, height)[:, None]
     columns = _reflected(start[1] + along, width)[None, :]
     window = arrays["clean"][image, rows, columns]
+    if drawing_.recolours:
+        window = recolour(jax.random.fold_in(key, 8), window)
     inner = slice(reach, reach + side)
     found = {
         "degraded": native_law.degrade(key, window, drawing_.law),
@@ -172,6 +210,25 @@ def draw_crop(
             drawing_.whole,
         )
     return found
+
+
+def recolour(key: jax.Array, window: jax.Array) -> jax.Array:
+    """Shows a photograph in other colours, as data/recolour.py does.
+
+    Args:
+        key: of the draw.
+        window: uint8 [H, W, 3].
+
+    Returns:
+        uint8 [H, W, 3]; a quarter of the windows as they were.
+    """
+    keys = jax.random.split(key, 4)
+    factor = jax.random.uniform(keys[0], (3,), minval=0.5, maxval=1.15)
+    exponent = jax.random.uniform(keys[1], minval=0.8, maxval=1.25)
+    swapped = jax.random.permutation(keys[2], window.astype(jnp.float32) / 255.0, axis=-1)
+    changed = jnp.round(255.0 * jnp.minimum(factor * swapped**exponent, 1.0))
+    kept = jax.random.uniform(keys[3]) < 0.25
+    return jnp.where(kept, window, changed.astype(jnp.uint8))
 
 
 def as_batch(drawn: Arrays) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from restore_jax.degradation import Law, Range
 
@@ -51,7 +52,7 @@ def degrade(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
     window = window.astype(jnp.float32)
     side = window.shape[0] - 2 * reach
     untouched = window[reach : reach + side, reach : reach + side]
-    image = filtered(window, draw_kernel(key, law)) if reach else untouched
+    image = _blurred(key, window, law) if reach else untouched
     channels = image.shape[-1:]
     if law.poisson_peak[1] > 0:
         rate = jnp.maximum(image, 0.0) * (_uniform(keys[3], law.poisson_peak) / 255.0)
@@ -68,17 +69,42 @@ def degrade(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
     return jnp.clip(jnp.round(image), 0.0, 255.0).astype(jnp.uint8)
 
 
+def _blurred(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
+    if set(law.blur) == {"gaussian"}:
+        # Two narrow products in place of transforms: a CPU takes a tenth of the time.
+        rows, columns = (_banded(axis, window.shape[0]) for axis in _gaussian_axes(key, law))
+        highest = jax.lax.Precision.HIGHEST
+        window = jnp.einsum("ij,jwc->iwc", rows, window, precision=highest)
+        return jnp.einsum("ij,hjc->hic", columns, window, precision=highest)
+    return filtered(window, draw_kernel(key, law))
+
+
+def _banded(kernel: jax.Array, length: int) -> jax.Array:
+    """A kernel [K] as a matrix [length - K + 1, length] that correlates with it."""
+    size = kernel.shape[0]
+    offset = np.arange(length)[None, :] - np.arange(length - size + 1)[:, None]
+    inside = (offset >= 0) & (offset < size)
+    return jnp.where(inside, kernel[np.clip(offset, 0, size - 1)], 0.0)
+
+
+def _gaussian_axes(key: jax.Array, law: Law) -> tuple[jax.Array, jax.Array]:
+    """Draws the kernels along y and x, [2R + 1] each."""
+    key_y, key_x = jax.random.split(key, 6)[:2]
+    offsets = jnp.arange(-radius(law), radius(law) + 1, dtype=jnp.float32)
+    along_y, along_x = (
+        _gaussian(offsets, _uniform(k, bounds, skew=law.skew), math.ceil(4 * bounds[1]))
+        for k, bounds in ((key_y, law.sigma_y), (key_x, law.sigma_x))
+    )
+    return along_y, along_x
+
+
 def draw_kernel(key: jax.Array, law: Law) -> jax.Array:
     """Draws a blur of the law's kinds; float32 [2R + 1, 2R + 1] of unit sum."""
     key_y, key_x = jax.random.split(key, 6)[:2]
     offsets = jnp.arange(-radius(law), radius(law) + 1, dtype=jnp.float32)
 
     def gaussian() -> jax.Array:
-        axes = ((key_y, law.sigma_y), (key_x, law.sigma_x))
-        along_y, along_x = (
-            _gaussian(offsets, _uniform(k, bounds, skew=law.skew), math.ceil(4 * bounds[1]))
-            for k, bounds in axes
-        )
+        along_y, along_x = _gaussian_axes(key, law)
         return along_y[:, None] * along_x[None, :]
 
     def motion() -> jax.Array:

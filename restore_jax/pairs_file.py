@@ -12,6 +12,10 @@ can map it into memory and opening one of unknown origin cannot run anything. By
 Where photographs are degraded anew for every epoch, "train" has also `native`, int32 [N, 2],
 their heights and widths, and `blurred`, uint8 [N, S, S, 3], where the blur is always the same;
 `degraded` is then the draw of evaluation. "val" has `native` as well.
+
+Photographs of their native size lie in the upper left corner of arrays that fit the largest of
+"train", which has no `degraded`; "val" has the middles of its photographs, and `context`, uint8
+[N, 64, 64, 3], the thumbnails of the whole degraded ones. There are no other splits.
 """
 
 import dataclasses
@@ -26,7 +30,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax.batches import CONTEXT
+from restore_jax.batches import CONTEXT, CONTEXT_SIZE
 from restore_jax.errors import UsageError
 from restore_jax.workdir import replacing
 
@@ -109,6 +113,11 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
     if data.realisations:
         settings["config.seed"] = config.seed
     return json.loads(json.dumps(settings))
+
+
+def is_native(settings: Mapping[str, Any]) -> bool:
+    """Tells of a file's settings whether its photographs are of their native size."""
+    return settings.get("config.data.image_size") == 0
 
 
 def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
@@ -201,7 +210,7 @@ def read(path: pathlib.Path) -> Pairs:
             raise _damaged(path, "its digest is another")
         arrays = {name: _mapped(path, 8 + length, entry) for name, entry in header.items()}
         splits = {
-            split: _split(split, names, arrays, about["draws"])
+            split: _split(split, names, arrays, about["draws"], is_native(about["settings"]))
             for split, names in about["names"].items()
         }
         return Pairs(
@@ -239,7 +248,11 @@ def _mapped(path: pathlib.Path, start: int, entry: Mapping[str, Any]) -> np.ndar
 
 
 def _split(
-    split: str, names: Sequence[Sequence[str]], arrays: Mapping[str, np.ndarray], draws: int
+    split: str,
+    names: Sequence[Sequence[str]],
+    arrays: Mapping[str, np.ndarray],
+    draws: int,
+    native: bool,
 ) -> Split:
     ids, categories, defect_types = names
     found = {
@@ -256,10 +269,13 @@ def _split(
         "mask": (count, side, side, 1),
         "has_mask": (count,),
         "native": (count, 2),
+        CONTEXT: (count, CONTEXT_SIZE, CONTEXT_SIZE, 3),
     }
     required = {"degraded", "clean", "mask", "has_mask"}
     if split == "train" and not draws:
         required.add("native")
+        if native:
+            required.remove("degraded")
     if not required <= found.keys() or len(categories) != count or len(defect_types) != count:
         raise ValueError(f"{split} is not complete")
     for name, array in found.items():

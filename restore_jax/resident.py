@@ -5,6 +5,7 @@ goes on from any step ends in the same bits, however its steps were divided amon
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -155,7 +156,7 @@ def compile_scan(
     mesh: Mesh,
 ) -> Take:
     """Returns a program that takes its steps in one dispatch, compiled for each number."""
-    step_fn = _step(config, draws, system, loss_fn, mesh)
+    step_fn = _drawing_step(config, draws, system, loss_fn, mesh)
 
     def take(
         state: TrainState, arrays: Arrays, fixed: losses.Fixed, count: int
@@ -185,35 +186,53 @@ def compile_single(
     loss_fn: losses.BatchLoss,
     mesh: Mesh,
 ) -> Take:
-    """Returns a program that dispatches its steps one by one.
+    """Returns a program that dispatches its steps one by one, the drawing apart.
 
-    XLA's loops on a CPU run convolutions in a plain form that takes many times as long.
+    XLA's loops on a CPU run convolutions in a plain form that takes many times as long, and so
+    does a program that draws crops and trains on them.
     """
-    step_fn = _step(config, draws, system, loss_fn, mesh)
+    step_fn = jax.jit(
+        _train_step(config, system, loss_fn, mesh),
+        out_shardings=batches.replicated(mesh),
+        donate_argnums=0,
+    )
 
-    def one(
-        state: TrainState, arrays: Arrays, fixed: losses.Fixed
-    ) -> tuple[TrainState, steps.Scalars]:
-        epoch = state.step // draws.steps_per_epoch
-        return step_fn(
-            state, arrays, fixed, epoch, drawing.epoch_order(draws.seed, draws.rows, epoch)
-        )
-
-    program = jax.jit(one, out_shardings=batches.replicated(mesh), donate_argnums=0)
+    @functools.partial(jax.jit, out_shardings=batches.split_over(mesh))
+    def draw(arrays: Arrays, step: jax.Array) -> dict[str, jax.Array]:
+        epoch = step // draws.steps_per_epoch
+        order = drawing.epoch_order(draws.seed, draws.rows, epoch)
+        position = step - epoch * draws.steps_per_epoch
+        return resident_batches.draw_batch(arrays, draws, epoch, order, position)
 
     def take(
         state: TrainState, arrays: Arrays, fixed: losses.Fixed, count: int
     ) -> tuple[TrainState, steps.Scalars]:
         found = []
         for _ in range(count):
-            state, scalars = program(state, arrays, fixed)
+            state, scalars = step_fn(state, draw(arrays, state.step), fixed)
             found.append(scalars)
         return state, {name: jnp.stack([s[name] for s in found]) for name in found[0]}
 
     return take
 
 
-def _step(
+def _train_step(
+    config: ConfigDict, system: System, loss_fn: losses.BatchLoss, mesh: Mesh
+) -> Callable[..., tuple[TrainState, steps.Scalars]]:
+    """Returns `steps.train_step` of a run."""
+    return steps.divided_over(
+        mesh,
+        functools.partial(
+            steps.train_step,
+            system=system,
+            loss_fn=loss_fn,
+            seed=config.seed,
+            mask_dropout=config.train.mask_dropout,
+        ),
+    )
+
+
+def _drawing_step(
     config: ConfigDict,
     draws: resident_batches.Drawing,
     system: System,
@@ -221,6 +240,7 @@ def _step(
     mesh: Mesh,
 ) -> Callable[..., tuple[TrainState, steps.Scalars]]:
     """Returns a step that draws its batch itself."""
+    train_step = _train_step(config, system, loss_fn, mesh)
 
     def step(
         state: TrainState,
@@ -231,16 +251,10 @@ def _step(
     ) -> tuple[TrainState, steps.Scalars]:
         position = state.step - epoch * draws.steps_per_epoch
         batch = resident_batches.draw_batch(arrays, draws, epoch, order, position)
+        # Drawn once: what is cheap to say is otherwise drawn anew wherever it is used.
+        batch = jax.lax.optimization_barrier(batch)
         batch = jax.lax.with_sharding_constraint(batch, batches.split_over(mesh))
-        return steps.train_step(
-            state,
-            batch,
-            fixed,
-            system=system,
-            loss_fn=loss_fn,
-            seed=config.seed,
-            mask_dropout=config.train.mask_dropout,
-        )
+        return train_step(state, batch, fixed)
 
     return steps.divided_over(mesh, step)
 

@@ -1,5 +1,6 @@
 """The data of a run that keeps its pairs in device memory: from their file, or made for it."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -30,6 +31,7 @@ class Source(Protocol):
 
     load: Callable[[ConfigDict], Realised]
     load_fixed: Callable[[ConfigDict], Mapping[str, Any]]
+    whole: Callable[[ConfigDict], batches.Data]
 
 
 def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batches.Data:
@@ -40,7 +42,8 @@ def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batche
     damaged or the photographs have changed; one that was named is refused.
 
     Args:
-        config: all fields.
+        config: all fields. With photographs of their native size, training is validated on
+            their middles, and evaluations are of the whole photographs.
         import_source: imports what reads the photographs; raises ImportError without
             TensorFlow. Not called where a file was named and exists.
 
@@ -66,10 +69,17 @@ def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batche
                 f"takes TensorFlow ({error}); copy the file from a machine that has it"
             ) from error
         realised = source.load(config)
-        if not realised.draws:
+        if not realised.draws and config.data.image_size:
             law.from_fields(realised.law, blurred=False)  # refuses what no step can draw
         pairs = _kept(path, settings, realised)
-    return as_data(pairs, config, lambda: import_source().load_fixed(config))
+    data = as_data(pairs, config, lambda: import_source().load_fixed(config))
+    if config.data.image_size:
+        return data
+    try:
+        host = import_source().whole(config)
+    except ImportError:
+        return data  # only what the file has: the middles of the photographs
+    return dataclasses.replace(data, counts=host.counts, eval_batches=host.eval_batches)
 
 
 def _cached(config: ConfigDict, settings: Mapping[str, Any]) -> pathlib.Path:

@@ -44,6 +44,7 @@ _EPOCHS = "config.train.epochs"
 _BEFORE = {
     "config.data.resident": False,
     "config.data.crops_per_image": 1,
+    "config.data.recolour": False,
     "config.data.degradation.clean_share": None,
     "config.data.degradation.skew": None,
     "config.init_from": "",

@@ -64,6 +64,15 @@ def shuffle(x: jax.Array, factor: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
 
 
+def averaged(x: jax.Array, factor: int) -> jax.Array:
+    """Averages blocks of pixels, and interpolates between them: [B, H, W, C] → the same."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4))
+    for _ in range(factor.bit_length() - 1):
+        x = layers.upsample2(x)
+    return x
+
+
 class ResidualBlock(nn.Module):
     """`x + conv(relu(conv(x)))`, 3×3, as wide as the input; the identity at the start."""
 
@@ -85,20 +94,34 @@ class ResidualBlock(nn.Module):
 
 
 class GainBranch(nn.Module):
-    """Estimates the logarithm of each channel's gain from a thumbnail; 0 at the start."""
+    """Says of a thumbnail what the trunk cannot see in a part of the photograph.
 
+    That is the logarithm of each channel's gain, and what is added to the trunk's features: how
+    a clipped value is to be read depends on noise and gain alike. All of it is 0 at the start.
+
+    Attributes:
+        told: features of the stages that are told.
+        dtype: type of the arithmetic of the convolutions.
+    """
+
+    told: Sequence[int] = ()
     dtype: layers.Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, 64, 64, 3] → [B, 1, 1, 3] float32, within ±0.25."""
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """[B, 64, 64, 3] → [B, 1, 1, 3] float32 in ±0.25, and [B, 1, 1, C] of each stage."""
         for number, features in enumerate(_GAIN_WIDTHS, start=1):
             x = layers.Conv(features, (3, 3), dtype=self.dtype, name=f"conv{number}")(x)
             x = layers.max_pool2(nn.relu(x))
         pooled = [jnp.mean(x, (1, 2), dtype=jnp.float32), jnp.max(x, (1, 2))]
         hidden = nn.relu(nn.Dense(64, name="hidden")(jnp.concatenate(pooled, -1)))
-        raw = nn.Dense(3, kernel_init=nn.initializers.zeros, name="log_gain")(hidden)
-        return _MOST_LOG_GAIN * jnp.tanh(raw.astype(jnp.float32))[:, None, None, :]
+
+        def dense(features: int, name: str) -> jax.Array:
+            layer = nn.Dense(features, kernel_init=nn.initializers.zeros, name=name)
+            return layer(hidden).astype(jnp.float32)[:, None, None, :]
+
+        log_gain = _MOST_LOG_GAIN * jnp.tanh(dense(3, "log_gain"))
+        return log_gain, [dense(c, f"tell{i}") for i, c in enumerate(self.told, start=1)]
 
 
 class GainUNet(nn.Module):
@@ -112,6 +135,10 @@ class GainUNet(nn.Module):
             down to the pixel, 4 where blur leaves none and time matters.
         gain: corrects the gain of each channel; off where the camera's colours are true, or
             unknown and therefore to be kept.
+        tell: the branch that estimates the gain adds to the trunk's coarser features, too.
+        shortcut: what the trunk's result is added to: the "image" itself, or its "average"
+            over the blocks of the stem, interpolated. Under strong noise the latter: what the
+            trunk would have to take away again is more than its channels hold.
         dtype: type of the arithmetic; parameters, gain and result are float32.
     """
 
@@ -119,6 +146,8 @@ class GainUNet(nn.Module):
     blocks: int = 2
     stem: int = 2
     gain: bool = True
+    tell: bool = False
+    shortcut: str = "image"
     dtype: layers.Dtype = jnp.float32
 
     takes_context = True
@@ -130,6 +159,8 @@ class GainUNet(nn.Module):
         options.check_number("blocks", self.blocks)
         options.check_number("stem", self.stem)
         options.check_switch("gain", self.gain)
+        options.check_switch("tell", self.tell)
+        options.check_choice("shortcut", self.shortcut, ("image", "average"))
         super().__post_init__()
 
     @nn.compact
@@ -158,9 +189,13 @@ class GainUNet(nn.Module):
         height, width = degraded.shape[1:3]
         multiple = self.stem * 2 ** (len(self.widths) - 1)
         base = layers.pad_to_multiple(degraded, multiple).astype(jnp.float32)
+        told: list[jax.Array] = []
         if self.gain:
             whole = thumbnail(degraded if context is None else context).astype(self.dtype)
-            base = base * jnp.exp(-GainBranch(dtype=self.dtype, name="gain_branch")(whole))
+            # From the coarsest stage to the last but one.
+            stages = self.widths[:0:-1] if self.tell else ()
+            log_gain, told = GainBranch(stages, dtype=self.dtype, name="gain_branch")(whole)
+            base = base * jnp.exp(-log_gain)
 
         def conv(features: int, size: int, name: str, zero: bool = False) -> nn.Conv:
             init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
@@ -173,6 +208,9 @@ class GainUNet(nn.Module):
                 x = ResidualBlock(dtype=self.dtype, name=f"{name}_block{block}")(x)
             return x
 
+        def hearing(x: jax.Array) -> jax.Array:
+            return x + told.pop(0).astype(self.dtype) if told else x
+
         x = unshuffle(base, self.stem).astype(self.dtype)
         x = conv(self.widths[0], 3, "input")(x)
         skips = []
@@ -180,10 +218,12 @@ class GainUNet(nn.Module):
             x = stage(x, f"down{level}")
             skips.append(x)
             x = conv(features, 1, f"reduce{level}")(unshuffle(x, 2))
-        x = stage(x, "bottleneck")
+        x = stage(hearing(x), "bottleneck")
         for level in range(len(self.widths) - 1, 0, -1):
             x = layers.upsample2(conv(self.widths[level - 1], 1, f"expand{level}")(x))
-            x = stage(x + skips[level - 1], f"up{level}")
+            x = stage(hearing(x + skips[level - 1]), f"up{level}")
         residual = conv(3 * self.stem**2, 3, "output", zero=True)(x)
+        if self.shortcut == "average":
+            base = averaged(base, self.stem)
         restored = base + shuffle(residual.astype(jnp.float32), self.stem)
         return restored[:, :height, :width]
