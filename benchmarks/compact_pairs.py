@@ -256,7 +256,9 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
         law=native_law.from_fields(fields),
         whole=whole,
     )
-    inputs = jax.device_put(arrays | crops.of_whole(arrays["clean"], arrays["native"]))
+    if whole is not None:
+        arrays |= crops.of_whole(arrays["clean"], arrays["native"])
+    inputs = jax.device_put(arrays)
 
     @jax.jit
     def draw(number: jax.Array) -> dict[str, jax.Array]:

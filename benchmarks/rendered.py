@@ -27,9 +27,9 @@ def make_pairs(preset: str, clean_share: float, side: int, count: int) -> pairs_
     """
     held_out = max(1, count // 10)
     listed = sample.listing(count)
-    with concurrent.futures.ProcessPoolExecutor() as pool:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
         render = functools.partial(_render, side=side)
-        images = list(pool.map(render, listed, chunksize=8))
+        images = list(pool.map(render, listed))
     fields = {"preset": preset, "clean_share": clean_share}
     law = degradation.law_from_config(fields)
     splits = {}

@@ -78,7 +78,7 @@ def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
             f"config.data.crop_size: {config.data.crop_size} is larger than "
             f"{train.ids[int(smallest.argmin())]}, which has {shortest} px"
         )
-    estimates = config.model.get("gain", False)
+    estimates = _estimates_gain(config)
     if estimates and config.data.get("recolour", False):
         raise UsageError(
             "config.data.recolour: a network that estimates the gain takes it from the "
@@ -97,19 +97,27 @@ def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
     )
 
 
-def training_arrays(pairs: Pairs) -> dict[str, np.ndarray]:
+def training_arrays(pairs: Pairs, config: ConfigDict) -> dict[str, np.ndarray]:
     """Returns the arrays that crops are drawn from, [N, …] each.
 
     "clean" [N, S, S, 3] and "mask" of photographs in their corner, "native" [N, 2], "has_mask";
-    and of the whole photographs, as `law.degrade` takes them, "thumbnail", "factors", "ratio".
+    where thumbnails are drawn, what `of_whole` returns.
     """
     stored = pairs.splits["train"].arrays
-    names = ("clean", "mask", "has_mask", "native")
-    return {name: stored[name] for name in names} | of_whole(stored["clean"], stored["native"])
+    found = {name: stored[name] for name in ("clean", "mask", "has_mask", "native")}
+    if _estimates_gain(config):
+        found |= of_whole(stored["clean"], stored["native"])
+    return found
+
+
+def _estimates_gain(config: ConfigDict) -> bool:
+    return config.model.get("gain", False)
 
 
 def of_whole(clean: np.ndarray, native: np.ndarray) -> dict[str, np.ndarray]:
     """Returns what the thumbnails of degraded photographs are drawn from.
+
+    Namely "thumbnail", "factors" and "ratio", as `law.degrade` takes them.
 
     Args:
         clean: uint8 [N, S, S, 3].

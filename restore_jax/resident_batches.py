@@ -27,7 +27,7 @@ def training_arrays(pairs: Pairs, config: ConfigDict) -> dict[str, np.ndarray]:
     """Returns the arrays that batches are drawn from, [N, …] each."""
     if config.data.image_size:
         return drawing.training_arrays(pairs, config.data.resize)
-    return crops.training_arrays(pairs)
+    return crops.training_arrays(pairs, config)
 
 
 def draw_batch(

@@ -45,9 +45,10 @@ def test_has_no_more_parameters_than_the_sca_unet():
     assert counts == {"gain_unet": 854_367, "sca_unet": 867_842}
 
 
+@pytest.mark.parametrize("tell", [False, True])
 @pytest.mark.parametrize("stem", [1, 2, 4])
-def test_starts_as_the_identity_at_any_size(stem):
-    model = models.create("gain_unet", stem=stem, **SMALL)
+def test_starts_as_the_identity_at_any_size(stem, tell):
+    model = models.create("gain_unet", stem=stem, tell=tell, **SMALL)
     degraded = images(2, 37, 53)
     variables = jax.jit(model.init)(jax.random.key(0), degraded)
     assert np.allclose(model.apply(variables, degraded), degraded, atol=1e-6)
@@ -90,6 +91,35 @@ def test_a_gain_is_divided_out_of_the_whole_image():
     branch["log_gain"]["bias"] = jnp.array([0.0, 0.5, -0.5])
     expected = degraded / np.exp(0.25 * np.tanh([0.0, 0.5, -0.5]))
     assert np.allclose(model.apply(variables, degraded), expected, rtol=1e-5)
+
+
+def test_the_average_shortcut_starts_as_the_interpolated_mean_of_blocks():
+    model = models.create("gain_unet", stem=4, shortcut="average", **SMALL)
+    degraded = images(1, 32, 48)
+    variables = jax.jit(model.init)(jax.random.key(0), degraded)
+    means = degraded.reshape(1, 8, 4, 12, 4, 3).mean((2, 4))
+    twice = jax.image.resize(means, (1, 16, 24, 3), "bilinear")
+    expected = jax.image.resize(twice, (1, 32, 48, 3), "bilinear")
+    assert np.allclose(model.apply(variables, degraded), expected, atol=1e-5)
+
+
+def test_what_the_branch_tells_depends_on_the_whole_photograph_alone():
+    model = models.create("gain_unet", tell=True, **SMALL)
+    variables = drawn(model)
+    branch = variables["params"]["gain_branch"]
+    # One of each coarser stage, the coarsest first; and no gain, to see nothing else.
+    assert [branch[f"tell{i}"]["bias"].shape for i in (1, 2)] == [(8,), (6,)]
+    for array in branch["log_gain"].values():
+        array *= 0
+    part, whole, other = images(1, 32, 32), images(1, 80, 80, seed=1), images(1, 80, 80, seed=2)
+    found = [model.apply(variables, part, context=c) for c in (whole, whole[:, ::-1], other)]
+    assert np.abs(found[0] - found[2]).max() > 1e-4
+    silent = jax.tree.map(np.copy, variables)
+    for i in (1, 2):
+        for array in silent["params"]["gain_branch"][f"tell{i}"].values():
+            array *= 0
+    found = [model.apply(silent, part, context=c) for c in (whole, other)]
+    assert np.array_equal(*found)
 
 
 def test_without_gain_there_is_no_branch_and_no_use_for_context():
@@ -140,7 +170,13 @@ def test_a_self_ensemble_turns_the_context_with_the_image(ensemble):
 
 @pytest.mark.parametrize(
     ("options", "field"),
-    [({"stem": 0}, "stem"), ({"blocks": 1.5}, "blocks"), ({"gain": 1}, "gain")],
+    [
+        ({"stem": 0}, "stem"),
+        ({"blocks": 1.5}, "blocks"),
+        ({"gain": 1}, "gain"),
+        ({"tell": "yes"}, "tell"),
+        ({"shortcut": "none"}, "shortcut"),
+    ],
 )
 def test_refuses_options_that_cannot_be(options, field):
     with pytest.raises(UsageError, match=f"config.model.{field}"):
