@@ -231,8 +231,8 @@ def command(experiment: Experiment, config: ConfigDict) -> str:
         [
             "python",
             "launch.py",
-            f"--config=configs/{experiment.config}.py",
-            "--config.data.root=DIR",
+            f"--config=configs/{experiment.config}.py{':sample' * bool(experiment.rendered)}",
+            *([] if experiment.rendered else ["--config.data.root=DIR"]),
             *changed,
         ]
     )

@@ -49,10 +49,7 @@ FIELDS = {
     # In pixels 438…841; and the gain.
     "gain_unet": (404, True),
     "gain_unet_native": (808, True),  # the same, in blocks of 4×4
-    # Pixel 644, block 322, with one residual block (2 on a side) in the place of two, no gain:
-    #   321…323, 319…325 → 159…163, 157…165 → 78…83, 76…85 → 37…43, 35…45.
-    #   70…91, 68…93 → 136…187, 134…189 → 268…379, 266…381, 265…382: 530…765.
-    "general": (236, False),
+    "general": (404, False),  # without the gain
     # Aligned corners shift the two taps by less than a pixel: no more pixels in all.
     "sca_unet_released": (148, True),
 }

@@ -25,8 +25,8 @@ NAMES = sorted(
 TOTALS = {
     "cbam_unet": 27_949_319,  # 27,949,124 with the no-op in the place of the second head
     "gain_unet": 854_367,
-    "gain_unet_native": 851_375,
-    "general": 247_164,
+    "gain_unet_native": 853_575,
+    "general": 822_332,
     "pexels_cnn": 83_715,
     "pexels_gan": 1_379_843,
     "pexels_unet": 7_766_051,
