@@ -51,6 +51,11 @@ def load(config: ConfigDict) -> Realised:
     Raises:
         UsageError: for a wrong field, or data that cannot be kept in device memory.
     """
+    if not config.data.image_size and config.data.realisations:
+        raise UsageError(
+            "config.data.resident: crops of native photographs are degraded anew in each step; "
+            "set config.data.realisations=0, or config.data.resident=False"
+        )
     config, law, sources = pipeline.load(config)
     if not sources["train"].count:
         raise UsageError(
