@@ -89,11 +89,11 @@ MODELS: tuple[Shipped, ...] = (
     ),
     Shipped(
         name="general_small",
-        purpose="as general, in a third of the time",
+        purpose="as general, in less than half of the time",
         config="configs/general.py",
         training_data=_RENDERED,
         licence="Apache-2.0",
-        sha256="5da2f3ac511ccb4408cf889bc88eb917f9a54f5419b017accb17ddfcd49a767b",
+        sha256="609e4f51c8704a251e8d1fdeb348320ef8c66df1d1ef8ff3977e13b3d5e27509",
         protocol=_NATIVE_PROTOCOL,
         figures={
             "psnr_of_clean": 48.31,
