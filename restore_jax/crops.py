@@ -69,7 +69,7 @@ def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
 
     Raises:
         UsageError: for crops larger than a photograph; for a network that estimates the gain,
-            in other colours or under a law whose thumbnails cannot be drawn.
+            under a law whose thumbnails cannot be drawn.
     """
     train = pairs.splits["train"]
     smallest = train.arrays["native"].min(axis=1)
@@ -79,11 +79,6 @@ def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
             f"{train.ids[int(smallest.argmin())]}, which has {shortest} px"
         )
     estimates = _estimates_gain(config)
-    if estimates and config.data.get("recolour", False):
-        raise UsageError(
-            "config.data.recolour: a network that estimates the gain takes it from the "
-            "photographs' own colours; set it to False, or config.model.gain"
-        )
     return Drawing(
         seed=config.seed,
         images=len(train),

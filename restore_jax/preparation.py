@@ -26,6 +26,11 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     workdir.check_finite(config)
     trained.check(config.eval)
     resident.check(config)
+    if config.data.get("recolour", False) and config.model.get("gain", False):
+        raise UsageError(
+            "config.data.recolour: a network that estimates the gain takes it from the "
+            "photographs' own colours; set it to False, or config.model.gain"
+        )
     if not 0 <= config.seed < 2**31:
         raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")
     for section, field in (

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from restore_jax.models import layers
+from restore_jax.models import gain_unet, layers
 
 # Columns of the first trial; doubled until the field fits in often enough.
 _SIDE = 320
@@ -103,18 +103,21 @@ def _averaging(model: nn.Module) -> dict[str, Any]:
 def _reach(model: nn.Module, variables: dict[str, Any], side: int) -> np.ndarray:
     """Tells whether input column i changes output column j, bool [i, j]."""
 
-    def without_non_local(
+    def without_the_whole(
         call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         if isinstance(context.module, layers.NonLocal):
             return args[0]
-        return call(*args, **kwargs)
+        found = call(*args, **kwargs)
+        if isinstance(context.module, gain_unet.GainBranch):
+            return jax.tree.map(jnp.zeros_like, found)
+        return found
 
     @jax.jit
     def restore(row: jax.Array) -> jax.Array:
         # One row of pixels; the models pad it to the height that they need.
         image = jnp.broadcast_to(row[None, None, :, None], (1, 1, side, 3))
-        with nn.intercept_methods(without_non_local):
+        with nn.intercept_methods(without_the_whole):
             return model.apply(variables, image)[0, 0]
 
     columns = jax.jit(lambda rows: jax.lax.map(restore, rows, batch_size=64))(jnp.eye(side))

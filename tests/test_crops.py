@@ -169,10 +169,6 @@ def test_what_cannot_be_drawn_is_refused():
     pairs = made()
     with pytest.raises(UsageError, match=r"^config\.data\.crop_size: 65 .* a/good/1.* 64 px"):
         crops.make_drawing(pairs, config_of(crop=65))
-    config = config_of()
-    config.data.recolour = True
-    with pytest.raises(UsageError, match=r"^config\.data\.recolour: "):
-        crops.make_drawing(pairs, config)
     moving = Law(blur=("motion",), motion_length=(3.0, 5.0), motion_angle=(0.0, 180.0))
     with pytest.raises(UsageError, match=r"^config\.data\.degradation\.blur: "):
         crops.make_drawing(dataclasses.replace(pairs, law=vars(moving)), config_of())

@@ -176,6 +176,7 @@ def test_a_self_ensemble_turns_the_context_with_the_image(ensemble):
         ({"gain": 1}, "gain"),
         ({"tell": "yes"}, "tell"),
         ({"shortcut": "none"}, "shortcut"),
+        ({"shortcut": "average", "stem": 3}, "shortcut"),
     ],
 )
 def test_refuses_options_that_cannot_be(options, field):

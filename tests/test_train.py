@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from restore_jax import batches, checkpoint, losses, models, steps, train, workdir
 from restore_jax.errors import RunError, UsageError
@@ -476,3 +477,12 @@ def test_a_run_may_be_made_longer(tmp_path, capsys, schedule):
     with pytest.raises(UsageError, match="another number of images"):
         run(config(4), tmp_path / "run", functools.partial(tiny.data, count=14))
     assert workdir.read_config(tmp_path / "run").train.epochs == 3
+
+
+def test_a_network_that_tells_the_gain_is_not_shown_other_colours(tmp_path):
+    config = tiny.config()
+    config.model = ConfigDict({"name": "gain_unet", "gain": True})
+    config.data.recolour = True
+    with pytest.raises(UsageError, match=r"^config\.data\.recolour: .* config\.model\.gain$"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

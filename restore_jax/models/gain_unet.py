@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from restore_jax.batches import CONTEXT_SIZE
+from restore_jax.errors import UsageError
 from restore_jax.models import layers, options
 
 _MOST_LOG_GAIN = 0.25
@@ -161,6 +162,11 @@ class GainUNet(nn.Module):
         options.check_switch("gain", self.gain)
         options.check_switch("tell", self.tell)
         options.check_choice("shortcut", self.shortcut, ("image", "average"))
+        if self.shortcut == "average" and self.stem & (self.stem - 1):
+            raise UsageError(
+                f"config.model.shortcut: an average over {self.stem}×{self.stem} pixels is not "
+                "interpolated; set config.model.stem to a power of 2"
+            )
         super().__post_init__()
 
     @nn.compact
