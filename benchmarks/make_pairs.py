@@ -20,12 +20,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import compact_pairs
 from configs import default
-from restore_jax import crops, degradation, pairs_file, resident_data
+from restore_jax import degradation, pairs_file, resident_data
 from restore_jax.errors import RunError, UsageError
 
 
@@ -95,29 +94,14 @@ def make(
 
 def _native(config: ConfigDict) -> pairs_file.Pairs:
     """Reads photographs of their native size."""
-    # Only now: it takes TensorFlow.
-    from data import images, pipeline  # noqa: PLC0415
+    # Only now: they take TensorFlow.
+    from data import pipeline, realised  # noqa: PLC0415
 
     config, law, sources = pipeline.load(config)
-    splits = {}
-    for name in ("train", "val"):
-        records = list(pipeline.as_numpy(sources[name].dataset))
-        clean, masks = (
-            [images.decode(record[kind], channels).numpy() for record in records]
-            for kind, channels in (("image", 3), ("mask", 1))
-        )
-        sizes = np.array([image.shape[:2] for image in clean], np.int32)
-        arrays = {
-            "clean": crops.in_corners(clean, sizes.max()),
-            "mask": crops.in_corners([np.uint8(m > 0) for m in masks], sizes.max()),
-            "has_mask": np.array([record["has_mask"] for record in records], np.uint8),
-            "native": sizes,
-        }
-        names = (
-            [record[field].decode() for record in records]
-            for field in ("id", "category", "defect_type")
-        )
-        splits[name] = pairs_file.Split(*names, arrays)
+    splits = {
+        name: pairs_file.as_split(realised.native_photographs(name, sources[name], config))
+        for name in ("train", "val")
+    }
     return pairs_file.Pairs(
         path=pathlib.Path(config.data.root),
         settings=pairs_file.settings_of(config),

@@ -13,14 +13,11 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from restore_jax.degradation import Law, Range
+from restore_jax.degradation import FLOAT_DUST, Law, Range
 
 # One independent stream of random numbers each, so that switching a step off or changing its
 # range leaves the draws of the others as they were.
 _STREAMS = ("kind", "blur", "poisson", "noise", "gain", "clean")
-
-# A blur in float32 may return 254.9995 on a flat 255; truncated, that would cost a grey level.
-_FLOAT_DUST = 2.0**-10
 
 # Values that are filtered side by side: whole vectors on any processor, and few enough for what
 # a wide kernel covers of them to stay in a core's first cache.
@@ -259,7 +256,7 @@ def gain(image: tf.Tensor, seed: tf.Tensor, bounds: Range) -> tf.Tensor:
 def quantise(image: tf.Tensor, mode: str) -> tf.Tensor:
     """Clips to [0, 255], then goes to whole numbers by "truncate" or "round", or "none"."""
     if mode == "truncate":
-        image = tf.floor(image + _FLOAT_DUST)
+        image = tf.floor(image + FLOAT_DUST)
     elif mode == "round":
         image = tf.round(image)
     return tf.clip_by_value(image, 0.0, 255.0)

@@ -137,25 +137,38 @@ def _native_split(
     split: str, source: records.Records, config: ConfigDict, law: degradation.Law
 ) -> dict[str, Any]:
     """Photographs of their native size to train on; or the middles of those to validate on."""
+    if split == "train":
+        return native_photographs(split, source, config)
     settings = config.data
-    if split == "train":
-        pairs = pipeline.clean_pairs(source.dataset, settings)
-    else:
-        pairs = pipeline.realise(source.dataset, settings, law, pipeline.EVAL_SEED, 0)
+    pairs = pipeline.realise(source.dataset, settings, law, pipeline.EVAL_SEED, 0)
     rows = list(_shown(pairs, source.count, f"{settings.name}, {split}"))
-    names = ("id", "category", "defect_type")
-    found: dict[str, Any] = {name: [row[name].decode() for row in rows] for name in names}
-    found["has_mask"] = np.array([row["has_mask"] for row in rows], np.uint8)
-    native = np.array([row["clean"].shape[:2] for row in rows], np.int32)
-    if split == "train":
-        side = int(native.max())
-        for name in ("clean", "mask"):
-            found[name] = crops.in_corners([row[name] for row in rows], side)
-        return found | {"native": native}
-    side = crops.validation_side(native)
+    found = _described(rows)
+    side = crops.validation_side(found.pop("native"))
     for name in ("degraded", "clean", "mask"):
         found[name] = np.stack([_middle(row[name], side) for row in rows])
     found[batches.CONTEXT] = np.stack([_thumbnail(row["degraded"]) for row in rows])
+    return found
+
+
+def native_photographs(
+    split: str, source: records.Records, config: ConfigDict
+) -> dict[str, Any]:
+    """Returns the photographs of a split in their corners, as `pairs_file` has them."""
+    pairs = pipeline.clean_pairs(source.dataset, config.data)
+    rows = list(_shown(pairs, source.count, f"{config.data.name}, {split}"))
+    found = _described(rows)
+    side = int(found["native"].max())
+    for name in ("clean", "mask"):
+        found[name] = crops.in_corners([row[name] for row in rows], side)
+    return found
+
+
+def _described(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of native pairs besides their pixels."""
+    names = ("id", "category", "defect_type")
+    found: dict[str, Any] = {name: [row[name].decode() for row in rows] for name in names}
+    found["has_mask"] = np.array([row["has_mask"] for row in rows], np.uint8)
+    found["native"] = np.array([row["clean"].shape[:2] for row in rows], np.int32)
     return found
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax import degradation, drawing, law, native_law
+from restore_jax import degradation, drawing, law, native_law, recolouring
 from restore_jax.batches import CONTEXT, CONTEXT_SIZE
 from restore_jax.errors import UsageError
 from restore_jax.models.gain_unet import thumbnail
@@ -155,21 +155,14 @@ def draw_batch(
     """Draws the batch at a position of an epoch; the arguments are those of `drawing`'s."""
     places = position * drawing_.batch_size + jnp.arange(drawing_.batch_size)
     images = order[jnp.minimum(places, drawing_.rows - 1)] % drawing_.images
-    base = jax.random.fold_in(drawing.epoch_key(drawing_.seed, epoch), 0)
-    keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(base, place), 3))(places)
+    keys = drawing.row_keys(drawing_.seed, epoch, places, 3)
     native = arrays["native"][images]
     room = (native - drawing_.crop_size + 1).astype(jnp.float32)
     starts = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys[:, 2]) * room
     # A draw next to 1 can round up to the excluded end.
     starts = jnp.minimum(starts.astype(jnp.int32), native - drawing_.crop_size)
     drawn = jax.vmap(functools.partial(draw_crop, arrays, drawing_))(keys[:, 0], images, starts)
-    if drawing_.augment != "none":
-        bits = jax.vmap(lambda key: jax.random.bernoulli(key, shape=(3,)))(keys[:, 1])
-        drawn = {
-            name: drawing.flipped(image, bits, drawing_.augment)
-            for name, image in drawn.items()
-        }
-    return as_batch(drawn) | {
+    return drawing.turned(drawn, keys[:, 1], drawing_.augment) | {
         "has_mask": arrays["has_mask"][images] > 0,
         "valid": places < drawing_.rows,
     }
@@ -197,7 +190,7 @@ def draw_crop(
     columns = _reflected(start[1] + along, width)[None, :]
     window = arrays["clean"][image, rows, columns]
     if drawing_.recolours:
-        window = recolour(jax.random.fold_in(key, 8), window)
+        window = recolouring.recolour(jax.random.fold_in(key, 8), window)
     inner = slice(reach, reach + side)
     found = {
         "degraded": native_law.degrade(key, window, drawing_.law),
@@ -213,33 +206,6 @@ def draw_crop(
             drawing_.whole,
         )
     return found
-
-
-def recolour(key: jax.Array, window: jax.Array) -> jax.Array:
-    """Shows a photograph in other colours, as data/recolour.py does.
-
-    Args:
-        key: of the draw.
-        window: uint8 [H, W, 3].
-
-    Returns:
-        uint8 [H, W, 3]; a quarter of the windows as they were.
-    """
-    keys = jax.random.split(key, 4)
-    factor = jax.random.uniform(keys[0], (3,), minval=0.5, maxval=1.15)
-    exponent = jax.random.uniform(keys[1], minval=0.8, maxval=1.25)
-    swapped = jax.random.permutation(keys[2], window.astype(jnp.float32) / 255.0, axis=-1)
-    changed = jnp.round(255.0 * jnp.minimum(factor * swapped**exponent, 1.0))
-    kept = jax.random.uniform(keys[3]) < 0.25
-    return jnp.where(kept, window, changed.astype(jnp.uint8))
-
-
-def as_batch(drawn: Arrays) -> dict[str, jax.Array]:
-    """Returns 8-bit images as a batch has them."""
-    return {
-        name: image.astype(jnp.float32) if name == "mask" else drawing.as_floats(image)
-        for name, image in drawn.items()
-    }
 
 
 def _reflected(places: jax.Array, length: jax.Array) -> jax.Array:

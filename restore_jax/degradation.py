@@ -23,6 +23,9 @@ OFF: Range = (0.0, 0.0)
 KINDS = ("none", "gaussian", "motion", "defocus")
 QUANTISERS = ("truncate", "round", "none")
 
+FLOAT_DUST = 2.0**-10
+"""Added before truncating: of a flat 255, a blur in float32 may leave 254.9995."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Law:

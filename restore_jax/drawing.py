@@ -129,8 +129,7 @@ def draw_batch(
     places = position * drawing.batch_size + jnp.arange(drawing.batch_size)
     rows = order[jnp.minimum(places, drawing.rows - 1)]
     images = rows % drawing.images
-    base = jax.random.fold_in(epoch_key(drawing.seed, epoch), 0)
-    keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(base, place)))(places)
+    keys = row_keys(drawing.seed, epoch, places, 2)
     clean, mask = arrays["clean"][images], arrays["mask"][images]
     if drawing.law is None:
         degraded = arrays["degraded"][rows]
@@ -139,17 +138,35 @@ def draw_batch(
         degraded = jax.vmap(functools.partial(law.degrade, law=drawing.law))(
             keys[:, 0], source, arrays["factors"][images], arrays["ratio"][images]
         )
-    if drawing.augment != "none":
-        bits = jax.vmap(lambda key: jax.random.bernoulli(key, shape=(3,)))(keys[:, 1])
-        degraded, clean, mask = (
-            flipped(x, bits, drawing.augment) for x in (degraded, clean, mask)
-        )
-    return {
-        "degraded": as_floats(degraded),
-        "clean": as_floats(clean),
-        "mask": mask.astype(jnp.float32),
+    drawn = {"degraded": degraded, "clean": clean, "mask": mask}
+    return turned(drawn, keys[:, 1], drawing.augment) | {
         "has_mask": arrays["has_mask"][images] > 0,
         "valid": places < drawing.rows,
+    }
+
+
+def row_keys(seed: int, epoch: jax.Array, places: jax.Array, count: int) -> jax.Array:
+    """Returns the keys of rows by their places in an epoch, [B, count]."""
+    base = jax.random.fold_in(epoch_key(seed, epoch), 0)
+    return jax.vmap(lambda place: jax.random.split(jax.random.fold_in(base, place), count))(
+        places
+    )
+
+
+def turned(drawn: Arrays, keys: jax.Array, augment: str) -> dict[str, jax.Array]:
+    """Returns 8-bit images as a batch has them, those of a row flipped alike.
+
+    Args:
+        drawn: uint8 [B, S, S, ·] each.
+        keys: [B], of the flips.
+        augment: "none", "flips" or "all8".
+    """
+    if augment != "none":
+        bits = jax.vmap(lambda key: jax.random.bernoulli(key, shape=(3,)))(keys)
+        drawn = {name: _flipped(image, bits, augment) for name, image in drawn.items()}
+    return {
+        name: image.astype(jnp.float32) if name == "mask" else as_floats(image)
+        for name, image in drawn.items()
     }
 
 
@@ -161,7 +178,7 @@ def as_floats(levels: jax.Array) -> jax.Array:
     return digits + digits * 2**-24
 
 
-def flipped(images: jax.Array, bits: jax.Array, augment: str) -> jax.Array:
+def _flipped(images: jax.Array, bits: jax.Array, augment: str) -> jax.Array:
     """Flips along y and x, and transposes for "all8", where the bits [B, 3] say so."""
     kinds = [lambda x: x[:, ::-1], lambda x: x[:, :, ::-1], lambda x: x.swapaxes(1, 2)]
     for number, flip in enumerate(kinds[: 3 if augment == "all8" else 2]):

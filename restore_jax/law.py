@@ -28,9 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import stats
 
+from restore_jax.degradation import Range
 from restore_jax.errors import UsageError
-
-Range = tuple[float, float]
 
 _REMEDY = (
     "set config.data.realisations to a number of fixed draws, or config.data.resident=False"
@@ -171,15 +170,15 @@ def degrade(
     if law.sigma_x is not None and law.sigma_y is not None:
         image = blur(
             image,
-            ratio[0] * _uniform(keys[0], law.sigma_y),
-            ratio[1] * _uniform(keys[1], law.sigma_x),
+            ratio[0] * uniform(keys[0], law.sigma_y),
+            ratio[1] * uniform(keys[1], law.sigma_x),
         )
     channels = image.shape[-1:]
-    variance = jnp.square(_uniform(keys[2], law.noise_sigma, channels))
+    variance = jnp.square(uniform(keys[2], law.noise_sigma, channels))
     if law.poisson_peak[1] > 0:
-        peak = _uniform(keys[3], law.poisson_peak)
+        peak = uniform(keys[3], law.poisson_peak)
         variance = variance + jnp.maximum(image, 0.0) * (255.0 / peak)
-    gain = None if law.gain == (1.0, 1.0) else _uniform(keys[4], law.gain, channels)
+    gain = None if law.gain == (1.0, 1.0) else uniform(keys[4], law.gain, channels)
     mean, deviation = moments(image, variance, gain, law.quantise)
     noise = jax.random.normal(keys[5], image.shape)
     for axis in (0, 1):
@@ -263,10 +262,13 @@ def _blur_matrix(length: int, sigma: jax.Array) -> jax.Array:
     return (matrix / matrix.sum(axis=1, keepdims=True)).astype(jnp.float32)
 
 
-def _uniform(key: jax.Array, bounds: Range, shape: tuple[int, ...] = ()) -> jax.Array:
+def uniform(
+    key: jax.Array, bounds: Range, shape: tuple[int, ...] = (), skew: float = 1.0
+) -> jax.Array:
+    """Draws float32 `low + (high - low) · u^skew`, u from U(0, 1); of one value, that value."""
     low, high = bounds
-    return (
-        jax.random.uniform(key, shape, minval=low, maxval=high)
-        if low < high
-        else (jnp.full(shape, low, jnp.float32))
-    )
+    if low == high:
+        return jnp.full(shape, low, jnp.float32)
+    if skew == 1.0:
+        return jax.random.uniform(key, shape, minval=low, maxval=high)
+    return low + (high - low) * jax.random.uniform(key, shape) ** skew

@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from restore_jax.degradation import Law, Range
-
-# As in data/degrade.py: a blur in float32 may return 254.9995 on a flat 255.
-_FLOAT_DUST = 2.0**-10
+from restore_jax.degradation import FLOAT_DUST, Law
+from restore_jax.law import uniform
 
 
 def from_fields(fields: Mapping[str, Any]) -> Law:
@@ -55,14 +53,14 @@ def degrade(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
     image = _blurred(key, window, law) if reach else untouched
     channels = image.shape[-1:]
     if law.poisson_peak[1] > 0:
-        rate = jnp.maximum(image, 0.0) * (_uniform(keys[3], law.poisson_peak) / 255.0)
-        counts = jax.random.poisson(jax.random.fold_in(keys[3], 1), rate)
-        image = counts * (255.0 / _uniform(keys[3], law.poisson_peak))
-    sigma = _uniform(keys[2], law.noise_sigma, channels, law.skew)
+        peak = uniform(keys[3], law.poisson_peak)
+        rate = jnp.maximum(image, 0.0) * (peak / 255.0)
+        image = jax.random.poisson(jax.random.fold_in(keys[3], 1), rate) * (255.0 / peak)
+    sigma = uniform(keys[2], law.noise_sigma, channels, law.skew)
     image = image + sigma * jax.random.normal(keys[5], image.shape)
     image = _quantised(image, law.quantise)
     if law.gain != (1.0, 1.0):
-        image = _quantised(image * _uniform(keys[4], law.gain, channels), law.quantise)
+        image = _quantised(image * uniform(keys[4], law.gain, channels), law.quantise)
     if law.clean_share:
         clean = jax.random.uniform(jax.random.fold_in(key, 6)) < law.clean_share
         image = jnp.where(clean, untouched, image)
@@ -92,7 +90,7 @@ def _gaussian_axes(key: jax.Array, law: Law) -> tuple[jax.Array, jax.Array]:
     key_y, key_x = jax.random.split(key, 6)[:2]
     offsets = jnp.arange(-radius(law), radius(law) + 1, dtype=jnp.float32)
     along_y, along_x = (
-        _gaussian(offsets, _uniform(k, bounds, skew=law.skew), math.ceil(4 * bounds[1]))
+        _gaussian(offsets, uniform(k, bounds, skew=law.skew), math.ceil(4 * bounds[1]))
         for k, bounds in ((key_y, law.sigma_y), (key_x, law.sigma_x))
     )
     return along_y, along_x
@@ -108,8 +106,8 @@ def draw_kernel(key: jax.Array, law: Law) -> jax.Array:
         return along_y[:, None] * along_x[None, :]
 
     def motion() -> jax.Array:
-        path = _uniform(key_y, law.motion_length, skew=law.skew)
-        theta = _uniform(key_x, law.motion_angle) * (math.pi / 180)
+        path = uniform(key_y, law.motion_length, skew=law.skew)
+        theta = uniform(key_x, law.motion_angle) * (math.pi / 180)
         points = 2 * math.ceil(law.motion_length[1]) + 1  # at most half a pixel apart
         steps = ((jnp.arange(points) + 0.5) / points - 0.5) * path
         # Rows count downwards, hence the plus.
@@ -120,7 +118,7 @@ def draw_kernel(key: jax.Array, law: Law) -> jax.Array:
 
     def defocus() -> jax.Array:
         distance = jnp.sqrt(offsets[:, None] ** 2 + offsets[None, :] ** 2)
-        rim = _uniform(key_y, law.defocus_radius, skew=law.skew) + 0.5
+        rim = uniform(key_y, law.defocus_radius, skew=law.skew) + 0.5
         disc = jnp.clip(rim - distance, 0.0, 1.0)
         return disc / jnp.sum(disc)
 
@@ -164,16 +162,7 @@ def filtered(window: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _quantised(image: jax.Array, mode: str) -> jax.Array:
     if mode == "truncate":
-        image = jnp.floor(image + _FLOAT_DUST)
+        image = jnp.floor(image + FLOAT_DUST)
     elif mode == "round":
         image = jnp.round(image)
     return jnp.clip(image, 0.0, 255.0)
-
-
-def _uniform(
-    key: jax.Array, bounds: Range, shape: tuple[int, ...] = (), skew: float = 1.0
-) -> jax.Array:
-    low, high = bounds
-    if low == high:
-        return jnp.full(shape, low, jnp.float32)
-    return low + (high - low) * jax.random.uniform(key, shape) ** skew

@@ -83,6 +83,13 @@ class Pairs:
     splits: Mapping[str, Split]
 
 
+def as_split(found: Mapping[str, Any]) -> Split:
+    """Returns the split of its arrays and of the lists "id", "category" and "defect_type"."""
+    arrays = dict(found)
+    names = (arrays.pop(name) for name in ("id", "category", "defect_type"))
+    return Split(*names, arrays)
+
+
 def batch_at(split: Split, start: int, batch_size: int) -> dict[str, np.ndarray]:
     """Returns the images from a place on, as `batches` has them, but of 8 bits as they are.
 

@@ -103,10 +103,7 @@ def _kept(path: pathlib.Path, settings: Mapping[str, Any], realised: Realised) -
             if (pairs.images, pairs.law) == now and pairs.settings == settings:
                 return pairs
             print(f"{path}: made of other photographs, or by another law; it is made anew")
-    splits = {
-        split: Split(found.pop("id"), found.pop("category"), found.pop("defect_type"), found)
-        for split, found in ((split, dict(f)) for split, f in realised.realise().items())
-    }
+    splits = {split: pairs_file.as_split(found) for split, found in realised.realise().items()}
     pairs_file.write(
         path,
         splits,

@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 from benchmarks import compact_pairs, rendered
-from restore_jax import crops, native_law, pairs_file, resident_batches, resident_data
+from restore_jax import (
+    crops,
+    native_law,
+    pairs_file,
+    recolouring,
+    resident_batches,
+    resident_data,
+)
 from restore_jax.batches import CONTEXT
 from restore_jax.degradation import Law, symmetries
 from restore_jax.errors import UsageError
@@ -150,7 +157,7 @@ def test_everything_is_turned_alike(augment, kinds):
 def test_other_colours_keep_the_order_of_levels_and_a_quarter_of_the_crops():
     window = np.random.default_rng(0).integers(0, 200, (24, 24, 3), np.uint8)
     keys = jax.random.split(jax.random.key(0), 300)
-    found = np.asarray(jax.vmap(lambda key: crops.recolour(key, window))(keys))
+    found = np.asarray(jax.vmap(lambda key: recolouring.recolour(key, window))(keys))
     kept = (found == window).all((1, 2, 3))
     assert 0.17 < kept.mean() < 0.33
     sources = set()
