@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from absl import app
 
-from restore_jax import cores, errors, flags, job
+from restore_jax import errors
+from restore_jax.cli import flags
+from restore_jax.parallel import cores, launcher
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -33,25 +35,26 @@ def make_data(config: "ConfigDict") -> "Data":
     """Makes the data that a configuration asks for."""
     # Imported here: most commands wait for TensorFlow only if they need images to train on.
     if config.data.get("resident", False):
-        from restore_jax import resident_data  # noqa: PLC0415
+        from restore_jax.train.on_device import dataset  # noqa: PLC0415
 
-        return resident_data.make_data(config, lambda: importlib.import_module("data.realised"))
+        return dataset.make_data(config, lambda: importlib.import_module("data.export_pairs"))
     from data import pipeline  # noqa: PLC0415
-    from restore_jax import hosts  # noqa: PLC0415
+    from restore_jax.parallel import processes  # noqa: PLC0415
 
-    return pipeline.make_data(config, hosts.share())
+    return pipeline.make_data(config, processes.share())
 
 
 def main(_: Sequence[str]) -> None:
     """Runs what the flags say; a mistake of the user's is one line."""
     if flags.joined_job() is not None:
-        job.supervise()
+        launcher.supervise()
     cores.prepare(in_job=flags.joined_job() is not None)
     # Imported here: a wrong flag is told at once, without waiting for JAX.
-    from restore_jax import commands, compilation, hosts  # noqa: PLC0415
+    from restore_jax.cli import commands  # noqa: PLC0415
+    from restore_jax.parallel import compilation, processes  # noqa: PLC0415
 
     compilation.use_cache()
-    with errors.told(), hosts.joined(flags.joined_job()):
+    with errors.told(), processes.joined(flags.joined_job()):
         commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), make_data)
 
 

@@ -32,8 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import limits
-from restore_jax import compilation, cores, cost
 from restore_jax.errors import RunError, UsageError
+from restore_jax.metrics import cost
+from restore_jax.parallel import compilation, cores
 
 MODELS = ("sca_unet", "rcan")
 DTYPES = ("float32", "bfloat16")

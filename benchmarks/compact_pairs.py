@@ -1,16 +1,16 @@
 """Pairs in a file small enough to be carried: a zip archive of the clean photographs.
 
-A plain file of pairs (`restore_jax.pairs_file`) holds every photograph three times and without
-compression: of 314 photographs, 200 MB at 256×256. Here each is stored once, as WebP, and what
-can be made again from it is left out:
+A plain file of pairs (`restore_jax.train.on_device.pairs_file`) holds every photograph three
+times and without compression: of 314 photographs, 200 MB at 256×256. Here each is stored once,
+as WebP, and what can be made again from it is left out:
 
-- `blurred`, where the blur is fixed, is `restore_jax.law.blur` of the clean photograph at the
-  working size; the file's own, blurred at native size, differs by 0.2 grey levels (60 dB).
+- `blurred`, where the blur is fixed, is `working_size.blur` of the clean photograph; the file's
+  own, blurred at native size, differs by 0.2 grey levels (60 dB).
 - `degraded` of "train" is drawn within the step, so that only files of fresh draws
   (`realisations=0`) can be made compact.
 - `degraded` of "val" is stored to the bit if the file is lossless, so that figures are of the
   very images that an evaluation takes. If it is not, its noise alone would be larger than all
-  the rest, and it is drawn by `restore_jax.law` with fixed keys: figures are then of other
+  the rest, and it is drawn by `working_size.degrade` with fixed keys: figures are then of other
   draws of the same law, and of photographs that lost what the compression takes.
 
 Photographs of their native size lie in the upper left corner of arrays that fit the largest;
@@ -37,10 +37,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from restore_jax import crops, law, native_law, pairs_file
+from restore_jax.config.workdir import replacing
+from restore_jax.degradation import native_size, working_size
 from restore_jax.errors import UsageError
-from restore_jax.pairs_file import Pairs, Split
-from restore_jax.workdir import replacing
+from restore_jax.train.on_device import crops, pairs_file
+from restore_jax.train.on_device.pairs_file import Pairs, Split
 
 FORMAT = "restore_jax compact pairs"
 VERSION = 1
@@ -242,7 +243,7 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
     arrays = {name: split.arrays[name] for name in ("clean", "mask", "has_mask", "native")}
     side = crops.validation_side(arrays["native"])
     try:
-        whole = law.from_fields(fields, blurred=False)
+        whole = working_size.from_fields(fields, blurred=False)
     except UsageError:
         whole = None
     drawing = crops.Drawing(
@@ -253,7 +254,7 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
         crop_size=side,
         augment="none",
         recolours=False,
-        law=native_law.from_fields(fields),
+        law=native_size.from_fields(fields),
         whole=whole,
     )
     if whole is not None:
@@ -293,27 +294,31 @@ def _derive(splits: Mapping[str, Split], fields: Mapping[str, Any], resize: str)
             if blurs:
                 arrays["blurred"] = source
         elif "degraded" not in arrays:
-            drawn = law.from_fields(fields, blurred=blurs)
+            drawn = working_size.from_fields(fields, blurred=blurs)
             shapes = [(int(height), int(width)) for height, width in arrays["native"]]
             arrays["degraded"] = _in_chunks(
                 functools.partial(_degraded, drawn=drawn),
                 np.arange(len(source)),
                 source,
-                law.correlations(shapes, size, resize),
+                working_size.correlations(shapes, size, resize),
                 ratio,
             )
 
 
 def _blurred(image: jax.Array, sigmas: jax.Array) -> jax.Array:
-    blurred = law.blur(image.astype(jnp.float32), sigmas[0], sigmas[1])
+    blurred = working_size.blur(image.astype(jnp.float32), sigmas[0], sigmas[1])
     return jnp.clip(jnp.round(blurred), 0.0, 255.0).astype(jnp.uint8)
 
 
 def _degraded(
-    number: jax.Array, image: jax.Array, factors: jax.Array, ratio: jax.Array, drawn: law.Law
+    number: jax.Array,
+    image: jax.Array,
+    factors: jax.Array,
+    ratio: jax.Array,
+    drawn: working_size.Law,
 ) -> jax.Array:
     key = jax.random.fold_in(jax.random.key(_VALIDATION_SEED), number)
-    return law.degrade(key, image, factors, ratio, drawn)
+    return working_size.degrade(key, image, factors, ratio, drawn)
 
 
 def _in_chunks(function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:

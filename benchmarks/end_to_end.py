@@ -34,7 +34,11 @@ import ml_collections
 import launch
 from benchmarks import common, limits
 from benchmarks.common import Task
-from restore_jax import batches, losses, resident, state, steps
+from restore_jax import batches
+from restore_jax.learner import state
+from restore_jax.losses import loss_terms
+from restore_jax.train import steps
+from restore_jax.train.on_device import resident
 
 # Of a round, and of a dispatch.
 STEPS = 4
@@ -98,7 +102,7 @@ def _config(task: Task, draws: int, in_memory: bool, cache: str) -> ml_collectio
 def _from_host(config: ml_collections.ConfigDict) -> Turn:
     """Returns a call that takes a round's steps and returns how long it waited for batches."""
     system, mesh, now = _start(config)
-    step = steps.compile_step(config, system, losses.weighted_sum(config.loss), mesh)
+    step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
     stream = launch.make_data(config).train_batches(0)
 
     def turn() -> float:
@@ -120,7 +124,7 @@ def _resident(config: ml_collections.ConfigDict) -> Turn:
     """Returns a call that takes a round's steps in one dispatch."""
     system, mesh, now = _start(config)
     data = launch.make_data(config)
-    loss = losses.weighted_sum(config.loss)
+    loss = loss_terms.weighted_sum(config.loss)
     source = resident.make_resident(config, data, system, loss, mesh)
     assert source is not None
 

@@ -53,8 +53,9 @@ from PIL import Image
 
 from benchmarks import common, launched
 from benchmarks.common import Task
-from restore_jax import compilation, cores, dividing, restorer, tiles
 from restore_jax.errors import RunError, UsageError
+from restore_jax.inference import restorer, sharded, tiling
+from restore_jax.parallel import compilation, cores
 
 DONE = (0.1, 0.25, 0.5, 0.75, 1.0)
 """Parts of the images after which the memory is noted."""
@@ -239,12 +240,12 @@ def run_alone(weights: pathlib.Path, size: int) -> Alone:
     compilation.use_cache()
     loaded = restorer.load(weights)
     tile, overlap, batch = loaded.options.cut
-    plan = tiles.plan(size, size, tile, overlap)
+    plan = tiling.plan(size, size, tile, overlap)
     images_per_batch = max(1, batch // plan.count)
     photographs = [make_photograph(size, number) for number in range(_DISTINCT)]
     images = [photographs[i % _DISTINCT] for i in range(_BATCHES * images_per_batch)]
     on_device = jax.random.uniform(jax.random.key(0), (batch, *plan.shape, 3))
-    apply = dividing.divided(loaded.model, loaded.variables)
+    apply = sharded.divided(loaded.model, loaded.variables)
 
     def model() -> None:
         # As the restorer does: the next one is sent, then the one before is waited for.

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             given.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     # The next call need not compile what this one did.
-    from restore_jax import compilation  # noqa: PLC0415
+    from restore_jax.parallel import compilation  # noqa: PLC0415
 
     compilation.use_cache()
     seconds = math.inf if given.tiny else 60.0 * given.minutes

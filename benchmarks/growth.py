@@ -52,9 +52,15 @@ from flax import linen as nn
 
 from benchmarks import common, growth_report
 from benchmarks.models import peak_bytes, run_script
-from restore_jax import batches, cost, host_memory, losses, models, state, steps, tiles
+from restore_jax import batches, models
 from restore_jax.errors import RunError, UsageError
-from restore_jax.restorer import Restorer
+from restore_jax.inference import tiling
+from restore_jax.inference.restorer import Restorer
+from restore_jax.learner import state
+from restore_jax.losses import loss_terms
+from restore_jax.metrics import cost
+from restore_jax.parallel import host_memory
+from restore_jax.train import steps
 
 AXES = {
     "side": ("restore", "train_step", "restorer"),
@@ -275,7 +281,7 @@ def measure(point: Point, once: bool = False) -> dict[str, Any]:
             return {}
         seconds = cost.interleaved_times({"work": call}, point.rounds)["work"]
     except Exception as error:
-        if not tiles.is_out_of_memory(error):
+        if not tiling.is_out_of_memory(error):
             raise
         return {"failed": "out of memory"}
     milliseconds = [1e3 * value / (point.batch * point.images) for value in seconds]
@@ -328,7 +334,7 @@ def _training(point: Point) -> Callable[[], Any]:
     config = common.make_config(point.task)
     system = state.make_system(config)
     mesh = batches.make_mesh(jax.devices()[: point.devices])
-    step = steps.compile_step(config, system, losses.weighted_sum(config.loss), mesh)
+    step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
     batch = jax.device_put(common.make_batch(point.task), batches.split_over(mesh))
     shapes = state.abstract_state(system, batches.replicated(mesh))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from benchmarks import common, limits
 from benchmarks.common import Task
-from restore_jax import dividing, models
+from restore_jax import models
+from restore_jax.inference import sharded
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:
@@ -22,7 +23,7 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
     model = models.from_config(common.make_config(task))
     images = common.make_batch(task)["degraded"]
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    restore = dividing.divided(model, variables)
+    restore = sharded.divided(model, variables)
     calls = {"jax": lambda: restore(images)}
     if task.peers:
         # Only where it is asked for: PyTorch is no requirement.

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from benchmarks import ROOT, common
 from benchmarks.common import Task
-from restore_jax import models, weights_file
+from restore_jax import models
+from restore_jax.checkpoints import weights_file
 from restore_jax.errors import RunError
 
 Result = TypeVar("Result")

@@ -1,11 +1,11 @@
 """The least that a model must do per image: arithmetic, and traffic with the memory.
 
-Arithmetic: the multiply-accumulates of `restore_jax.cost`, two operations each. A training step
+Arithmetic: the multiply-accumulates of `metrics.cost`, two operations each. A training step
 takes three times those of the forward pass (the result, the gradient by the input and that by
 the kernel), less the gradient by the image, which nobody asks for. What is done per element
 (biases, activations, gates, pooling, resampling, the loss) is left out: on the way it is free.
 Convolutions count as written; where they are computed with fewer multiplications
-(`restore_jax.models.winograd`), the share of this limit can exceed 1.
+(`restore_jax.models.conv_cpu.winograd`), the share of this limit can exceed 1.
 
 Traffic: convolutions and dense layers meet their neighbours in memory, and everything between
 two of them is taken as fused into one or the other. Forward, each layer's input is read once
@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from restore_jax import cost, gaussian_window
+from restore_jax.learner.state import parameter_count
+from restore_jax.metrics import cost, gaussian_window
 from restore_jax.models import layers
-from restore_jax.state import parameter_count
 
 _ADAM_STEP = 10
 _LAYERS = (nn.Conv, nn.Dense, layers.TransposedConv2)

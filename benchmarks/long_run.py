@@ -37,8 +37,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from data import pipeline
-from restore_jax import batches, compilation, host_memory, train
+from restore_jax import batches
 from restore_jax.errors import RunError, UsageError
+from restore_jax.parallel import compilation, host_memory
+from restore_jax.train import loop
 
 SETTLED = 200
 """Steps after which nothing should grow any more."""
@@ -107,7 +109,7 @@ def measure(config: ConfigDict, given: argparse.Namespace) -> list[dict[str, Any
 
     watched = dataclasses.replace(data, train_batches=train_batches)
     with tempfile.TemporaryDirectory() as folder:
-        train.train_and_evaluate(config, pathlib.Path(folder, "run"), lambda _: watched)
+        loop.train_and_evaluate(config, pathlib.Path(folder, "run"), lambda _: watched)
     return found
 
 

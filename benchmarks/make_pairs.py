@@ -24,8 +24,9 @@ from ml_collections import ConfigDict
 
 from benchmarks import compact_pairs
 from configs import default
-from restore_jax import degradation, pairs_file, resident_data
+from restore_jax.degradation import definition
 from restore_jax.errors import RunError, UsageError
+from restore_jax.train.on_device import dataset, pairs_file
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,8 +84,8 @@ def make(
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         config.data.resident_file = str(pathlib.Path(folder) / "plain.safetensors")
         with contextlib.redirect_stdout(sys.stderr):
-            data = resident_data.make_data(
-                config, lambda: importlib.import_module("data.realised")
+            data = dataset.make_data(
+                config, lambda: importlib.import_module("data.export_pairs")
             )
         compact_pairs.write(data.pairs, output, quality)
         counts = dict(data.counts)
@@ -95,11 +96,11 @@ def make(
 def _native(config: ConfigDict) -> pairs_file.Pairs:
     """Reads photographs of their native size."""
     # Only now: they take TensorFlow.
-    from data import pipeline, realised  # noqa: PLC0415
+    from data import export_pairs, pipeline  # noqa: PLC0415
 
     config, law, sources = pipeline.load(config)
     splits = {
-        name: pairs_file.as_split(realised.native_photographs(name, sources[name], config))
+        name: pairs_file.as_split(export_pairs.native_photographs(name, sources[name], config))
         for name in ("train", "val")
     }
     return pairs_file.Pairs(
@@ -107,7 +108,7 @@ def _native(config: ConfigDict) -> pairs_file.Pairs:
         settings=pairs_file.settings_of(config),
         images="",
         law=dataclasses.asdict(law),
-        symmetries=degradation.symmetries(law),
+        symmetries=definition.symmetries(law),
         draws=0,
         splits=splits,
     )

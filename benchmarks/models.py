@@ -43,9 +43,11 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from benchmarks import ROOT
-from restore_jax import compilation, cost, models
+from restore_jax import models
 from restore_jax.errors import RunError, UsageError
-from restore_jax.receptive_field import receptive_field
+from restore_jax.metrics import cost
+from restore_jax.models.receptive_field import receptive_field
+from restore_jax.parallel import compilation
 
 EXPERIMENTS = sorted(
     path.stem for path in (ROOT / "configs").glob("[a-z]*.py") if path.stem != "default"

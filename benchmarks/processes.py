@@ -23,7 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from restore_jax import batches, compilation, hosts, job, losses, signals, state, steps
+from restore_jax import batches
+from restore_jax.learner import state
+from restore_jax.losses import loss_terms
+from restore_jax.parallel import compilation, launcher, processes, signals
+from restore_jax.train import steps
 
 
 def measure(task: common.Task) -> dict[str, Any]:
@@ -31,10 +35,10 @@ def measure(task: common.Task) -> dict[str, Any]:
     config = common.make_config(task)
     mesh = batches.make_mesh()
     system = state.make_system(config)
-    step = steps.compile_step(config, system, losses.weighted_sum(config.loss), mesh)
-    own = hosts.share().of(task.batch)
+    step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
+    own = processes.share().of(task.batch)
     batch = {name: np.asarray(value)[own] for name, value in common.make_batch(task).items()}
-    now = hosts.replicate(state.create_state(system, config.seed), mesh)
+    now = processes.replicate(state.create_state(system, config.seed), mesh)
     count = state.parameter_count(now.params)
 
     def one_step() -> Any:
@@ -46,7 +50,7 @@ def measure(task: common.Task) -> dict[str, Any]:
         batches.split_over(mesh), np.ones((len(mesh.local_devices), count), np.float32)
     )
     total = jax.jit(lambda values: jnp.sum(values, 0), out_shardings=batches.replicated(mesh))
-    stop = hosts.Stop(signals.Request(), mesh)
+    stop = processes.Stop(signals.Request(), mesh)
     return {
         "processes": jax.process_count(),
         "size": task.size,
@@ -82,9 +86,11 @@ def main(argv: list[str]) -> None:
     if given.job:
         index, count, port = map(int, given.job.split(","))
         compilation.use_cache()
-        with hosts.joined(job.Job(index, count, f"localhost:{port}") if count > 1 else None):
+        with processes.joined(
+            launcher.Job(index, count, f"localhost:{port}") if count > 1 else None
+        ):
             found = measure(task)
-            if hosts.is_first():
+            if processes.is_first():
                 print(json.dumps(found), flush=True)
         return
     for count in map(int, given.processes.split(",")):

@@ -11,8 +11,9 @@ import pathlib
 import numpy as np
 
 from benchmarks import compact_pairs
-from data import sample
-from restore_jax import degradation, pairs_file
+from data.rendered import sample
+from restore_jax.degradation import definition
+from restore_jax.train.on_device import pairs_file
 
 
 def make_pairs(preset: str, clean_share: float, side: int, count: int) -> pairs_file.Pairs:
@@ -31,7 +32,7 @@ def make_pairs(preset: str, clean_share: float, side: int, count: int) -> pairs_
         render = functools.partial(_render, side=side)
         images = list(pool.map(render, listed))
     fields = {"preset": preset, "clean_share": clean_share}
-    law = degradation.law_from_config(fields)
+    law = definition.law_from_config(fields)
     splits = {}
     for name in ("train", "val"):
         chosen = [
@@ -54,7 +55,7 @@ def make_pairs(preset: str, clean_share: float, side: int, count: int) -> pairs_
         settings={"config.data.image_size": 0},
         images="",
         law=dataclasses.asdict(law),
-        symmetries=degradation.symmetries(law),
+        symmetries=definition.symmetries(law),
         draws=0,
         splits=splits,
     )

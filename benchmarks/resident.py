@@ -22,7 +22,10 @@ import numpy as np
 
 from benchmarks import common, limits, train_step
 from benchmarks.common import Task
-from restore_jax import batches, losses, pairs_file, resident, resident_data, state
+from restore_jax import batches
+from restore_jax.learner import state
+from restore_jax.losses import loss_terms
+from restore_jax.train.on_device import dataset, pairs_file, resident
 
 IMAGES = 932
 """As many as the reports trained on."""
@@ -110,8 +113,8 @@ def make_dispatch(task: Task, pairs: pairs_file.Pairs, count: int) -> Callable[[
     system = state.make_system(config)
     devices = batches.fitting_devices(task.batch, config.eval.batch_size)
     mesh = batches.make_mesh(devices)
-    data = resident_data.as_data(pairs, config)
-    loss = losses.weighted_sum(config.loss)
+    data = dataset.as_data(pairs, config)
+    loss = loss_terms.weighted_sum(config.loss)
     source = resident.make_resident(config, data, system, loss, mesh)
     assert source is not None
     now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from benchmarks import common, limits
 from benchmarks.common import Task
-from restore_jax import metrics
+from restore_jax.metrics import fidelity
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:
@@ -25,7 +25,7 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
     task = dataclasses.replace(task, model="none", dtype="float32")
     batch = common.make_batch(task)
     pair = batch["degraded"], batch["clean"]
-    forms = {"jax": metrics.ssim, "dm_pix": dm_pix.ssim}
+    forms = {"jax": fidelity.ssim, "dm_pix": dm_pix.ssim}
     yield common.ceilings_record(task.dtype)
     least = limits.similarity(task.size)
     values = {name: jax.jit(form) for name, form in forms.items()}

@@ -8,9 +8,9 @@ launch.py, looked at from without. JSON lines with `op`, `rounds`, `seconds`, `s
 `seconds_high` (the quartiles), and
 
     import                `module`: seconds of importing it. "restore_jax" imports what it has
-                          only when that is asked for; "restore_jax.restore" is what restoring
-                          takes, "restore_jax.train" what training takes, and "data.pipeline"
-                          what its data add
+                          only when that is asked for; "restore_jax.inference.folders" is
+                          what restoring takes, "restore_jax.train.loop" what training
+                          takes, and "data.pipeline" what its data add
     train_first_step      from the command to the record of the first step: an epoch of the
                           `sample` data is a single step of 16 images
     restore_first_image   from the command to the first restored image
@@ -54,10 +54,11 @@ BATCH = 16
 _IMPORTS = {
     "restore_jax": "import restore_jax",
     "restore_jax.load": "from restore_jax import load",
-    "restore_jax.restore": "import restore_jax.restore",
-    "restore_jax.train": "import restore_jax.train, restore_jax.assess",
+    "restore_jax.inference.folders": "import restore_jax.inference.folders",
+    "restore_jax.train.loop": "import restore_jax.train.loop, restore_jax.evaluation.evaluate",
     "data.pipeline": (
-        "import restore_jax.train, restore_jax.assess; began = now(); import data.pipeline"
+        "import restore_jax.train.loop, restore_jax.evaluation.evaluate; "
+        "began = now(); import data.pipeline"
     ),
 }
 _LOOK_S = 0.005

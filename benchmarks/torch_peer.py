@@ -18,9 +18,9 @@ from torch import nn
 
 from benchmarks.common import Task
 from restore_jax.errors import UsageError
-from restore_jax.gaussian_window import SSIM_SIGMA, SSIM_WINDOW
-from restore_jax.losses import CHARBONNIER_EPSILON, MASKED_MSE_ALPHA
-from restore_jax.metrics import MIN_MSE
+from restore_jax.losses.loss_terms import CHARBONNIER_EPSILON, MASKED_MSE_ALPHA
+from restore_jax.metrics.fidelity import MIN_MSE
+from restore_jax.metrics.gaussian_window import SSIM_SIGMA, SSIM_WINDOW
 
 FORMS = ("eager", "channels_last", "compiled")
 
@@ -154,7 +154,7 @@ class RCAN(nn.Module):
 
 
 def similarity(restored: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """Mean SSIM of [B, 3, H, W], as `restore_jax.metrics.unclipped_ssim_map` has it."""
+    """Mean SSIM of [B, 3, H, W], as `fidelity.unclipped_ssim_map` has it."""
     offsets = torch.arange(SSIM_WINDOW, device=restored.device) - SSIM_WINDOW // 2
     taps = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     window = taps / taps.sum()

@@ -31,23 +31,17 @@ from ml_collections import ConfigDict
 import restore_jax
 from benchmarks import compact_pairs, experiments
 from benchmarks.experiments import Task
-from restore_jax import (
-    batches,
-    checkpoint,
-    compilation,
-    evaluate,
-    logs,
-    losses,
-    metrics,
-    models,
-    resident,
-    resident_data,
-    signals,
-    state,
-    train,
-)
+from restore_jax import batches, models
+from restore_jax.checkpoints import checkpoint
 from restore_jax.errors import RunError, UsageError
-from restore_jax.pairs_file import Pairs
+from restore_jax.evaluation import per_image
+from restore_jax.learner import state
+from restore_jax.losses import loss_terms
+from restore_jax.metrics import fidelity
+from restore_jax.parallel import compilation, signals
+from restore_jax.train import logs, loop
+from restore_jax.train.on_device import dataset, resident
+from restore_jax.train.on_device.pairs_file import Pairs
 
 HALF_COSTS_DB = 0.01
 """Weights are stored as float16 where that costs less."""
@@ -100,7 +94,7 @@ def check(task: Task) -> dict[str, Any]:
         else:
             compact_pairs.check(pathlib.Path(task.pairs))
         config = experiments.make_config(task.experiment, 1, task.dtype or "bfloat16")
-        losses.weighted_sum(config.loss)
+        loss_terms.weighted_sum(config.loss)
         state.abstract_state(state.make_system(config, 1, 1), None)
     except Exception as error:
         # Whatever it is, the other experiments can be trained.
@@ -136,7 +130,7 @@ def run(
     dtype = task.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
     pairs, exact = read_pairs(task)
     config = experiments.make_config(task.experiment, 1, dtype)
-    data = resident_data.as_data(pairs, config)
+    data = dataset.as_data(pairs, config)
     most = max(1, task.experiment.images // data.train_images)
     config = experiments.make_config(task.experiment, most, dtype)
     mesh = batches.make_mesh([device])
@@ -215,7 +209,7 @@ def prepare(
     steps = math.ceil(data.train_images / config.train.batch_size)
     config = with_dispatches(config, mesh)
     system = state.make_system(config, steps, steps * config.train.epochs)
-    loss = losses.weighted_sum(config.loss)
+    loss = loss_terms.weighted_sum(config.loss)
     source = resident.make_resident(config, data, system, loss, mesh)
     assert source is not None
     now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))
@@ -232,12 +226,12 @@ def prepare(
         return float(np.median(times)) * steps / source.longest
 
     def validate() -> None:
-        evaluate.evaluate(
+        per_image.evaluate(
             system.model,
             state.inference_variables(now),
             source.validation_batches(),
             mesh,
-            terms=losses.active(config.loss),
+            terms=loss_terms.active(config.loss),
             fixed={},
         )
 
@@ -315,7 +309,7 @@ def train_until(
     threading.Thread(target=ask, daemon=True).start()
     try:
         devices = list(mesh.devices.flat)
-        found = train.train_and_evaluate(config, workdir, lambda _: data, devices)
+        found = loop.train_and_evaluate(config, workdir, lambda _: data, devices)
     except signals.Interrupted:
         template = state.abstract_state(state.make_system(config), batches.replicated(mesh))
         found, *_ = checkpoint.newest_whole(workdir, template)
@@ -331,13 +325,13 @@ def train_until(
 
 def measured(
     config: ConfigDict, variables: Mapping[str, Any], data: batches.Data, mesh: Mesh
-) -> list[evaluate.Row]:
+) -> list[per_image.Row]:
     """Measures a model on the validation photographs, in full float32 on any device."""
     config = config.copy_and_resolve_references()
     config.dtype = "float32"
     variables = jax.device_put(variables, batches.replicated(mesh))
     with jax.default_matmul_precision("highest"):
-        return evaluate.evaluate(
+        return per_image.evaluate(
             models.from_config(config), variables, data.eval_batches("val"), mesh
         )
 
@@ -351,7 +345,7 @@ def finish(
 ) -> dict[str, Any]:
     """Measures a trained model and writes its weights; returns what it found."""
     variables = jax.device_get(variables)
-    figures = metrics.summarise(measured(config, variables, data, mesh))
+    figures = fidelity.summarise(measured(config, variables, data, mesh))
     with np.errstate(over="ignore"):
         halved = jax.tree.map(
             lambda x: x.astype(np.float16).astype(np.float32), variables["params"]
@@ -359,7 +353,7 @@ def finish(
     stored, costs = "float32", None
     if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(halved)):
         rows = measured(config, {**variables, "params": halved}, data, mesh)
-        costs = figures["micro"]["psnr"] - metrics.summarise(rows)["micro"]["psnr"]
+        costs = figures["micro"]["psnr"] - fidelity.summarise(rows)["micro"]["psnr"]
         stored = "float16" if costs < HALF_COSTS_DB else "float32"
     # As it was measured; a program that trains on may choose another.
     config = config.copy_and_resolve_references()

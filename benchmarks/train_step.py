@@ -14,7 +14,10 @@ import jax
 
 from benchmarks import common, limits
 from benchmarks.common import Task
-from restore_jax import batches, losses, state, steps
+from restore_jax import batches
+from restore_jax.learner import state
+from restore_jax.losses import loss_terms
+from restore_jax.train import steps
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:
@@ -37,7 +40,7 @@ def make_step(task: Task) -> Callable[[], Any]:
     config = common.make_config(task)
     system = state.make_system(config)
     mesh = batches.make_mesh(batches.fitting_devices(task.batch))
-    step = steps.compile_step(config, system, losses.weighted_sum(config.loss), mesh)
+    step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
     batch = jax.device_put(common.make_batch(task), batches.split_over(mesh))
     now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))
 

@@ -34,7 +34,9 @@ from absl import logging
 
 from benchmarks import common, resident
 from benchmarks.common import Task
-from restore_jax import compilation, resident_data, train
+from restore_jax.parallel import compilation
+from restore_jax.train import loop
+from restore_jax.train.on_device import dataset
 
 
 def main(argv: Sequence[str]) -> None:
@@ -102,11 +104,11 @@ def _train(task: Task, pairs: Any, epochs: int) -> float:
     config.data.resident = True
     config.data.augment = "none"
     config.train.epochs = epochs
-    data = resident_data.as_data(pairs, config)
+    data = dataset.as_data(pairs, config)
     # What a training says is not for those who read the lines.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         began = time.perf_counter()
-        train.train_and_evaluate(
+        loop.train_and_evaluate(
             config, pathlib.Path(folder) / "run", lambda _: data, jax.devices()[:1]
         )
         return time.perf_counter() - began

@@ -3,8 +3,9 @@
     python launch.py --config=configs/general.py:sample
 
 trains at native size on crops of rendered images under the `wide` law: little or much blur of
-any kind and noise, and a quarter of the images left as they are. The colour is kept, see
-restore_jax/degradation.py: a gain U-Net without the gain, trained on surfaces of any colour.
+any kind and noise, and a quarter of the images left as they are. The colour is kept
+(see restore_jax/degradation/definition.py): a gain U-Net without the gain, trained on surfaces
+of any colour.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """How a clean photograph becomes a degraded one, in the host's pipeline.
 
-Each step of a `Law` (see `restore_jax.degradation`) is a function of an image (float32
+Each step of a `Law` (see `degradation.definition`) is a function of an image (float32
 [H, W, 3] in grey levels 0…255; H and W may be unknown while tracing), a seed (integer [2]) and
 the ranges it draws from. None keeps state: a draw depends on its seed alone, in eager mode as
 inside `tf.data`, whatever runs in parallel.
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from restore_jax.degradation import FLOAT_DUST, Law, Range
+from restore_jax.degradation.definition import FLOAT_DUST, Law, Range
 
 # One independent stream of random numbers each, so that switching a step off or changing its
 # range leaves the draws of the others as they were.

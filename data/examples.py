@@ -10,7 +10,8 @@ from typing import TypeVar
 import numpy as np
 import tensorflow as tf
 
-from data import bad, images
+from data import bad_files
+from data.sources import images
 from restore_jax import batches
 from restore_jax.errors import UsageError
 
@@ -90,10 +91,10 @@ def check(
     """
     looks: Iterable[_Look]
     if skip_bad:
-        done = bad.in_parallel(
+        done = bad_files.in_parallel(
             lambda example: _look(example, root, max_pixels, decode=True), examples
         )
-        looks = (look.result() for look in bad.progress(done, len(examples), name))
+        looks = (look.result() for look in bad_files.progress(done, len(examples), name))
     else:
         looks = (_look(example, root, max_pixels, decode=False) for example in examples)
     left_out: dict[str, str] = {}
@@ -108,14 +109,16 @@ def check(
             )
     said = []
     for kind, files in faults.items():
-        more = f" and {len(files) - bad.SHOWN} more" if len(files) > bad.SHOWN else ""
+        more = (
+            f" and {len(files) - bad_files.SHOWN} more" if len(files) > bad_files.SHOWN else ""
+        )
         if files:
-            said.append(f"{kind}: {', '.join(sorted(files)[: bad.SHOWN])}{more}")
+            said.append(f"{kind}: {', '.join(sorted(files)[: bad_files.SHOWN])}{more}")
     if said:
         raise UsageError(
             f"config.data.root={str(root)!r}: {'; '.join(said)}. Add, mend or remove these"
         )
-    bad.report(name, list(left_out.values()), len(examples))
+    bad_files.report(name, list(left_out.values()), len(examples))
     return set(left_out)
 
 
@@ -144,9 +147,11 @@ def with_known_masks(
         if example.defect_type not in ("", batches.GOOD)
     ]
     listed = [example for example in defective if example.mask is not None]
-    looks = bad.in_parallel(lambda example: _is_blank(example.masks, max_pixels), listed)
+    looks = bad_files.in_parallel(lambda example: _is_blank(example.masks, max_pixels), listed)
     blank = {e.id: e for e, look in zip(listed, looks, strict=True) if look.result()}
-    bad.report_blank(name, [name_in(e.mask, root) for e in blank.values()], len(defective))
+    bad_files.report_blank(
+        name, [name_in(e.mask, root) for e in blank.values()], len(defective)
+    )
     return {
         part: [
             dataclasses.replace(e, mask=None, more_masks=()) if e.id in blank else e

@@ -17,9 +17,11 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import degrade, images, recolour, records, resize, shares, vgg16
-from restore_jax import batches, degradation
+from data import degrade, process_rows, recolour, records, resize, vgg16
+from data.sources import images
+from restore_jax import batches
 from restore_jax.batches import ALL, Batch, Data, Share
+from restore_jax.degradation import definition
 from restore_jax.errors import RunError, UsageError
 
 # The seed of the draws of evaluation, whatever the run's own: figures of runs that differ in
@@ -71,7 +73,7 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
         )
     pairs = {}
     for split, source in sources.items():
-        own = shares.to_evaluate(source, share)
+        own = process_rows.to_evaluate(source, share)
         if split == "reference":
             pairs[split] = clean_pairs(own, settings).map(_as_floats)
             continue
@@ -103,7 +105,7 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
     )
 
 
-def load(config: ConfigDict) -> tuple[ConfigDict, degradation.Law, dict[str, records.Records]]:
+def load(config: ConfigDict) -> tuple[ConfigDict, definition.Law, dict[str, records.Records]]:
     """Checks what a configuration asks for and loads its records.
 
     Returns:
@@ -116,7 +118,7 @@ def load(config: ConfigDict) -> tuple[ConfigDict, degradation.Law, dict[str, rec
     # TensorFlow only reads and degrades; the GPU's memory is JAX's.
     with contextlib.suppress(RuntimeError):  # a notebook may have used TensorFlow before
         tf.config.set_visible_devices([], "GPU")
-    law = degradation.law_from_config(config.data.degradation)
+    law = definition.law_from_config(config.data.degradation)
     _check(config.data, law)
     sources = records.load(config.data)
     if "degraded" in sources["train"].dataset.element_spec:
@@ -126,7 +128,7 @@ def load(config: ConfigDict) -> tuple[ConfigDict, degradation.Law, dict[str, rec
     return config, law, sources
 
 
-def _check(settings: ConfigDict, law: degradation.Law) -> None:
+def _check(settings: ConfigDict, law: definition.Law) -> None:
     field = "image_size" if settings.image_size else "crop_size"
     if settings[field] < batches.MIN_SIZE:
         raise UsageError(
@@ -152,7 +154,7 @@ def _check(settings: ConfigDict, law: degradation.Law) -> None:
         )
     # It is asked of pairs that come ready as well: nothing tells which way theirs are blurred
     # but what the configuration says, and by default that only allows flips.
-    batches.check_augmentation(settings.augment, degradation.symmetries(law))
+    batches.check_augmentation(settings.augment, definition.symmetries(law))
 
 
 def _decode(record: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -167,7 +169,7 @@ def _to_bytes(image: tf.Tensor) -> tf.Tensor:
 def _pair(
     record: dict[str, tf.Tensor],
     settings: ConfigDict,
-    law: degradation.Law,
+    law: definition.Law,
     seed: int,
     realisation: tf.Tensor | int,
     recolours: bool = False,
@@ -212,7 +214,7 @@ def _resized(
 def realise(
     source: tf.data.Dataset,
     settings: ConfigDict,
-    law: degradation.Law,
+    law: definition.Law,
     seed: int,
     realisation: tf.Tensor | int,
 ) -> tf.data.Dataset:
@@ -304,7 +306,7 @@ def _fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
 
 
 def _train_batches(
-    config: ConfigDict, law: degradation.Law, source: records.Records, step: int, share: Share
+    config: ConfigDict, law: definition.Law, source: records.Records, step: int, share: Share
 ) -> Iterator[Batch]:
     settings, batch_size = config.data, config.train.batch_size
     draws = range(settings.realisations) if settings.realisations else (_EVERY_EPOCH_ANEW,)
@@ -351,7 +353,7 @@ def _train_batches(
     once = tf.function(pair_of)  # traced once, not for every epoch
     numbers = tf.data.Dataset.range(count)
     orders = epochs.flat_map(lambda epoch: shuffled(numbers, key_of(epoch)).batch(count))
-    rows = shares.Rows(
+    rows = process_rows.Rows(
         source, draws, functools.partial(kept, once), as_numpy, share, batch_size
     )
 

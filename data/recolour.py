@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from restore_jax.recolouring import EXPONENT, FACTOR, KEPT
+from restore_jax.degradation.recolouring import EXPONENT, FACTOR, KEPT
 
 
 def recolour(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import folders, inspection, kla, mvtec_ad, sample, splits
-from restore_jax import image_limits
+from data import splits
+from data.rendered import sample
+from data.sources import folders, inspection, kla, mvtec_ad
 from restore_jax.errors import UsageError
+from restore_jax.image_io import limits
 
 
 class Records(NamedTuple):
@@ -67,7 +69,7 @@ def _skips_bad(settings: ConfigDict) -> bool:
 
 def _max_pixels(settings: ConfigDict) -> int:
     # Runs of before that field have none.
-    megapixels = settings.get("max_megapixels", image_limits.MAX_MEGAPIXELS)
+    megapixels = settings.get("max_megapixels", limits.MAX_MEGAPIXELS)
     if megapixels < 1:
         raise UsageError(f"config.data.max_megapixels: {megapixels} is below 1")
     return megapixels * 1_000_000

@@ -8,17 +8,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from restore_jax.restorer import Restorer, load
+    from restore_jax.checkpoints.weights_file import save_weights
+    from restore_jax.inference.restorer import Restorer, load
     from restore_jax.shipped import models_available
-    from restore_jax.weights_file import save_weights
 
 __all__ = ["Restorer", "load", "models_available", "save_weights"]
 
 _HOMES = {
-    "Restorer": "restorer",
-    "load": "restorer",
+    "Restorer": "inference.restorer",
+    "load": "inference.restorer",
     "models_available": "shipped",
-    "save_weights": "weights_file",
+    "save_weights": "checkpoints.weights_file",
 }
 
 

@@ -11,7 +11,9 @@ import sys
 
 from absl import logging
 
-from restore_jax import cores, errors, flags, shipped
+from restore_jax import errors, shipped
+from restore_jax.cli import flags
+from restore_jax.parallel import cores
 
 
 def list_models() -> str:
@@ -40,7 +42,8 @@ def main() -> None:
             logging.set_verbosity(logging.ERROR)  # Orbax tells of every step it takes
             cores.prepare()
             # Imported here: a wrong flag is told at once, without waiting for JAX.
-            from restore_jax import commands, compilation  # noqa: PLC0415
+            from restore_jax.cli import commands  # noqa: PLC0415
+            from restore_jax.parallel import compilation  # noqa: PLC0415
 
             compilation.use_cache()
             commands.run_restore(commands.Flags(**flags.restoring(values)))

@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from tests import browser
+from tests.support import browser
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"

@@ -17,16 +17,20 @@ import jax
 import numpy as np
 import pytest
 
-from restore_jax import checkpoint, figures, signals, steps, train, workdir
+from restore_jax.checkpoints import checkpoint
+from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
-from restore_jax.logs import Logs
-from tests import child, kills, tiny
+from restore_jax.parallel import signals
+from restore_jax.report import plots
+from restore_jax.train import loop, steps
+from restore_jax.train.logs import Logs
+from tests.support import child, kills, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(config, folder, make_data=tiny.data, devices=1):
-    return train.train_and_evaluate(config, folder, make_data, jax.devices()[:devices])
+    return loop.train_and_evaluate(config, folder, make_data, jax.devices()[:devices])
 
 
 def config(epochs=3, every_steps=0, **train_fields):
@@ -70,7 +74,7 @@ def _quick():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "compile_step", compiled)
-        patch.setattr(figures, "draw_curves", lambda records, path: path.write_bytes(b""))
+        patch.setattr(plots, "draw_curves", lambda records, path: path.write_bytes(b""))
         yield
 
 
@@ -391,9 +395,9 @@ def test_a_disk_that_fills_up_under_the_logs_is_one_line(whole, tmp_path, monkey
         raise OSError(28, "No space left on device", target)
 
     place = {
-        "metrics.jsonl": ("restore_jax.logs.Logs.write", full),
-        "events": ("restore_jax.logs._Events.flush", full),
-        "curves.png": ("restore_jax.figures.draw_curves", full),
+        "metrics.jsonl": ("restore_jax.train.logs.Logs.write", full),
+        "events": ("restore_jax.train.logs._Events.flush", full),
+        "curves.png": ("restore_jax.report.plots.draw_curves", full),
     }[target]
     monkeypatch.setattr(*place)
     with pytest.raises(
@@ -413,7 +417,7 @@ def train_on_eight(name, folder):
     """Trains an experiment on eight devices, of which this process has too few."""
     subprocess.run(
         [
-            *(sys.executable, "-m", "tests.child", name, str(folder)),
+            *(sys.executable, "-m", "tests.support.child", name, str(folder)),
             *("--devices=8", "--batch_size=8"),
         ],
         cwd=ROOT,

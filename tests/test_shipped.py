@@ -14,9 +14,12 @@ import tifffile
 from PIL import Image
 
 import restore_jax
-from restore_jax import __main__, commands, cores, shipped, weights_file
+from restore_jax import __main__, shipped
+from restore_jax.checkpoints import weights_file
+from restore_jax.cli import commands
 from restore_jax.errors import UsageError
-from tests import shipping, tiny
+from restore_jax.parallel import cores
+from tests.support import shipping, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 MOST_BYTES = 12_000_000

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from restore_jax.models import convolution, portable
+from restore_jax.models import portable
+from restore_jax.models.conv_cpu import convolution
 
 Dtype = Any
 

@@ -1,0 +1,218 @@
+"""The pairs of every split as arrays, for a training that keeps them in device memory.
+
+Everything comes from the host's pipeline, so that the pixels are the very same.
+`restore_jax.train.on_device.pairs_file` says what the arrays are.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+from ml_collections import ConfigDict
+
+from data import pipeline, records, resize
+from data.sources import images
+from data.vgg16 import load_fixed
+from restore_jax import batches
+from restore_jax.degradation import definition
+from restore_jax.errors import UsageError
+from restore_jax.train.on_device import crops
+
+Arrays = dict[str, np.ndarray]
+
+__all__ = ["Realised", "load", "load_fixed", "whole"]
+
+
+class Realised(NamedTuple):
+    """What a configuration's data become.
+
+    Attributes:
+        images: a digest of all photographs.
+        law: the fields of the degradation.
+        symmetries: the flips that it allows, see `definition.symmetries`.
+        draws: fixed draws of each photograph of training; 0: a new one in every epoch.
+        realise: makes the arrays of each split, with lists of "id", "category" and
+            "defect_type"; takes as long as an epoch of the pipeline, or a few.
+    """
+
+    images: str
+    law: dict[str, Any]
+    symmetries: str
+    draws: int
+    realise: Callable[[], dict[str, dict[str, Any]]]
+
+
+def load(config: ConfigDict) -> Realised:
+    """Reads the photographs of a configuration once, and says what they can become.
+
+    Raises:
+        UsageError: for a wrong field, or data that cannot be kept in device memory.
+    """
+    if not config.data.image_size and config.data.realisations:
+        raise UsageError(
+            "config.data.resident: crops of native photographs are degraded anew in each step; "
+            "set config.data.realisations=0, or config.data.resident=False"
+        )
+    config, law, sources = pipeline.load(config)
+    if not sources["train"].count:
+        raise UsageError(
+            f"config.data.root={config.data.root!r}: holds no images to train on; it can be "
+            "evaluated with config.data.resident=False"
+        )
+    return Realised(
+        _digest(sources),
+        dataclasses.asdict(law),
+        definition.symmetries(law),
+        config.data.realisations,
+        functools.partial(_splits, sources, config, law),
+    )
+
+
+def whole(config: ConfigDict) -> batches.Data:
+    """Returns the host's data: native photographs are evaluated as wholes."""
+    return pipeline.make_data(config)
+
+
+def _splits(
+    sources: dict[str, records.Records], config: ConfigDict, law: definition.Law
+) -> dict[str, dict[str, Any]]:
+    if config.data.image_size:
+        return {name: _split(name, source, config, law) for name, source in sources.items()}
+    return {name: _native_split(name, sources[name], config, law) for name in ("train", "val")}
+
+
+def _digest(sources: dict[str, records.Records]) -> str:
+    """A digest of all photographs, as they are encoded, with their names."""
+    digest = hashlib.sha256()
+    for split, source in sorted(sources.items()):
+        digest.update(split.encode())
+        for record in pipeline.as_numpy(source.dataset):
+            for name in ("id", "image", "mask", "degraded"):
+                if name in record:
+                    digest.update(len(record[name]).to_bytes(8, "little") + record[name])
+    return digest.hexdigest()
+
+
+def _split(
+    split: str, source: records.Records, config: ConfigDict, law: definition.Law
+) -> dict[str, Any]:
+    """Realises a split as the host's pipeline does."""
+    settings, count, side = config.data, source.count, config.data.image_size
+    trained = split == "train" and settings.realisations > 0
+    if split == "reference":
+        draws = [pipeline.clean_pairs(source.dataset, settings)]
+    else:
+        seed = config.seed if trained else pipeline.EVAL_SEED
+        draws = [
+            pipeline.realise(source.dataset, settings, law, seed, draw)
+            for draw in range(settings.realisations if trained else 1)
+        ]
+    found: dict[str, Any] = {
+        "degraded": np.empty((len(draws) * count, side, side, 3), np.uint8),
+        "clean": np.empty((count, side, side, 3), np.uint8),
+        "mask": np.empty((count, side, side, 1), np.uint8),
+        "has_mask": np.empty(count, np.uint8),
+    }
+    names = ("id", "category", "defect_type")
+    found |= {name: [] for name in names}
+    for number, draw in enumerate(draws):
+        for i, pair in enumerate(_shown(draw, count, f"{settings.name}, {split}")):
+            found["degraded"][number * count + i] = pair["degraded"]
+            if number == 0:
+                for name in ("clean", "mask", "has_mask"):
+                    found[name][i] = pair[name]
+                for name in names:
+                    found[name].append(pair[name].decode())
+    if split in ("train", "val") and not settings.realisations:
+        found["native"] = _native_sizes(source)
+    if split == "train" and not trained:
+        found |= _fixed_blur(source, settings, law)
+    return found
+
+
+def _native_split(
+    split: str, source: records.Records, config: ConfigDict, law: definition.Law
+) -> dict[str, Any]:
+    """Photographs of their native size to train on; or the middles of those to validate on."""
+    if split == "train":
+        return native_photographs(split, source, config)
+    settings = config.data
+    pairs = pipeline.realise(source.dataset, settings, law, pipeline.EVAL_SEED, 0)
+    rows = list(_shown(pairs, source.count, f"{settings.name}, {split}"))
+    found = _described(rows)
+    side = crops.validation_side(found.pop("native"))
+    for name in ("degraded", "clean", "mask"):
+        found[name] = np.stack([_middle(row[name], side) for row in rows])
+    found[batches.CONTEXT] = np.stack([_thumbnail(row["degraded"]) for row in rows])
+    return found
+
+
+def native_photographs(
+    split: str, source: records.Records, config: ConfigDict
+) -> dict[str, Any]:
+    """Returns the photographs of a split in their corners, as `pairs_file` has them."""
+    pairs = pipeline.clean_pairs(source.dataset, config.data)
+    rows = list(_shown(pairs, source.count, f"{config.data.name}, {split}"))
+    found = _described(rows)
+    side = int(found["native"].max())
+    for name in ("clean", "mask"):
+        found[name] = crops.in_corners([row[name] for row in rows], side)
+    return found
+
+
+def _described(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of native pairs besides their pixels."""
+    names = ("id", "category", "defect_type")
+    found: dict[str, Any] = {name: [row[name].decode() for row in rows] for name in names}
+    found["has_mask"] = np.array([row["has_mask"] for row in rows], np.uint8)
+    found["native"] = np.array([row["clean"].shape[:2] for row in rows], np.int32)
+    return found
+
+
+def _middle(image: np.ndarray, side: int) -> np.ndarray:
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return image[top : top + side, left : left + side]
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    shrunk = resize.resize(image, batches.CONTEXT_SIZE, "bilinear").numpy()
+    return np.clip(np.round(shrunk), 0, 255).astype(np.uint8)
+
+
+def _native_sizes(source: records.Records) -> np.ndarray:
+    """Heights and widths of the photographs, int32 [N, 2]."""
+    shapes = source.dataset.map(
+        lambda record: tf.shape(images.decode(record["image"], 3))[:2],
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    return np.stack(list(pipeline.as_numpy(shapes))).astype(np.int32)
+
+
+def _fixed_blur(source: records.Records, settings: ConfigDict, law: definition.Law) -> Arrays:
+    """The blurred photographs that draws within a step start from, where blur is not drawn."""
+    fixed = all(low == high for low, high in (law.sigma_x, law.sigma_y))
+    if set(law.blur) != {"gaussian"} or not fixed:
+        return {}
+    only_blur = definition.Law(law.blur, law.sigma_x, law.sigma_y)
+    blurred = pipeline.realise(source.dataset, settings, only_blur, 0, 0)
+    rows = _shown(blurred, source.count, f"{settings.name}, blurred")
+    return {"blurred": np.stack([pair["degraded"] for pair in rows])}
+
+
+def _shown(dataset: tf.data.Dataset, count: int, name: str) -> Iterator[dict[str, Any]]:
+    """Iterates over pairs and shows on stderr how many have gone by."""
+    yield from tqdm.tqdm(
+        pipeline.as_numpy(dataset),
+        total=count,
+        desc=f"{name}: prepared for the device",
+        unit=" images",
+        # A log file is no terminal: a line every ten seconds is enough there.
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        dynamic_ncols=True,
+    )

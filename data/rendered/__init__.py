@@ -1,0 +1,1 @@
+"""Rendered photographs of surfaces and parts with defects."""

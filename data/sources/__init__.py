@@ -1,0 +1,1 @@
+"""Data sets on disk: where their photographs and masks lie."""

@@ -1,0 +1,320 @@
+"""Folders of the user's own images: pairs of degraded and clean ones, or clean ones alone.
+
+    root/{train,val}/{degraded,clean[,mask]}/**     pairs, divided by their folders
+    root/{degraded,clean[,mask]}/**                 pairs, divided here
+    root/{train,val}/**  or  root/**                clean images
+
+Below these, the first folder is the category and the second, if any, the defect type. The files
+of a pair have the same folders and name but for the suffix and the form in which Unicode writes
+accents; a mask may have `_mask` after its name. What is divided here is divided by a hash of
+folders and name, about 91/9 per category.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from data import bad_files, splits
+from data.examples import (
+    Example,
+    Faults,
+    FromFiles,
+    check,
+    from_files,
+    name_in,
+    with_known_masks,
+)
+from data.sources import images
+from restore_jax.errors import UsageError
+from restore_jax.image_io import image_paths
+
+PARTS = ("train", "val")
+# What no folder of photographs is called.
+_MASK_FOLDERS = (
+    "ground_truth", "groundtruth", "gt", "gt_mask", "mask", "masks", "defect_mask",
+    "defect_masks",
+)  # fmt: skip
+
+Loaded = dict[str, FromFiles]
+
+
+def load_pairs(
+    root: str,
+    split: str = "defects",
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
+) -> Loaded:
+    """Finds pairs of degraded and clean photographs.
+
+    Every file's header is read here; pixels only with the records, but for `skip_bad`.
+
+    Args:
+        root: `config.data.root`, with one of the layouts above.
+        split: `config.data.split`, which has to be left at its default.
+        skip_bad: `config.data.skip_bad`: reads every file to its end and leaves out the pairs
+            of which one cannot be read, after they were divided.
+        max_pixels: how many a file may have, `config.data.max_megapixels` in pixels.
+
+    Returns:
+        For `train` and `val`, the records (see `data.records`) in the order of their ids, with
+        `degraded`, their number, and how to read some of them.
+
+    Raises:
+        UsageError: there are no such pairs, nothing to train or to validate on, or files that
+            have no partner, cannot be read or differ in size, the first of which it names.
+    """
+    _check_split(split, "pairs")
+    layout = "{train,val}/{degraded,clean} or {degraded,clean}"
+    folder = open_root(root, f"the folder of {layout}")
+    flat = all((folder / name).is_dir() for name in ("degraded", "clean"))
+    parts = [part for part in PARTS if (folder / part).is_dir()]
+    if flat == (len(parts) == len(PARTS)):
+        problem = f"holds both layouts of {layout}" if flat else f"holds no {layout}"
+        raise UsageError(f"config.data.root={root!r}: {problem}; bring the pairs into one")
+    faults: Faults = collections.defaultdict(list)
+    found = {}
+    for part in ("",) if flat else PARTS:
+        below = {name: folder / part / name for name in ("degraded", "clean", "mask")}
+        for name in ("degraded", "clean"):
+            if not below[name].is_dir():
+                raise UsageError(f"config.data.root={root!r}: there is no {part}/{name}")
+        matched = match(below["clean"], below["degraded"], below["mask"], folder, faults)
+        found[part] = [_example(folder, part, key, *files) for key, files in matched.items()]
+    return _finish("pairs", folder, found, faults, skip_bad, max_pixels)
+
+
+def load_clean(
+    root: str,
+    split: str = "defects",
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
+) -> Loaded:
+    """Finds clean photographs, to be degraded by the law of the configuration.
+
+    Args:
+        root: `config.data.root`: any folder. If it holds both, its folders `train` and `val`
+            say which photographs are for what.
+        split: `config.data.split`, which has to be left at its default.
+        skip_bad: as for `load_pairs`.
+        max_pixels: as for `load_pairs`.
+
+    Returns:
+        As `load_pairs`, without `degraded` and with masks that are not known.
+
+    Raises:
+        UsageError: as `load_pairs`.
+    """
+    _check_split(split, "clean")
+    folder = open_root(root, "a folder of photographs")
+    divided = all((folder / part).is_dir() for part in PARTS)
+    faults: Faults = collections.defaultdict(list)
+    found = {}
+    masks: list[Path] = []
+    for part in PARTS if divided else ("",):
+        listed = list_images(folder / part, folder, faults, masks)
+        found[part] = [_example(folder, part, key, path) for key, path in listed.items()]
+    if masks:
+        some = ", ".join(name_in(path, folder) for path in masks[: bad_files.SHOWN])
+        more = (
+            f" and {len(masks) - bad_files.SHOWN} more" if len(masks) > bad_files.SHOWN else ""
+        )
+        print(
+            f"clean: warning: {some}{more} left out, by name folders of masks and not of "
+            "photographs; the data inspection read BTAD, VisA, MVTec AD 2 and MVTec LOCO with "
+            "their masks"
+        )
+    return _finish("clean", folder, found, faults, skip_bad, max_pixels)
+
+
+def open_root(root: str, wanted: str) -> Path:
+    """Returns `config.data.root` as a folder that is there.
+
+    Args:
+        root: what the user gave.
+        wanted: what it has to name, for the message.
+
+    Raises:
+        UsageError: it is empty, or there is no such folder.
+    """
+    if not root.strip():
+        raise UsageError(f"config.data.root: is empty; name {wanted}")
+    try:
+        folder = Path(root).expanduser()
+        if not folder.is_dir():
+            there = "is a file" if folder.exists() else "there is no such folder"
+            raise UsageError(f"config.data.root={root!r}: {there}; name {wanted}")
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home of that user
+        raise UsageError(f"config.data.root={root!r}: cannot be read: {error}") from error
+    return folder
+
+
+def list_images(
+    folder: Path, root: Path, faults: Faults, masks: list[Path] | None = None
+) -> dict[str, Path]:
+    """Lists the image files in a folder and below, by relative path without suffix.
+
+    The paths are in Unicode's composed form (NFC), whichever form the file system keeps: a
+    folder that went through macOS may have the same names decomposed.
+
+    Args:
+        folder: where to look; links are followed. Hidden files are passed over, and so are
+            those without the suffix of an image.
+        root: what the names of faulty files are relative to.
+        faults: gains what is wrong.
+        masks: gains the folders below that are called as those of masks are, which are then
+            passed over; None: they are looked into.
+    """
+    found: dict[str, Path] = {}
+    for path in _files(folder, root, faults, masks) if folder.is_dir() else ():
+        if not image_paths.is_image(path):
+            continue
+        key = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+        if not str(path).isprintable():
+            faults["of unprintable names"].append(ascii(str(path)))
+        elif key in found:
+            both = [name_in(found[key], root), name_in(path, root)]
+            if unicodedata.is_normalized("NFC", both[0]) != unicodedata.is_normalized(
+                "NFC", both[1]
+            ):
+                both = [ascii(name) for name in both]  # they look the same otherwise
+            faults["of one name but for the suffix"].append(" and ".join(both))
+        else:
+            found[key] = path
+    return dict(sorted(found.items()))
+
+
+def _files(
+    folder: Path,
+    root: Path,
+    faults: Faults,
+    masks: list[Path] | None,
+    above: frozenset[str] = frozenset(),
+) -> Iterator[Path]:
+    """The files in a folder and below but hidden ones; `above` are the folders it is in."""
+    resolved = os.path.realpath(folder)
+    if resolved in above:  # a link back up
+        return
+    try:
+        with os.scandir(folder) as entries:
+            shown = sorted(
+                (entry for entry in entries if not image_paths.is_hidden(entry.name)),
+                key=_entry_name,
+            )
+    except OSError as error:
+        faults["unreadable"].append(f"{name_in(folder, root)} ({error.strerror})")
+        return
+    for entry in shown:
+        if not entry.is_dir():
+            yield Path(entry.path)
+        elif masks is not None and entry.name.lower() in _MASK_FOLDERS:
+            masks.append(Path(entry.path))
+        else:
+            yield from _files(Path(entry.path), root, faults, masks, above | {resolved})
+
+
+def _entry_name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def match(
+    clean: Path, degraded: Path, mask: Path, root: Path, faults: Faults
+) -> dict[str, tuple[Path, Path, Path | None]]:
+    """Brings together the files of each pair.
+
+    Args:
+        clean: the folder of the clean photographs.
+        degraded: that of the degraded ones.
+        mask: that of the masks; it may be missing.
+        root: what the names of faulty files are relative to.
+        faults: gains what is wrong.
+
+    Returns:
+        By relative path without suffix, in its order: the clean photograph, the degraded one
+        and the mask, if there is one.
+    """
+    cleans, degradeds, masks = (
+        list_images(folder, root, faults) for folder in (clean, degraded, mask)
+    )
+    for ours, theirs, where in ((degradeds, cleans, clean), (cleans, degradeds, degraded)):
+        for key in ours.keys() - theirs.keys():
+            faults["unmatched"].append(
+                f"{name_in(ours[key], root)} (nothing of that name in {name_in(where, root)})"
+            )
+    mask_of: dict[str, Path] = {}
+    for key, path in masks.items():
+        owner = key if key in cleans else key.removesuffix("_mask")
+        if owner not in cleans:
+            faults["unmatched"].append(
+                f"{name_in(path, root)} (no photograph in {name_in(clean, root)})"
+            )
+        elif owner in mask_of:
+            faults["masks of one photograph"].append(
+                f"{name_in(mask_of[owner], root)} and {name_in(path, root)}"
+            )
+        else:
+            mask_of[owner] = path
+    return {
+        key: (path, degradeds[key], mask_of.get(key))
+        for key, path in cleans.items()
+        if key in degradeds
+    }
+
+
+def _example(root: Path, part: str, key: str, *files: Path | None) -> Example:
+    folders = key.split("/")[:-1]
+    return Example(
+        f"{part}/{key}" if part else key,
+        folders[0] if folders else root.resolve().name,
+        folders[1] if len(folders) > 1 else "",
+        *files,
+    )
+
+
+def _finish(
+    name: str,
+    root: Path,
+    found: Mapping[str, list[Example]],
+    faults: Faults,
+    skip_bad: bool,
+    max_pixels: int,
+) -> Loaded:
+    """Checks what was found and divides it, unless folders have done so."""
+    examples = [example for members in found.values() for example in members]
+    left_out = check(name, examples, root, faults, skip_bad, max_pixels)
+    if "" in found:
+        divided, where = _divide(found[""]), dict.fromkeys(PARTS, root)
+    else:
+        divided, where = found, {part: root / part for part in PARTS}
+    kept = {part: [e for e in divided[part] if e.id not in left_out] for part in PARTS}
+    for part, members in kept.items():
+        if not members:
+            problem = "there are no images"
+            if divided["train"] and "" in found:
+                problem = "no category (the first folder) has two images, one to validate on"
+            if divided[part]:
+                problem = f"none of the images for {part} can be read"
+            raise UsageError(f"config.data.root={str(where[part])!r}: {problem}; add some")
+    known = with_known_masks(name, kept, root, max_pixels)
+    return {part: from_files(m, name == "pairs", max_pixels) for part, m in known.items()}
+
+
+def _divide(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """Divides photographs by the hash that divides MVTec AD, whatever the root is called."""
+    named = {}
+    for example in examples:
+        category = example.id.split("/")[0] if "/" in example.id else ""
+        named[f"{category}/all/all/{example.id}"] = example
+    train, val = splits.divide(named, "all")
+    return {"train": [named[name] for name in train], "val": [named[name] for name in val]}
+
+
+def _check_split(split: str, name: str) -> None:
+    if split != "defects":
+        raise UsageError(
+            f"config.data.split: {split!r} is not for {name!r}, which its folders train and val"
+            " divide, or else a hash of the names; leave it at 'defects'"
+        )

@@ -1,0 +1,237 @@
+"""Other inspection data sets in their own layouts, which are found by looking.
+
+    BTAD          <category>/{train/ok, test/{ok,ko}, ground_truth/ko/NNN.png}
+    VisA          <category>/Data/{Images/{Normal,Anomaly}, Masks/Anomaly}, split_csv/1cls.csv
+    MVTec AD 2    <category>/{train/good, validation/good,
+                  test_public/{good, bad, ground_truth/bad/NNN_mask.png}}
+    MVTec LOCO    <category>/{train/good, validation/good, test/{good, <defect type>},
+                  ground_truth/<defect type>/NNN/{000,001,...}.png}
+
+and, of any image format, MVTec AD's own, which VisA has as well once it was prepared for
+training: <category>/{train/good, test/{good,<defect type>}, ground_truth/<defect type>}.
+
+Ids are those of MVTec AD, `<category>/<train|test>/<defect type or good>/<name>`, so that the
+same splits apply. Photographs of `validation/good` are good ones of the test.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from data import examples, splits
+from data.sources import folders, images
+from restore_jax.batches import GOOD
+from restore_jax.errors import UsageError
+
+_WANTED = "the folder of BTAD, VisA, MVTec AD 2, MVTec LOCO or a set in MVTec AD's layout"
+# What photographs without defects are called.
+_GOOD = ("good", "ok", "normal")
+
+# Of each photograph: its id, its file and the files of its masks.
+_Found = Iterator[tuple[str, Path, tuple[Path, ...]]]
+
+
+def load(
+    root: str,
+    split: str = "defects",
+    references: int = 0,
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
+) -> dict[str, examples.FromFiles]:
+    """Finds the photographs of an inspection data set and says which one it is.
+
+    Args:
+        root: `config.data.root`: the folder of its categories, one that this is in, or one
+            category.
+        split: `config.data.split`, as for MVTec AD.
+        references: `config.data.references` (`splits.parts`).
+        skip_bad: `config.data.skip_bad`, as for `folders.load_pairs`.
+        max_pixels: as for `folders.load_pairs`.
+
+    Returns:
+        For each part of `splits.parts` that has any, what `examples.from_files` makes of it.
+
+    Raises:
+        UsageError: there is no such split or set, nothing to train or to validate on, or files
+            are faulty, the first of which it names.
+    """
+    splits.check_split(split)
+    folder = folders.open_root(root, _WANTED)
+    layout, categories = _look(folder)
+    faults: examples.Faults = collections.defaultdict(list)
+    listed = [
+        _example(photograph, faults, folder)
+        for category in categories
+        for photograph in _READERS[layout](category, faults, folder)
+    ]
+    listed = sorted(listed, key=lambda example: example.id)
+    left_out = examples.check("inspection", listed, folder, faults, skip_bad, max_pixels)
+    by_id = {example.id: example for example in listed}
+    parts = {
+        part: [by_id[name] for name in ids if name not in left_out]
+        for part, ids in splits.parts(by_id, split, references).items()
+    }
+    for part in ("train", "val"):
+        if not parts[part]:
+            raise UsageError(
+                f"config.data.root={root!r} with config.data.split={split!r}: {layout} leaves "
+                f"no photographs for {part}; choose another split ({', '.join(splits.SPLITS)})"
+            )
+    defective = sum(splits.defect_type(name) != GOOD for name in by_id)
+    print(
+        f"inspection: {layout}, {len(by_id)} photographs of {len(categories)} categories, "
+        f"{defective} of them with defects"
+    )
+    parts = examples.with_known_masks("inspection", parts, folder, max_pixels)
+    return {part: examples.from_files(m, False, max_pixels) for part, m in parts.items() if m}
+
+
+def _look(root: Path) -> tuple[str, list[Path]]:
+    """Finds the layout and its categories, in a folder, one below, or it alone."""
+    below = _folders(root)
+    for candidates in (below, [deep for folder in below for deep in _folders(folder)], [root]):
+        found = {c: layout for c in candidates if (layout := layout_of(c)) is not None}
+        if len(set(found.values())) > 1:
+            named = ", ".join(
+                sorted(f"{layout} in {c.name}" for c, layout in found.items())[:3]
+            )
+            raise UsageError(
+                f"config.data.root={str(root)!r}: several layouts ({named}); name the folder "
+                "of one set"
+            )
+        if found:
+            return next(iter(found.values())), sorted(found)
+    raise UsageError(f"config.data.root={str(root)!r}: no such set in there; name {_WANTED}")
+
+
+def layout_of(category: Path) -> str | None:
+    """Names the data set that a folder is a category of; None for any other folder."""
+    if (category / "Data" / "Images").is_dir():
+        return "VisA"
+    if (category / "test_public").is_dir():
+        return "MVTec AD 2"
+    if not (category / "test").is_dir():
+        return None
+    if any((category / name).is_dir() for name in ("train/ok", "test/ok", "test/ko")):
+        return "BTAD"
+    masks = [f for kind in _folders(category / "ground_truth") for f in _folders(kind)]
+    if masks or (category / "test" / "logical_anomalies").is_dir():
+        return "MVTec LOCO"
+    if (category / "train").is_dir() or (category / "ground_truth").is_dir():
+        return "MVTec AD's layout"
+    return None
+
+
+def _read_mvtec(category: Path, faults: examples.Faults, root: Path) -> _Found:
+    """The layout of MVTec AD, with any names of its folders; one mask file or several."""
+    masks = _masks(category / "ground_truth", faults, root)
+    for section in ("train", "test", "validation"):
+        for kind in _folders(category / section):
+            yield from _photographs(category.name, section, kind, masks, faults, root)
+
+
+def _read_mvtec_ad_2(category: Path, faults: examples.Faults, root: Path) -> _Found:
+    """Without its private tests, whose defects nobody knows."""
+    public = category / "test_public"
+    masks = _masks(public / "ground_truth", faults, root)
+    for section in ("train", "validation"):
+        for kind in _folders(category / section):
+            yield from _photographs(category.name, section, kind, masks, faults, root)
+    for kind in _folders(public):
+        if kind.name != "ground_truth":
+            yield from _photographs(category.name, "test", kind, masks, faults, root)
+
+
+def _read_visa(category: Path, faults: examples.Faults, root: Path) -> _Found:
+    """Divided as its list says; without that, its good photographs are all for training."""
+    masks = {
+        ("anomaly", key): (path,)
+        for key, path in folders.list_images(
+            category / "Data/Masks/Anomaly", root, faults
+        ).items()
+    }
+    tests = _visa_tests(category.parent / "split_csv" / "1cls.csv")
+    for kind in _folders(category / "Data" / "Images"):
+        for key, path in folders.list_images(kind, root, faults).items():
+            name = _kind(kind.name)
+            in_test = name != GOOD or path.relative_to(category.parent).as_posix() in tests
+            example = f"{category.name}/{'test' if in_test else 'train'}/{name}/{key}"
+            yield example, path, () if name == GOOD else masks.get((name, key), ())
+
+
+def _visa_tests(path: Path) -> set[str]:
+    if not path.is_file():
+        return set()
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.DictReader(file))
+    return {row.get("image") or "" for row in rows if row.get("split") == "test"}
+
+
+_READERS = {
+    "BTAD": _read_mvtec,
+    "VisA": _read_visa,
+    "MVTec AD 2": _read_mvtec_ad_2,
+    "MVTec LOCO": _read_mvtec,
+    "MVTec AD's layout": _read_mvtec,
+}
+
+
+def _photographs(
+    category: str,
+    section: str,
+    kind: Path,
+    masks: Mapping[tuple[str, str], tuple[Path, ...]],
+    faults: examples.Faults,
+    root: Path,
+) -> _Found:
+    name = _kind(kind.name)
+    for key, path in folders.list_images(kind, root, faults).items():
+        # A photograph of the same number may be in the tests.
+        stem = f"validation_{key}" if section == "validation" else key
+        part = "train" if section == "train" else "test"
+        found = () if name == GOOD else masks.get((name, key), ())
+        yield f"{category}/{part}/{name}/{stem}", path, found
+
+
+def _masks(
+    folder: Path, faults: examples.Faults, root: Path
+) -> dict[tuple[str, str], tuple[Path, ...]]:
+    """The mask files of each photograph, by its defect type and name."""
+    found: dict[tuple[str, str], tuple[Path, ...]] = {}
+    for kind in _folders(folder):
+        for key, path in folders.list_images(kind, root, faults).items():
+            # NNN.png, NNN_mask.png, or a folder NNN of several.
+            owner = key.split("/")[0] if "/" in key else key.removesuffix("_mask")
+            place = _kind(kind.name), owner
+            found[place] = (*found.get(place, ()), path)
+    return found
+
+
+def _kind(name: str) -> str:
+    return GOOD if name.lower() in _GOOD else name.lower()
+
+
+def _example(
+    photograph: tuple[str, Path, tuple[Path, ...]], faults: examples.Faults, root: Path
+) -> examples.Example:
+    name, path, masks = photograph
+    category, _, kind, *_ = name.split("/")
+    return examples.Example(
+        name,
+        category,
+        kind,
+        path,
+        mask=masks[0] if masks else None,
+        more_masks=masks[1:],
+        is_good=kind == GOOD,
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))

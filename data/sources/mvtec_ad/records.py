@@ -1,0 +1,287 @@
+"""MVTec AD as records for training: prepared once on disk, then read in order of the ids."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import fcntl
+import io
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from data import bad_files, splits
+from data.sources import images
+from data.sources.mvtec_ad import source
+from data.sources.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
+from restore_jax import plain_path, user_cache
+from restore_jax.errors import RunError, UsageError
+
+# Small files: a share of the photographs is then read without passing over the others.
+_SHARD_BYTES = 32 << 20
+# The records of a part, their number, those of some positions among them, and the id of each
+# with the bytes that its files take.
+Part = tuple[
+    tf.data.Dataset,
+    int,
+    Callable[[Sequence[int]], tf.data.Dataset],
+    Sequence[tuple[str, int]],
+]
+
+_NEEDED = 1.1  # disk space to prepare, as a multiple of the data set's size
+
+
+def load(
+    root: str,
+    split: str = "defects",
+    cache_dir: str | None = None,
+    references: int = 0,
+    skip_bad: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
+) -> dict[str, Part]:
+    """Reads MVTec AD for training and evaluation.
+
+    The first call on a data set copies its files, checked and undecoded, into a folder of the
+    cache that belongs to just this content (names, sizes and times of change), so a changed or
+    another data set never meets records of the old one. That takes as much disk space as the
+    data set; the folder may be deleted at any time. Later calls only list the data set's files.
+    Several processes may call at once: one prepares and the others wait for it.
+
+    Args:
+        root: `config.data.root`: the extracted data set or its archives (`source.find`).
+        split: `config.data.split`: `defects`, `good` or `all` (`splits.divide`).
+        cache_dir: Where to keep prepared data; None: `restore_jax/tfds` in the user's cache
+            folder (`$XDG_CACHE_HOME`, else `~/.cache`).
+        references: `config.data.references` (`splits.parts`).
+        skip_bad: `config.data.skip_bad`: leaves out photographs of which a file cannot be
+            read, after they were divided, and prints how many. What is prepared without them
+            has a folder of its own in the cache.
+        max_pixels: `config.data.max_megapixels` in pixels: how many a file may have that is
+            prepared.
+
+    Returns:
+        For each part of `splits.parts` that has any (`train` and `val` always do), the records
+        in the order of their ids, their number, what reads those of some positions among them
+        without decoding others, and the bytes that the files of each take. A record is a dict
+        of scalars: `image` and `mask`, encoded PNG files; `has_mask`, bool, whether the mask is
+        known (it is, and empty, for photographs without defects); `id`, `category` and
+        `defect_type`, strings.
+
+    Raises:
+        UsageError: There is no such split, no MVTec AD at `root` or no photographs in it that
+            the split asks for, a file cannot be decoded, or the cache cannot be written to.
+        RunError: Preparing failed for want of disk space or the like.
+    """
+    splits.check_split(split)
+    found = source.find(root)
+    folder = _cache(cache_dir) / f"mvtec_ad-{found.fingerprint()[:16]}"
+    with _quiet():
+        builder = _prepared(folder)
+    if builder is None and skip_bad:
+        builder = _prepare_readable(root, found, folder, max_pixels)
+    if builder is None:
+        builder = _prepare(root, found, folder, max_pixels)
+
+    left_out = builder.info.metadata.get("left_out", {})
+    ids = builder.info.metadata["ids"]
+    positions = {
+        example: (name, position)
+        for name, members in ids.items()
+        for position, example in enumerate(members)
+    }
+    bad_files.report("mvtec_ad", list(left_out.values()), len(positions) + len(left_out))
+    blank = builder.info.metadata.get("blank_masks", [])
+    bad_files.report_blank("mvtec_ad", blank, sum(_is_defective(i) for i in positions))
+    # Divided with those that are left out: none of the others changes its part.
+    parts = splits.parts([*positions, *left_out], split, references)
+    _check_some(parts["train"], parts["val"], split, root)
+    parts = {part: [i for i in of if i not in left_out] for part, of in parts.items()}
+    for part in ("train", "val"):
+        if not parts[part]:
+            raise UsageError(
+                f"config.data.root={root!r} with config.data.split={split!r}: none of the"
+                f" photographs for {part} can be read: get them again"
+            )
+    with _quiet():
+        return {
+            part: _all_and_some(builder, members, positions)
+            for part, members in parts.items()
+            if members
+        }
+
+
+def _prepare_readable(
+    root: str, found: source.Tree | source.Archives, folder: Path, max_pixels: int
+) -> Builder | None:
+    """Prepares what can be read of a damaged data set; None where nothing is damaged."""
+    # With another limit, others are left out.
+    folder = folder.with_name(f"{folder.name}-readable-{max_pixels}")
+    with _quiet():
+        builder = _prepared(folder)
+    if builder is None and (left_out := unreadable(found, max_pixels)):
+        readable = source.Readable(found, left_out)
+        if not readable.photographs:
+            raise UsageError(
+                f"config.data.root={root!r}: none of its photographs can be read, the first is"
+                f" {min(left_out.values())}"
+            )
+        builder = _prepare(root, readable, folder, max_pixels)
+    return builder
+
+
+def _check_some(train: list[str], val: list[str], split: str, root: str) -> None:
+    """Refuses a data set of which a split leaves nothing to train on or to validate on."""
+    where = f"config.data.root={root!r} with config.data.split={split!r}"
+    if split == "good" and not train:
+        raise UsageError(
+            f"{where}: there are no photographs in <category>/train/good to train on:"
+            " add them, or choose another split (defects, all)"
+        )
+    if (split == "good" and not val) or (split == "defects" and not train):
+        raise UsageError(
+            f"{where}: there are no defective photographs (<category>/test/<defect type>):"
+            " add them, or train on all photographs with config.data.split=all"
+        )
+    if not val:
+        raise UsageError(
+            f"{where}: no category has two photographs, one to train on and one to validate"
+            " on: add photographs"
+        )
+
+
+def _is_defective(example: str) -> bool:
+    return splits.defect_type(example) != "good"
+
+
+def _cache(cache_dir: str | None) -> Path:
+    if cache_dir:
+        return Path(cache_dir).expanduser()
+    return user_cache.folder() / "tfds"
+
+
+def _prepared(folder: Path) -> Builder | None:
+    """The builder of what is prepared in a folder; None unless all of it is there."""
+    if not (folder / Builder.name / str(Builder.VERSION) / "dataset_info.json").exists():
+        return None
+    builder = Builder(data_dir=plain_path.of(folder))
+    shards = [path for part in builder.info.splits.values() for path in part.filepaths]
+    complete = shards and builder.is_prepared() and all(path.exists() for path in shards)
+    return builder if complete else None
+
+
+def _prepare(root: str, found: source.Source, folder: Path, max_pixels: int) -> Builder:
+    """Prepares the data set in a folder, unless another process does so meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: prepared data cannot be kept there ({error.strerror}):"
+            " choose another cache folder"
+        ) from error
+    with lock:
+        alone = _locked(lock)
+        with _quiet():
+            if builder := _prepared(folder):
+                return builder
+        version = folder / Builder.name / str(Builder.VERSION)
+        # What a killed process left behind, or a preparation with files deleted since.
+        shutil.rmtree(version.parent if alone else version, ignore_errors=True)
+        free, needed = shutil.disk_usage(folder).free, _NEEDED * found.bytes
+        if free < needed:
+            raise UsageError(
+                f"{folder}: {free / 1e9:.1f} GB are free and preparing mvtec_ad takes about"
+                f" {needed / 1e9:.1f} GB: make room or choose another cache folder"
+            )
+        print(
+            f"preparing mvtec_ad from {root} ({found.summary}) in {folder} ...", file=sys.stderr
+        )
+        with _quiet():
+            builder = Builder(root=found, max_pixels=max_pixels, data_dir=plain_path.of(folder))
+            try:
+                builder.download_and_prepare(
+                    download_config=tfds.download.DownloadConfig(
+                        try_download_gcs=False, num_shards=_shards(found)
+                    )
+                )
+            # RuntimeError: what TensorFlow Datasets makes of the others at the end of a split.
+            except (OSError, tf.errors.OpError, RuntimeError) as error:
+                # Where locks do not work, another process may have been the first to finish.
+                builder = _prepared(folder)
+                if builder is None:
+                    reason = " ".join(str(error).split())[:300]
+                    raise RunError(f"{folder}: preparing mvtec_ad failed: {reason}") from error
+        return builder
+
+
+def _locked(file: IO[str]) -> bool:
+    """Waits until this process alone has the lock; False where files cannot be locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _shards(found: source.Source) -> int:
+    """Into how many files each split goes: none may be left empty."""
+    per_split = collections.Counter(p.split for p in found.photographs)
+    return max(1, min(found.bytes // _SHARD_BYTES, *per_split.values()))
+
+
+def _all_and_some(
+    builder: Builder, ids: Sequence[str], position_of: Mapping[str, tuple[str, int]]
+) -> Part:
+    positions = [position_of[example] for example in ids]
+    taken = builder.info.metadata["bytes"]
+    sizes = [taken[name][position] for name, position in positions]
+
+    def pick(chosen: Sequence[int]) -> tf.data.Dataset:
+        with _quiet():
+            return _read(builder, [positions[i] for i in chosen])
+
+    return _read(builder, positions), len(ids), pick, list(zip(ids, sizes, strict=True))
+
+
+def _read(builder: Builder, positions: list[tuple[str, int]]) -> tf.data.Dataset:
+    """Reads records by split and position, in the order given."""
+    runs: list[list[Any]] = []
+    for name, position in positions:
+        if runs and runs[-1][0] == name and runs[-1][2] == position:
+            runs[-1][2] = position + 1
+        else:
+            runs.append([name, position, position + 1])
+    instructions = [tfds.core.ReadInstruction(*run, unit="abs") for run in runs]
+    return builder.as_dataset(
+        split=_sum(instructions),
+        decoders={"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()},
+        # What is worth keeping in memory is for the pipeline that decodes to say.
+        read_config=tfds.ReadConfig(try_autocache=False, skip_prefetch=True),
+    )
+
+
+def _sum(instructions: list[Any]) -> Any:
+    """Adds in halves: a sum is nested as deep as it was added up, and there may be hundreds."""
+    if len(instructions) == 1:
+        return instructions[0]
+    half = len(instructions) // 2
+    return _sum(instructions[:half]) + _sum(instructions[half:])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back TensorFlow Datasets' progress bars, printed notices and log lines."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,1 @@
+"""States and weights as files: written, checked, read, imported."""

@@ -1,0 +1,311 @@
+"""Published PyTorch weights as parameters of the models here.
+
+Sources of the tensors' names: the releases of the SCA U-Net (Sarvesan and Mendhe, IIT Madras
+2024) and of the RCAN-like network (Mahesh, Malapaka, Garimella and Singh, IIT Madras 2024).
+Nothing in a file is executed: it may come from a stranger.
+"""
+
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from restore_jax.checkpoints import checkpoint
+from restore_jax.config import workdir
+from restore_jax.errors import UsageError
+from restore_jax.learner import adversarial
+from restore_jax.learner.state import TrainState, make_system
+
+Tensors = dict[str, np.ndarray]
+
+# Under these keys training scripts keep the tensors beside the optimizer and the epoch.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "params", "net")
+# Put before every name by DataParallel and by torch.compile.
+_PREFIXES = ("module.", "_orig_mod.")
+
+_SHOWN = 3
+
+
+def _sca_unet_name(path: tuple[str, ...]) -> str:
+    """Returns the released name of a parameter of `SCAUNet`, without its last part."""
+    block = path[0]
+    if block == "output":
+        return "conv_last"
+    if block == "non_local":
+        return f"nl_block.{path[1]}"
+    if block.startswith("attention"):
+        layer = {
+            "spatial": "spatial_attention",
+            "squeeze": "channel_attention.1",
+            "excite": "channel_attention.3",
+        }[path[1]]
+        return f"att{block.removeprefix('attention')}.{layer}"
+    layer = {"conv1": "conv_block.0", "conv2": "conv_block.2", "shortcut": "residual_conv"}
+    return f"dconv_{block}.{layer[path[1]]}"
+
+
+def _rcan_name(path: tuple[str, ...]) -> str:
+    """Returns the released name of a parameter of `RCAN`, without its last part."""
+    block = path[0]
+    if block in ("input", "output"):
+        return {"input": "initial_conv", "output": "final_conv"}[block]
+    if path[1] == "attention":
+        layer = {"squeeze": "channel_attention.1", "excite": "channel_attention.3"}[path[2]]
+    else:
+        layer = path[1]
+    return f"res_blocks.{int(block.removeprefix('block')) - 1}.{layer}"
+
+
+_NAMES: dict[str, Callable[[tuple[str, ...]], str]] = {
+    "sca_unet": _sca_unet_name,
+    "rcan": _rcan_name,
+}
+
+
+def read_tensors(path: pathlib.Path) -> Tensors:
+    """Reads the tensors of a file by name.
+
+    Wrappers of training scripts ("state_dict", "model", …) and the prefixes of DataParallel and
+    torch.compile are taken off.
+
+    Args:
+        path: `.pth` or `.pt` (needs PyTorch), `.safetensors` or `.npz`.
+
+    Returns:
+        Arrays by PyTorch's names; floating ones are float32.
+
+    Raises:
+        UsageError: for a file that is missing, damaged, of another kind, holds anything but
+            tensors, or needs a package that is not installed.
+    """
+    readers = {
+        ".pth": _read_pickle,
+        ".pt": _read_pickle,
+        ".safetensors": _read_safetensors,
+        ".npz": _read_npz,
+    }
+    if path.suffix.lower() not in readers:
+        raise UsageError(
+            f"--weights={path}: not a kind of file that is read; there are {', '.join(readers)}"
+        )
+    if not path.is_file():
+        raise UsageError(f"--weights={path}: no such file")
+    try:
+        found = readers[path.suffix.lower()](path)
+    except ImportError as error:
+        raise UsageError(
+            f"--weights={path}: needs the package {error.name}; pip install {error.name}, or "
+            "save the tensors as .npz"
+        ) from error
+    tensors = _unwrapped(found, path)
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _refused(path: pathlib.Path, reader: str, error: Exception) -> UsageError:
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return UsageError(
+        f"--weights={path}: {reader} refuses it ({reason[:150]}); give a file of plain tensors "
+        "(a state_dict), unharmed"
+    )
+
+
+def _read_pickle(path: pathlib.Path) -> Any:
+    # PyTorch takes seconds to import and only these files need it.
+    import torch  # noqa: PLC0415
+
+    def as_arrays(found: Any) -> Any:
+        if isinstance(found, torch.Tensor):
+            found = found.detach()
+            return (found.float() if found.is_floating_point() else found).numpy()
+        if isinstance(found, Mapping):
+            return {str(name): as_arrays(value) for name, value in found.items()}
+        return found
+
+    try:
+        return as_arrays(torch.load(path, map_location="cpu", weights_only=True))
+    # A stranger's bytes can make the parser raise anything at all.
+    except Exception as error:
+        raise _refused(path, "torch.load(weights_only=True)", error) from error
+
+
+def _read_safetensors(path: pathlib.Path) -> Any:
+    import safetensors.numpy  # noqa: PLC0415
+
+    try:
+        return safetensors.numpy.load_file(path)
+    except Exception as error:
+        raise _refused(path, "safetensors", error) from error
+
+
+def _read_npz(path: pathlib.Path) -> Any:
+    try:
+        # Opened here: NumPy leaves a file it refuses open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:
+        raise _refused(path, "numpy.load(allow_pickle=False)", error) from error
+
+
+def _unwrapped(found: Any, path: pathlib.Path) -> Tensors:
+    """Returns the mapping of tensors within what a file holds."""
+    while isinstance(found, Mapping):
+        inner = [key for key in _WRAPPERS if isinstance(found.get(key), Mapping)]
+        if not inner:
+            break
+        found = found[inner[0]]
+    if not isinstance(found, Mapping) or not found:
+        raise UsageError(f"--weights={path}: holds no tensors by name; give a state_dict")
+    for name, value in found.items():
+        if not isinstance(value, np.ndarray):
+            raise UsageError(
+                f"--weights={path}: {name!r} is no tensor but {type(value).__name__}; give a "
+                "state_dict"
+            )
+    return {
+        name: value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+        for name, value in found.items()
+    }
+
+
+def to_params(
+    name: str, tensors: Mapping[str, np.ndarray], model: nn.Module, source: str = "weights"
+) -> dict[str, Any]:
+    """Gives a model the published weights.
+
+    Args:
+        name: the model's, "sca_unet" or "rcan".
+        tensors: from `read_tensors`; kernels of convolutions [O, I, kH, kW].
+        model: the architecture, which decides on the shapes.
+        source: what messages call the tensors.
+
+    Returns:
+        The "params" of `model.apply`, float32; kernels [kH, kW, I, O].
+
+    Raises:
+        UsageError: for tensors that are missing, left over, of another shape or not finite.
+    """
+    if name not in _NAMES:
+        raise UsageError(
+            f"config.model.name: there are published weights of {' and '.join(_NAMES)} only, "
+            f"not of {name}"
+        )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    flat = flax.traverse_util.flatten_dict(shapes["params"])
+    released = {
+        path: f"{_NAMES[name](path)}.{'weight' if path[-1] == 'kernel' else 'bias'}"
+        for path in flat
+    }
+    missing = [torch_name for torch_name in released.values() if torch_name not in tensors]
+    unexpected = [given for given in tensors if given not in released.values()]
+    params, wrong = {}, []
+    for path, leaf in flat.items():
+        if released[path] in missing:
+            continue
+        tensor = tensors[released[path]]
+        if len(leaf.shape) == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+            tensor = tensor[:, :, 0, 0]  # a dense layer of ours, a convolution 1×1 of theirs
+        value = tensor.transpose((2, 3, 1, 0)[-tensor.ndim :]) if tensor.ndim == 4 else tensor.T
+        if value.shape != leaf.shape:
+            wrong.append(f"{released[path]} {list(tensors[released[path]].shape)}")
+        params[path] = value
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', …' * (len(names) > _SHOWN)})"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise UsageError(
+            f"{source}: not the weights of this {name}, by its tensors: {'; '.join(problems)}"
+            f"{_hint(tensors)}"
+        )
+    for path, value in params.items():
+        if not np.isfinite(value).all():
+            raise UsageError(
+                f"{source}: {released[path]} holds values that are not finite; take a good file"
+            )
+    return flax.traverse_util.unflatten_dict(
+        {path: jnp.asarray(value, jnp.float32) for path, value in params.items()}
+    )
+
+
+def _hint(tensors: Mapping[str, np.ndarray]) -> str:
+    """Returns what to do, by what the tensors seem to be."""
+
+    def channels(name: str) -> int:
+        return int(tensors[name].shape[0]) if tensors[name].ndim else 0
+
+    if "initial_conv.weight" in tensors:
+        blocks = {m[1] for name in tensors if (m := re.match(r"res_blocks\.(\d+)\.", name))}
+        return (
+            f"; they look like rcan's, with --config.model.width="
+            f"{channels('initial_conv.weight')} --config.model.blocks={len(blocks)}"
+        )
+    if "nl_block.theta.weight" in tensors:
+        firsts = sorted(
+            name
+            for name in tensors
+            if re.fullmatch(r"dconv_down\d\.conv_block\.0\.weight", name)
+        )
+        widths = tuple(channels(name) for name in firsts)
+        return f'; they look like sca_unet\'s, with --config.model.widths="{widths}"'
+    return "; they look like no model that is known here"
+
+
+def import_weights(config: ConfigDict, path: pathlib.Path, folder: pathlib.Path) -> str:
+    """Makes a workdir of published weights, which evaluates and restores as any other.
+
+    Its checkpoint is that of step 1 within the first epoch, as step 0 is none: a training in
+    the workdir fine-tunes the weights, without the batch of the first step.
+
+    Args:
+        config: all fields; the model is `config.model`'s.
+        path: see `read_tensors`.
+        folder: the workdir to make.
+
+    Returns:
+        A line that says what was made.
+
+    Raises:
+        UsageError: for a wrong file or field, or a workdir that has a checkpoint.
+    """
+    workdir.check_finite(config)
+    system = make_system(config)
+    params = to_params(config.model.name, read_tensors(path), system.model, f"--weights={path}")
+    if workdir.is_claimed(folder, config) and checkpoint.latest_step(folder):
+        raise UsageError(f"--workdir={folder}: has a checkpoint already; take another workdir")
+    adversary = None
+    if system.adversary is not None:
+        adversary = adversarial.create(system.adversary, jax.random.key(config.seed))
+    state = TrainState(
+        step=jnp.ones((), jnp.int32),
+        params=params,
+        batch_stats={},
+        opt_state=system.optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if system.ema_decay else None,
+        adversary=adversary,
+    )
+    with workdir.held(folder):
+        workdir.claim(folder, config)
+        with checkpoint.open_manager(folder) as manager:
+            # Not validated yet, so with the lowest SSIM there is.
+            checkpoint.save(manager, state, {"epoch": 0, "ssim": -1.0, "weights": path.name})
+    line = f"{folder}: {path.name} imported as {config.model.name}"
+    if config.model.name != "sca_unet":
+        return line
+    # Both forms have the same tensors, so the file cannot tell which it is.
+    other = "; the published file needs released" if config.model.variant == "report" else ""
+    return f"{line}, variant {config.model.variant}{other}"

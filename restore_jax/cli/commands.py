@@ -1,0 +1,237 @@
+"""What the commands of launch.py do, once their flags are read.
+
+A command takes the flags as they came, calls the library and prints what it found. The data are
+made by a function that it is given, so that nothing here needs TensorFlow. Each command imports
+what it needs itself: what a training imports takes longer than restoring an image.
+"""
+
+import collections
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from restore_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from restore_jax import batches
+
+MakeData = Callable[["ConfigDict"], "batches.Data"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """The flags of launch.py; one that was not given is None, false or empty."""
+
+    config: "ConfigDict | None" = None
+    workdir: Sequence[str] = ()
+    checkpoint: str | None = None
+    watch: bool = False
+    write_tree: bool = False
+    input: Sequence[str] = ()
+    output: str | None = None
+    format: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    compare: bool = False
+    strength: float | None = None
+    self_ensemble: str | None = None
+    tile: int | None = None
+    shard: str | None = None
+    dtype: str | None = None
+    size: str | None = None
+    metadata: Sequence[str] = ()
+    max_megapixels: int | None = None
+    pages: str | None = None
+    white: int | None = None
+    weights: str | None = None
+
+
+def run_train(flags: Flags, make_data: MakeData) -> None:
+    """Trains a run to its end and evaluates its best state, unless that was done before."""
+    from restore_jax.evaluation import evaluate, results  # noqa: PLC0415
+    from restore_jax.parallel import processes  # noqa: PLC0415
+    from restore_jax.train import loop  # noqa: PLC0415
+
+    config, folder = flags.config, _workdir(flags)
+    assert config is not None  # a training without one is refused with the flags
+    loop.train_and_evaluate(config, folder, make_data)
+    found = processes.on_first(lambda: results.read_stored(folder, config, "best"))
+    print(
+        results.format_report(*found or evaluate.evaluate_checkpoint(folder, "best", make_data))
+    )
+
+
+def run_evaluate(flags: Flags, make_data: MakeData) -> None:
+    """Evaluates a checkpoint or weights, or each new checkpoint of a running training."""
+    from restore_jax.checkpoints import trained  # noqa: PLC0415
+    from restore_jax.evaluation import evaluate, results, watch  # noqa: PLC0415
+
+    folder = _workdir(flags)
+    if flags.watch:
+        for name in ("checkpoint", "output"):
+            if getattr(flags, name):
+                raise UsageError(f"--{name}: not with --watch, which evaluates each checkpoint")
+        watch.watch(folder, make_data, flags.config, write_tree=flags.write_tree)
+        return
+    output = pathlib.Path(flags.output).expanduser() if flags.output else None
+    model = trained.find(folder, flags.checkpoint or "best", flags.config, output)
+    if model.file is None and output is not None:
+        raise UsageError(
+            f"--output={output}: a workdir keeps its evaluations itself; leave it out"
+        )
+    if model.file is not None and flags.checkpoint:
+        raise UsageError(f"--checkpoint: {model.given} holds one state alone; leave it out")
+    summary, where = evaluate.evaluate_model(model, make_data, write_tree=flags.write_tree)
+    print(results.format_report(summary, where))
+
+
+def run_compare(flags: Flags, make_data: MakeData) -> None:
+    """Compares several runs on the same images."""
+    from restore_jax.evaluation import compare_runs  # noqa: PLC0415
+
+    found = compare_runs.compare_runs(
+        flags.workdir,
+        flags.checkpoint or "best",
+        make_data,
+        flags.config,
+        pathlib.Path(flags.output) if flags.output else None,
+    )
+    print(compare_runs.format_comparison(*found))
+
+
+def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
+    """Restores files and folders of images; without a workdir by the default shipped model."""
+    from restore_jax import shipped  # noqa: PLC0415
+    from restore_jax.image_io import image_paths  # noqa: PLC0415
+    from restore_jax.inference import folders  # noqa: PLC0415
+    from restore_jax.inference.restorer import load  # noqa: PLC0415
+
+    del make_data
+    output = pathlib.Path(_given(flags.output)).expanduser()
+    passed_over: collections.Counter[str] = collections.Counter()
+    if flags.white is not None and not 1 <= flags.white <= 65535:
+        raise UsageError(f"--white={flags.white}: must lie between 1 and 65535")
+    max_pixels = folders.pixel_limit(flags.max_megapixels)
+    items = folders.plan(flags.input, output, flags.format, flags.shard, passed_over)
+    if flags.dry_run:
+        for item in items:
+            there = item.target.exists() and not flags.overwrite
+            print(f"{item.source} -> {item.target}{' (there, skipped)' if there else ''}")
+        if passed_over:
+            print(f"passed over: {image_paths.format_passed_over(passed_over)}")
+        return
+    folders.check_output(output)
+    options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
+    if flags.workdir:
+        model: str | pathlib.Path = _workdir(flags)
+    else:
+        model = shipped.checked(shipped.default().name).path
+        print(shipped.one_line(shipped.default()))
+    restorer = load(
+        model,
+        flags.checkpoint or "best",
+        **{name: value for name, value in options.items() if value is not None},
+        tile=flags.tile,
+    )
+    comparisons = output / "compare" if flags.compare else None
+    outcome = folders.restore_files(
+        restorer,
+        items,
+        flags.format,
+        flags.overwrite,
+        comparisons,
+        max_pixels,
+        flags.pages or "all",
+        flags.white,
+    )
+    print(folders.format_outcome(outcome, output, passed_over))
+
+
+def run_export(flags: Flags, make_data: MakeData) -> None:
+    """Writes a model to a file of weights, or to one that runs without this project."""
+    from restore_jax.checkpoints import weights_file  # noqa: PLC0415
+    from restore_jax.inference import export  # noqa: PLC0415
+    from restore_jax.inference.restorer import load  # noqa: PLC0415
+
+    del make_data
+    source, output = _workdir(flags), pathlib.Path(_given(flags.output)).expanduser()
+    if flags.dtype and output.suffix != ".safetensors":
+        raise UsageError("--dtype: only for --output=FILE.safetensors")
+    if flags.size and output.suffix == ".safetensors":
+        raise UsageError(f"--size={flags.size}: only for --output=FILE.onnx or a folder")
+    size = _size(flags.size) if flags.size is not None else None
+    # What a file says of itself goes on with its weights.
+    notes = weights_file.read_source_notes(source) | _notes(flags.metadata)
+    restorer = load(source, flags.checkpoint or "best")
+    model, config = (restorer.model, restorer.variables, output), restorer.config
+    notes = weights_file.with_licence(config, notes)
+    if output.suffix == ".safetensors":
+        dtype = flags.dtype or "float32"
+        print(export.export_weights(*model, config, dtype, notes, flags.overwrite))
+    else:
+        form = export.export_onnx if output.suffix == ".onnx" else export.export_stablehlo
+        print(form(*model, config, size, flags.overwrite, notes))
+
+
+def run_import(flags: Flags, make_data: MakeData) -> None:
+    """Makes a workdir of weights that were published for PyTorch."""
+    from restore_jax.checkpoints import torch_import  # noqa: PLC0415
+
+    del make_data
+    folder = _workdir(flags)
+    print(
+        torch_import.import_weights(
+            flags.config, pathlib.Path(_given(flags.weights)).expanduser(), folder
+        )
+    )
+
+
+COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "compare": run_compare,
+    "restore": run_restore,
+    "export": run_export,
+    "import": run_import,
+}
+
+
+def _given(value: str | None) -> str:
+    """Returns a flag that is checked to be there with the others."""
+    assert value is not None
+    return value
+
+
+def _notes(given: Sequence[str]) -> dict[str, str]:
+    """Reads what goes into a weights file's metadata, each KEY=TEXT."""
+    pairs = [text.partition("=") for text in given]
+    for text, (_, sign, _) in zip(given, pairs, strict=True):
+        if not sign:
+            raise UsageError(
+                f"--metadata={text}: give KEY=TEXT, for example licence=Apache-2.0"
+            )
+    return {key: value for key, _, value in pairs}
+
+
+def _size(given: str) -> tuple[int, int]:
+    """Reads the height and the width of images."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", given)
+    if found is None:
+        raise UsageError(
+            f"--size={given}: give HEIGHTxWIDTH in pixels, for example --size=512x768"
+        )
+    return int(found[1]), int(found[2])
+
+
+def _workdir(flags: Flags) -> pathlib.Path:
+    """Returns the one folder that a command works on."""
+    if len(flags.workdir) > 1:
+        raise UsageError("--workdir: several are only for --mode=compare; give one")
+    if flags.workdir:
+        return pathlib.Path(flags.workdir[0])
+    assert flags.config is not None
+    return pathlib.Path(f"runs/{flags.config.name}_{flags.config.data.name}")

@@ -1,0 +1,257 @@
+"""Whether a configuration read from a file has the types that its fields have.
+
+A config.json or the header of a weights file may come from a stranger, or from an editor.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from restore_jax import models
+from restore_jax.errors import UsageError
+from restore_jax.losses import loss_terms
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 8
+# No field has a use for more, and beyond it arithmetic on sizes overflows somewhere.
+MAX_WHOLE = 2**31 - 1
+MAX_TEXT = 10_000
+MAX_ITEMS = 1_000
+
+
+class Kind(NamedTuple):
+    """A type of field: its name in messages, and whether a value of JSON is one."""
+
+    name: str
+    fits: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_WHOLE
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT and "\0" not in value
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def is_list(value: Any) -> bool:
+        if not isinstance(value, list | tuple) or len(value) > MAX_ITEMS:
+            return False
+        return all(map(fits, value))
+
+    return is_list
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+WHOLE = Kind(f"a whole number up to {MAX_WHOLE}", _is_whole)
+NUMBER = Kind("a finite number", _is_number)
+TEXT = Kind("a text", _is_text)
+FLAG = Kind("true or false", _is_flag)
+_TEXT_OR_NONE = Kind("a text or null", _or_none(_is_text))
+_NUMBER_OR_NONE = Kind("a finite number or null", _or_none(_is_number))
+_TEXTS_OR_NONE = Kind("a list of texts or null", _or_none(_list_of(_is_text)))
+_NUMBERS_OR_NONE = Kind("a list of numbers or null", _or_none(_list_of(_is_number)))
+
+_FIELDS_BY_KIND = {
+    TEXT: """
+        name dtype init_from model.name vgg16_weights optimizer.name optimizer.schedule
+        adversarial.discriminator eval.split eval.protocol data.name data.root data.split
+        data.resize data.augment data.cache_dir data.resident_file data.degradation.preset
+    """,
+    WHOLE: """
+        seed train.epochs train.batch_size train.early_stopping_patience train.log_every_steps
+        train.steps_per_dispatch checkpoint.every_steps eval.every_epochs eval.batch_size
+        eval.pictures data.image_size data.crop_size data.crops_per_image data.realisations
+        data.references data.sample_size data.sample_count data.max_megapixels
+    """,
+    NUMBER: """
+        optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
+        optimizer.final_fraction optimizer.restart_epochs optimizer.restart_factor
+        optimizer.clip_norm optimizer.ema_decay adversarial.weight adversarial.learning_rate
+        train.mask_dropout
+    """,
+    FLAG: "eval.oracle_mask data.recolour data.skip_bad data.resident",
+    _TEXT_OR_NONE: "data.degradation.quantise",
+    _NUMBER_OR_NONE: "data.degradation.clean_share data.degradation.skew",
+    _TEXTS_OR_NONE: "data.degradation.blur",
+    _NUMBERS_OR_NONE: " ".join(
+        f"data.degradation.{name}"
+        for name in (
+            "sigma_x", "sigma_y", "motion_length", "motion_angle", "defocus_radius",
+            "noise_sigma", "poisson_peak", "gain",
+        )
+    ),
+}  # fmt: skip
+
+FIELDS: dict[str, Kind] = {
+    field: kind for kind, fields in _FIELDS_BY_KIND.items() for field in fields.split()
+}
+"""The kind of every field by its path; those of `model` and `loss` are open lists beside."""
+
+# Those that not every run has: of some data only, or without a use but in training.
+_OPTIONAL = {
+    "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.recolour",
+    "data.skip_bad", "data.resident", "data.resident_file", "data.crops_per_image",
+    "data.sample_size", "data.sample_count", "data.max_megapixels",
+    "data.degradation.clean_share", "data.degradation.skew",
+}  # fmt: skip
+
+_SECTIONS = {field.rpartition(".")[0] for field in FIELDS if "." in field} | {"loss", "model"}
+
+
+def read_file(path: pathlib.Path) -> ConfigDict:
+    """Reads a configuration from a file, see `read`.
+
+    Raises:
+        UsageError: also where the file cannot be read.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _refused(str(path), f"has more than {MAX_BYTES:,} bytes")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refused(str(path), str(error)) from error
+    return ConfigDict(read(text, str(path)))
+
+
+def read(text: str, source: str) -> dict[str, Any]:
+    """Reads a configuration as JSON and checks the types of the fields that are known.
+
+    Fields may be missing, and those that nothing is known of are left alone.
+
+    Args:
+        text: what stands in the file.
+        source: the file, for messages.
+
+    Returns:
+        The fields, sections as dicts.
+
+    Raises:
+        UsageError: in one line, for a text that is no JSON object of a harmless size, or the
+            first field of a wrong type.
+    """
+    if len(text) > MAX_BYTES:
+        raise _refused(source, f"has more than {MAX_BYTES:,} characters")
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise _refused(source, str(error)) from error
+    except RecursionError as error:
+        raise _refused(source, "nested too deeply") from error
+    if not isinstance(fields, dict):
+        raise _refused(source, "not an object")
+    check(fields, source)
+    return fields
+
+
+def check(fields: Mapping[str, Any], source: str) -> None:
+    """Checks the types of the fields that are there and known.
+
+    Args:
+        fields: the configuration, sections as mappings.
+        source: the file, for messages.
+
+    Raises:
+        UsageError: naming the first field of a wrong type.
+    """
+    _check(fields, "", source, _model_kinds(fields))
+
+
+def require(fields: Mapping[str, Any], source: str) -> None:
+    """Checks that no field is missing that an evaluation or a training needs.
+
+    Args:
+        fields: the configuration, sections as mappings; checked before.
+        source: the file, for messages.
+
+    Raises:
+        UsageError: naming the first field that is missing, or a loss term that is unknown.
+    """
+    for path in sorted((FIELDS.keys() - _OPTIONAL) | {"loss"}):
+        node: Any = fields
+        for part in path.split("."):
+            if part not in node:
+                raise _refused(source, f"config.{path} is missing")
+            node = node[part]
+    for term in fields["loss"]:
+        if term not in loss_terms.LOSSES:
+            raise _refused(source, f"config.loss.{term}: there is no such term")
+
+
+def _refused(source: str, problem: str) -> UsageError:
+    problem = " ".join(problem.split())
+    return UsageError(
+        f"{source}: not a configuration ({problem}); restore the file or take another workdir"
+    )
+
+
+def _check(
+    fields: Mapping[str, Any], above: str, source: str, model_kinds: Mapping[str, Kind]
+) -> None:
+    for name, value in fields.items():
+        path = above + name
+        if not name.isidentifier() or len(path) > 200:
+            raise _refused(source, f"{path[:60]!r} is no name of a field")
+        if hasattr(ConfigDict, name) or name.startswith("_"):
+            raise _refused(source, f"config.{path}: there can be no field of that name")
+        kind = model_kinds.get(path) or FIELDS.get(path)
+        if kind is None and above == "loss.":
+            kind = NUMBER
+        if isinstance(value, Mapping):
+            if kind is not None:
+                raise _refused(source, f"config.{path}: a section is not {kind.name}")
+            if path.count(".") >= MAX_DEPTH:
+                raise _refused(source, f"config.{path}: nested too deeply")
+            _check(value, f"{path}.", source, model_kinds)
+        elif path in _SECTIONS:
+            raise _refused(source, f"config.{path}: {_shown(value)} is not a section")
+        elif kind is not None and not kind.fits(value):
+            raise _refused(source, f"config.{path}: {_shown(value)} is not {kind.name}")
+
+
+def _model_kinds(fields: Mapping[str, Any]) -> dict[str, Kind]:
+    """The kinds of the options of the model, by the values they have by default."""
+    section = fields.get("model")
+    name = section.get("name") if isinstance(section, Mapping) else None
+    if not isinstance(name, str) or name not in models.MODELS:
+        return {}  # which is told where the model is made
+    defaults = {
+        option: field.default
+        for option, field in models.MODELS[name].__dataclass_fields__.items()
+        if option in section and option not in ("name", "parent", "dtype")
+    }
+    return {f"model.{option}": _kind_of(value) for option, value in defaults.items()}
+
+
+def _kind_of(default: Any) -> Kind:
+    if isinstance(default, bool):
+        return FLAG
+    if isinstance(default, int):
+        return Kind("a whole number above 0", lambda value: _is_whole(value) and value > 0)
+    if isinstance(default, float):
+        return NUMBER
+    if isinstance(default, str):
+        return TEXT
+    item = _kind_of(default[0])
+    return Kind(f"a list, each {item.name}", lambda v: bool(v) and _list_of(item.fits)(v))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

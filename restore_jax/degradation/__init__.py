@@ -1,0 +1,1 @@
+"""The degradation law: its definition, and its draws in JAX."""

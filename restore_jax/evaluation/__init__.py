@@ -1,0 +1,1 @@
+"""Evaluation of a model, and comparison of several."""

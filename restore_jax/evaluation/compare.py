@@ -1,0 +1,366 @@
+"""A comparison of trained models on the same images: from their results to what differs.
+
+Everything is measured against the first run, image by image. Only images that all runs have
+count, and runs whose degraded images differ are refused.
+"""
+
+import dataclasses
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from restore_jax.errors import UsageError
+from restore_jax.metrics import defects, fidelity, kla
+from restore_jax.metrics.cost import Cost
+from restore_jax.metrics.intervals import LEVEL, RESAMPLES, Difference, paired_difference
+
+Row = Mapping[str, Any]
+
+# With four images of one sign out of four, chance alone would do in one case of eight; and no
+# interval within the range of so few differences can hold the true mean in 95 % of cases.
+MIN_IMAGES = 5
+
+# Two evaluations of one image agree to 1e-5 dB on any devices; other noise moves it further.
+_SAME_INPUT = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One evaluated model.
+
+    Attributes:
+        workdir: as the user named it.
+        name: of its experiment, e.g. "sca_unet".
+        summary: the content of metrics.json.
+        rows: figures per image, as in images.csv; NaN or None for none.
+        cost: what the model costs; None where it was not measured.
+        good_rows: the same of photographs without defects that were tested beside the split;
+            only their hallucination counts.
+        oracle_mask: whether the model was given the true masks.
+        seen_in_training: whether it was trained on some of the images.
+    """
+
+    workdir: str
+    name: str
+    summary: Mapping[str, Any]
+    rows: Sequence[Row]
+    cost: Cost | None = None
+    good_rows: Sequence[Row] = ()
+    oracle_mask: bool = False
+    seen_in_training: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A figure that is compared image by image.
+
+    Attributes:
+        key: its name in the comparison.
+        higher_is_better: which way is better.
+        value: takes it out of an image's row; NaN or None for none.
+        weight: name of the figure below the line, for a rate.
+    """
+
+    key: str
+    higher_is_better: bool
+    value: Callable[[Row], float | None]
+    weight: str | None = None
+
+
+def contrast_error(row: Row, prefix: str = "") -> float | None:
+    """How far the contrast kept is from 1: |1 − contrast kept|, 0 and more, 0 is best.
+
+    Contrast can be lost or exaggerated, so that more of it is not always better.
+    """
+    kept = row.get(f"{prefix}defect_contrast")
+    return abs(1.0 - kept) if fidelity.is_defined(kept) else None
+
+
+def _figure(key: str, higher_is_better: bool) -> Measure:
+    return Measure(key, higher_is_better, lambda row: row.get(key))
+
+
+MEASURES = (
+    _figure("psnr", True),
+    _figure("ssim", True),
+    _figure("defect_psnr", True),
+    Measure("contrast_error", False, contrast_error),
+    Measure("erasure_rate", False, lambda row: row.get("erased_regions"), "regions"),
+    _figure("hallucination", False),
+    _figure("kla_psnr", True),
+    _figure("kla_ssim", True),
+)
+
+
+def check(runs: Sequence[Run]) -> None:
+    """Checks that runs can be compared.
+
+    Raises:
+        UsageError: for fewer than two runs or more than 26, results of different data, or of
+            different degraded images under the same name.
+    """
+    if not 2 <= len(runs) <= len(string.ascii_uppercase):
+        raise UsageError(
+            f"--workdir: a comparison takes 2 to {len(string.ascii_uppercase)} runs, got "
+            f"{len(runs)}; give --workdir once for each"
+        )
+    for run in runs:
+        ids = [row["id"] for row in run.rows]
+        if len(set(ids)) < len(ids):
+            twice = next(name for i, name in enumerate(ids) if name in ids[:i])
+            raise UsageError(
+                f"{run.workdir}: image {twice} stands twice in its results; evaluate it again"
+            )
+    check_data([(run.workdir, run.summary) for run in runs])
+    first = runs[0]
+    for other in runs[1:]:
+        inputs = {row["id"]: row["input_psnr"] for row in first.rows}
+        for row in other.rows:
+            if abs(inputs.get(row["id"], row["input_psnr"]) - row["input_psnr"]) > _SAME_INPUT:
+                raise UsageError(
+                    f"{other.workdir}: image {row['id']} has an input PSNR of "
+                    f"{row['input_psnr']:.3f} dB, but {inputs[row['id']]:.3f} dB in "
+                    f"{first.workdir}; their degraded images differ: evaluate both on the same"
+                )
+    if not _common_ids(runs):
+        raise UsageError(
+            f"{runs[-1].workdir}: shares no image with {first.workdir}; evaluate all runs on "
+            "the same data, with the same --config"
+        )
+
+
+def check_data(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Checks that runs are evaluated on the same degraded images, by their settings alone.
+
+    Args:
+        summaries: of each run its workdir, and "data" and "settings" as in metrics.json.
+
+    Raises:
+        UsageError: for settings that differ.
+    """
+    (first, summary), *others = summaries
+    asked = _data_of(summary)
+    for other, summary in others:
+        found = _data_of(summary)
+        for field in asked:
+            if field in found and asked[field] != found[field]:
+                raise UsageError(
+                    f"{other}: evaluated with {field} {found[field]}, but {first} with "
+                    f"{asked[field]}; evaluate both with the same --config"
+                )
+
+
+def compare(
+    runs: Sequence[Run],
+    conditions: Mapping[str, Any] | None = None,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Compares runs with the first one.
+
+    Args:
+        runs: two or more.
+        conditions: how the costs were measured: "device", "height", "width", "batch" (images a
+            call) and "rounds".
+        resamples: draws of the bootstrap.
+
+    Returns:
+        The content of comparison.json, fit for JSON: plain numbers, None where there is none.
+
+        - "data": {"name", "split", "image_size", "count" (images that all runs have),
+          "degradation" (fields of the law; None where it is not known)};
+        - "conditions": as given;
+        - "interval": {"level", "resamples", "min_images"};
+        - "runs": a list of {"letter" (A, B, …), "workdir", "name", "checkpoint", "oracle_mask",
+          "seen_in_training", "left_out" (images that others lack), "cost" (`cost.Cost` as a
+          dict, or None), "micro": M, "macro": M, "categories": {name: M}}, M as in
+          metrics.json, with "contrast_error", over the common images;
+        - "differences": a list, for each later run and each measure that both have, of
+          {"run", "against" (letters), "measure", "better" ("higher" or "lower"), "micro": D,
+          "macro": D, "categories": {name: D}}, D with "images", "difference" (the run's figure
+          less the first's), its bounds "low" and "high", and "verdict": "better" or "worse"
+          where the interval lies on one side of 0, "unclear" where not, "few" where there are
+          fewer than `MIN_IMAGES` images or no interval.
+
+    Raises:
+        UsageError: as `check`.
+        RunError: for a figure that is not finite.
+    """
+    check(runs)
+    common = _common_ids(runs)
+    good = set.intersection(*({row["id"] for row in run.good_rows} for run in runs)) - common
+    data = runs[0].summary["data"]
+    described = []
+    for letter, run in zip(string.ascii_uppercase, runs, strict=False):
+        described.append(
+            {
+                "letter": letter,
+                "workdir": run.workdir,
+                "name": run.name,
+                "checkpoint": dict(run.summary["checkpoint"]),
+                "oracle_mask": run.oracle_mask,
+                "seen_in_training": run.seen_in_training,
+                "left_out": len(run.rows) - len(common),
+                "cost": None if run.cost is None else _finite(dataclasses.asdict(run.cost)),
+                **_summarise(_chosen(run.rows, common), _chosen(run.good_rows, good)),
+            }
+        )
+    return {
+        "data": {
+            "name": data["name"],
+            "split": data["split"],
+            "image_size": data["image_size"],
+            "count": len(common),
+            "degradation": {
+                field.removeprefix("data.degradation."): value
+                for field, value in _data_of(runs[0].summary).items()
+                if field.startswith("data.degradation.")
+            }
+            or None,
+        },
+        "conditions": dict(conditions) if conditions else None,
+        "interval": {"level": LEVEL, "resamples": resamples, "min_images": MIN_IMAGES},
+        "runs": described,
+        "differences": [
+            {"run": letter, "against": "A", **_differences(pairs, measure, resamples)}
+            for letter, run in zip(string.ascii_uppercase[1:], runs[1:], strict=False)
+            for measure in MEASURES
+            if (pairs := _pairs(runs[0], run, measure, common, good))
+        ],
+    }
+
+
+def choose_images(runs: Sequence[Run], limit: int) -> list[str]:
+    """Chooses images to look at: those on which the runs' PSNR lies furthest apart.
+
+    Args:
+        runs: the runs.
+        limit: how many; more where there are more categories.
+
+    Returns:
+        Ids: the first of each category in alphabetical order, then the second of each, until
+        there are enough; in the order of their categories.
+    """
+    psnr = [{row["id"]: row["psnr"] for row in run.rows} for run in runs]
+
+    def spread(name: str) -> float:
+        found = [figures[name] for figures in psnr]
+        return max(found) - min(found)
+
+    categories: dict[str, list[str]] = {}
+    for row in _chosen(runs[0].rows, _common_ids(runs)):
+        categories.setdefault(row["category"], []).append(row["id"])
+    by_turn = []
+    for category, ids in categories.items():
+        ids.sort(key=lambda name: (-spread(name), name))
+        by_turn += [(turn, category, name) for turn, name in enumerate(ids)]
+    chosen = sorted(by_turn)[: max(limit, len(categories))]
+    return [name for _, name in sorted((category, name) for _, category, name in chosen)]
+
+
+def _data_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides on the degraded images that a run was evaluated on."""
+    data = summary["data"]
+    settings = (summary.get("settings") or {}).get("data") or {}
+    fields = {
+        "data.name": data["name"],
+        "data.image_size": data["image_size"],
+        "eval.split": data["split"],
+    }
+    if "resize" in settings:
+        fields["data.resize"] = settings["resize"]
+    # The degraded images of these are files.
+    if data["name"] not in ("kla", "pairs"):
+        law = settings.get("degradation") or {}
+        fields |= {f"data.degradation.{field}": value for field, value in law.items()}
+    return fields
+
+
+def _common_ids(runs: Sequence[Run]) -> set[str]:
+    return set.intersection(*({row["id"] for row in run.rows} for run in runs))
+
+
+def _chosen(rows: Sequence[Row], ids: set[str]) -> list[Row]:
+    return sorted((row for row in rows if row["id"] in ids), key=lambda row: row["id"])
+
+
+def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v if fidelity.is_defined(v) else None for k, v in fields.items()}
+
+
+def _summarise(rows: Sequence[Row], good_rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures of metrics.json once more, over some of the images."""
+    rows = [
+        {**row, **{f"{p}contrast_error": contrast_error(row, p) for p in ("", "input_")}}
+        for row in rows
+    ]
+    names = ("contrast_error", "input_contrast_error")
+    parts = [
+        fidelity.summarise(rows),
+        fidelity.by_category(
+            rows, lambda some: {f: fidelity.mean_of_defined(some, f) for f in names}, names
+        ),
+    ]
+    if all("regions" in row for row in rows):
+        parts.append(defects.summarise_preservation([*rows, *good_rows]))
+    if all("kla_psnr" in row for row in rows):
+        parts.append(kla.summarise_kla(rows))
+    return fidelity.merge(parts)
+
+
+def _pairs(
+    first: Run, other: Run, measure: Measure, common: set[str], good: set[str]
+) -> list[tuple[Row, Row]]:
+    """The rows of both runs for each image that both could have the measure of."""
+    pairs = list(zip(*(_chosen(run.rows, common) for run in (first, other)), strict=True))
+    if measure.key == "hallucination":
+        pairs += zip(*(_chosen(run.good_rows, good) for run in (first, other)), strict=True)
+
+    def counts(row: Row) -> bool:
+        weight = row.get(measure.weight) if measure.weight else 1.0
+        return (
+            fidelity.is_defined(measure.value(row))
+            and fidelity.is_defined(weight)
+            and weight > 0
+        )
+
+    return [(a, b) for a, b in pairs if counts(a) and counts(b)]
+
+
+def _differences(
+    pairs: Sequence[tuple[Row, Row]], measure: Measure, resamples: int
+) -> dict[str, Any]:
+    def over(some: Sequence[tuple[Row, Row]], macro: bool = False) -> dict[str, Any]:
+        difference = paired_difference(
+            [measure.value(a) for a, _ in some],
+            [measure.value(b) for _, b in some],
+            [a["category"] for a, _ in some] if macro else None,
+            [a.get(measure.weight) for a, _ in some] if measure.weight else None,
+            resamples=resamples,
+        )
+        return _described(difference, measure.higher_is_better)
+
+    return {
+        "measure": measure.key,
+        "better": "higher" if measure.higher_is_better else "lower",
+        "micro": over(pairs),
+        "macro": over(pairs, macro=True),
+        "categories": {
+            name: over([(a, b) for a, b in pairs if a["category"] == name])
+            for name in sorted({a["category"] for a, _ in pairs})
+        },
+    }
+
+
+def _described(found: Difference, higher_is_better: bool) -> dict[str, float | str | None]:
+    verdict = "unclear"
+    if found.images < MIN_IMAGES or found.low is None or found.high is None:
+        verdict = "few"
+    elif found.low > 0 or found.high < 0:
+        verdict = "better" if (found.low > 0) == higher_is_better else "worse"
+    return {
+        "images": found.images,
+        "difference": found.value,
+        "low": found.low,
+        "high": found.high,
+        "verdict": verdict,
+    }

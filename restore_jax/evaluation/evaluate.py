@@ -1,0 +1,279 @@
+"""The evaluation job: a checkpoint's figures, what it does to the defects, and the report."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from restore_jax import batches
+from restore_jax.checkpoints import trained
+from restore_jax.config import workdir
+from restore_jax.errors import UsageError
+from restore_jax.evaluation import mvtec_tree, per_image, results
+from restore_jax.evaluation.per_image import Restored, Row
+from restore_jax.evaluation.results import Summary
+from restore_jax.losses import loss_terms
+from restore_jax.metrics import defects, detect, fidelity, kla
+from restore_jax.metrics.detectability import Detectability
+from restore_jax.parallel import processes
+from restore_jax.report import evaluation_page, plots
+
+
+def evaluate_checkpoint(
+    folder: pathlib.Path,
+    which: str,
+    make_data: Callable[[ConfigDict], batches.Data],
+    override: ConfigDict | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    write_tree: bool = False,
+) -> tuple[Summary, pathlib.Path]:
+    """Evaluates a checkpoint of a workdir and writes the results into it; see `evaluate_model`.
+
+    Args:
+        folder: the workdir; the model is the one it was made with.
+        which: "best", "latest" or a step.
+        make_data: makes the data that a configuration asks for.
+        override: a configuration whose data and evaluation sections take the place of the
+            workdir's.
+        devices: as for `evaluate_model`.
+        write_tree: as for `evaluate_model`.
+
+    Returns:
+        The content of metrics.json, and the folder of the results.
+
+    Raises:
+        UsageError: for a workdir without such a checkpoint, or a wrong field.
+        RunError: as `evaluate_model`.
+    """
+    model = trained.of_workdir(folder, which, override)
+    return evaluate_model(model, make_data, devices, write_tree)
+
+
+def evaluate_model(
+    source: trained.Trained,
+    make_data: Callable[[ConfigDict], batches.Data],
+    devices: Sequence[jax.Device] | None = None,
+    write_tree: bool = False,
+) -> tuple[Summary, pathlib.Path]:
+    """Evaluates a trained model and writes the results.
+
+    Writes `evaluation/<data>-<which>/`: metrics.json, images.csv, report.html, triplets.png;
+    good.csv where the data have photographs without defects to test; and tree/ where asked for.
+    Several processes share the images, and the first one writes.
+
+    Args:
+        source: the model, and the data and evaluation that are asked for.
+        make_data: makes the data that a configuration asks for.
+        devices: those to run on; those of `batches.fitting_devices`, if None.
+        write_tree: whether to write the images in MVTec AD's layout, see `mvtec_tree`.
+
+    Returns:
+        The content of metrics.json, and the folder of the results.
+
+    Raises:
+        UsageError: where the model cannot be read, or for a wrong field.
+        RunError: where a checkpoint cannot be read, or a restored image is not finite.
+    """
+    config = source.config
+    mesh = batches.make_mesh(devices or batches.fitting_devices(config.eval.batch_size))
+    batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+    model, variables, found = trained.read(source, mesh)
+    if config.eval.oracle_mask and not getattr(model, "takes_mask", False):
+        raise UsageError(f"config.eval.oracle_mask: {config.model.name} has no use for a mask")
+
+    data = make_data(source.data_config)
+    where = source.where
+    processes.on_first(lambda: results.make_room(where, config, found))
+    reference = data.eval_batches("reference") if data.counts.get("reference") else ()
+    tree = mvtec_tree.TreeWriter(where / "tree") if write_tree else None
+    detectors, fitted_on = _fit_detectors(reference, tree)
+    measured = Detectability(detectors)
+    pictures = plots.Selection(config.eval.pictures)
+
+    def observe(image: Restored) -> None:
+        # Before any of it goes into a picture or a detector.
+        fidelity.check_finite([image.row], fidelity.IMAGE_FIGURES)
+        _add_figures(image, config.eval.protocol)
+        # A detector says nothing of photographs that it was fitted on.
+        if (
+            image.row["category"] in detectors
+            and image.row["id"] not in fitted_on
+            and min(image.clean.shape[:2]) >= detect.MIN_SIZE
+        ):
+            _add_to(measured, image)
+        if tree is not None:
+            tree.add_test(image)
+
+    def observe_shown(image: Restored) -> None:
+        observe(image)
+        if pictures.wants(image.row["category"]):
+            pictures.add(_picture(image))
+
+    run = functools.partial(
+        per_image.evaluate,
+        model,
+        variables,
+        mesh=mesh,
+        # The terms of the validations in training: their compiled program serves here again.
+        # No figure needs them, so nobody has to have the parameters that some of them take.
+        terms=[
+            name
+            for name in loss_terms.active(config.loss)
+            if name not in loss_terms.WITH_PARAMETERS
+        ]
+        if source.file is None
+        else (),
+        oracle_mask=config.eval.oracle_mask,
+    )
+    rows = run(
+        images=images_of(data, config.eval.split),
+        observe=observe_shown,
+    )
+    if not rows:
+        raise UsageError(
+            f"config.eval.split: {config.eval.split!r} holds no images in {data.name}"
+        )
+    good = data.eval_batches("good") if data.counts.get("good") else ()
+    good_rows = run(images=good, observe=observe)
+    if tree is not None:
+        tree.close()
+        if tree.left_out:
+            print(f"{tree.folder}: {tree.left_out} images left out, their masks are not known")
+
+    for counts in processes.from_others(measured.counts):
+        measured.add_counts(counts)
+    pictures = pictures.merged(
+        processes.in_order(pictures.pictures(), key=lambda shown: shown.id)
+    )
+    asked = results.data_and_settings(config)
+    summary = {
+        "checkpoint": found,
+        "data": {**asked["data"], "name": data.name, "count": len(rows)},
+        "trained_on": dict(source.trained_on),
+        "oracle_mask": config.eval.oracle_mask,
+        **_summarise(rows, good_rows, config.eval.protocol),
+        "detectability": measured.result() if detectors else None,
+        "settings": asked["settings"],
+    }
+    examples = _examples(run, images_of(data, config.eval.split), rows)
+    page = evaluation_page.Report(
+        title=f"{source.title} on {data.name}",
+        summary=summary,
+        rows=rows,
+        examples=examples,
+        config=workdir.as_json(config),
+        detectability=summary["detectability"],
+        oracle_mask=config.eval.oracle_mask,
+    )
+    processes.on_first(
+        lambda: results.write(where, summary, rows, good_rows, pictures.pictures(), page)
+    )
+    return summary, where
+
+
+def images_of(data: batches.Data, split: str) -> Iterator[batches.Batch]:
+    """Yields the batches that `config.eval.split` stands for."""
+    for part in ("train", "val") if split == "all" else (split,):
+        yield from data.eval_batches(part)
+
+
+def _fit_detectors(
+    reference: Iterable[batches.Batch], tree: mvtec_tree.TreeWriter | None
+) -> tuple[dict[str, detect.Detector], set[str]]:
+    """Fits a detector per category with enough photographs; and the ids they were fitted on."""
+    # Of each photograph: its category, its id and what the detector is fitted on.
+    measured: list[tuple[str, str, np.ndarray]] = []
+    for batch in reference:
+        for i in np.flatnonzero(batch["valid"]):
+            category, image = str(batch["category"][i]), batch["clean"][i]
+            if tree is not None:
+                tree.add_reference(str(batch["id"][i]), category, image)
+            if min(image.shape[:2]) >= detect.MIN_SIZE:
+                measured.append((category, str(batch["id"][i]), detect.features(image)))
+    features: dict[str, list[np.ndarray]] = {}
+    ids: dict[str, set[str]] = {}
+    for category, name, found in processes.in_order(measured, key=lambda image: image[1]):
+        features.setdefault(category, []).append(found)
+        ids.setdefault(category, set()).add(name)
+    detectors = {
+        category: detect.fit_features(found)
+        for category, found in sorted(features.items())
+        if len(found) >= detect.MIN_IMAGES
+    }
+    return detectors, set().union(*(ids[category] for category in detectors))
+
+
+def _add_figures(image: Restored, protocol: str) -> None:
+    """Adds the figures that are computed on the host to an image's row."""
+    row, degraded, restored, clean, mask, has_mask = image
+    row |= defects.preservation_figures(
+        restored, degraded, clean, mask, has_mask, image.is_good
+    )
+    if protocol == "kla":
+        known = mask if has_mask else np.zeros_like(mask)
+        row |= kla.kla_figures(restored, clean, known)
+
+
+def _add_to(measured: Detectability, image: Restored) -> None:
+    row, degraded, restored, clean, mask, has_mask = image
+    measured.add(row["category"], clean, degraded, restored, mask, has_mask, image.is_good)
+
+
+def _picture(image: Restored) -> plots.Picture:
+    return plots.Picture(
+        category=image.row["category"],
+        defect_type=image.row["defect_type"],
+        degraded=plots.to_uint8(image.degraded),
+        restored=plots.to_uint8(image.restored),
+        clean=plots.to_uint8(image.clean),
+        mask=image.mask.copy(),  # a part of a batch would keep the whole of it in memory
+        input_psnr=image.row["input_psnr"],
+        psnr=image.row["psnr"],
+        id=image.row["id"],
+    )
+
+
+def _summarise(rows: Sequence[Row], good_rows: Sequence[Row], protocol: str) -> Summary:
+    """Merges the summaries; `good_rows` count only where a figure is of good photographs."""
+    parts = [
+        fidelity.summarise(rows),
+        defects.summarise_preservation([*rows, *good_rows]),
+    ]
+    if protocol == "kla":
+        parts.append(kla.summarise_kla(rows))
+    return fidelity.merge(parts)
+
+
+def _examples(
+    run: Callable[..., list[Row]], images: Iterable[batches.Batch], rows: Sequence[Row]
+) -> list[evaluation_page.Example]:
+    """Restores the best, the median and the worst image of each category once more.
+
+    Which they are is known only when all were measured, and those of a large set do not fit in
+    memory together.
+    """
+    chosen: dict[str, list[str]] = {}
+    figures_of = {row["id"]: row for row in rows}
+    for category in {row["category"] for row in rows}:
+        members = [row for row in rows if row["category"] == category]
+        members.sort(key=lambda row: (-row["psnr"], row["id"]))
+        for rank, position in (("best", 0), ("median", len(members) // 2), ("worst", -1)):
+            chosen.setdefault(members[position]["id"], []).append(rank)
+    found = []
+
+    def keep(image: Restored) -> None:
+        row = figures_of[image.row["id"]]
+        if row["id"] not in chosen:
+            return
+        names = {name: row[name] for name in ("category", "defect_type", "id")}
+        # Parts of a batch would keep the whole of it in memory.
+        fields = image.copied()._asdict() | names | {"row": row}
+        found.extend(evaluation_page.Example(rank=rank, **fields) for rank in chosen[row["id"]])
+
+    wanted = (batch for batch in images if not chosen.keys().isdisjoint(batch["id"].tolist()))
+    run(images=wanted, observe=keep)
+    found = processes.in_order(found, key=lambda example: example.id)
+    return sorted(found, key=lambda example: (example.category, example.id))

@@ -1,0 +1,155 @@
+"""A pure, jitted pass over batches: a model's restorations and their figures per image."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from restore_jax import batches, models
+from restore_jax.losses import loss_terms
+from restore_jax.metrics import fidelity
+from restore_jax.parallel import processes
+
+Row = dict[str, Any]
+
+
+class Restored(NamedTuple):
+    """One evaluated image.
+
+    Attributes:
+        row: its figures, with id, category and defect type; an observer may add to them.
+        degraded, restored, clean: float32 [H, W, 3] in [0, 1].
+        mask: float32 [H, W, 1] in {0, 1}.
+        has_mask: false where the mask is not known, and its zeros mean nothing.
+    """
+
+    row: Row
+    degraded: np.ndarray
+    restored: np.ndarray
+    clean: np.ndarray
+    mask: np.ndarray
+    has_mask: bool
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the image is known to have no defect."""
+        return self.row["defect_type"] == batches.GOOD
+
+    def copied(self) -> "Restored":
+        """Returns the same with arrays of its own: these are parts of a batch's."""
+        return self._replace(
+            degraded=self.degraded.copy(),
+            restored=self.restored.copy(),
+            clean=self.clean.copy(),
+            mask=self.mask.copy(),
+        )
+
+
+Observer = Callable[[Restored], None]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "terms", "oracle_mask"))
+def evaluate_batch(
+    model: nn.Module,
+    terms: tuple[str, ...],
+    variables: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    fixed: loss_terms.Fixed | None = None,
+    oracle_mask: bool = False,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Restores a batch, without its masks unless told so, and measures it.
+
+    Args:
+        model: the architecture.
+        terms: names of loss terms to compute along with the metrics.
+        variables: what `model.apply` takes.
+        batch: the arrays of a batch (see `batches`).
+        fixed: parameters of those terms that need some (see `losses`).
+        oracle_mask: shows the model the true masks.
+
+    Returns:
+        Figures by name, [B] each: those of `fidelity.image_metrics`, and "loss_NAME" for each
+        loss term. And the restored images [B, H, W, 3] as they came, not clipped.
+    """
+    shown = batch["mask"] if oracle_mask else None
+    restored = model.apply(
+        variables, batch["degraded"], mask=shown, **models.context_of(model, batch)
+    )
+    clean, mask = batch["clean"], batch["mask"]
+    measured = fidelity.image_metrics(
+        restored, batch["degraded"], clean, mask, batch["has_mask"]
+    )
+    losses_by_name = {
+        f"loss_{name}": loss_terms.compute(name, restored, clean, mask, fixed) for name in terms
+    }
+    return measured | losses_by_name, restored
+
+
+def evaluate(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Iterable[batches.Batch],
+    mesh: Mesh,
+    terms: Sequence[str] = (),
+    observe: Observer | None = None,
+    fixed: loss_terms.Fixed | None = None,
+    oracle_mask: bool = False,
+) -> list[Row]:
+    """Measures a model on a data set, image by image.
+
+    Args:
+        model: the architecture.
+        variables: what `model.apply` takes, on the devices of the mesh.
+        images: the batches; of several processes, each has its own.
+        mesh: the devices.
+        terms: names of loss terms to compute along with the metrics.
+        observe: is shown every valid image of this process; the images stay on the devices
+            without it.
+        fixed: parameters of those terms that need some, on the devices of the mesh.
+        oracle_mask: shows the model the true masks, which whoever restores an image has not.
+
+    Returns:
+        A row of figures per valid image, with its id, category and defect type, sorted by id;
+        of all processes.
+    """
+    rows = []
+    # An image concerns nobody else, and how many each process has may differ.
+    (variables, fixed), mesh = processes.on_own_devices((variables, fixed or {}), mesh)
+    for batch in images:
+        measured, restored = evaluate_batch(
+            model,
+            tuple(terms),
+            variables,
+            batches.to_devices(batch, mesh),
+            fixed,
+            oracle_mask,
+        )
+        measured = jax.device_get(measured)
+        if observe is not None:
+            restored = np.clip(jax.device_get(restored), 0.0, 1.0)
+        for i in np.flatnonzero(batch["valid"]):
+            row: Row = {
+                "id": str(batch["id"][i]),
+                "category": str(batch["category"][i]),
+                "defect_type": str(batch["defect_type"][i]),
+            }
+            row |= {name: float(values[i]) for name, values in measured.items()}
+            rows.append(row)
+            if observe is not None:
+                images_ = (batch["degraded"][i], restored[i], batch["clean"][i])
+                observe(Restored(row, *images_, batch["mask"][i], bool(batch["has_mask"][i])))
+    return sorted(processes.in_order(rows, lambda row: row["id"]), key=lambda row: row["id"])
+
+
+def mean_losses(rows: Sequence[Row], weights: Mapping[str, float]) -> dict[str, float]:
+    """Returns the mean of each loss term over the images, and "loss", their weighted sum."""
+    terms = {
+        name: float(np.mean([row[f"loss_{name}"] for row in rows]))
+        for name in loss_terms.active(weights)
+    }
+    total = sum(weights[name] * value for name, value in terms.items())
+    return {"loss": total} | {f"loss_{name}": value for name, value in terms.items()}

@@ -1,0 +1,291 @@
+"""The files of an evaluation, and its figures as a table for a terminal."""
+
+import csv
+import hashlib
+import io
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from restore_jax.checkpoints import checkpoint
+from restore_jax.config import workdir
+from restore_jax.evaluation.per_image import Row
+from restore_jax.metrics import defects, fidelity, kla
+from restore_jax.report import evaluation_page, plots
+
+Summary = dict[str, Any]
+
+# No figure depends on these.
+_FREE_FIELDS = ("cache_dir", "batch_size", "pictures")
+
+_COLUMNS = (
+    "id",
+    "category",
+    "defect_type",
+    *fidelity.IMAGE_FIGURES,
+    *fidelity.DEFECT_FIGURES,
+    *defects.FIGURES,
+)
+
+
+def folder_of(folder: pathlib.Path, config: ConfigDict, which: str) -> pathlib.Path:
+    """Returns where a workdir keeps an evaluation: `evaluation/<data>-<checkpoint>`.
+
+    That of another split than val is called `<data>_<split>-<checkpoint>`, and one in which
+    the model was shown the true masks `<data>_oracle-<checkpoint>`.
+    """
+    split = config.eval.split
+    label = config.data.name if split == "val" else f"{config.data.name}_{split}"
+    if config.eval.oracle_mask:
+        label += "_oracle"
+    return folder / "evaluation" / f"{label}-{which}"
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields of data and evaluation that decide on the figures, as in JSON."""
+    fields = workdir.as_json(config)
+    return {
+        section: {k: v for k, v in fields[section].items() if k not in _FREE_FIELDS}
+        for section in ("data", "eval")
+    }
+
+
+def data_and_settings(config: ConfigDict) -> Summary:
+    """Returns what metrics.json says of the data, all but how many images there were."""
+    return {
+        "data": {
+            "name": config.data.name,
+            "split": config.eval.split,
+            "image_size": config.data.image_size,
+        },
+        "settings": settings(config),
+    }
+
+
+def read_stored(
+    folder: pathlib.Path, config: ConfigDict, which: str, sha256: str | None = None
+) -> tuple[Summary, pathlib.Path] | None:
+    """Reads an evaluation that is there already.
+
+    Args:
+        folder: the workdir.
+        config: its configuration, with the data and evaluation that are asked for.
+        which: "best", "latest" or a step; of a file "shipped" or "weights".
+        sha256: of the weights file that was evaluated; None for a checkpoint of the workdir.
+
+    Returns:
+        The content of its metrics.json and its folder; None where there is none, or it is of
+        another checkpoint or file or of other settings, or was not written by this release.
+    """
+    found = folder_of(folder, config, which)
+    if not all((found / name).is_file() for name in ("metrics.json", "images.csv")):
+        return None
+    field, current = "sha256", sha256
+    if sha256 is None:
+        with checkpoint.open_manager(folder, read_only=True) as manager:
+            field, current = "step", checkpoint.find_step(manager, which, folder)
+    try:
+        summary = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
+        evaluated, asked = summary["checkpoint"][field], summary["settings"]
+        same = evaluated == current and asked == settings(config) and "trained_on" in summary
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (summary, found) if same else None
+
+
+def make_room(where: pathlib.Path, config: ConfigDict, found: Mapping[str, Any]) -> None:
+    """Makes room for an evaluation, of which there may be an earlier one.
+
+    One with other settings, or of another weights file, is kept under a name that tells them
+    apart. Of one with the same settings but of another step of a training, the tree is removed,
+    which a new evaluation may not write; everything else it does.
+
+    Args:
+        where: the folder of the evaluation.
+        config: the configuration of the run, with the data and evaluation that are asked for.
+        found: what is evaluated now, as metrics.json has it under "checkpoint".
+    """
+    try:
+        summary = json.loads((where / "metrics.json").read_text(encoding="utf-8"))
+        before, evaluated = summary["settings"], summary["checkpoint"]
+        step, sha256 = evaluated["step"], evaluated.get("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    other = "settings" if before != settings(config) else "weights"
+    if other == "settings" or sha256 != found.get("sha256"):
+        if sha256 is not None:
+            before = {**before, "sha256": sha256}
+        digest = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:8]
+        kept = where.with_name(f"{where.name}-{digest}")
+        if kept.exists():
+            shutil.rmtree(kept)
+        where.rename(kept)
+        print(f"{where}: was of other {other}; it is kept as {kept.name}")
+    elif step != found["step"]:
+        shutil.rmtree(where / "tree", ignore_errors=True)
+
+
+def read_rows(path: pathlib.Path) -> list[Row]:
+    """Reads images.csv or good.csv: a row per image, NaN where a figure is not defined.
+
+    No rows where there is no such file.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [
+        {k: v if k in _COLUMNS[:3] else float(v or "nan") for k, v in row.items()}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def write(
+    results: pathlib.Path,
+    summary: Summary,
+    rows: Sequence[Row],
+    good_rows: Sequence[Row],
+    pictures: Sequence[plots.Picture],
+    page: evaluation_page.Report,
+) -> None:
+    """Writes an evaluation.
+
+    Args:
+        results: the folder.
+        summary: goes to metrics.json, written last: where it is, the others are whole.
+        rows: go to images.csv.
+        good_rows: go to good.csv, if there are any.
+        pictures: go to triplets.png, if there are any.
+        page: goes to report.html.
+    """
+    workdir.write_text(results / "images.csv", _csv(rows))
+    _write_or_remove(results / "good.csv", _csv(good_rows) if good_rows else None)
+    evaluation_page.write_report(results / "report.html", page)
+    if pictures:
+        plots.draw_triplets(pictures, results / "triplets.png")
+    else:
+        (results / "triplets.png").unlink(missing_ok=True)
+    workdir.write_text(
+        results / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    )
+
+
+def _write_or_remove(path: pathlib.Path, content: str | None) -> None:
+    """Writes a file, or removes what an earlier evaluation left, which this one replaces."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        workdir.write_text(path, content)
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    table = io.StringIO()
+    protocol = [f for f in kla.KLA_FIGURES if rows and f in rows[0]]
+    writer = csv.DictWriter(
+        table, [*_COLUMNS, *protocol], extrasaction="ignore", lineterminator="\n"
+    )
+    writer.writeheader()
+    for row in rows:
+        # An empty cell where a figure is not defined, as in every spreadsheet.
+        writer.writerow(
+            {k: "" if isinstance(v, float) and v != v else v for k, v in row.items()}
+        )
+    return table.getvalue()
+
+
+def format_cell(value: float | None, form: str) -> str:
+    """Formats a figure for a table; "-" where it is not defined."""
+    return "-" if value is None else format(value, form)
+
+
+def format_table(summary: Summary) -> str:
+    """Formats the figures for a terminal: a line per category, then micro and macro means.
+
+    PSNR and SSIM of the degraded input and of the restored image, the PSNR over the pixels of
+    the defects alone, and what is left of the defects.
+    """
+    columns = (
+        ("PSNR of input", "input_psnr", ".2f"),
+        ("restored", "psnr", ".2f"),
+        ("SSIM of input", "input_ssim", ".4f"),
+        ("restored", "ssim", ".4f"),
+        ("defect PSNR of input", "input_defect_psnr", ".2f"),
+        ("restored", "defect_psnr", ".2f"),
+        ("contrast kept", "defect_contrast", ".2f"),
+        ("erased", "erasure_rate", ".0%"),
+    )
+    named = [
+        *summary["categories"].items(),
+        ("mean of images", summary["micro"]),
+        ("mean of categories", summary["macro"]),
+    ]
+    width = max(len(name) for name, _ in named)
+    lines = ["  ".join(["".ljust(width), "images", *(title for title, _, _ in columns)])]
+    for name, figures_ in named:
+        cells = [name.ljust(width), f"{figures_['count']:6d}"]
+        for title, key, form in columns:
+            cells.append(format_cell(figures_[key], form).rjust(len(title)))
+        if name == "mean of images":
+            lines.append("─" * len(lines[0]))
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def format_report(summary: Summary, results: pathlib.Path) -> str:
+    """Formats what a command ends with: the figures, and where checkpoint and report lie."""
+    found = summary["checkpoint"]
+    if found["step"] is None:
+        source = ("weights", found["file"])
+    else:
+        source = ("checkpoint", results.parent.parent / "checkpoints" / str(found["step"]))
+    lines = [
+        f"\n{summary['data']['count']} images of {summary['data']['name']} "
+        f"({summary['data']['split']}), {evaluation_page.checkpoint_line(found)}"
+        + (", with oracle mask\n" if summary["oracle_mask"] else "\n"),
+        *filter(None, [evaluation_page.seen_in_training(summary)]),
+        format_table(summary),
+        *_format_kla(summary["macro"]),
+        *_format_detectability(summary["detectability"]),
+        f"\n{source[0]:10}  {source[1]}",
+        f"figures     {results / 'metrics.json'}",
+        f"report      {results / 'report.html'}",
+    ]
+    if (results / "triplets.png").exists():
+        lines.append(f"picture     {results / 'triplets.png'}")
+    return "\n".join(lines)
+
+
+def _format_kla(macro: Mapping[str, Any]) -> list[str]:
+    if "kla_psnr" not in macro:
+        return []
+    columns = (
+        ("PSNR", "kla_psnr", ".2f"),
+        ("SSIM", "kla_ssim", ".4f"),
+        ("defect PSNR", "kla_defect_psnr", ".2f"),
+        ("defect SSIM", "kla_defect_ssim", ".4f"),
+    )
+    found = [
+        f"{title} {format(macro[key], form)}"
+        for title, key, form in columns
+        if macro[key] is not None
+    ]
+    return ["\nBy the KLA set's own protocol (mean of categories)", ", ".join(found)]
+
+
+def _format_detectability(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    lines = []
+    for key, label in (("pixel_auroc", "pixel AUROC"), ("aupro", "AUPRO")):
+        values = [found["macro"][version][key] for version in ("clean", "degraded", "restored")]
+        share = found["macro"]["recovery"][key]
+        if None not in values:
+            clean, degraded, restored = values
+            lines.append(
+                f"{label:12}{clean:.3f} clean, {degraded:.3f} degraded, {restored:.3f} restored"
+                + ("" if share is None else f": {share:.0%} recovered")
+            )
+    return ["\nDetectability of the defects (mean of categories)", *lines] if lines else []

@@ -1,0 +1,465 @@
+"""Models as files for other programs: ONNX, and StableHLO for a process that has only JAX.
+
+What is exported takes `degraded` float32 [B, H, W, 3] in [0, 1] and returns `restored` of the
+same shape, not clipped; the parameters are within. Models that can be shown a mask are exported
+without one. Every export is compared with the model itself before it is written.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import export as jax_export
+from jax.extend.core import jaxpr_as_fun
+from ml_collections import ConfigDict
+
+from restore_jax import models
+from restore_jax.checkpoints import weights_file
+from restore_jax.config import workdir
+from restore_jax.errors import RunError, UsageError
+from restore_jax.models import portable
+
+if TYPE_CHECKING:
+    import onnx
+
+TOLERANCE = 1e-4
+"""Largest difference from the model that an export may have.
+
+In units of the range [0, 1], or of the largest value of an image that goes beyond it.
+"""
+
+STABLEHLO_FILES = ("restorer.stablehlo", "restorer.json")
+
+# An image's sides have to be a multiple of 2 to the power of the poolings.
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+_ANY_SIZE = ("B", "H", "W", 3)
+# Of a model that cannot be exported at any size.
+_KNOWN_SIZE = (256, 256)
+# Batch, height and width of the images that an export of any size is tried on.
+_TRIALS = ((1, 32, 48), (2, 61, 83))
+
+Restore = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the file, or the folder.
+        shape: of the input and the output; a letter where any number goes.
+        largest_difference: from the model, over the images it was tried on.
+    """
+
+    path: pathlib.Path
+    shape: tuple[int | str, ...]
+    largest_difference: float
+
+    def __str__(self) -> str:
+        """A line for a terminal."""
+        shape = ", ".join(map(str, self.shape))
+        must = self.shape[0] == "B" and self.shape != _ANY_SIZE
+        fixed = "; this model must know its size, which --size=HxW sets" if must else ""
+        return (
+            f"{self.path}: degraded [{shape}] → restored [{shape}]{fixed}; differs from the "
+            f"model by at most {self.largest_difference:.1e}"
+        )
+
+
+def export_onnx(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    path: pathlib.Path,
+    config: ConfigDict | None = None,
+    size: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    notes: Mapping[str, str] | None = None,
+) -> Exported:
+    """Writes a model as ONNX (opset 23), for any batch, height and width where it allows.
+
+    Args:
+        model: the architecture; computes in float32, whatever its `dtype`.
+        variables: what `model.apply` takes.
+        path: of the file, .onnx.
+        config: kept in the file's metadata under "config", as JSON.
+        size: height and width of all images, px: the file is for one image of that size at a
+            time, without any computing with sizes; None: any, or 256×256 for a model that must
+            know its size.
+        overwrite: whether a file that exists may be replaced.
+        notes: further texts for the metadata, such as "licence".
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: for a file that exists, or where the packages of the extra `export` are
+            missing.
+        RunError: where the model cannot be converted, or onnxruntime computes otherwise.
+    """
+    _check_new([path], overwrite)
+    try:
+        with _quiet():
+            import jax2onnx  # noqa: PLC0415
+            import onnx  # noqa: PLC0415
+            import onnxruntime  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(
+            f"--output={path}: ONNX needs the package {error.name}; pip install "
+            '"restore_jax[export]"'
+        ) from error
+    model = model.clone(dtype=jnp.float32)
+
+    def convert(restore: Restore, spec: jax.ShapeDtypeStruct) -> tuple[bytes, Restore]:
+        # The converter's own tracing of Flax loses the padding of dilated convolutions of
+        # unknown size and stops at others: it is given what JAX has traced.
+        traced = jax.make_jaxpr(restore)(spec)
+        with _quiet():
+            proto = jax2onnx.to_onnx(
+                lambda degraded: jaxpr_as_fun(traced)(degraded)[0],
+                inputs=[spec],
+                model_name="restorer",
+                input_names=["degraded"],
+                output_names=["restored"],
+            )
+        if all(isinstance(side, int) for side in spec.shape):
+            proto = _folded(proto)
+        fields = {} if config is None else workdir.as_json(config)
+        onnx.helper.set_model_props(proto, {**(notes or {}), "config": json.dumps(fields)})
+        content = proto.SerializeToString()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised as well
+        session = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"]
+        )
+        return content, lambda degraded: session.run(None, {"degraded": degraded})[0]
+
+    content, shape, difference = _converted(model, variables, size, convert, "ONNX")
+    _write(path, content)
+    return Exported(path, shape, difference)
+
+
+def export_stablehlo(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    folder: pathlib.Path,
+    config: ConfigDict | None = None,
+    size: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    notes: Mapping[str, str] | None = None,
+) -> Exported:
+    """Writes a model as StableHLO by `jax.export`, for CPU, CUDA and TPU.
+
+    Args:
+        model: the architecture; computes in float32, whatever its `dtype`.
+        variables: what `model.apply` takes.
+        folder: gets restorer.stablehlo, for `jax.export.deserialize`, and restorer.json, which
+            describes its input and output and holds the configuration.
+        config: goes into restorer.json.
+        size: height and width of all images, px: the file is for one image of that size at a
+            time, without any computing with sizes; None: any, or 256×256 for a model that must
+            know its size.
+        overwrite: whether files that exist may be replaced.
+        notes: further texts for restorer.json, such as "licence".
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: for a file that exists.
+        RunError: where the model cannot be exported, or what was exported computes otherwise.
+    """
+    paths = [folder / name for name in STABLEHLO_FILES]
+    _check_new(paths, overwrite)
+    model = model.clone(dtype=jnp.float32)
+
+    def convert(restore: Restore, spec: jax.ShapeDtypeStruct) -> tuple[bytes, Restore]:
+        exported = jax_export.export(jax.jit(restore), platforms=("cpu", "cuda", "tpu"))(spec)
+        content = bytes(exported.serialize())
+        return content, jax.jit(jax_export.deserialize(bytearray(content)).call)
+
+    content, shape, difference = _converted(model, variables, size, convert, "StableHLO")
+    array = {"shape": shape, "dtype": "float32", "layout": "BHWC, RGB"}
+    description = {
+        **(notes or {}),
+        "input": {"name": "degraded", **array, "range": [0, 1]},
+        "output": {"name": "restored", **array, "range": "near [0, 1], not clipped"},
+        "largest_difference": difference,
+        "jax": jax.__version__,
+        "config": None if config is None else workdir.as_json(config),
+    }
+    _write(paths[0], content)
+    _write(paths[1], (json.dumps(description, indent=2) + "\n").encode())
+    return Exported(folder, shape, difference)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedWeights:
+    """What was written of weights.
+
+    Attributes:
+        path: the file.
+        size: of it, in bytes.
+        dtype: that the parameters are stored as.
+        licence: as the file has it; "" where it has none.
+        sha256: the file's digest.
+        largest_difference: of what is restored with it, over the image it was tried on.
+    """
+
+    path: pathlib.Path
+    size: int
+    dtype: str
+    licence: str
+    sha256: str
+    largest_difference: float
+
+    def __str__(self) -> str:
+        """Lines for a terminal."""
+        return (
+            f"{self.path}: {self.size / 1e6:.2f} MB, parameters as {self.dtype}; differs from "
+            f"the model by at most {self.largest_difference:.1e}\n"
+            f"licence  {self.licence or 'none given'}\nsha256   {self.sha256}"
+        )
+
+
+def export_weights(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    path: pathlib.Path,
+    config: ConfigDict,
+    dtype: str = "float32",
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> ExportedWeights:
+    """Writes a model's weights and configuration to one file, see `weights_file.save_weights`.
+
+    Args:
+        model: the architecture.
+        variables: what `model.apply` takes.
+        path: of the file, .safetensors.
+        config: the configuration.
+        dtype: as for `save_weights`.
+        metadata: as for `save_weights`.
+        overwrite: whether a file that exists may be replaced.
+
+    Returns:
+        What was written; the file is read again for it.
+
+    Raises:
+        UsageError: as `save_weights`.
+    """
+    _check_new([path], overwrite)
+    weights_file.save_weights(path, variables, config, overwrite, dtype, metadata)
+    module, stored, _ = weights_file.read_weights(path)
+    content = path.read_bytes()
+    return ExportedWeights(
+        path=path,
+        size=len(content),
+        dtype=dtype,
+        licence=weights_file.read_notes(path).get("licence", ""),
+        sha256=hashlib.sha256(content).hexdigest(),
+        largest_difference=_largest_difference(
+            model, variables, functools.partial(jax.jit(module.apply), stored), _TRIALS[:1]
+        ),
+    )
+
+
+def _folded(proto: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Computes all of a graph of one size that does not depend on the image, sizes above all.
+
+    OpenCV 4 computes with sizes in a way of its own, and stumbles.
+    """
+    import onnx  # noqa: PLC0415
+    import onnxruntime  # noqa: PLC0415
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # Beyond the basic level there are operators that only onnxruntime has.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        folded = onnx.load(path)
+    for node in folded.graph.node:
+        beta = next((a.f for a in node.attribute if a.name == "beta"), 1.0)
+        if node.op_type == "Gemm" and len(node.input) == 3 and beta == 0.0:
+            # A scalar that counts for nothing, but OpenCV 4 does not take it.
+            del node.input[2]
+    used = {node.domain for node in folded.graph.node}
+    kept = [opset for opset in folded.opset_import if opset.domain in used]
+    del folded.opset_import[:]
+    folded.opset_import.extend(kept)
+    return onnx.shape_inference.infer_shapes(folded, strict_mode=True)
+
+
+def side_multiple(model: nn.Module, variables: Mapping[str, Any]) -> int | None:
+    """Finds what a model pads the sides of images to a multiple of.
+
+    Args:
+        model: the architecture.
+        variables: what `model.apply` takes.
+
+    Returns:
+        The smallest power of two whose multiples JAX can trace it at with the sides unknown;
+        None if there is none.
+    """
+    for multiple in _MULTIPLES:
+        shape = jax_export.symbolic_shape(f"B, {multiple}*H, {multiple}*W, 3")
+        try:
+            jax.eval_shape(
+                lambda x: model.apply(variables, x), jax.ShapeDtypeStruct(shape, jnp.float32)
+            )
+        # What a comparison of unknown sizes raises, by itself or within `jnp.pad`.
+        except (jax.errors.InconclusiveDimensionOperation, ValueError):
+            continue
+        return multiple
+    return None
+
+
+def _picked(size: int, full: int) -> jax.Array:
+    """Returns the zeros and ones [full, size] that extend `size` pixels by reflection."""
+    position = jnp.arange(full)
+    # The distance to the nearest multiple of the period 2·(size − 1).
+    period = jnp.maximum(2 * size - 2, 1)
+    position -= period * jax.lax.div(position, period)
+    position = jnp.minimum(position, period - position)
+    return (position[:, None] == jnp.arange(size)[None, :]).astype(jnp.float32)
+
+
+def _at_any_size(model: nn.Module, variables: Mapping[str, Any], multiple: int) -> Restore:
+    """Returns what pads, restores and crops images whose size is unknown in tracing.
+
+    `jnp.pad` and indexing need to know sizes, or are beyond the converter to ONNX; a product
+    with zeros and ones and `jax.lax.slice` are not.
+    """
+
+    def restore(degraded: jax.Array) -> jax.Array:
+        # What is seen of the whole image is without the padding.
+        whole = {"context": degraded} if models.takes_context(model) else {}
+        if multiple == 1:
+            return model.apply(variables, degraded, **whole)
+        height, width = degraded.shape[1:3]
+        # Rounded up so that no division is of a negative: ONNX rounds those towards zero.
+        rows, columns = (
+            _picked(side, (side + multiple - 1) // multiple * multiple)
+            for side in (height, width)
+        )
+        x = jnp.einsum("oh,bhwc->bowc", rows, degraded, precision="highest")
+        x = jnp.einsum("ow,bhwc->bhoc", columns, x, precision="highest")
+        restored = model.apply(variables, x, **whole)
+        return jax.lax.slice(restored, (0, 0, 0, 0), degraded.shape)
+
+    return restore
+
+
+def _converted(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    size: tuple[int, int] | None,
+    convert: Callable[[Restore, jax.ShapeDtypeStruct], tuple[bytes, Restore]],
+    kind: str,
+) -> tuple[bytes, tuple[int | str, ...], float]:
+    """Converts a model for one size, or for any if that can be, and compares the two.
+
+    Returns:
+        The content of the file, the shape of its input, and the largest difference.
+
+    Raises:
+        RunError: where neither gives what the model does.
+    """
+    sides = size or _KNOWN_SIZE
+    # A batch of unknown size has sizes to compute with, too.
+    fixed = (1 if size else _ANY_SIZE[0], *sides, 3)
+    attempts: list[tuple[Restore, tuple[int | str, ...], Sequence[tuple[int, ...]]]] = [
+        (lambda x: model.apply(variables, x), fixed, [(1 if size else 2, *sides)])
+    ]
+    multiple = None if size else side_multiple(model, variables)
+    if multiple is not None:
+        attempts.insert(0, (_at_any_size(model, variables, multiple), _ANY_SIZE, _TRIALS))
+    problem = ""
+    for restore, shape, trials in attempts:
+        symbolic = jax_export.symbolic_shape(", ".join(map(str, shape)))
+        try:
+            with portable.tracing():
+                content, run = convert(restore, jax.ShapeDtypeStruct(symbolic, jnp.float32))
+            difference = _largest_difference(model, variables, run, trials)
+        # The converter raises whatever it stumbles on; a fixed size asks less of it.
+        except Exception as error:
+            problem = next(iter(str(error).splitlines()), type(error).__name__)
+            continue
+        if difference <= TOLERANCE:
+            return content, shape, difference
+        problem = f"its results differ by {difference:.1e}, more than {TOLERANCE:.0e}"
+    raise RunError(f"{kind}: {type(model).__name__} cannot be exported ({problem[:200]})")
+
+
+def _largest_difference(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    run: Restore,
+    trials: Sequence[tuple[int, ...]],
+) -> float:
+    """Returns how far the results of `run` are from the model's, on random images."""
+    rng = np.random.default_rng(0)
+    expected_of = jax.jit(model.apply)
+    largest = 0.0
+    with jax.default_matmul_precision("float32"):
+        for shape in trials:
+            degraded = rng.random((*shape, 3), np.float32)
+            expected = np.asarray(expected_of(variables, degraded))
+            found = np.asarray(run(degraded))
+            if found.shape != expected.shape:
+                raise ValueError(f"gives {found.shape} where the model gives {expected.shape}")
+            scale = max(1.0, float(np.abs(expected).max()))
+            difference = float(np.abs(found - expected).max()) / scale
+            # A NaN must not pass as small.
+            largest = max(largest, difference if np.isfinite(difference) else np.inf)
+    return largest
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what the converter says about itself off the terminal."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_new(paths: Sequence[pathlib.Path], overwrite: bool) -> None:
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise UsageError(f"--output={path}: exists; take another name, or give --overwrite")
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file in one step; a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UsageError(f"--output={path}: cannot be written ({error.strerror})") from error

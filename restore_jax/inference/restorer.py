@@ -1,0 +1,329 @@
+"""Restoring anybody's images with a trained model: arrays in, arrays of the same kind out."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from restore_jax import batches, models
+from restore_jax.checkpoints import weights_file
+from restore_jax.errors import UsageError
+from restore_jax.inference import ensemble, pixels, sharded, tiling
+
+_FALLBACK_TILE = 256
+# Networks that take means over a tile to correct its colour see too little of a plain surface
+# in smaller ones: those of 64 px differed visibly from their neighbours, those of 128 did not.
+_LEAST_DEFAULT_TILE = 128
+_LOCAL_TILE = 512
+# A batch has no more pixels than eight images of the reports' size, whatever the tile, and no
+# more tiles than keep the count of its possible sizes, each of which is compiled, small.
+_MOST_PIXELS = 8 * 256 * 256
+_MOST_TILES = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How images are restored; see `Restorer` for the fields.
+
+    Raises:
+        UsageError: for a value that cannot be.
+    """
+
+    tile: int
+    overlap: int | None = None
+    batch_size: int | None = None
+    strength: float = 1.0
+    self_ensemble: str = "none"
+    white: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name, least in (
+            ("tile", tiling.LEAST_TILE), ("overlap", 0), ("batch_size", 1), ("white", 1)
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is None and name != "tile":
+                continue
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+                raise UsageError(f"{name}: {value!r} is not a whole number")
+            if value < least:
+                raise UsageError(f"{name}: {value} is too small; it must be at least {least}")
+        if self.overlap is not None and self.overlap > self.tile // 2:
+            raise UsageError(
+                f"overlap: {self.overlap} is more than half a tile; make it at most "
+                f"{self.tile // 2}"
+            )
+        strength = self.strength
+        number = isinstance(strength, int | float | np.number) and not isinstance(
+            strength, bool
+        )
+        if not number or not 0.0 <= strength <= 1.0:
+            raise UsageError(f"strength: {strength!r} must lie in [0, 1]")
+        if self.self_ensemble not in ensemble.ENSEMBLES:
+            known = ", ".join(ensemble.ENSEMBLES)
+            raise UsageError(f"self_ensemble: {self.self_ensemble!r} is not one of {known}")
+
+    @property
+    def cut(self) -> tuple[int, int, int]:
+        """Tile, overlap and batch size; what was not given follows from the tile."""
+        overlap = self.tile // 4 if self.overlap is None else self.overlap
+        batch_size = self.batch_size or min(_MOST_TILES, max(1, _MOST_PIXELS // self.tile**2))
+        return self.tile, overlap, batch_size
+
+
+class Restorer:
+    """A trained model, callable on images.
+
+    Images are NumPy or JAX arrays:
+
+    | shape | meaning |
+    |---|---|
+    | [H, W], [H, W, 1] | greyscale: restored as RGB of equal channels, then their mean |
+    | [H, W, 3] | RGB |
+    | [H, W, 4] | RGB and alpha, which is kept as it is |
+    | [B, H, W, C] | a batch of any of them, C as above |
+
+    of dtype uint8 (0 to 255), uint16 (0 to 65535), or float16, float32 or float64 in [0, 1]. A
+    list or tuple of images may mix sizes and types. What comes out has the shape and dtype of
+    what went in, clipped to its range. H and W may be anything from 1 on.
+
+    Images larger than `tile` are restored in overlapping tiles, see `tiling`. The
+    pooling and attention of a model see only their tile, so a restoration depends a little on
+    how the image is cut; a tile of the training size sees as much as the model was trained to.
+    A side shorter than the tile is padded by reflection to a multiple of 32 and cropped back.
+    Measured with an SCA U-Net trained at 256×256, on six degraded photographs of MVTec AD:
+
+    | image | cut or padding | PSNR | in one piece, unpadded | PSNR between the two |
+    |---|---|---|---|---|
+    | 512×512 | tiles of 256 | 25.22 dB | 25.23 dB | 55.8 dB |
+    | 512×512 | tiles of 128 | 25.18 dB | 25.23 dB | 50.0 dB |
+    | 225×225 | padded to 256×256 | 26.02 dB | 26.02 dB | 58.7 dB |
+    | 200×200 | padded to 224×224 | 26.01 dB | 25.98 dB | 45.9 dB |
+
+    Images are never resized here: a model that was trained on photographs shrunk to a smaller
+    size finds another blur in them at their own size than the one it knows.
+
+    Args:
+        model: an architecture of `restore_jax.models` that restores.
+        variables: what its `apply` takes.
+        config: the configuration it was trained with; what is missing there is as by default.
+        tile: side of the tiles in px, at least 32. None: the training's
+            `config.data.image_size` or, where it was native, `config.data.crop_size`, but
+            128 at least; 512 for a gain U-Net, whose tiles need not have the training's size.
+        overlap: of neighbouring tiles in px, at most half a tile. None: a quarter of the tile.
+        batch_size: tiles restored at once. None: as many as have the pixels of eight 256×256
+            images, at most 32. Where the memory does not suffice, this and then the tile are
+            halved until it does.
+        strength: 1 is the restored image, 0 the input, between them their mean by that weight.
+        self_ensemble: "none"; "flips" averages the restorations of the image's flips that the
+            degradation of the training allows (up to four times the time); "all8" those of all
+            flips and rotations by 90° (eight times).
+        white: the level that is white in images of whole numbers, such as 4095 for 12 bits in
+            uint16; what comes out keeps that range. None: the highest of their type.
+
+    Attributes:
+        model, variables, config: as given; the variables are on the default device.
+        options: the options that a call takes where it is given none.
+
+    Raises:
+        UsageError: for an option that cannot be.
+
+    Examples:
+        >>> import jax, numpy as np
+        >>> from ml_collections import ConfigDict
+        >>> from restore_jax import Restorer, models
+        >>> config = ConfigDict({"model": {"name": "pexels_cnn", "widths": (2,)}})
+        >>> model = models.create("pexels_cnn", widths=(2,))
+        >>> variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
+        >>> restorer = Restorer(model, variables, config, tile=32)
+        >>> grey = np.linspace(0, 65535, 40 * 50).reshape(40, 50).astype(np.uint16)
+        >>> restored = restorer(grey)
+        >>> restored.shape, restored.dtype
+        ((40, 50), dtype('uint16'))
+        >>> bool((restorer(grey, strength=0) == grey).all())
+        True
+        >>> restorer(np.full((8, 8, 3), 255.0))
+        Traceback (most recent call last):
+        ...
+        ValueError: image: floats must lie in [0, 1], these reach from 255 to 255; scale them
+
+        A generator of images, restored in batches as they come:
+
+        >>> images = (np.full((20, 16 + i), i, np.uint8) for i in range(3))
+        >>> [restored.shape for restored in restorer.restore_many(images)]
+        [(20, 16), (20, 17), (20, 18)]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Mapping[str, Any],
+        config: ConfigDict,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int | None = None,
+        strength: float = 1.0,
+        self_ensemble: str = "none",
+        white: int | None = None,
+    ) -> None:
+        self.model = model
+        self.variables = jax.device_put(dict(variables))
+        self.config = config
+        self.options = Options(
+            _default_tile(model, config) if tile is None else tile,
+            overlap,
+            batch_size,
+            strength,
+            self_ensemble,
+            white,
+        )
+        self._restore = sharded.divided(model, self.variables)
+        # Once the memory has not sufficed for some sizes, it will not the next time.
+        self._sizes: dict[tuple[int, int, int], tiling.Sizes] = {}
+
+    def __repr__(self) -> str:
+        """Names the architecture and its size."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.variables.get("params", {})))
+        name = type(self.model).__name__
+        return f"Restorer({name}, {count:,} parameters, {self.options})"
+
+    def __call__(self, image: Any, **options: Any) -> Any:
+        """Restores an image, a batch of images, or a list of images.
+
+        Args:
+            image: an array as described above, or a list or tuple of them (no batches in it).
+            **options: `tile`, `overlap`, `batch_size`, `strength`, `self_ensemble`,
+                `white`, for this call alone.
+
+        Returns:
+            A NumPy array of the same shape and dtype; a list of them for a list or tuple.
+
+        Raises:
+            ValueError: for what is not such an array: its number of axes or channels, its
+                dtype, no pixels, floats outside [0, 1] or not finite.
+            UsageError: for an option that is unknown or cannot be.
+            RunError: where the memory does not suffice even for the smallest tile, or the model
+                gives values that are not finite.
+        """
+        if isinstance(image, list | tuple):
+            return list(self.restore_many(image, **options))
+        white = options.get("white") or self.options.white
+        array = pixels.checked(image, "image", batch=True, white=white)
+        if array.ndim < 4:
+            return next(self.restore_many([array], **options))
+        restored = np.empty_like(array)
+        for i, one in enumerate(self.restore_many(array, **options)):
+            restored[i] = one
+        return restored
+
+    def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[np.ndarray]:
+        """Restores images one after the other, filling batches across them.
+
+        Only as many images as a batch needs are taken in before the first comes out.
+
+        Args:
+            images: arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any sizes and types;
+                or `pixels.Levels`, to give each a white of its own.
+            **options: as for a call.
+
+        Yields:
+            For each, in order, an array of its shape and dtype.
+
+        Raises:
+            ValueError, UsageError, RunError: as for a call.
+        """
+        _check_names(options)
+        given = {name: value for name, value in options.items() if value is not None}
+        chosen = dataclasses.replace(self.options, **given)
+        sizes = self._sizes.setdefault(chosen.cut, tiling.Sizes(*chosen.cut))
+        data = self.config.get("data") or {}
+        views = ensemble.symmetries(chosen.self_ensemble, data.get("degradation") or {})
+
+        def apply(batch: np.ndarray, context: np.ndarray | None) -> np.ndarray | jax.Array:
+            return ensemble.mean_over(views, self._restore, batch, context)
+
+        side = batches.CONTEXT_SIZE if models.takes_context(self.model) else None
+
+        arrays = (_levels(image, i, chosen.white) for i, image in enumerate(images))
+        if chosen.strength == 0.0:
+            return (array.copy() for array, _ in arrays)
+        pictures = (
+            pixels.Picture(array, chosen.strength, side, white) for array, white in arrays
+        )
+        return (picture.result for picture in tiling.restore(pictures, apply, sizes))
+
+
+def _levels(image: Any, number: int, white: int | None) -> pixels.Levels:
+    if isinstance(image, pixels.Levels):
+        image, white = image
+    return pixels.Levels(pixels.checked(image, f"images[{number}]", white=white), white)
+
+
+def load(
+    path: str | os.PathLike[str], checkpoint: str | int = "best", **options: Any
+) -> Restorer:
+    """Loads a trained model.
+
+    Nothing in the files is executed, and TensorFlow is not needed.
+
+    Args:
+        path: a workdir of a training; one checkpoint's folder in it, `checkpoints/STEP`; a
+            `.safetensors` file of `restore_jax.save_weights`; or, where there is no such path,
+            one of the names of `restore_jax.models_available`.
+        checkpoint: of a workdir: "best" (by validation SSIM), "latest" or a step.
+        **options: those of `Restorer`: `tile`, `overlap`, `batch_size`, `strength`,
+            `self_ensemble`, `white`.
+
+    Returns:
+        The model with its averaged parameters where the training kept an average.
+
+    Raises:
+        UsageError: for what is none of these, a file that is damaged or of another program,
+            a checkpoint that does not exist, or an option that cannot be.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> import jax, numpy as np
+        >>> from ml_collections import ConfigDict
+        >>> import restore_jax
+        >>> from restore_jax import models
+        >>> config = ConfigDict({"model": {"name": "pexels_cnn", "widths": (2,)}})
+        >>> model = models.create("pexels_cnn", widths=(2,))
+        >>> variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = pathlib.Path(folder.name, "tiny.safetensors")
+        >>> _ = restore_jax.save_weights(path, variables, config)
+        >>> restorer = restore_jax.load(path, tile=32, strength=0.5)
+        >>> restorer(np.zeros((9, 7, 3), np.float32)).shape
+        (9, 7, 3)
+        >>> folder.cleanup()
+    """
+    _check_names(options)
+    model, variables, config = weights_file.read_model(path, checkpoint)
+    return Restorer(model, variables, config, **options)
+
+
+def _check_names(options: Mapping[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(Options)]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"{name}: no such option; there are {', '.join(known)}")
+
+
+def _default_tile(model: nn.Module, config: ConfigDict) -> int:
+    """Returns the side of the images that a model was trained on, unless that is too small.
+
+    A model that sees no further than its convolutions, or is told of the whole image, takes
+    larger tiles: their overlaps are less of them.
+    """
+    if getattr(model, "takes_context", False):
+        return _LOCAL_TILE
+    data = config.get("data") or {}
+    size = data.get("image_size") or data.get("crop_size") or _FALLBACK_TILE
+    return max(_LEAST_DEFAULT_TILE, size)

@@ -1,0 +1,1 @@
+"""What is trained: model, optimizer and discriminator, and their state."""

@@ -1,0 +1,163 @@
+"""What is trained, and the state of its training: one explicit pytree."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from restore_jax import models
+from restore_jax.errors import UsageError
+from restore_jax.learner import adversarial, optim
+from restore_jax.learner.adversarial import Adversary, AdversaryState
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """What is trained.
+
+    Attributes:
+        model: the architecture that restores.
+        optimizer: turns its gradients into updates.
+        ema_decay: of the averaged parameters, which then serve to restore; 0 for none. The
+            average is over fewer steps at first: about a ninth of those that were done.
+        adversary: a discriminator that is trained along; None without.
+    """
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    ema_decay: float = 0.0
+    adversary: Adversary | None = None
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run needs to go on, and nothing else.
+
+    Attributes:
+        step: int32 scalar, optimizer steps done.
+        params: the model's parameters, float32.
+        batch_stats: running statistics of BatchNorm; {} for models without it.
+        opt_state: the optimizer's state.
+        ema_params: exponential moving average of `params`; None where it is off.
+        adversary: the state of the discriminator; None without one.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any
+    adversary: AdversaryState | None = None
+
+
+def make_system(
+    config: ConfigDict, steps_per_epoch: int = 1, total_steps: int | None = None
+) -> System:
+    """Makes what `config.model`, `config.optimizer` and `config.adversarial` describe.
+
+    Args:
+        config: all fields.
+        steps_per_epoch: for the learning rate's schedule.
+        total_steps: of the whole run; None: a constant learning rate, which is enough to know
+            the structure of the state.
+
+    Raises:
+        UsageError: for a wrong field.
+    """
+
+    def optimizer(learning_rate: float) -> optax.GradientTransformation:
+        settings = config.optimizer.copy_and_resolve_references()
+        settings.learning_rate = learning_rate
+        schedule = None
+        if total_steps is not None:
+            schedule = optim.make_schedule(settings, steps_per_epoch, total_steps)
+        return optim.make_optimizer(settings, schedule)
+
+    adversary, settings = None, config.adversarial
+    for field, least in (("weight", 0.0), ("learning_rate", 1e-12)):
+        if settings[field] < least:
+            raise UsageError(f"config.adversarial.{field}: {settings[field]} is too small")
+    if settings.weight:
+        adversary = Adversary(
+            models.discriminator(settings.discriminator, config.dtype),
+            optimizer(settings.learning_rate),
+            settings.weight,
+        )
+    return System(
+        model=models.from_config(config),
+        optimizer=optimizer(config.optimizer.learning_rate),
+        ema_decay=config.optimizer.ema_decay,
+        adversary=adversary,
+    )
+
+
+def create_state(system: System, seed: int) -> TrainState:
+    """Makes the state of step 0 from the seed of the initial parameters."""
+    # One program: op by op, every layer's forward pass would be compiled and run as well. It
+    # runs once, so that optimising its many draws takes longer than it can save.
+    initial = jax.jit(
+        functools.partial(_initial, system),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    return initial(jax.random.key(seed))
+
+
+def _initial(system: System, key: jax.Array) -> TrainState:
+    # No architecture's parameters depend on the image size.
+    variables = system.model.init(key, jnp.zeros((1, 32, 32, 3)))
+    params = variables["params"]
+    adversary = None
+    if system.adversary is not None:
+        adversary = adversarial.create(system.adversary, jax.random.fold_in(key, 1))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=system.optimizer.init(params),
+        # A copy: the step donates its state, and one buffer cannot be donated twice.
+        ema_params=jax.tree.map(jnp.copy, params) if system.ema_decay else None,
+        adversary=adversary,
+    )
+
+
+def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
+    """Returns the state of step 0 with other parameters; the optimizer's state stays as it is.
+
+    Args:
+        state: of `create_state`.
+        variables: "params" and "batch_stats" of the same model.
+    """
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    return state.replace(
+        params=params,
+        batch_stats=jax.tree.map(jnp.asarray, variables["batch_stats"]),
+        # A copy, as in a new state.
+        ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
+    )
+
+
+def abstract_state(system: System, sharding: NamedSharding | None) -> TrainState:
+    """Returns the shapes and types of `create_state`, which is all that reading one needs."""
+    shapes = jax.eval_shape(functools.partial(_initial, system), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+def inference_variables(state: TrainState) -> dict[str, Any]:
+    """Returns what `model.apply` takes to restore: the averaged parameters where there are."""
+    params = state.params if state.ema_params is None else state.ema_params
+    return {"params": params, "batch_stats": state.batch_stats}
+
+
+def parameter_count(params: Any) -> int:
+    """Returns the number of trainable values."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,324 @@
+"""Terms of a training loss, one figure per image, and their weighted sum.
+
+A term is a pure function `(restored, clean, mask) -> [B]` in float32. `restored` and `clean`
+are `[B, H, W, 3]`, on the scale 0 to 1 but not clipped to it (a clip has no gradient where the
+model is most wrong), in any floating dtype: bfloat16 is cast to float32 first. `mask` is
+`[B, H, W, 1]`, one on the defect, or None where it is unknown, which is as good as empty; terms
+that need none ignore it. A term of `WITH_PARAMETERS` takes fixed parameters besides, as a last
+argument; they come from outside, are not trained, and are called `fixed` where they travel:
+`{name of the term: its parameters}`.
+
+The losses of the published systems:
+  SCA U-Net (Sarvesan and Mendhe, "Image Denoising and Deblurring", IIT Madras 2024):
+    `{"charbonnier": 1.0, "edge": 0.1, "ssim": 0.3}`; its released code has `edge_pyramid` in
+    place of `edge`.
+  RCAN and plain U-Net (Mahesh, Malapaka, Garimella and Singh, IIT Madras 2024):
+    `{"masked_mse": 1.0}`.
+  CBAM U-Net ("Image Restoration Model with Defect Preservation"):
+    `{"defect": 0.25, "ssim": 0.30, "perceptual": 0.20, "sobel": 0.15, "basic": 0.10}`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from restore_jax.batches import mean_of_valid
+from restore_jax.errors import UsageError
+from restore_jax.losses.perceptual import perceptual
+from restore_jax.metrics.fidelity import check_images, check_mask, unclipped_ssim_map
+
+LossTerm = Callable[..., jax.Array]
+Fixed = Mapping[str, Any]
+BatchLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+CHARBONNIER_EPSILON = 1e-3
+MASKED_MSE_ALPHA = 0.3
+_PSNR_FLOOR = 1e-6
+_PYRAMID_TAPS = (0.05, 0.25, 0.4, 0.25, 0.05)
+
+
+def charbonnier(
+    restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """Charbonnier loss, the mean of `sqrt(d² + ε²)` with ε = 1e-3, `[B]`.
+
+    Its least value, for equal images, is ε.
+    """
+    return _mean_charbonnier(_difference(restored, clean, mask))
+
+
+def ssim(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """One less the mean structural similarity, `[B]`, 0 (equal) to 2.
+
+    The variant of `fidelity.ssim`, but on values that are not clipped. Where a
+    window of either image is flat, `dm_pix.ssim` holds its variance at a tiny positive number,
+    so that the gradient stays finite (and nearly vanishes where `restored` is exactly flat).
+
+    Raises:
+        ValueError: a side under 11 px, besides the shapes.
+    """
+    _check(restored, clean, mask)
+    return 1.0 - jnp.mean(unclipped_ssim_map(restored, clean), axis=(1, 2, 3))
+
+
+def edge(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Charbonnier loss of the Laplacians, `[B]`; the report's form.
+
+    The Laplacian is the four neighbours less four times the pixel, per channel, with replicated
+    borders.
+    """
+    # The Laplacian is linear: that of the difference is the difference of the two.
+    return _mean_charbonnier(_laplacian(_difference(restored, clean, mask)))
+
+
+def edge_pyramid(
+    restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """Charbonnier loss of the Gaussian-pyramid Laplacians, `[B]`; the released code's form.
+
+    `L(x) = x - G(4 · U(D(G(x))))`: G a separable 5x5 Gaussian with replicated borders, D every
+    second pixel from the first, U back to the size of x with zeros between; any H and W.
+    """
+    d = _difference(restored, clean, mask)
+    blurred = _pyramid_blur(d)
+    # Down and up again is the image with three pixels of four set to zero.
+    even_rows = jnp.arange(d.shape[1])[:, None, None] % 2 == 0
+    even_columns = jnp.arange(d.shape[2])[:, None] % 2 == 0
+    coarse = jnp.where(even_rows & even_columns, 4.0 * blurred, 0.0)
+    return _mean_charbonnier(d - _pyramid_blur(coarse))
+
+
+def mse(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean of `d²`, `[B]`."""
+    return _mean(jnp.square(_difference(restored, clean, mask)))
+
+
+def psnr(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """`10·log₁₀(1 + mean(d²) / 1e-6)`, `[B]`: what the PSNR lacks of 60 dB; 0 for equal images.
+
+    Ten per cent less error count as much where little is left of it as where much is: an image
+    that needs hardly any restoration is not outweighed by those that are beyond it. Source:
+    L. Chen, X. Chu, X. Zhang and J. Sun, "Simple Baselines for Image Restoration", ECCV 2022.
+    """
+    squared = _mean(jnp.square(_difference(restored, clean, mask)))
+    return (10.0 / math.log(10.0)) * jnp.log1p(squared / _PSNR_FLOOR)
+
+
+def l1(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean of `|d|`, `[B]`."""
+    return _mean(jnp.abs(_difference(restored, clean, mask)))
+
+
+def basic(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean of `|d| + d²`, `[B]`: the sum of `l1` and `mse`."""
+    return _mean(_basic_error(_difference(restored, clean, mask)))
+
+
+def masked_mse(
+    restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """`α · mean(d²) + (1 - α) · mean(mask · d²)` with α = 0.3, `[B]`.
+
+    Both means are over all pixels, as Mahesh, Malapaka, Garimella and Singh, IIT Madras 2024,
+    have it: a pixel of the defect weighs 1/0.3 times one of the rest, and without a defect the
+    second term is 0.
+    """
+    squared = jnp.square(_difference(restored, clean, mask))
+    total = MASKED_MSE_ALPHA * _mean(squared)
+    if mask is None:
+        return total
+    return total + (1.0 - MASKED_MSE_ALPHA) * _mean(mask.astype(jnp.float32) * squared)
+
+
+def defect(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean of `|d| + d²` over the pixels of the defect alone, `[B]`.
+
+    `Σ mask · (|d| + d²) / (3 · Σ mask)`: `basic`, restricted to the mask, so that a small
+    defect counts as much as a large one. 0, with a gradient of 0, where the mask is empty or
+    unknown. "Image Restoration Model with Defect Preservation" has such a term and gives no
+    formula of it.
+    """
+    error = _basic_error(_difference(restored, clean, mask))
+    if mask is None:
+        return jnp.zeros(len(error), jnp.float32)
+    mask = mask.astype(jnp.float32)
+    count = error.shape[-1] * jnp.sum(mask, axis=(1, 2, 3))
+    return jnp.sum(mask * error, axis=(1, 2, 3)) / jnp.maximum(count, 1.0)
+
+
+def sobel(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """`mean |Sx(restored) - Sx(clean)| + mean |Sy(restored) - Sy(clean)|`, `[B]`.
+
+    Sx and Sy are the Sobel gradients along columns and rows, per channel, with taps
+    [-1, 0, 1] and [1, 2, 1] (no division by 8) and replicated borders. Not the gradient's
+    magnitude, which has no derivative where an image is flat.
+    """
+    # Linear, as in `edge`.
+    d = _difference(restored, clean, mask)
+    p = jnp.pad(d, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    down = p[:, :-2] + 2.0 * p[:, 1:-1] + p[:, 2:]
+    across = p[:, :, :-2] + 2.0 * p[:, :, 1:-1] + p[:, :, 2:]
+    along_columns = down[:, :, 2:] - down[:, :, :-2]
+    along_rows = across[:, 2:] - across[:, :-2]
+    return _mean(jnp.abs(along_columns)) + _mean(jnp.abs(along_rows))
+
+
+LOSSES: dict[str, LossTerm] = {
+    "charbonnier": charbonnier,
+    "ssim": ssim,
+    "edge": edge,
+    "edge_pyramid": edge_pyramid,
+    "mse": mse,
+    "psnr": psnr,
+    "l1": l1,
+    "basic": basic,
+    "masked_mse": masked_mse,
+    "defect": defect,
+    "sobel": sobel,
+    "perceptual": perceptual,
+}
+
+WITH_PARAMETERS = ("perceptual",)
+"""Names of the terms that take fixed parameters as their last argument."""
+
+
+def compute(
+    name: str,
+    restored: jax.Array,
+    clean: jax.Array,
+    mask: jax.Array | None,
+    fixed: Fixed | None = None,
+) -> jax.Array:
+    """Computes the term of a name, `[B]`, with its fixed parameters where it takes some."""
+    if name in WITH_PARAMETERS:
+        return LOSSES[name](restored, clean, mask, (fixed or {}).get(name))
+    return LOSSES[name](restored, clean, mask)
+
+
+def active(weights: Mapping[str, float]) -> tuple[str, ...]:
+    """Returns the names of the terms that have a weight, in their order."""
+    return tuple(name for name, weight in weights.items() if weight)
+
+
+def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
+    """Makes the training loss of a config's `loss = {name: weight}`.
+
+    Args:
+        weights: weight by name in `LOSSES`, 0 or more. A term of weight 0 is not computed.
+
+    Returns:
+        A function `(restored, clean, mask, valid, fixed=None) -> (total, terms)`. `valid` is
+        bool `[B]`, false on rows of padding; `fixed` holds the parameters of the terms in
+        `WITH_PARAMETERS` that have a weight. Each term is its mean over the valid rows (0
+        where there is none), `terms` holds them by name without their weights, and `total` is
+        their weighted sum; all are float32 scalars. Rows that are not valid reach neither the
+        value nor the gradient, whatever they hold.
+
+    Raises:
+        UsageError: an unknown name, a weight that is not a finite number of 0 or more, or no
+            weight above 0.
+    """
+    for name, weight in weights.items():
+        if name not in LOSSES:
+            raise UsageError(
+                f"config.loss.{name}: no such loss term; the terms are {', '.join(LOSSES)}"
+            )
+        if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+            raise UsageError(
+                f"config.loss.{name}: the weight is {weight!r}; give a number of 0 or more"
+            )
+    chosen = {name: float(weights[name]) for name in active(weights)}
+    if not chosen:
+        raise UsageError(
+            f"config.loss: no term has a weight above 0; give one to any of {', '.join(LOSSES)}"
+        )
+
+    def loss(
+        restored: jax.Array,
+        clean: jax.Array,
+        mask: jax.Array | None,
+        valid: jax.Array,
+        fixed: Fixed | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        _check(restored, clean, mask)
+        if valid.shape != restored.shape[:1]:
+            raise ValueError(
+                f"expected valid of shape {restored.shape[:1]} for images of shape "
+                f"{restored.shape}, got {valid.shape}"
+            )
+        # A weight of zero would still let a NaN through (0 · NaN is NaN, in the gradient too),
+        # so rows of padding are replaced before any term sees them.
+        keep = valid[:, None, None, None]
+        restored, clean = jnp.where(keep, restored, 0), jnp.where(keep, clean, 0)
+        if mask is not None:
+            mask = jnp.where(keep, mask, 0)
+        terms = {
+            name: mean_of_valid(compute(name, restored, clean, mask, fixed), valid)
+            for name in chosen
+        }
+        total = sum((weight * terms[name] for name, weight in chosen.items()), start=0.0)
+        return total, terms
+
+    return loss
+
+
+def _check(restored: jax.Array, clean: jax.Array, mask: jax.Array | None) -> None:
+    check_images(restored, clean)
+    if mask is not None:
+        check_mask(restored, mask)
+
+
+def _difference(restored: jax.Array, clean: jax.Array, mask: jax.Array | None) -> jax.Array:
+    _check(restored, clean, mask)
+    return restored.astype(jnp.float32) - clean.astype(jnp.float32)
+
+
+def _mean(values: jax.Array) -> jax.Array:
+    return jnp.mean(values, axis=(1, 2, 3))
+
+
+def _mean_charbonnier(difference: jax.Array) -> jax.Array:
+    return _mean(jnp.sqrt(jnp.square(difference) + CHARBONNIER_EPSILON**2))
+
+
+@jax.custom_vjp
+def _laplacian(image: jax.Array) -> jax.Array:
+    """The four neighbours less four times the pixel, borders replicated, `[B, H, W, C]`."""
+    p = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    vertical = p[:, :-2, 1:-1] + p[:, 2:, 1:-1]
+    horizontal = p[:, 1:-1, :-2] + p[:, 1:-1, 2:]
+    return vertical + horizontal - 4.0 * image
+
+
+def _laplacian_forward(image: jax.Array) -> tuple[jax.Array, None]:
+    return _laplacian(image), None
+
+
+def _laplacian_backward(_: None, g: jax.Array) -> tuple[jax.Array]:
+    # It is its own transpose: a pixel and its neighbour take part in each other alike, and at
+    # the border the replicated neighbour is the pixel itself.
+    return (_laplacian(g),)
+
+
+_laplacian.defvjp(_laplacian_forward, _laplacian_backward)
+
+
+def _basic_error(difference: jax.Array) -> jax.Array:
+    return jnp.abs(difference) + jnp.square(difference)
+
+
+def _pyramid_blur(image: jax.Array) -> jax.Array:
+    # Shifted multiply-adds: XLA runs a depthwise convolution several times slower on a CPU.
+    for axis in (1, 2):
+        length = image.shape[axis]
+        pad = [(0, 0)] * image.ndim
+        pad[axis] = (2, 2)
+        padded = jnp.pad(image, pad, mode="edge")
+        image = sum(
+            tap * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
+            for i, tap in enumerate(_PYRAMID_TAPS)
+        )
+    return image

@@ -1,0 +1,381 @@
+"""Per-image measures of a restoration, and their means over a data set.
+
+The measures are pure functions over batches: images `[B, H, W, 3]` on the scale 0 to 1
+(clipped to it and cast to float32 here), masks `[B, H, W, 1]` of zeros and ones (one = defect),
+a float32 array `[B]` out. A measure that an image has no value for (an empty mask, no ring
+around the defect) is NaN in the array; `summarise`, on the host, leaves those out and never
+returns a NaN.
+
+PSNR and SSIM figures depend on the variant. These are: RGB, per image, on clipped values, peak
+1; SSIM after Wang et al. 2004 with an 11x11 Gaussian window of σ 1.5, K 0.01 and 0.03, per
+channel, over the valid region (the border of 5 px has no value).
+
+No step uses a convolution, and the window's matrix products ask for full float32, so that a GPU
+does not fall back to TF32.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+
+from restore_jax.errors import RunError
+from restore_jax.metrics.gaussian_window import SSIM_WINDOW, gaussian_window
+
+_SSIM_BORDER = SSIM_WINDOW // 2
+
+# 100 dB. A restoration that equals the clean image has a finite, comparable PSNR.
+MIN_MSE = 1e-10
+
+# Below one grey level of 255 between defect and surroundings, over the three channels together,
+# the clean contrast is within what 8-bit rounding makes and its quotient means nothing.
+MIN_CONTRAST = 1.0 / 255.0
+
+IMAGE_FIGURES = ("psnr", "ssim", "mae", "input_psnr", "input_ssim")
+"""Figures of `image_metrics` that every image has."""
+
+DEFECT_FIGURES = (
+    "defect_psnr",
+    "background_psnr",
+    "defect_ssim",
+    "input_defect_psnr",
+    "defect_contrast",
+    "input_defect_contrast",
+)
+"""Figures of `image_metrics` that need a mask, and may be undefined (NaN) even with one."""
+
+
+def check_images(first: jax.Array, second: jax.Array) -> None:
+    """Refuses anything but two equal batches of floating-point RGB images.
+
+    Raises:
+        ValueError: unless both are `[B, H, W, 3]`, of one shape, and of a floating dtype.
+    """
+    if first.ndim != 4 or first.shape[-1] != 3 or first.shape != second.shape:
+        raise ValueError(
+            f"expected two equal [B, H, W, 3] shapes, got {first.shape} and {second.shape}"
+        )
+    for image in (first, second):
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            raise ValueError(
+                f"expected floating-point images on the scale 0 to 1, got {image.dtype}"
+            )
+
+
+def check_mask(images: jax.Array, mask: jax.Array) -> None:
+    """Refuses a mask that does not fit its images.
+
+    Raises:
+        ValueError: unless `mask` is `[B, H, W, 1]` for `images` of `[B, H, W, C]`.
+    """
+    if mask.shape != (*images.shape[:3], 1):
+        raise ValueError(
+            f"expected a [B, H, W, 1] mask for images of shape {images.shape}, "
+            f"got shape {mask.shape}"
+        )
+
+
+def unclipped_ssim_map(restored: jax.Array, clean: jax.Array) -> jax.Array:
+    """Structural similarity at each pixel, of the values as they are (not clipped).
+
+    Args:
+        restored: `[B, H, W, 3]`, any floating dtype, H and W at least 11; on the scale 0 to 1.
+        clean: the same shape.
+
+    Returns:
+        `[B, H-10, W-10, 3]` float32, at most 1; differentiable.
+
+    Raises:
+        ValueError: shapes that differ, a dtype that is not floating, or a side under 11 px,
+            where `dm_pix.ssim` would return a wrong figure without a word.
+    """
+    check_images(restored, clean)
+    if min(restored.shape[1:3]) < SSIM_WINDOW:
+        raise ValueError(
+            f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} px, got shapes "
+            f"{restored.shape} and {clean.shape}"
+        )
+    images = (image.astype(jnp.float32) for image in (restored, clean))
+    return dm_pix.ssim(*images, filter_fn=gaussian_window, return_map=True)
+
+
+def ssim_map(restored: jax.Array, clean: jax.Array) -> jax.Array:
+    """Structural similarity at each pixel of the clipped images, `[B, H-10, W-10, 3]`.
+
+    Pixel (i, j) of the map belongs to pixel (i + 5, j + 5) of the images. Raises as
+    `unclipped_ssim_map`.
+    """
+    check_images(restored, clean)
+    return unclipped_ssim_map(_clip(restored), _clip(clean))
+
+
+def ssim(restored: jax.Array, clean: jax.Array) -> jax.Array:
+    """Mean of `ssim_map` over pixels and channels, `[B]`."""
+    return jnp.mean(ssim_map(restored, clean), axis=(1, 2, 3))
+
+
+def mae(restored: jax.Array, clean: jax.Array) -> jax.Array:
+    """Mean absolute error of the clipped images, `[B]`, 0 to 1."""
+    check_images(restored, clean)
+    return jnp.mean(jnp.abs(_clip(restored) - _clip(clean)), axis=(1, 2, 3))
+
+
+def psnr(restored: jax.Array, clean: jax.Array) -> jax.Array:
+    """Peak signal-to-noise ratio in dB, `[B]`, at most 100.
+
+    The mean squared error is held at 1e-10 or more, so that equal images score 100 dB.
+    """
+    return _decibels(jnp.mean(_squared_error(restored, clean), axis=(1, 2, 3)))
+
+
+def defect_psnr(restored: jax.Array, clean: jax.Array, mask: jax.Array) -> jax.Array:
+    """PSNR with the mean squared error over the mask's pixels only, `[B]`.
+
+    At most 100 dB as in `psnr`; NaN where the mask is empty.
+    """
+    check_mask(restored, mask)
+    return _decibels(_mean_over(_squared_error(restored, clean), _is_defect(mask)))
+
+
+def background_psnr(restored: jax.Array, clean: jax.Array, mask: jax.Array) -> jax.Array:
+    """PSNR with the mean squared error over the pixels outside the mask, `[B]`.
+
+    At most 100 dB as in `psnr`; NaN where the mask covers the image.
+    """
+    check_mask(restored, mask)
+    return _decibels(_mean_over(_squared_error(restored, clean), ~_is_defect(mask)))
+
+
+def defect_ssim(restored: jax.Array, clean: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of the SSIM map over the mask's pixels and the channels, `[B]`.
+
+    The mask is cropped by the 5 px on each side that the map does not have. NaN where nothing
+    of the mask is left.
+    """
+    check_mask(restored, mask)
+    inner = slice(_SSIM_BORDER, -_SSIM_BORDER)
+    return _mean_over(ssim_map(restored, clean), _is_defect(mask)[:, inner, inner])
+
+
+def defect_contrast(restored: jax.Array, clean: jax.Array, mask: jax.Array) -> jax.Array:
+    """Share of the defect's contrast that the restoration keeps, `[B]`.
+
+    `⟨Δrestored, Δclean⟩ / ⟨Δclean, Δclean⟩`, with Δ the mean over the defect minus the mean
+    over a ring around it, per channel. 1: kept; 0: erased; negative: reversed. The ring is the
+    mask dilated by a square of `ring_width` px each way, less the mask.
+
+    NaN where the mask is empty, where it leaves no ring, and where the clean contrast (the
+    length of Δclean) is under one grey level of 255.
+    """
+    check_images(restored, clean)
+    check_mask(restored, mask)
+    defect = _is_defect(mask)
+    ring = _dilate(defect, ring_width(*mask.shape[1:3])) & ~defect
+
+    def contrast(image: jax.Array) -> jax.Array:
+        image = _clip(image)
+        return _mean_over(image, defect, axis=(1, 2)) - _mean_over(image, ring, axis=(1, 2))
+
+    clean_contrast = contrast(clean)
+    energy = jnp.sum(jnp.square(clean_contrast), axis=-1)
+    product = jnp.sum(contrast(restored) * clean_contrast, axis=-1)
+    # A NaN energy (no mask, no ring) fails the comparison too.
+    defined = energy >= MIN_CONTRAST**2
+    return jnp.where(defined, product / jnp.where(defined, energy, 1.0), jnp.nan)
+
+
+def ring_width(height: int, width: int) -> int:
+    """Width in px of the ring around a defect: 3 % of the image's short side, 2 or more."""
+    return max(2, round(0.03 * min(height, width)))
+
+
+def image_metrics(
+    restored: jax.Array,
+    degraded: jax.Array,
+    clean: jax.Array,
+    mask: jax.Array,
+    has_mask: jax.Array,
+) -> dict[str, jax.Array]:
+    """Every figure of each image of a batch; made to be jitted.
+
+    Args:
+        restored: the model's output, `[B, H, W, 3]`.
+        degraded: its input, the same shape.
+        clean: the target, the same shape.
+        mask: `[B, H, W, 1]`, one on the defect.
+        has_mask: bool `[B]`, false where the mask is unknown (and its zeros mean nothing).
+
+    Returns:
+        `IMAGE_FIGURES` and `DEFECT_FIGURES`, each `[B]` float32. The latter are NaN where
+        `has_mask` is false or the figure is undefined. Rows of padding get values like any
+        other; the caller drops them.
+
+    Raises:
+        ValueError: shapes that do not fit, a dtype that is not floating, a side under 11 px.
+    """
+    check_mask(restored, mask)
+    if has_mask.shape != restored.shape[:1]:
+        raise ValueError(
+            f"expected has_mask of shape {restored.shape[:1]} for images of shape "
+            f"{restored.shape}, got {has_mask.shape}"
+        )
+    over_all = {
+        "psnr": psnr(restored, clean),
+        "ssim": ssim(restored, clean),
+        "mae": mae(restored, clean),
+        "input_psnr": psnr(degraded, clean),
+        "input_ssim": ssim(degraded, clean),
+    }
+    over_defect = {
+        "defect_psnr": defect_psnr(restored, clean, mask),
+        "background_psnr": background_psnr(restored, clean, mask),
+        "defect_ssim": defect_ssim(restored, clean, mask),
+        "input_defect_psnr": defect_psnr(degraded, clean, mask),
+        "defect_contrast": defect_contrast(restored, clean, mask),
+        "input_defect_contrast": defect_contrast(degraded, clean, mask),
+    }
+    # Without a defect there is no background to set apart: an empty mask has no figure at all.
+    known = has_mask & jnp.any(_is_defect(mask), axis=(1, 2, 3))
+    return over_all | {
+        name: jnp.where(known, value, jnp.nan) for name, value in over_defect.items()
+    }
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of per-image figures, over the images and over the categories.
+
+    Args:
+        rows: one mapping per image with `id`, `category` and the figures of `image_metrics` as
+            numbers; None or NaN for a figure of `DEFECT_FIGURES` that the image does not have.
+
+    Returns:
+        As `by_category`. M holds `count` (images), `mask_count` (images with a known mask that
+        is not empty) and the mean of each figure over the images that have it; None where none
+        has.
+
+    Raises:
+        RunError: a figure of `IMAGE_FIGURES` is not finite (the model's output held NaN).
+            Leaving that image out would flatter the model.
+    """
+    check_finite(rows, IMAGE_FIGURES)
+    return by_category(rows, _means, IMAGE_FIGURES + DEFECT_FIGURES)
+
+
+def by_category(
+    rows: Sequence[Mapping[str, Any]],
+    means: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
+    averaged: Sequence[str],
+) -> dict[str, Any]:
+    """Summarises images over all of them and by category.
+
+    Args:
+        rows: one mapping per image, with `category`.
+        means: summarises any set of rows.
+        averaged: the figures of a summary that macro means are taken of; the others, counts,
+            stay those of all images.
+
+    Returns:
+        `{"micro": M, "macro": M, "categories": {name: M}}`, categories in alphabetical order, M
+        what `means` gives. Micro means are over images, macro means over the means of the
+        categories that have one. Fit for JSON: plain numbers, no NaN.
+    """
+    categories = {
+        name: means([row for row in rows if row["category"] == name])
+        for name in sorted({row["category"] for row in rows})
+    }
+    micro = means(rows)
+    macro = {figure: mean_of_defined(categories.values(), figure) for figure in averaged}
+    return {"micro": micro, "macro": micro | macro, "categories": categories}
+
+
+def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merges summaries of `by_category`; the categories are those of the first."""
+
+    def merged(means: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        return {figure: value for one in means for figure, value in one.items()}
+
+    return {
+        "micro": merged(one["micro"] for one in summaries),
+        "macro": merged(one["macro"] for one in summaries),
+        "categories": {
+            name: merged(one["categories"][name] for one in summaries)
+            for name in summaries[0]["categories"]
+        },
+    }
+
+
+def check_finite(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> None:
+    """Checks the figures that every image has.
+
+    Raises:
+        RunError: naming the first image and figure that is not a finite number.
+    """
+    for row in rows:
+        for figure in figures:
+            if not is_defined(row[figure]):
+                raise RunError(
+                    f"image {row['id']}: {figure} is {row[figure]}; the image or its "
+                    "restoration holds values that are not finite, so no mean can be given"
+                )
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | float | None]:
+    # An image has a defect PSNR exactly when its mask is known and not empty.
+    masked = sum(is_defined(row["defect_psnr"]) for row in rows)
+    return {
+        "count": len(rows),
+        **{figure: mean_of_defined(rows, figure) for figure in IMAGE_FIGURES},
+        "mask_count": masked,
+        **{figure: mean_of_defined(rows, figure) for figure in DEFECT_FIGURES},
+    }
+
+
+def mean_of_defined(rows: Iterable[Mapping[str, Any]], figure: str) -> float | None:
+    """Mean of a figure over the rows that have it (neither None nor NaN); None without any."""
+    values = [float(row[figure]) for row in rows if is_defined(row[figure])]
+    return math.fsum(values) / len(values) if values else None
+
+
+def is_defined(value: float | None) -> bool:
+    """Tells whether a figure has a value: neither None nor NaN nor infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def _clip(image: jax.Array) -> jax.Array:
+    return jnp.clip(image.astype(jnp.float32), 0.0, 1.0)
+
+
+def _is_defect(mask: jax.Array) -> jax.Array:
+    return mask > 0.5
+
+
+def _squared_error(restored: jax.Array, clean: jax.Array) -> jax.Array:
+    check_images(restored, clean)
+    return jnp.square(_clip(restored) - _clip(clean))
+
+
+def _decibels(mean_squared_error: jax.Array) -> jax.Array:
+    return -10.0 * jnp.log10(jnp.maximum(mean_squared_error, MIN_MSE))
+
+
+def _mean_over(
+    values: jax.Array, region: jax.Array, axis: tuple[int, ...] = (1, 2, 3)
+) -> jax.Array:
+    """Means of `values` where `region` (broadcast to it) holds; NaN where it holds nowhere."""
+    region = jnp.broadcast_to(region, values.shape)
+    count = jnp.sum(region, axis=axis)
+    total = jnp.sum(jnp.where(region, values, 0.0), axis=axis)
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
+
+
+def _dilate(region: jax.Array, width: int) -> jax.Array:
+    """Bool `[B, H, W, 1]`, grown by a square of `width` px each way; one axis at a time."""
+    span = 2 * width + 1
+    for window in ((1, span, 1, 1), (1, 1, span, 1)):
+        region = jax.lax.reduce_window(
+            region, False, jax.lax.bitwise_or, window, (1, 1, 1, 1), "SAME"
+        )
+    return region

@@ -1,0 +1,1 @@
+"""Processes, devices and cores, and the compilation for them."""

@@ -1,0 +1,1 @@
+"""Training: its setup, its steps, its loop and its logs."""

@@ -1,0 +1,1 @@
+"""Training on pairs that stay in device memory."""

@@ -1,0 +1,188 @@
+"""The data of a run that keeps its pairs in device memory: from their file, or made for it."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from restore_jax import batches, user_cache
+from restore_jax.degradation import working_size
+from restore_jax.errors import UsageError
+from restore_jax.train.on_device import pairs_file, sampler
+from restore_jax.train.on_device.pairs_file import Pairs, Split
+
+
+class Realised(Protocol):
+    """Photographs that pairs can be made of, see data/export_pairs.py."""
+
+    images: str
+    law: Mapping[str, Any]
+    symmetries: str
+    draws: int
+    realise: Callable[[], Mapping[str, Mapping[str, Any]]]
+
+
+class Source(Protocol):
+    """What takes TensorFlow, see data/export_pairs.py."""
+
+    load: Callable[[ConfigDict], Realised]
+    load_fixed: Callable[[ConfigDict], Mapping[str, Any]]
+    whole: Callable[[ConfigDict], batches.Data]
+
+
+def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batches.Data:
+    """Makes the data of a configuration from a file of pairs.
+
+    The file is `config.data.resident_file`. Where that is not given, it is one in the user's
+    cache; where the file does not exist, it is made. One in the cache is made anew where it is
+    damaged or the photographs have changed; one that was named is refused.
+
+    Args:
+        config: all fields. With photographs of their native size, training is validated on
+            their middles, and evaluations are of the whole photographs.
+        import_source: imports what reads the photographs; raises ImportError without
+            TensorFlow. Not called where a file was named and exists.
+
+    Raises:
+        UsageError: for a wrong field, data that cannot be kept so, or a file that does not fit.
+    """
+    settings = pairs_file.settings_of(config)
+    named = config.data.get("resident_file", "")
+    path = pathlib.Path(named).expanduser() if named else _cached(config, settings)
+    if named and path.exists():
+        pairs = pairs_file.read(path)
+        if different := pairs_file.difference(pairs.settings, settings):
+            raise UsageError(
+                f"config.data.resident_file={named}: {different}; take the file's settings or "
+                "another file"
+            )
+    else:
+        try:
+            source = import_source()
+        except ImportError as error:
+            raise UsageError(
+                f"config.data.resident_file={named or repr('')}: {path} is to be made, which "
+                f"takes TensorFlow ({error}); copy the file from a machine that has it"
+            ) from error
+        realised = source.load(config)
+        if not realised.draws and config.data.image_size:
+            working_size.from_fields(
+                realised.law, blurred=False
+            )  # refuses what no step can draw
+        pairs = _kept(path, settings, realised)
+    data = as_data(pairs, config, lambda: import_source().load_fixed(config))
+    if config.data.image_size:
+        return data
+    try:
+        host = import_source().whole(config)
+    except ImportError:
+        return data  # only what the file has: the middles of the photographs
+    return dataclasses.replace(data, counts=host.counts, eval_batches=host.eval_batches)
+
+
+def _cached(config: ConfigDict, settings: Mapping[str, Any]) -> pathlib.Path:
+    """The file's place in the cache, by the settings and by where the photographs are."""
+    given = config.data.cache_dir
+    folder = pathlib.Path(given).expanduser() if given else user_cache.folder() / "pairs"
+    text = json.dumps([settings, config.data.root], sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return folder / f"{config.data.name}-{name}.safetensors"
+
+
+def _kept(path: pathlib.Path, settings: Mapping[str, Any], realised: Realised) -> Pairs:
+    """Returns what is kept of these photographs; makes it if need be."""
+    if path.exists():
+        try:
+            pairs = pairs_file.read(path)
+        except UsageError as error:
+            print(f"{error}. It is in the cache, so this happens now")
+        else:
+            now = (realised.images, json.loads(json.dumps(realised.law)))
+            if (pairs.images, pairs.law) == now and pairs.settings == settings:
+                return pairs
+            print(f"{path}: made of other photographs, or by another law; it is made anew")
+    splits = {split: pairs_file.as_split(found) for split, found in realised.realise().items()}
+    pairs_file.write(
+        path,
+        splits,
+        settings=settings,
+        images=realised.images,
+        law=realised.law,
+        symmetries=realised.symmetries,
+        draws=realised.draws,
+    )
+    print(f"{path}: holds the pairs now; config.data.resident_file takes a copy of it anywhere")
+    return pairs_file.read(path)
+
+
+def as_data(
+    pairs: Pairs, config: ConfigDict, load_fixed: Callable[[], Mapping[str, Any]] = dict
+) -> batches.Data:
+    """Returns the data that a file of pairs holds.
+
+    Args:
+        pairs: of the file.
+        config: `config.data.augment`, `config.loss` and the batch sizes matter.
+        load_fixed: as in `batches.Data`.
+
+    Raises:
+        UsageError: for flips that the law does not allow, or images too small to be measured.
+    """
+    batches.check_augmentation(config.data.augment, pairs.symmetries)
+    train = pairs.splits["train"]
+    if train.arrays["clean"].shape[1] < batches.MIN_SIZE:
+        raise UsageError(f"{pairs.path}: images too small, SSIM needs {batches.MIN_SIZE} px")
+
+    def load_all_fixed() -> Mapping[str, Any]:
+        if not config.loss.get("perceptual", 0):
+            return {}
+        try:
+            return load_fixed()
+        except ImportError as error:
+            raise UsageError(
+                f"config.loss.perceptual: reading VGG16's weights takes TensorFlow ({error}); "
+                "set config.loss.perceptual=0"
+            ) from error
+
+    return batches.Data(
+        name=config.data.name,
+        counts={name: len(split) for name, split in pairs.splits.items()},
+        train_images=sampler.make_drawing(pairs, config).rows,
+        train_batches=functools.partial(sampler.host_batches, pairs, config),
+        eval_batches=lambda split: eval_batches(pairs.splits[split], config.eval.batch_size),
+        load_fixed=load_all_fixed,
+        identity={"pixels": _digest(pairs)},
+        pairs=pairs,
+    )
+
+
+def _digest(pairs: Pairs) -> str:
+    """A digest of the images that are trained on and validated on, wherever it was made.
+
+    Without the degraded ones: the last bit of a blur may differ from machine to machine.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("train", "val"):
+        split = pairs.splits[name]
+        digest.update(json.dumps([name, list(split.ids)]).encode())
+        for array in ("clean", "mask", "has_mask"):
+            digest.update(np.ascontiguousarray(split.arrays[array]).data.cast("B"))
+    return digest.hexdigest()
+
+
+def eval_batches(split: Split, batch_size: int) -> Iterator[batches.Batch]:
+    """Yields the batches of a split, as `batches` describes them, from its pixels."""
+    for start in range(0, len(split), batch_size):
+        batch = pairs_file.batch_at(split, start, batch_size)
+        floats = {
+            name: batch[name].astype(np.float32) / np.float32(255)
+            for name in ("degraded", "clean", batches.CONTEXT)
+            if name in batch
+        }
+        yield batch | floats | {"mask": batch["mask"].astype(np.float32)}

@@ -1,0 +1,194 @@
+"""One step of training, a pure function, and what becomes of its figures."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from restore_jax import batches, models
+from restore_jax.errors import RunError
+from restore_jax.learner import adversarial
+from restore_jax.learner.state import System, TrainState
+from restore_jax.losses import loss_terms
+from restore_jax.metrics import fidelity
+
+Scalars = dict[str, jax.Array]
+StepFn = Callable[
+    [TrainState, Mapping[str, jax.Array], loss_terms.Fixed], tuple[TrainState, Scalars]
+]
+
+
+def train_step(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    fixed: loss_terms.Fixed | None = None,
+    *,
+    system: System,
+    loss_fn: loss_terms.BatchLoss,
+    seed: int,
+    mask_dropout: float = 0.0,
+) -> tuple[TrainState, Scalars]:
+    """One step of gradient descent, a pure function.
+
+    With an adversary, the model takes its step against the discriminator as it was before, and
+    the discriminator its own on the images that the model restored before.
+
+    Args:
+        state: the state before.
+        batch: the arrays of a batch (see `batches`).
+        fixed: parameters of loss terms, which are not trained (see `losses`).
+        system: what is trained.
+        loss_fn: from `loss_terms.weighted_sum`.
+        seed: of the run; with the step it gives the key of everything random in the model.
+        mask_dropout: share of the images whose mask the model is not shown.
+
+    Returns:
+        The state after, and scalars of this batch: "loss", "loss_NAME" for each term, "psnr"
+        (dB), "ssim", "grad_norm" and "count" (valid images).
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    valid = batch["valid"]
+    shown = jax.random.bernoulli(
+        jax.random.fold_in(key, 1), 1.0 - mask_dropout, (len(valid), 1, 1, 1)
+    )
+
+    def objective(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+        restored, updates = system.model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch["degraded"],
+            mask=jnp.where(shown, batch["mask"], 0.0),
+            train=True,
+            valid=valid,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+            **models.context_of(system.model, batch),
+        )
+        total, terms = loss_fn(restored, batch["clean"], batch["mask"], valid, fixed)
+        if system.adversary is not None:
+            fooling = adversarial.fooling_loss(
+                system.adversary, state.adversary, batch, restored
+            )
+            total += system.adversary.weight * fooling
+            terms = terms | {"adversarial": fooling}
+        return total, (terms, restored, updates.get("batch_stats", {}))
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (total, (terms, restored, batch_stats)), grads = gradient(state.params)
+    updates, opt_state = system.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        # Shorter at first: of the parameters that were drawn, little is worth keeping.
+        decay = jnp.minimum(system.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
+    adversary = state.adversary
+    if system.adversary is not None:
+        adversary, terms["discriminator"] = adversarial.update(
+            system.adversary, state.adversary, batch, restored
+        )
+    after = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema_params=ema_params,
+        adversary=adversary,
+    )
+    scalars = {
+        "loss": total,
+        **{f"loss_{name}": value for name, value in terms.items()},
+        "psnr": batches.mean_of_valid(fidelity.psnr(restored, batch["clean"]), valid),
+        "ssim": batches.mean_of_valid(fidelity.ssim(restored, batch["clean"]), valid),
+        "grad_norm": optax.tree.norm(grads),
+        "count": jnp.sum(valid),
+    }
+    return after, scalars
+
+
+def compile_step(
+    config: ConfigDict, system: System, loss_fn: loss_terms.BatchLoss, mesh: Mesh
+) -> StepFn:
+    """Returns `train_step` of a configuration, compiled for the devices of a mesh.
+
+    The batch is divided among them and the state is on each; the step gives its old one away.
+    """
+    step = functools.partial(
+        train_step,
+        system=system,
+        loss_fn=loss_fn,
+        seed=config.seed,
+        mask_dropout=config.train.mask_dropout,
+    )
+    return jax.jit(
+        divided_over(mesh, step),
+        in_shardings=(
+            batches.replicated(mesh),
+            batches.split_over(mesh),
+            batches.replicated(mesh),
+        ),
+        out_shardings=batches.replicated(mesh),
+        donate_argnums=0,
+    )
+
+
+def divided_over(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a step know, while it is traced, among which devices its batch is divided."""
+
+    @functools.wraps(step)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(*args, **kwargs)
+
+    return traced
+
+
+def check_finite(step: int, values: Mapping[str, float], kind: str = "") -> None:
+    """Stops the run where a figure of a step is not finite.
+
+    Args:
+        step: to be named.
+        values: the figures; those of single loss terms are looked at first.
+        kind: put before the figure's name, for example "validation ".
+
+    Raises:
+        RunError: with the step and the name of the figure.
+    """
+    # The terms before their sum, so that the message names the culprit.
+    for name in sorted(values, key=lambda name: (not name.startswith("loss_"), name)):
+        if not math.isfinite(values[name]):
+            raise RunError(
+                f"step {step}: {kind}{name} is {values[name]}, the run stops; its checkpoints "
+                "are kept. In a new workdir, lower config.optimizer.learning_rate or set "
+                "config.optimizer.clip_norm"
+            )
+
+
+def add(sums: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str, float]:
+    """Adds a step's scalars, each times the images it is the mean of, to the sums of an epoch.
+
+    One after the other and in Python's floats, which JSON keeps exactly: an epoch that was cut
+    off anywhere and gone on with ends in the same sums, bit for bit.
+
+    Args:
+        sums: those before; {} at the start of an epoch.
+        scalars: of a step, with "count", its images.
+
+    Returns:
+        The sums after, and "count", the images so far.
+    """
+    count = scalars["count"]
+    return {
+        name: sums.get(name, 0.0) + (count if name == "count" else value * count)
+        for name, value in scalars.items()
+    }
+
+
+def means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Returns the means over the images of an epoch, from their sums."""
+    return {name: total / sums["count"] for name, total in sums.items() if name != "count"}

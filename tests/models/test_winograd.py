@@ -1,0 +1,136 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+from jax import lax
+
+from restore_jax import batches
+from restore_jax.models import layers
+from restore_jax.models.conv_cpu import convolution, winograd
+
+
+def arrays(x, kernel):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=x), rng.normal(size=kernel) / np.sqrt(np.prod(kernel[:3]))
+
+
+def by_tensorflow(x, kernel, spread):
+    """The convolution in float64."""
+    return tf.nn.conv2d(x, kernel, 1, "SAME", dilations=spread).numpy()
+
+
+def convolve(x, kernel, spread):
+    return convolution.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        rhs_dilation=spread,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "spread"),
+    [
+        pytest.param((2, 16, 12, 32), 32, (1, 1), id="whole groups"),
+        pytest.param((1, 16, 12, 40), 33, (2, 2), id="dilated"),
+        pytest.param((1, 17, 5, 33), 32, (1, 1), id="a row of a last group"),
+        pytest.param((1, 27, 7, 32), 36, (3, 2), id="dilated, and rows missing"),
+        pytest.param((1, 8, 1, 32), 32, (1, 1), id="one column"),
+    ],
+)
+def test_results_are_those_of_the_definition(shape, outputs, spread):
+    x, kernel = arrays(shape, (3, 3, shape[3], outputs))
+    single = [jnp.asarray(z, jnp.float32) for z in (x, kernel)]
+    assert winograd.is_faster(*single, spread)
+    expected = by_tensorflow(x, kernel, spread)
+    found = jax.jit(winograd.convolve, static_argnums=2)(*single, spread)
+    np.testing.assert_allclose(found, expected, atol=5e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "spread"),
+    [
+        pytest.param((2, 9, 12, 3, 16), (3, 3), (1, 1), id="few inputs"),
+        pytest.param((1, 8, 2, 16, 1), (3, 3), (2, 1), id="two columns, dilated rows"),
+        pytest.param((1, 7, 6, 5, 6), (5, 7), (1, 1), id="oblong"),
+    ],
+)
+def test_two_columns_at_once_are_those_of_the_definition(shape, size, spread):
+    *image, outputs = shape
+    x, kernel = arrays(image, (*size, image[-1], outputs))
+    single = [jnp.asarray(z, jnp.float32) for z in (x, kernel)]
+    traced = jax.jit(convolve, static_argnums=2).trace(*single, spread)
+    # Two at once: the program's convolution has a stride.
+    assert "stride = [1, 2]" in traced.lower(lowering_platforms=("cpu",)).as_text()
+    expected = by_tensorflow(x, kernel, spread)
+    found = jax.jit(convolve, static_argnums=2)(*single, spread)
+    np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs"),
+    [pytest.param(32, 40, id="winograd"), pytest.param(3, 8, id="narrow")],
+)
+def test_gradients_are_those_of_the_plain_convolution(channels, outputs):
+    x, kernel = (
+        jnp.asarray(z, jnp.float32)
+        for z in arrays((2, 12, 8, channels), (3, 3, channels, outputs))
+    )
+    g = jnp.cos(jnp.arange(2 * 12 * 8 * outputs, dtype=jnp.float32)).reshape(2, 12, 8, outputs)
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def gradients(f):
+        return jax.jit(lambda: jax.vjp(f, x, kernel)[1](g))()
+
+    ours = gradients(lambda x, kernel: convolve(x, kernel, (1, 1)))
+    for found, expected in zip(ours, gradients(plain), strict=True):
+        np.testing.assert_allclose(found, expected, atol=5e-6 * np.abs(expected).max())
+
+
+def test_other_devices_get_the_plain_convolution():
+    for channels in (3, 32):
+        single = [
+            jnp.asarray(z, jnp.float32)
+            for z in arrays((1, 8, 8, channels), (3, 3, channels, channels))
+        ]
+        traced = jax.jit(convolve, static_argnums=2).trace(*single, (1, 1))
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert program.count("stablehlo.convolution") == 1
+        assert "stride = [1, 2]" not in program
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "dtype"),
+    [
+        pytest.param((1, 16, 16, 32), (3, 3, 32, 16), jnp.float32, id="few outputs"),
+        pytest.param((1, 7, 16, 32), (3, 3, 32, 32), jnp.float32, id="few rows"),
+        pytest.param((1, 16, 16, 32), (5, 3, 32, 32), jnp.float32, id="another kernel"),
+        pytest.param((1, 16, 16, 32), (3, 3, 32, 32), jnp.bfloat16, id="few digits"),
+    ],
+)
+def test_it_is_not_taken_where_it_does_not_pay(shape, kernel, dtype):
+    assert not winograd.is_faster(jnp.zeros(shape, dtype), jnp.zeros(kernel, dtype), (1, 1))
+
+
+def test_rows_that_are_divided_give_the_same():
+    """As where the cores share a single image."""
+    x, kernel = (jnp.asarray(z, jnp.float32) for z in arrays((1, 32, 8, 32), (3, 3, 32, 32)))
+    mesh = batches.make_mesh(jax.devices()[:2])
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+    layer = layers.Conv(32, (3, 3), use_bias=False)
+    program = jax.jit(
+        lambda x, kernel: layer.apply({"params": {"kernel": kernel}}, x),
+        in_shardings=(split, batches.replicated(mesh)),
+        out_shardings=split,
+    )
+    # Only the rows at the seam are exchanged.
+    assert "all-gather" not in program.lower(x, kernel).compile().as_text()
+    expected = by_tensorflow(*(np.asarray(z, np.float64) for z in (x, kernel)), (1, 1))
+    np.testing.assert_allclose(program(x, kernel), expected, atol=5e-6 * np.abs(expected).max())

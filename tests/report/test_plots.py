@@ -1,0 +1,32 @@
+import numpy as np
+from PIL import Image
+
+from restore_jax.report import plots
+
+
+def test_the_picture_shows_the_images_side_by_side(tmp_path):
+    black = np.zeros((16, 16, 3), np.uint8)
+    mask = np.zeros((16, 16, 1), np.float32)
+    mask[4:8, 4:8] = 1
+    picture = plots.Picture("a", "scratch", black + 51, black + 102, black + 153, mask, 1, 2)
+    plots.draw_triplets([picture, picture], tmp_path / "out" / "triplets.png")
+    pixels = np.asarray(Image.open(tmp_path / "out" / "triplets.png"))
+    middle = plots._GAP + plots._CAPTION + 250  # below the outline
+    panel = plots._ROW_HEIGHT + plots._GAP
+    values = [int(pixels[middle, plots._GAP + 5 + i * panel, 0]) for i in range(4)]
+    assert values == [51, 102, 153, 153]
+    assert (pixels == plots.OUTLINE).all(-1).sum() > 100
+
+
+def test_pictures_are_spread_over_the_categories():
+    def picture(category, number):
+        image = np.zeros((8, 8, 3), np.uint8)
+        return plots.Picture(category, str(number), image, image, image, image[..., :1], 0, 0)
+
+    selection = plots.Selection(3)
+    for number in range(5):
+        for category in "ab":
+            if selection.wants(category):
+                selection.add(picture(category, number))
+    chosen = [(p.category, p.defect_type) for p in selection.pictures()]
+    assert chosen == [("a", "0"), ("a", "1"), ("b", "0")]
