@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import splits
 from data.rendered import sample
-from data.sources import folders, inspection, kla, mvtec_ad
+from data.sources import folders, inspection, kla, mvtec_ad, splits
 from restore_jax.errors import UsageError
 from restore_jax.image_io import limits
 

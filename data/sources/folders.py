@@ -18,8 +18,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from data import bad_files, splits
-from data.examples import (
+from data.sources import bad_files, images, splits
+from data.sources.examples import (
     Example,
     Faults,
     FromFiles,
@@ -28,7 +28,6 @@ from data.examples import (
     name_in,
     with_known_masks,
 )
-from data.sources import images
 from restore_jax.errors import UsageError
 from restore_jax.image_io import image_paths
 

@@ -21,8 +21,7 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data import examples, splits
-from data.sources import folders, images
+from data.sources import examples, folders, images, splits
 from restore_jax.batches import GOOD
 from restore_jax.errors import UsageError
 

@@ -14,8 +14,7 @@ import collections
 import os
 from pathlib import Path
 
-from data import examples
-from data.sources import folders, images
+from data.sources import examples, folders, images
 from restore_jax.errors import UsageError
 from restore_jax.image_io import image_paths
 

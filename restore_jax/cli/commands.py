@@ -67,8 +67,12 @@ def run_train(flags: Flags, make_data: MakeData) -> None:
 
 def run_evaluate(flags: Flags, make_data: MakeData) -> None:
     """Evaluates a checkpoint or weights, or each new checkpoint of a running training."""
-    from restore_jax.checkpoints import trained  # noqa: PLC0415
-    from restore_jax.evaluation import evaluate, results, watch  # noqa: PLC0415
+    from restore_jax.evaluation import (  # noqa: PLC0415
+        evaluate,
+        results,
+        trained,
+        watch,
+    )
 
     folder = _workdir(flags)
     if flags.watch:

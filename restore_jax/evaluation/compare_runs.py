@@ -10,13 +10,12 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from restore_jax import batches
-from restore_jax.checkpoints import trained
-from restore_jax.checkpoints.trained import Trained
 from restore_jax.config import workdir
 from restore_jax.errors import UsageError
-from restore_jax.evaluation import compare, evaluate, per_image, results
+from restore_jax.evaluation import compare, evaluate, per_image, results, trained
 from restore_jax.evaluation.compare import Run
 from restore_jax.evaluation.per_image import Restored
+from restore_jax.evaluation.trained import Trained
 from restore_jax.metrics import cost
 from restore_jax.report import comparison_page, evaluation_page
 from restore_jax.report.comparison_images import Shown

@@ -9,10 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from restore_jax import batches
-from restore_jax.checkpoints import trained
 from restore_jax.config import workdir
 from restore_jax.errors import UsageError
-from restore_jax.evaluation import mvtec_tree, per_image, results
+from restore_jax.evaluation import mvtec_tree, per_image, results, trained
 from restore_jax.evaluation.per_image import Restored, Row
 from restore_jax.evaluation.results import Summary
 from restore_jax.losses import loss_terms

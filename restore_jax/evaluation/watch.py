@@ -8,10 +8,10 @@ import jax
 from ml_collections import ConfigDict
 
 from restore_jax import batches
-from restore_jax.checkpoints import checkpoint, trained
+from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
-from restore_jax.evaluation import evaluate
+from restore_jax.evaluation import evaluate, trained
 from restore_jax.evaluation.results import Summary, format_cell
 
 POLL_SECONDS = 5.0

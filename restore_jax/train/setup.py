@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from restore_jax import batches, models
-from restore_jax.checkpoints import checkpoint, trained, weights_file
+from restore_jax.checkpoints import checkpoint, weights_file
 from restore_jax.config import workdir
 from restore_jax.errors import UsageError
+from restore_jax.evaluation import trained
 from restore_jax.learner import optim
 from restore_jax.train.on_device import resident
 

@@ -20,7 +20,8 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 from configs import sca_unet
-from data import examples, pipeline
+from data import pipeline
+from data.sources import examples
 from restore_jax import batches
 from restore_jax.errors import UsageError
 from restore_jax.parallel import launcher

@@ -16,8 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data import bad_files
-from data.sources import images
+from data.sources import bad_files, images
 from data.sources.mvtec_ad import source
 from restore_jax.errors import UsageError
 from restore_jax.image_io import limits

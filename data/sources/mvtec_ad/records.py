@@ -16,8 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from data import bad_files, splits
-from data.sources import images
+from data.sources import bad_files, images, splits
 from data.sources.mvtec_ad import source
 from data.sources.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
 from restore_jax import plain_path, user_cache

@@ -20,8 +20,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import shuffle
 
-from data import splits
-from data.sources import images, mvtec_ad
+from data.sources import images, mvtec_ad, splits
 from data.sources.mvtec_ad import archive, mvtec_ad_dataset_builder, records, source
 from restore_jax.errors import RunError, UsageError
 

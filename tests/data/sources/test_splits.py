@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from data import splits
+from data.sources import splits
 from restore_jax.errors import UsageError
 
 

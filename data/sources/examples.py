@@ -10,8 +10,7 @@ from typing import TypeVar
 import numpy as np
 import tensorflow as tf
 
-from data import bad_files
-from data.sources import images
+from data.sources import bad_files, images
 from restore_jax import batches
 from restore_jax.errors import UsageError
 
