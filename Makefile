@@ -28,7 +28,7 @@ test: setup
 opencv4: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target build/opencv4 'opencv-python-headless<5'
-	PYTHONPATH=build/opencv4 $(BIN)/python -m pytest tests/test_export.py -k opencv
+	PYTHONPATH=build/opencv4 $(BIN)/python -m pytest tests/inference/test_export.py -k opencv
 
 bench: setup
 	$(BIN)/python -m benchmarks.models --rounds=3

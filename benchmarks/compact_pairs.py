@@ -37,9 +37,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from restore_jax.config.workdir import replacing
 from restore_jax.degradation import native_size, working_size
 from restore_jax.errors import UsageError
+from restore_jax.files import replacing
 from restore_jax.train.on_device import crops, pairs_file
 from restore_jax.train.on_device.pairs_file import Pairs, Split
 

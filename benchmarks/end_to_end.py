@@ -34,9 +34,9 @@ import ml_collections
 import launch
 from benchmarks import common, limits
 from benchmarks.common import Task
-from restore_jax import batches
 from restore_jax.learner import state
 from restore_jax.losses import loss_terms
+from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
 from restore_jax.train.on_device import resident
 
@@ -112,7 +112,7 @@ def _from_host(config: ml_collections.ConfigDict) -> Turn:
             start = time.perf_counter()
             batch = next(stream)
             waited += time.perf_counter() - start
-            now, scalars = step(now, batches.to_devices(batch, mesh), {})
+            now, scalars = step(now, device_mesh.to_devices(batch, mesh), {})
             # Unlike in a training, where the host runs ahead: so it is known who waits.
             jax.block_until_ready((now, scalars))
         return waited
@@ -140,9 +140,9 @@ def _resident(config: ml_collections.ConfigDict) -> Turn:
 def _start(config: ml_collections.ConfigDict) -> tuple[state.System, Any, state.TrainState]:
     system = state.make_system(config)
     sizes = (config.train.batch_size, config.eval.batch_size)
-    mesh = batches.make_mesh(batches.fitting_devices(*sizes))
+    mesh = device_mesh.make_mesh(device_mesh.fitting_devices(*sizes))
     now = state.create_state(system, config.seed)
-    return system, mesh, jax.device_put(now, batches.replicated(mesh))
+    return system, mesh, jax.device_put(now, device_mesh.replicated(mesh))
 
 
 if __name__ == "__main__":

@@ -52,14 +52,14 @@ from flax import linen as nn
 
 from benchmarks import common, growth_report
 from benchmarks.models import peak_bytes, run_script
-from restore_jax import batches, models
+from restore_jax import models
 from restore_jax.errors import RunError, UsageError
 from restore_jax.inference import tiling
 from restore_jax.inference.restorer import Restorer
 from restore_jax.learner import state
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import cost
-from restore_jax.parallel import host_memory
+from restore_jax.parallel import device_mesh, host_memory
 from restore_jax.train import steps
 
 AXES = {
@@ -320,8 +320,8 @@ def _kilobytes(path: pathlib.Path, name: str) -> int:
 def _restoring(point: Point) -> Callable[[], Any]:
     """Returns a call that restores a batch, divided among the devices."""
     model = models.from_config(common.make_config(point.task))
-    mesh = batches.make_mesh(jax.devices()[: point.devices])
-    both = batches.replicated(mesh), batches.split_over(mesh)
+    mesh = device_mesh.make_mesh(jax.devices()[: point.devices])
+    both = device_mesh.replicated(mesh), device_mesh.split_over(mesh)
     shape = (point.batch, point.size, point.size, 3)
     images = np.random.default_rng(1).random(shape, np.float32)
     restore = jax.jit(model.apply, in_shardings=both)
@@ -333,13 +333,13 @@ def _training(point: Point) -> Callable[[], Any]:
     """Returns a call that takes one step after the other on a batch divided among devices."""
     config = common.make_config(point.task)
     system = state.make_system(config)
-    mesh = batches.make_mesh(jax.devices()[: point.devices])
+    mesh = device_mesh.make_mesh(jax.devices()[: point.devices])
     step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
-    batch = jax.device_put(common.make_batch(point.task), batches.split_over(mesh))
-    shapes = state.abstract_state(system, batches.replicated(mesh))
+    batch = jax.device_put(common.make_batch(point.task), device_mesh.split_over(mesh))
+    shapes = state.abstract_state(system, device_mesh.replicated(mesh))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     begun = zeros.replace(params=_drawn(shapes.params))
-    now = jax.device_put(begun, batches.replicated(mesh))
+    now = jax.device_put(begun, device_mesh.replicated(mesh))
 
     def call() -> Any:
         nonlocal now

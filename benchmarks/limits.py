@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from restore_jax.learner.state import parameter_count
 from restore_jax.metrics import cost, gaussian_window
+from restore_jax.metrics.cost import parameter_count
 from restore_jax.models import layers
 
 _ADAM_STEP = 10

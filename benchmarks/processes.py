@@ -23,33 +23,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from restore_jax import batches
 from restore_jax.learner import state
 from restore_jax.losses import loss_terms
-from restore_jax.parallel import compilation, launcher, processes, signals
+from restore_jax.metrics.cost import parameter_count
+from restore_jax.parallel import compilation, device_mesh, launcher, processes, signals
 from restore_jax.train import steps
 
 
 def measure(task: common.Task) -> dict[str, Any]:
     """Measures what the module's docstring names, in each process of a job at once."""
     config = common.make_config(task)
-    mesh = batches.make_mesh()
+    mesh = device_mesh.make_mesh()
     system = state.make_system(config)
     step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
     own = processes.share().of(task.batch)
     batch = {name: np.asarray(value)[own] for name, value in common.make_batch(task).items()}
     now = processes.replicate(state.create_state(system, config.seed), mesh)
-    count = state.parameter_count(now.params)
+    count = parameter_count(now.params)
 
     def one_step() -> Any:
         nonlocal now
-        now, scalars = step(now, batches.to_devices(batch, mesh), {})
+        now, scalars = step(now, device_mesh.to_devices(batch, mesh), {})
         return scalars
 
     part = jax.make_array_from_process_local_data(
-        batches.split_over(mesh), np.ones((len(mesh.local_devices), count), np.float32)
+        device_mesh.split_over(mesh), np.ones((len(mesh.local_devices), count), np.float32)
     )
-    total = jax.jit(lambda values: jnp.sum(values, 0), out_shardings=batches.replicated(mesh))
+    total = jax.jit(
+        lambda values: jnp.sum(values, 0), out_shardings=device_mesh.replicated(mesh)
+    )
     stop = processes.Stop(signals.Request(), mesh)
     return {
         "processes": jax.process_count(),

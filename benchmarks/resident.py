@@ -22,9 +22,9 @@ import numpy as np
 
 from benchmarks import common, limits, train_step
 from benchmarks.common import Task
-from restore_jax import batches
 from restore_jax.learner import state
 from restore_jax.losses import loss_terms
+from restore_jax.parallel import device_mesh
 from restore_jax.train.on_device import dataset, pairs_file, resident
 
 IMAGES = 932
@@ -111,13 +111,13 @@ def make_dispatch(task: Task, pairs: pairs_file.Pairs, count: int) -> Callable[[
     config.data.resident = True
     config.data.augment = "flips"
     system = state.make_system(config)
-    devices = batches.fitting_devices(task.batch, config.eval.batch_size)
-    mesh = batches.make_mesh(devices)
+    devices = device_mesh.fitting_devices(task.batch, config.eval.batch_size)
+    mesh = device_mesh.make_mesh(devices)
     data = dataset.as_data(pairs, config)
     loss = loss_terms.weighted_sum(config.loss)
     source = resident.make_resident(config, data, system, loss, mesh)
     assert source is not None
-    now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))
+    now = jax.device_put(state.create_state(system, config.seed), device_mesh.replicated(mesh))
 
     def call() -> Any:
         nonlocal now

@@ -38,7 +38,8 @@ from restore_jax.evaluation import per_image
 from restore_jax.learner import state
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import fidelity
-from restore_jax.parallel import compilation, signals
+from restore_jax.metrics.cost import parameter_count
+from restore_jax.parallel import compilation, device_mesh, signals
 from restore_jax.train import logs, loop
 from restore_jax.train.on_device import dataset, resident
 from restore_jax.train.on_device.pairs_file import Pairs
@@ -133,7 +134,7 @@ def run(
     data = dataset.as_data(pairs, config)
     most = max(1, task.experiment.images // data.train_images)
     config = experiments.make_config(task.experiment, most, dtype)
-    mesh = batches.make_mesh([device])
+    mesh = device_mesh.make_mesh([device])
     costs, time_epoch = prepare(config, data, mesh)
     say({"event": "ready", "prepared_s": round(time.monotonic() - began, 1), **costs._asdict()})
 
@@ -169,7 +170,7 @@ def run(
         "finished": finished,
         "train_s": round(took, 2),
         "images_per_s": rounded(done * data.train_images / took),
-        "parameters": state.parameter_count(trained.params),
+        "parameters": parameter_count(trained.params),
         "validation": "pipeline" if exact else "drawn from compressed photographs",
     }
     record |= finish(task, config, state.inference_variables(trained), data, mesh)
@@ -212,7 +213,7 @@ def prepare(
     loss = loss_terms.weighted_sum(config.loss)
     source = resident.make_resident(config, data, system, loss, mesh)
     assert source is not None
-    now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))
+    now = jax.device_put(state.create_state(system, config.seed), device_mesh.replicated(mesh))
 
     def dispatch() -> None:
         nonlocal now
@@ -311,7 +312,7 @@ def train_until(
         devices = list(mesh.devices.flat)
         found = loop.train_and_evaluate(config, workdir, lambda _: data, devices)
     except signals.Interrupted:
-        template = state.abstract_state(state.make_system(config), batches.replicated(mesh))
+        template = state.abstract_state(state.make_system(config), device_mesh.replicated(mesh))
         found, *_ = checkpoint.newest_whole(workdir, template)
         if found is None:
             raise
@@ -329,7 +330,7 @@ def measured(
     """Measures a model on the validation photographs, in full float32 on any device."""
     config = config.copy_and_resolve_references()
     config.dtype = "float32"
-    variables = jax.device_put(variables, batches.replicated(mesh))
+    variables = jax.device_put(variables, device_mesh.replicated(mesh))
     with jax.default_matmul_precision("highest"):
         return per_image.evaluate(
             models.from_config(config), variables, data.eval_batches("val"), mesh

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import ROOT
-from restore_jax.config.workdir import replacing
 from restore_jax.errors import UsageError
+from restore_jax.files import replacing
 
 
 class Failed(Exception):

@@ -14,9 +14,9 @@ import jax
 
 from benchmarks import common, limits
 from benchmarks.common import Task
-from restore_jax import batches
 from restore_jax.learner import state
 from restore_jax.losses import loss_terms
+from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
 
 
@@ -39,10 +39,10 @@ def make_step(task: Task) -> Callable[[], Any]:
     """Returns a call that takes one step after the other on one batch."""
     config = common.make_config(task)
     system = state.make_system(config)
-    mesh = batches.make_mesh(batches.fitting_devices(task.batch))
+    mesh = device_mesh.make_mesh(device_mesh.fitting_devices(task.batch))
     step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
-    batch = jax.device_put(common.make_batch(task), batches.split_over(mesh))
-    now = jax.device_put(state.create_state(system, config.seed), batches.replicated(mesh))
+    batch = jax.device_put(common.make_batch(task), device_mesh.split_over(mesh))
+    now = jax.device_put(state.create_state(system, config.seed), device_mesh.replicated(mesh))
 
     def call() -> Any:
         nonlocal now

@@ -154,7 +154,7 @@ def _check(settings: ConfigDict, law: definition.Law) -> None:
         )
     # It is asked of pairs that come ready as well: nothing tells which way theirs are blurred
     # but what the configuration says, and by default that only allows flips.
-    batches.check_augmentation(settings.augment, definition.symmetries(law))
+    definition.check_augmentation(settings.augment, definition.symmetries(law))
 
 
 def _decode(record: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:

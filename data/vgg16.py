@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax import user_cache
+from restore_jax import files
 from restore_jax.errors import UsageError
 
 Params = dict[str, dict[str, np.ndarray]]
@@ -101,7 +101,7 @@ def _layers() -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def _archive() -> Path:
-    return user_cache.folder() / "vgg16_imagenet.npz"
+    return files.cache_folder() / "vgg16_imagenet.npz"
 
 
 def _read(file: Path) -> Params:

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from restore_jax import plain_path
+from restore_jax import files
 from restore_jax.checkpoints import log_filters
 from restore_jax.config import workdir as workdirs
 from restore_jax.errors import RunError, UsageError
@@ -86,7 +86,7 @@ class Manager(ocp.CheckpointManager):
         self.folder = folder
         # Whether a checkpoint that it wrote has been read back.
         self.proven = False
-        super().__init__(plain_path.of(folder), options=options)
+        super().__init__(files.plain_path(folder), options=options)
 
     def metrics(self, step: int) -> Record | None:
         """Returns the record of a step; None where there is none that makes sense.
@@ -110,7 +110,7 @@ class Manager(ocp.CheckpointManager):
         return found
 
     def reached_preemption(self, step: int) -> bool:
-        """Tells that no host is about to be taken away: `signals` and `hosts` see to that.
+        """Tells that no host is about to be taken away: `signals` and `processes` see to that.
 
         Some releases of Orbax ask a service of JAX's that is off in jobs of several processes.
         """

@@ -22,7 +22,7 @@ from absl import logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from restore_jax import models, shipped
+from restore_jax import files, models, shipped
 from restore_jax.config import schema
 from restore_jax.errors import UsageError
 
@@ -173,14 +173,10 @@ def save_weights(
         "parameters": str(_parameter_count(arrays)),
         "config": json.dumps(_portable(config), allow_nan=False),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(safetensors.numpy.save(arrays, header))
-        temporary.replace(path)
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(safetensors.numpy.save(arrays, header))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
     return path
 
@@ -271,7 +267,6 @@ def read_weights(
 def _read_run(folder: pathlib.Path, which: str) -> tuple[Any, dict[str, Any], ConfigDict]:
     """Reads the model, variables and configuration of a workdir, or of a checkpoint in one."""
     # Imported here: a weights file needs neither Orbax nor an optimizer.
-    from restore_jax import plain_path  # noqa: PLC0415
     from restore_jax.checkpoints import checkpoint  # noqa: PLC0415
     from restore_jax.config import workdir  # noqa: PLC0415
 
@@ -290,7 +285,7 @@ def _read_run(folder: pathlib.Path, which: str) -> tuple[Any, dict[str, Any], Co
             record = manager.metrics(step) or {}
         saved = folder / "checkpoints" / str(step)
         try:
-            parts = _read_parts(plain_path.of(saved.parent) / saved.name / "state")
+            parts = _read_parts(files.plain_path(saved.parent) / saved.name / "state")
             if changed := checkpoint.changed(record, parts):
                 raise ValueError(f"its {', '.join(changed)} changed")
         except (OSError, ValueError, KeyError, TypeError) as error:

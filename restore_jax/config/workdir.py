@@ -14,12 +14,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from restore_jax import files
 from restore_jax.config import schema
 from restore_jax.errors import RunError, UsageError
 
 # Fields that a run may be gone on with in another place: where its data lie, how much is shown.
 # None of them changes a parameter or a figure of the training but by other images, or other
-# fixed parameters, and those are told by themselves (`preparation.check_same_images`).
+# fixed parameters, and those are told by themselves (`setup.check_same_images`).
 FREE_FIELDS = (
     "config.data.root",
     "config.data.cache_dir",
@@ -55,37 +56,10 @@ DAMAGED = "damaged"
 
 # Held by the training of a workdir as long as it runs; its process's death releases it.
 _LOCK = ".lock"
-# What is only on its way to its place, and worth nothing once its process is gone.
-_TEMPORARY = ".tmp-"
-
 
 _DISK_FAILURES = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV,
 )  # fmt: skip
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a path to write to, whose content takes the place of a file when it is complete.
-
-    A reader sees the old content or the new, never half of it, whatever ends the process or
-    fills the disk meanwhile.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file in one step, see `replacing`; it is on the disk when this returns."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def set_aside(workdir: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
@@ -99,7 +73,7 @@ def set_aside(workdir: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
 
 def remove(workdir: pathlib.Path, folder: pathlib.Path) -> None:
     """Removes a folder of a workdir in one step: it is there whole, or not at all."""
-    temporary = folder.rename(workdir / f"{_TEMPORARY}{os.getpid()}-{folder.name}")
+    temporary = folder.rename(workdir / f"{files.TEMPORARY}{os.getpid()}-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -207,7 +181,7 @@ def is_claimed(workdir: pathlib.Path, config: ConfigDict) -> bool:
 
 def _is_foreign(path: pathlib.Path) -> bool:
     """Tells the files of others from what a run leaves that was killed as it began."""
-    return path.name != _LOCK and not path.name.startswith(_TEMPORARY)
+    return path.name != _LOCK and not path.name.startswith(files.TEMPORARY)
 
 
 @contextlib.contextmanager
@@ -234,7 +208,7 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
             raise _in_use(workdir) from error
         except OSError:
             pass
-        for path in workdir.glob(f"{_TEMPORARY}*"):
+        for path in workdir.glob(f"{files.TEMPORARY}*"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -279,7 +253,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     """
     text = json.dumps(as_json(config), indent=2, allow_nan=False)
     try:
-        write_text(workdir / "config.json", text + "\n")
+        files.write_text(workdir / "config.json", text + "\n")
     except OSError as error:
         raise UsageError(
             f"--workdir={workdir}: cannot be written ({error.strerror})"

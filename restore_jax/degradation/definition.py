@@ -2,7 +2,7 @@
 
 A `Law` says what happens to a clean photograph, in this order and at its native size: blur,
 photon noise, Gaussian noise, clip and quantise, gain, clip and quantise. It is drawn by
-`data/degrade.py` in the host's pipeline, and within a step by `native_law` and `law`.
+`data/degrade.py` in the host's pipeline, and within a step by `native_size` and `working_size`.
 
 The preset `kla` is the law by which the degraded MVTec AD photographs of the IIT Madras reports
 of 2024 were made, as recovered from 15 original pairs: it gives their native PSNR within
@@ -25,6 +25,9 @@ QUANTISERS = ("truncate", "round", "none")
 
 FLOAT_DUST = 2.0**-10
 """Added before truncating: of a flat 255, a blur in float32 may leave 254.9995."""
+
+# Each has all that stands before it.
+_AUGMENTATIONS = ("none", "flips", "all8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +200,27 @@ def symmetries(law: Law) -> str:
         return "none"
     has_axes = "gaussian" in law.blur and law.sigma_x != law.sigma_y
     return "flips" if has_axes or (moves and not every_direction) else "all8"
+
+
+def check_augmentation(augment: str, allowed: str) -> None:
+    """Checks `config.data.augment`.
+
+    Args:
+        augment: "none", "flips" or "all8".
+        allowed: the most that the degradation's symmetries allow, one of these as well.
+
+    Raises:
+        UsageError: for an unknown one, or one that would show pairs which the law never makes.
+    """
+    if augment not in _AUGMENTATIONS:
+        raise UsageError(
+            f"config.data.augment: {augment!r} is not one of {list(_AUGMENTATIONS)}"
+        )
+    if _AUGMENTATIONS.index(augment) > _AUGMENTATIONS.index(allowed):
+        raise UsageError(
+            f"config.data.augment: {augment!r} would show pairs that the degradation never "
+            f"makes (its blur is directed); take {allowed}"
+        )
 
 
 def _is_multiple(value: float, of: float) -> bool:

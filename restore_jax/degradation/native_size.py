@@ -37,8 +37,8 @@ def degrade(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
     """Degrades the middle of a window of a photograph.
 
     Args:
-        key: of this draw. Noise and gain are drawn from it as `law.degrade` draws them, so that
-            a thumbnail that is degraded by the same key has the same gain.
+        key: of this draw. Noise and gain are drawn from it as `working_size.degrade` draws
+            them, so that a thumbnail that is degraded by the same key has the same gain.
         window: [S + 2R, S + 2R, 3], grey levels 0…255, R as `radius` gives it.
         law: what to draw.
 

@@ -17,6 +17,7 @@ from restore_jax.evaluation.compare import Run
 from restore_jax.evaluation.per_image import Restored
 from restore_jax.evaluation.trained import Trained
 from restore_jax.metrics import cost
+from restore_jax.parallel import device_mesh
 from restore_jax.report import comparison_page, evaluation_page
 from restore_jax.report.comparison_images import Shown
 
@@ -55,7 +56,7 @@ def compare_runs(
         The content of comparison.json, and the folder.
 
     Raises:
-        UsageError: as `trained.find`, `per_image.evaluate_model` and `compare.check`.
+        UsageError: as `trained.find`, `evaluate.evaluate_model` and `compare.check`.
     """
     if len(given) < 2:
         raise UsageError("--workdir: a comparison takes two or more; give --workdir for each")
@@ -72,7 +73,7 @@ def compare_runs(
     compare.check_data(list(asked))
     runs, models = [], []
     sizes = (config.eval.batch_size for config in configs)
-    mesh = batches.make_mesh(devices or batches.fitting_devices(*sizes))
+    mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(*sizes))
     for source in sources:
         found = source.stored()
         summary, where = found or evaluate.evaluate_model(source, make_once, devices)

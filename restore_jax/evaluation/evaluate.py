@@ -17,7 +17,7 @@ from restore_jax.evaluation.results import Summary
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import defects, detect, fidelity, kla
 from restore_jax.metrics.detectability import Detectability
-from restore_jax.parallel import processes
+from restore_jax.parallel import device_mesh, processes
 from restore_jax.report import evaluation_page, plots
 
 
@@ -66,7 +66,7 @@ def evaluate_model(
     Args:
         source: the model, and the data and evaluation that are asked for.
         make_data: makes the data that a configuration asks for.
-        devices: those to run on; those of `batches.fitting_devices`, if None.
+        devices: those to run on; those of `device_mesh.fitting_devices`, if None.
         write_tree: whether to write the images in MVTec AD's layout, see `mvtec_tree`.
 
     Returns:
@@ -77,8 +77,8 @@ def evaluate_model(
         RunError: where a checkpoint cannot be read, or a restored image is not finite.
     """
     config = source.config
-    mesh = batches.make_mesh(devices or batches.fitting_devices(config.eval.batch_size))
-    batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+    mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(config.eval.batch_size))
+    device_mesh.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
     model, variables, found = trained.read(source, mesh)
     if config.eval.oracle_mask and not getattr(model, "takes_mask", False):
         raise UsageError(f"config.eval.oracle_mask: {config.model.name} has no use for a mask")

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from restore_jax import batches, models
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import fidelity
-from restore_jax.parallel import processes
+from restore_jax.parallel import device_mesh, processes
 
 Row = dict[str, Any]
 
@@ -68,7 +68,7 @@ def evaluate_batch(
         terms: names of loss terms to compute along with the metrics.
         variables: what `model.apply` takes.
         batch: the arrays of a batch (see `batches`).
-        fixed: parameters of those terms that need some (see `losses`).
+        fixed: parameters of those terms that need some (see `loss_terms`).
         oracle_mask: shows the model the true masks.
 
     Returns:
@@ -124,7 +124,7 @@ def evaluate(
             model,
             tuple(terms),
             variables,
-            batches.to_devices(batch, mesh),
+            device_mesh.to_devices(batch, mesh),
             fixed,
             oracle_mask,
         )

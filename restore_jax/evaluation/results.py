@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from restore_jax import files
 from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.evaluation.per_image import Row
@@ -161,14 +162,14 @@ def write(
         pictures: go to triplets.png, if there are any.
         page: goes to report.html.
     """
-    workdir.write_text(results / "images.csv", _csv(rows))
+    files.write_text(results / "images.csv", _csv(rows))
     _write_or_remove(results / "good.csv", _csv(good_rows) if good_rows else None)
     evaluation_page.write_report(results / "report.html", page)
     if pictures:
         plots.draw_triplets(pictures, results / "triplets.png")
     else:
         (results / "triplets.png").unlink(missing_ok=True)
-    workdir.write_text(
+    files.write_text(
         results / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n"
     )
 
@@ -178,7 +179,7 @@ def _write_or_remove(path: pathlib.Path, content: str | None) -> None:
     if content is None:
         path.unlink(missing_ok=True)
     else:
-        workdir.write_text(path, content)
+        files.write_text(path, content)
 
 
 def _csv(rows: Sequence[Row]) -> str:

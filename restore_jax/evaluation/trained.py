@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import batches, shipped
+from restore_jax import shipped
 from restore_jax.checkpoints import checkpoint, weights_file
 from restore_jax.config import schema, workdir
 from restore_jax.errors import RunError, UsageError
@@ -22,7 +22,7 @@ from restore_jax.learner.state import (
     inference_variables,
     make_system,
 )
-from restore_jax.parallel import processes
+from restore_jax.parallel import device_mesh, processes
 
 SPLITS = ("val", "train", "all")
 PROTOCOLS = ("standard", "kla")
@@ -206,7 +206,7 @@ def read_checkpoint(
         UsageError: where there is no such checkpoint.
         RunError: where it cannot be read.
     """
-    template = abstract_state(system, batches.replicated(mesh))
+    template = abstract_state(system, device_mesh.replicated(mesh))
     states: list[TrainState] = []
 
     def read() -> dict[str, Any]:

@@ -119,7 +119,7 @@ def decode(file: BinaryIO, max_pixels: int, whole: bool = False) -> Photograph:
 
     Args:
         file: the file, open at its start.
-        max_pixels: how many pixels it may have, see `image_limits`; nothing is decoded of one
+        max_pixels: how many pixels it may have, see `limits`; nothing is decoded of one
             that has more.
         whole: of a TIFF file, whether all pictures of the series with the most pixels.
 

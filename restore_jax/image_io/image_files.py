@@ -9,13 +9,13 @@ import logging
 import os
 import threading
 import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from restore_jax.errors import RunError
+from restore_jax.files import replacing
 from restore_jax.image_io import decoding, encoding, limits
 from restore_jax.image_io.decoding import Photograph, Refused
 from restore_jax.image_io.image_paths import format_name
@@ -141,18 +141,9 @@ def write(
                 f"restored is {plane.dtype} {plane.shape}, the photograph "
                 f"{like.pixels.dtype} {like.pixels.shape}"
             )
-    # Named for the file, so that what an interrupted run left is overwritten by the next; and
-    # shortly, since the file's own name may be as long as names can be.
-    part = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with _QUIET, part.open("wb+") as file:
-                notes = encoding.encode(file, planes, like, name)
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with replacing(path, sole_writer=True) as part, _QUIET, part.open("wb+") as file:
+            notes = encoding.encode(file, planes, like, name)
     except Refused as error:
         raise ImageFileError(f"{_shown(path)}: {error}") from error
     # A full disk, but also metadata that an encoder does not take.

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import tempfile
 import warnings
@@ -26,7 +25,7 @@ from jax import export as jax_export
 from jax.extend.core import jaxpr_as_fun
 from ml_collections import ConfigDict
 
-from restore_jax import models
+from restore_jax import files, models
 from restore_jax.checkpoints import weights_file
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
@@ -454,12 +453,8 @@ def _check_new(paths: Sequence[pathlib.Path], overwrite: bool) -> None:
 
 def _write(path: pathlib.Path, content: bytes) -> None:
     """Writes a file in one step; a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UsageError(f"--output={path}: cannot be written ({error.strerror})") from error

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
-from restore_jax import batches
+from restore_jax.parallel import device_mesh
 
 # Cores that share an image have so many of its rows at least: they also compute what lies
 # around their own.
@@ -37,14 +37,14 @@ def divided(model: nn.Module, variables: Mapping[str, Any]) -> Callable[..., jax
 
     @functools.cache
     def program(in_context: bool, count: int, *axes: str | None) -> Callable[..., jax.Array]:
-        mesh = batches.make_mesh(devices[:count])
-        placed = jax.device_put(variables, batches.replicated(mesh))
+        mesh = device_mesh.make_mesh(devices[:count])
+        placed = jax.device_put(variables, device_mesh.replicated(mesh))
         split = NamedSharding(mesh, PartitionSpec(*axes))
         # The rows of one image share its whole context.
         contexts = (NamedSharding(mesh, PartitionSpec(axes[0])),) * in_context
         compiled = jax.jit(
             functools.partial(_apply, model),
-            in_shardings=(batches.replicated(mesh), split, *contexts),
+            in_shardings=(device_mesh.replicated(mesh), split, *contexts),
             out_shardings=split,
         )
         return functools.partial(compiled, placed)

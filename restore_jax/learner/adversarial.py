@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from restore_jax import batches
+from restore_jax.metrics import fidelity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def fooling_loss(
         Mean of `softplus(-D(restored))` over patches and valid images, a scalar of 0 or more.
     """
     logits, _ = _judge(adversary, state.params, state.batch_stats, batch, restored)
-    return batches.mean_of_valid(_mean(jax.nn.softplus(-logits)), batch["valid"])
+    return fidelity.mean_of_valid(_mean(jax.nn.softplus(-logits)), batch["valid"])
 
 
 def update(
@@ -100,7 +100,7 @@ def update(
         real, stats = _judge(adversary, params, state.batch_stats, batch, batch["clean"])
         fake, stats = _judge(adversary, params, stats, batch, restored)
         loss = (_mean(jax.nn.softplus(-real)) + _mean(jax.nn.softplus(fake))) / 2
-        return batches.mean_of_valid(loss, batch["valid"]), stats
+        return fidelity.mean_of_valid(loss, batch["valid"]), stats
 
     (loss, stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     updates, opt_state = adversary.optimizer.update(grads, state.opt_state, state.params)

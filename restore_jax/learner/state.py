@@ -156,8 +156,3 @@ def inference_variables(state: TrainState) -> dict[str, Any]:
     """Returns what `model.apply` takes to restore: the averaged parameters where there are."""
     params = state.params if state.ema_params is None else state.ema_params
     return {"params": params, "batch_stats": state.batch_stats}
-
-
-def parameter_count(params: Any) -> int:
-    """Returns the number of trainable values."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -25,10 +25,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from restore_jax.batches import mean_of_valid
 from restore_jax.errors import UsageError
 from restore_jax.losses.perceptual import perceptual
-from restore_jax.metrics.fidelity import check_images, check_mask, unclipped_ssim_map
+from restore_jax.metrics.fidelity import (
+    check_images,
+    check_mask,
+    mean_of_valid,
+    unclipped_ssim_map,
+)
 
 LossTerm = Callable[..., jax.Array]
 Fixed = Mapping[str, Any]

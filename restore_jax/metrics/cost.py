@@ -19,8 +19,6 @@ import numpy as np
 from flax import linen as nn
 from jax.extend import core
 
-from restore_jax.learner.state import parameter_count
-
 # The first call compiles, the second finds the memory that later ones use again.
 _WARM_UPS = 2
 
@@ -42,6 +40,11 @@ class Cost:
     ms_per_image: float
     ms_low: float
     ms_high: float
+
+
+def parameter_count(params: Any) -> int:
+    """Returns the number of trainable values."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def measure(

@@ -379,3 +379,13 @@ def _dilate(region: jax.Array, width: int) -> jax.Array:
             region, False, jax.lax.bitwise_or, window, (1, 1, 1, 1), "SAME"
         )
     return region
+
+
+def mean_of_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean of a figure over the valid images, a scalar; 0 where there is none.
+
+    Args:
+        values: [B]; what rows of padding hold does not matter, NaN included.
+        valid: bool [B].
+    """
+    return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)

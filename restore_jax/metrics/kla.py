@@ -1,7 +1,7 @@
 """Other people's evaluation protocols, to compare with figures that were published by them.
 
 "KLA" is the script that came with the degraded set of the reports (the KLA set; course EE5179,
-IIT Madras, 2024). Its figures are not those of `metrics`; its SSIM above all is a good deal
+IIT Madras, 2024). Its figures are not those of `fidelity`; its SSIM above all is a good deal
 higher on the same images. It feeds the model degraded images of 256x256 made by area averaging:
 for its figures, degrade and restore at that size and by that method.
 """

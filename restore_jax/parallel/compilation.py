@@ -7,7 +7,7 @@ import tempfile
 
 import jax
 
-from restore_jax import user_cache
+from restore_jax import files
 
 # A program takes some hundred KiB, of large models on a GPU some MiB.
 MAX_BYTES = 2 << 30
@@ -23,7 +23,7 @@ def use_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
-        folder = user_cache.folder() / "xla"
+        folder = files.cache_folder() / "xla"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from restore_jax import batches
 from restore_jax.errors import RunError, UsageError
-from restore_jax.parallel import exchange
+from restore_jax.parallel import device_mesh, exchange
 from restore_jax.parallel.launcher import LOST, LOST_STATUS, Job, is_supervised
 from restore_jax.parallel.signals import Interrupted, Request
 
@@ -215,7 +215,7 @@ def on_first(function: Callable[[], Value]) -> Value:
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """Puts arrays, which every process has alike, on every device of a mesh."""
-    sharding = batches.replicated(mesh)
+    sharding = device_mesh.replicated(mesh)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(
@@ -259,8 +259,8 @@ def on_own_devices(tree: Tree, mesh: Mesh) -> tuple[Tree, Mesh]:
     """
     if jax.process_count() == 1:
         return tree, mesh
-    own = batches.make_mesh(mesh.local_devices)
-    return jax.device_put(jax.device_get(tree), batches.replicated(own)), own
+    own = device_mesh.make_mesh(mesh.local_devices)
+    return jax.device_put(jax.device_get(tree), device_mesh.replicated(own)), own
 
 
 def in_step(items: Iterable[Value]) -> Iterator[Value | None]:
@@ -307,7 +307,7 @@ class Stop:
         if jax.process_count() == 1:
             return self._request.received
         own = np.full(len(self._mesh.local_devices), self._request.received or 0, np.int32)
-        split = batches.split_over(self._mesh)
+        split = device_mesh.split_over(self._mesh)
         self._pending.append(_highest(jax.make_array_from_process_local_data(split, own)))
         found = 0
         while len(self._pending) > behind:

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from restore_jax.config import workdir
+from restore_jax import files
 from restore_jax.report import (
     comparison_charts,
     comparison_images,
@@ -41,8 +41,8 @@ def write_comparison(
 ) -> None:
     """Writes comparison.json and compare.html; existing ones are replaced, each in one step."""
     content = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
-    workdir.write_text(folder / "compare.html", render(comparison, shown))
-    workdir.write_text(folder / "comparison.json", content)
+    files.write_text(folder / "compare.html", render(comparison, shown))
+    files.write_text(folder / "comparison.json", content)
 
 
 def render(comparison: Mapping[str, Any], shown: Sequence[Shown] = ()) -> str:

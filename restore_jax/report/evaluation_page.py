@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from restore_jax.config import workdir
+from restore_jax import files
 from restore_jax.report import charts, image_panels
 from restore_jax.report.html import asset, definitions, document, section, text
 from restore_jax.report.image_panels import Example
@@ -64,7 +64,7 @@ class Report:
 
 def write_report(path: pathlib.Path, report: Report) -> None:
     """Writes the report as one HTML file; an existing one is replaced in one step."""
-    workdir.write_text(path, render(report))
+    files.write_text(path, render(report))
 
 
 def render(report: Report) -> str:

@@ -13,7 +13,8 @@ from typing import Any, Self
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from restore_jax.config.workdir import replacing, set_aside, write_text
+from restore_jax.config.workdir import set_aside
+from restore_jax.files import replacing, write_text
 from restore_jax.report import plots
 
 

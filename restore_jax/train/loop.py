@@ -1,6 +1,6 @@
 """The training loop, which has all the side effects; its step is in `steps`.
 
-Of several processes each runs this loop, and the first one alone writes (see `hosts`).
+Of several processes each runs this loop, and the first one alone writes (see `processes`).
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from restore_jax.learner.state import (
 )
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import fidelity
-from restore_jax.parallel import processes, signals
+from restore_jax.parallel import device_mesh, processes, signals
 from restore_jax.train import setup, steps
 from restore_jax.train.logs import Logs, NoLogs, epochs_without_gain, read_records
 from restore_jax.train.on_device import resident
@@ -118,7 +118,7 @@ def train_and_evaluate(
         config: all fields, see configs/default.py.
         folder: the workdir.
         make_data: makes the data that a configuration asks for.
-        devices: those to train on; those of `batches.fitting_devices`, if None.
+        devices: those to train on; those of `device_mesh.fitting_devices`, if None.
 
     Returns:
         The last state.
@@ -130,10 +130,10 @@ def train_and_evaluate(
         signals.Interrupted: after SIGTERM or Ctrl-C.
     """
     sizes = (config.train.batch_size, config.eval.batch_size)
-    mesh = batches.make_mesh(devices or batches.fitting_devices(*sizes))
+    mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(*sizes))
     setup.check(config, mesh)
     loss_fn = loss_terms.weighted_sum(config.loss)
-    template = abstract_state(make_system(config), batches.replicated(mesh))
+    template = abstract_state(make_system(config), device_mesh.replicated(mesh))
     newest = processes.on_first(lambda: setup.look_at(folder, config))
     state, record, damaged = None, {"epoch": 0}, []
     if newest:
@@ -271,7 +271,7 @@ def _train_epoch(
     begun = at.step - at.epoch * run.steps_per_epoch
     for done in range(begun + 1, run.steps_per_epoch + 1):
         state, scalars = run.step_fn(
-            state, batches.to_devices(next(stream), run.mesh), run.fixed
+            state, device_mesh.to_devices(next(stream), run.mesh), run.fixed
         )
         pending.append(scalars)
         step = at.epoch * run.steps_per_epoch + done

@@ -14,6 +14,7 @@ from restore_jax.config import workdir
 from restore_jax.errors import UsageError
 from restore_jax.evaluation import trained
 from restore_jax.learner import optim
+from restore_jax.parallel import device_mesh
 from restore_jax.train.on_device import resident
 
 
@@ -50,8 +51,8 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise UsageError(
             f"config.train.mask_dropout: {config.train.mask_dropout} must lie in [0, 1]"
         )
-    batches.check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
-    batches.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+    device_mesh.check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
+    device_mesh.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
 
 
 def initial_variables(config: ConfigDict) -> dict[str, Any] | None:

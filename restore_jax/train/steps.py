@@ -11,12 +11,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import batches, models
+from restore_jax import models
 from restore_jax.errors import RunError
 from restore_jax.learner import adversarial
 from restore_jax.learner.state import System, TrainState
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import fidelity
+from restore_jax.parallel import device_mesh
 
 Scalars = dict[str, jax.Array]
 StepFn = Callable[
@@ -42,7 +43,7 @@ def train_step(
     Args:
         state: the state before.
         batch: the arrays of a batch (see `batches`).
-        fixed: parameters of loss terms, which are not trained (see `losses`).
+        fixed: parameters of loss terms, which are not trained (see `loss_terms`).
         system: what is trained.
         loss_fn: from `loss_terms.weighted_sum`.
         seed: of the run; with the step it gives the key of everything random in the model.
@@ -103,8 +104,8 @@ def train_step(
     scalars = {
         "loss": total,
         **{f"loss_{name}": value for name, value in terms.items()},
-        "psnr": batches.mean_of_valid(fidelity.psnr(restored, batch["clean"]), valid),
-        "ssim": batches.mean_of_valid(fidelity.ssim(restored, batch["clean"]), valid),
+        "psnr": fidelity.mean_of_valid(fidelity.psnr(restored, batch["clean"]), valid),
+        "ssim": fidelity.mean_of_valid(fidelity.ssim(restored, batch["clean"]), valid),
         "grad_norm": optax.tree.norm(grads),
         "count": jnp.sum(valid),
     }
@@ -128,11 +129,11 @@ def compile_step(
     return jax.jit(
         divided_over(mesh, step),
         in_shardings=(
-            batches.replicated(mesh),
-            batches.split_over(mesh),
-            batches.replicated(mesh),
+            device_mesh.replicated(mesh),
+            device_mesh.split_over(mesh),
+            device_mesh.replicated(mesh),
         ),
-        out_shardings=batches.replicated(mesh),
+        out_shardings=device_mesh.replicated(mesh),
         donate_argnums=0,
     )
 

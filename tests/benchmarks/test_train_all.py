@@ -189,7 +189,7 @@ def test_a_training_beyond_its_time_is_stopped_and_its_state_taken(tmp_path):
         "config = experiments.make_config(experiments.tiny()[0], 100_000, 'float32')\n"
         "config.eval.every_epochs = 5\n"
         "data = resident_data.as_data(compact_pairs.read(path)[0], config)\n"
-        "mesh = batches.make_mesh(jax.devices()[:1])\n"
+        "mesh = device_mesh.make_mesh(jax.devices()[:1])\n"
         "found, epochs, finished = train_one.train_until(\n"
         "    5.0, config, data, folder / 'run', mesh)\n"
         "print(int(found.step), epochs, finished)\n"

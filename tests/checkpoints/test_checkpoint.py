@@ -14,7 +14,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from restore_jax import plain_path
+from restore_jax import files
 from restore_jax.checkpoints import checkpoint, weights_file
 from restore_jax.errors import RunError, UsageError
 from restore_jax.learner.state import TrainState
@@ -330,7 +330,9 @@ def test_a_folder_of_any_name_keeps_its_checkpoints(tmp_path, name):
     assert is_same(state, state_of(6))
     assert record["ssim"] == 0.9
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    kernel = weights_file._read_parts(plain_path.of(folder) / "checkpoints/6/state")["params"]
+    kernel = weights_file._read_parts(files.plain_path(folder) / "checkpoints/6/state")[
+        "params"
+    ]
     assert is_same(kernel, state_of(6).params)
     # What is found damaged has to be found by the user as well.
     (folder / "checkpoints/6/metrics/metrics").write_text("{")

@@ -14,7 +14,7 @@ from restore_jax.checkpoints import checkpoint, torch_import
 from restore_jax.config import workdir
 from restore_jax.errors import UsageError
 from restore_jax.evaluation import evaluate
-from restore_jax.learner.state import parameter_count
+from restore_jax.metrics.cost import parameter_count
 from restore_jax.train import loop
 from tests.support import tiny
 

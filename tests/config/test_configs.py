@@ -17,6 +17,8 @@ from restore_jax.checkpoints import checkpoint
 from restore_jax.errors import UsageError
 from restore_jax.learner import state
 from restore_jax.losses import loss_terms
+from restore_jax.metrics.cost import parameter_count
+from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
 from tests.support import tiny
 
@@ -101,9 +103,9 @@ def test_every_experiment_takes_every_data_and_only_fields_of_the_default(name, 
 def test_the_total_of_the_parameters_is_exact(name):
     system = state.make_system(get_config(name))
     shapes = state.abstract_state(system, sharding=None)
-    assert state.parameter_count(shapes.params) == TOTALS[name]
+    assert parameter_count(shapes.params) == TOTALS[name]
     if name == "pexels_gan":
-        assert state.parameter_count(shapes.adversary.params) == 696_225
+        assert parameter_count(shapes.adversary.params) == 696_225
     else:
         assert shapes.adversary is None
 
@@ -146,7 +148,7 @@ def test_a_step_and_its_checkpoint(name, tmp_path):
     with checkpoint.open_manager(tmp_path) as manager:
         checkpoint.save(manager, after, {"epoch": 1, "ssim": 0.5})
         manager.wait_until_finished()
-        sharding = batches.replicated(batches.make_mesh(jax.devices()[:1]))
+        sharding = device_mesh.replicated(device_mesh.make_mesh(jax.devices()[:1]))
         template = state.abstract_state(state.make_system(config), sharding)
         restored, _ = checkpoint.restore(manager, 5, template)
     assert jax.tree.structure(restored) == jax.tree.structure(after)

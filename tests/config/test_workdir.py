@@ -4,6 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import sca_unet
+from restore_jax import files
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
 
@@ -76,13 +77,13 @@ def test_a_run_may_go_on_with_its_data_in_another_place(tmp_path):
 
 def test_a_file_that_cannot_be_written_whole_keeps_its_content(tmp_path):
     path = tmp_path / "notes.txt"
-    workdir.write_text(path, "old")
-    with pytest.raises(KeyError), workdir.replacing(path) as temporary:
+    files.write_text(path, "old")
+    with pytest.raises(KeyError), files.replacing(path) as temporary:
         temporary.write_text("ne")
         raise KeyError
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
     assert path.read_text() == "old"
-    workdir.write_text(path, "new")
+    files.write_text(path, "new")
     assert path.read_text() == "new"
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from restore_jax import batches
 from restore_jax.errors import UsageError
 from restore_jax.evaluation import compare_runs, evaluate
 from restore_jax.evaluation.compare import Run
+from restore_jax.parallel import device_mesh
 from restore_jax.train import loop
 from tests.support import shipping, tiny
 
@@ -109,9 +109,9 @@ def test_pictures_are_restored_with_the_masks_that_each_run_was_evaluated_with()
     # Whichever comes first.
     for oracles in ((False, True), (True, False)):
         runs = [Run(str(i), "painter", {}, rows, oracle_mask=o) for i, o in enumerate(oracles)]
-        shown = compare_runs._restore(
-            [(Painter(), {})] * 2, runs, lambda: iter([found]), names, batches.make_mesh(ONE)
-        )
+        mesh = device_mesh.make_mesh(ONE)
+        models = [(Painter(), {})] * 2
+        shown = compare_runs._restore(models, runs, lambda: iter([found]), names, mesh)
         assert [image.id for image in shown] == names
         for image in shown:
             for restored, oracle in zip(image.restored, oracles, strict=True):

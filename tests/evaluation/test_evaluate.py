@@ -16,6 +16,7 @@ from restore_jax.errors import RunError, UsageError
 from restore_jax.evaluation import evaluate, results
 from restore_jax.learner.state import abstract_state, make_system
 from restore_jax.metrics import defects, detectability, kla
+from restore_jax.parallel import device_mesh
 from restore_jax.train import loop
 from tests.support import tiny
 
@@ -317,7 +318,7 @@ def test_awkward_images_give_null_and_never_nan(tmp_path):
 
 
 def _zero_output(folder, config):
-    sharding = batches.replicated(batches.make_mesh(jax.devices()[:1]))
+    sharding = device_mesh.replicated(device_mesh.make_mesh(jax.devices()[:1]))
     template = abstract_state(make_system(config), sharding)
     with checkpoint.open_manager(folder) as manager:
         state, saved = checkpoint.restore(manager, manager.latest_step(), template)

@@ -2,8 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from restore_jax import batches, models
+from restore_jax import models
 from restore_jax.evaluation import per_image
+from restore_jax.parallel import device_mesh
 from tests.support import tiny
 
 
@@ -18,7 +19,7 @@ def variables(model):
 
 
 def one_device():
-    return batches.make_mesh(jax.devices()[:1])
+    return device_mesh.make_mesh(jax.devices()[:1])
 
 
 def test_rows_that_are_not_valid_are_left_out(model, variables):

@@ -12,13 +12,13 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 import restore_jax
-from restore_jax import batches
 from restore_jax.checkpoints import checkpoint, weights_file
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.inference import ensemble, restorer
 from restore_jax.inference.restorer import Restorer
 from restore_jax.learner import state
+from restore_jax.parallel import device_mesh
 from tests.support import tiny
 from tests.test_structure import ROOT
 
@@ -59,7 +59,7 @@ def run(tmp_path_factory):
     config.optimizer.ema_decay = 0.5
     workdir.claim(folder, config)
     system = state.make_system(config)
-    template = state.abstract_state(system, batches.replicated(batches.make_mesh()))
+    template = state.abstract_state(system, device_mesh.replicated(device_mesh.make_mesh()))
 
     def filled(value):
         # The average and the parameters must not be mistaken for each other.

@@ -52,7 +52,7 @@ def batch_metrics(restored, clean, mask):
 
 
 def device_metrics(*arrays):
-    """Figures of the same image by `metrics`."""
+    """Figures of the same image by `fidelity`."""
     figures = batch_metrics(*(np.asarray(array, np.float32)[None] for array in arrays))
     return {name: float(value[0]) for name, value in figures.items()}
 

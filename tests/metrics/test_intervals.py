@@ -14,7 +14,7 @@ NAMES = list("aaaaabbbbbbb")
 
 
 def plain_level(sizes, variances, level=0.95):
-    """The level at which plain percentiles are the bounds that `bootstrap` takes."""
+    """The level at which plain percentiles are the bounds that `intervals` takes."""
     sizes, variances = np.array(sizes), np.array(variances)
     freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
     wider = math.sqrt(variances.sum() / (variances * (sizes - 1) / sizes).sum())

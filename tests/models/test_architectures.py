@@ -1,4 +1,4 @@
-"""The architectures but the SCA U-Net, which test_models.py covers."""
+"""The architectures but the SCA U-Net, which test_sca_unet.py covers."""
 
 import functools
 
@@ -12,10 +12,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy import ndimage
 
 from configs import default
-from restore_jax import batches, models
+from restore_jax import models
 from restore_jax.errors import UsageError
-from restore_jax.learner.state import parameter_count
+from restore_jax.metrics.cost import parameter_count
 from restore_jax.models import cbam_unet, layers, rcan
+from restore_jax.parallel import device_mesh
 
 TINY = {
     "rcan": {"width": 4, "blocks": 2},
@@ -298,7 +299,7 @@ def test_statistics_of_a_sharded_batch_are_those_of_the_whole():
     def train(variables, degraded, valid):
         return model.apply(variables, degraded, None, True, valid, mutable=["batch_stats"])
 
-    mesh = batches.make_mesh()
+    mesh = device_mesh.make_mesh()
     assert mesh.size == 4
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
     sharded = jax.jit(train, in_shardings=(whole, split, split))(variables, degraded, valid)

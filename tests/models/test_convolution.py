@@ -5,9 +5,9 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from restore_jax import batches
 from restore_jax.models import layers
 from restore_jax.models.conv_cpu import convolution
+from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -141,14 +141,14 @@ def test_other_devices_get_the_program_of_the_library(one_device):
 
 def divided(f, mesh):
     """Compiles what takes a batch and a kernel for a batch that is divided."""
-    split, whole = batches.split_over(mesh), batches.replicated(mesh)
+    split, whole = device_mesh.split_over(mesh), device_mesh.replicated(mesh)
     return jax.jit(steps.divided_over(mesh, f), in_shardings=(split, whole, split))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_each_device_sums_over_its_own_images(devices):
     x, kernel, g = arrays((4, 9, 12, 5), (3, 3, 5, 6))
-    mesh = batches.make_mesh(jax.devices()[:devices])
+    mesh = device_mesh.make_mesh(jax.devices()[:devices])
 
     def gradient(x, kernel, g):
         convolve = layers.Conv(6, (3, 3), use_bias=False)

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from restore_jax import models
 from restore_jax.errors import UsageError
-from restore_jax.learner.state import parameter_count
+from restore_jax.metrics.cost import parameter_count
 from restore_jax.models import layers
 
 

@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 from jax import lax
 
-from restore_jax import batches
 from restore_jax.models import layers
 from restore_jax.models.conv_cpu import convolution, winograd
+from restore_jax.parallel import device_mesh
 
 
 def arrays(x, kernel):
@@ -122,12 +122,12 @@ def test_it_is_not_taken_where_it_does_not_pay(shape, kernel, dtype):
 def test_rows_that_are_divided_give_the_same():
     """As where the cores share a single image."""
     x, kernel = (jnp.asarray(z, jnp.float32) for z in arrays((1, 32, 8, 32), (3, 3, 32, 32)))
-    mesh = batches.make_mesh(jax.devices()[:2])
+    mesh = device_mesh.make_mesh(jax.devices()[:2])
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
     layer = layers.Conv(32, (3, 3), use_bias=False)
     program = jax.jit(
         lambda x, kernel: layer.apply({"params": {"kernel": kernel}}, x),
-        in_shardings=(split, batches.replicated(mesh)),
+        in_shardings=(split, device_mesh.replicated(mesh)),
         out_shardings=split,
     )
     # Only the rows at the seam are exchanged.

@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from restore_jax import batches
-from restore_jax.parallel import cores
+from restore_jax.parallel import cores, device_mesh
 
 SCRIPT = """
 import sys
@@ -52,8 +51,8 @@ def test_a_gpu_leaves_the_cores_alone(monkeypatch):
     ("sizes", "expected"), [((8, 16), 4), ((6, 4), 2), ((6, 9), 3), ((5, 10), 1), ((1,), 1)]
 )
 def test_batches_divide_among_as_many_cores_as_they_can(sizes, expected):
-    assert len(batches.fitting_devices(*sizes)) == expected
+    assert len(device_mesh.fitting_devices(*sizes)) == expected
 
 
 def test_a_batch_of_nothing_is_left_to_be_refused():
-    assert batches.fitting_devices(0)
+    assert device_mesh.fitting_devices(0)

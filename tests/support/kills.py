@@ -20,9 +20,9 @@ import time
 import jax
 import numpy as np
 
-from restore_jax import batches
 from restore_jax.checkpoints import checkpoint
 from restore_jax.learner import state
+from restore_jax.parallel import device_mesh
 from tests.support import child
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def kill_after(folder, delay, **flags):
 def contents(folder, **flags):
     """What a training leaves: the states and records of two checkpoints, and the lines."""
     system = state.make_system(child.config("sca_unet", **flags))
-    sharding = batches.replicated(batches.make_mesh(jax.devices()[:1]))
+    sharding = device_mesh.replicated(device_mesh.make_mesh(jax.devices()[:1]))
     template = state.abstract_state(system, sharding)
     found = {"lines": (folder / "metrics.jsonl").read_text()}
     with checkpoint.open_manager(folder, read_only=True) as manager:

@@ -17,6 +17,7 @@ from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.learner.state import System, TrainState, create_state
 from restore_jax.losses import loss_terms
+from restore_jax.parallel import device_mesh
 from restore_jax.train import loop, steps
 from restore_jax.train.logs import Logs
 from tests.support import tiny
@@ -351,10 +352,10 @@ def test_a_step_gives_its_old_state_away():
 
 
 def test_sizes_that_do_not_divide_are_refused_with_those_that_do():
-    mesh = batches.make_mesh(jax.devices()[:4])
-    batches.check_batch_size(8, mesh, "config.train.batch_size")
+    mesh = device_mesh.make_mesh(jax.devices()[:4])
+    device_mesh.check_batch_size(8, mesh, "config.train.batch_size")
     with pytest.raises(UsageError, match=r"4 devices; take 4$"):
-        batches.check_batch_size(2, mesh, "config.train.batch_size")
+        device_mesh.check_batch_size(2, mesh, "config.train.batch_size")
 
 
 def test_the_average_forgets_what_was_drawn_and_keeps_its_decay():

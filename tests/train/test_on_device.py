@@ -17,7 +17,7 @@ from restore_jax import batches
 from restore_jax.errors import RunError, UsageError
 from restore_jax.learner import state
 from restore_jax.losses import loss_terms
-from restore_jax.parallel import signals
+from restore_jax.parallel import device_mesh, signals
 from restore_jax.report import plots
 from restore_jax.train import loop, steps
 from restore_jax.train.on_device import (
@@ -165,13 +165,13 @@ def test_the_law_of_the_file_decides_over_flips(folder):
 def test_validation_on_the_devices_is_that_of_the_host(folder):
     config, data = made(folder)
     system = state.make_system(config)
-    mesh = batches.make_mesh(jax.devices()[:4])
+    mesh = device_mesh.make_mesh(jax.devices()[:4])
     held = resident.make_resident(config, data, system, None, mesh)
     both = zip(held.validation_batches(), data.eval_batches("val"), strict=True)
     ids = []
     for device, host in both:
         assert isinstance(device["degraded"], jax.Array)
-        put = batches.to_devices(device, mesh)
+        put = device_mesh.to_devices(device, mesh)
         for name in batches.ARRAYS:
             np.testing.assert_array_equal(put[name], host[name])
             assert len(put[name].sharding.device_set) == 4
@@ -182,12 +182,12 @@ def test_validation_on_the_devices_is_that_of_the_host(folder):
 
 def taken(config, data, devices, counts, compile_form=resident.compile_single):
     """Trains for so many steps by dispatch; returns the state and each step's scalars."""
-    mesh = batches.make_mesh(jax.devices()[:devices])
+    mesh = device_mesh.make_mesh(jax.devices()[:devices])
     system, loss = state.make_system(config), loss_terms.weighted_sum(config.loss)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resident, "compile_dispatch", compile_form)
         held = resident.make_resident(config, data, system, loss, mesh)
-    now = jax.device_put(state.create_state(system, 0), batches.replicated(mesh))
+    now = jax.device_put(state.create_state(system, 0), device_mesh.replicated(mesh))
     scalars = []
     for count in counts:
         now, found = held.take(now, held.arrays, {}, count)
@@ -219,13 +219,13 @@ def test_a_scan_has_the_same_bits_however_steps_are_divided(folder, devices):
 
 def test_steps_are_those_of_the_plain_loop_on_the_same_batches(folder):
     config, data = made(folder, draws=0, augment="flips")
-    mesh = batches.make_mesh(jax.devices()[:1])
+    mesh = device_mesh.make_mesh(jax.devices()[:1])
     system, loss = state.make_system(config), loss_terms.weighted_sum(config.loss)
     step = steps.compile_step(config, system, loss, mesh)
-    now = jax.device_put(state.create_state(system, 0), batches.replicated(mesh))
+    now = jax.device_put(state.create_state(system, 0), device_mesh.replicated(mesh))
     scalars = []
     for batch in itertools.islice(data.train_batches(0), 6):
-        now, found = step(now, batches.to_devices(batch, mesh), {})
+        now, found = step(now, device_mesh.to_devices(batch, mesh), {})
         scalars.append({name: float(value) for name, value in found.items()})
     assert_close((now, scalars), taken(config, data, 1, [1, 3, 2]))
 

@@ -19,7 +19,7 @@ from absl import logging
 from data.sources import bad_files, images, splits
 from data.sources.mvtec_ad import source
 from data.sources.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
-from restore_jax import plain_path, user_cache
+from restore_jax import files
 from restore_jax.errors import RunError, UsageError
 
 # Small files: a share of the photographs is then read without passing over the others.
@@ -161,14 +161,14 @@ def _is_defective(example: str) -> bool:
 def _cache(cache_dir: str | None) -> Path:
     if cache_dir:
         return Path(cache_dir).expanduser()
-    return user_cache.folder() / "tfds"
+    return files.cache_folder() / "tfds"
 
 
 def _prepared(folder: Path) -> Builder | None:
     """The builder of what is prepared in a folder; None unless all of it is there."""
     if not (folder / Builder.name / str(Builder.VERSION) / "dataset_info.json").exists():
         return None
-    builder = Builder(data_dir=plain_path.of(folder))
+    builder = Builder(data_dir=files.plain_path(folder))
     shards = [path for part in builder.info.splits.values() for path in part.filepaths]
     complete = shards and builder.is_prepared() and all(path.exists() for path in shards)
     return builder if complete else None
@@ -202,7 +202,9 @@ def _prepare(root: str, found: source.Source, folder: Path, max_pixels: int) -> 
             f"preparing mvtec_ad from {root} ({found.summary}) in {folder} ...", file=sys.stderr
         )
         with _quiet():
-            builder = Builder(root=found, max_pixels=max_pixels, data_dir=plain_path.of(folder))
+            builder = Builder(
+                root=found, max_pixels=max_pixels, data_dir=files.plain_path(folder)
+            )
             try:
                 builder.download_and_prepare(
                     download_config=tfds.download.DownloadConfig(

@@ -158,7 +158,7 @@ def validation_side(native: np.ndarray) -> int:
 def draw_batch(
     arrays: Arrays, drawing_: Drawing, epoch: jax.Array, order: jax.Array, position: jax.Array
 ) -> dict[str, jax.Array]:
-    """Draws the batch at a position of an epoch; the arguments are those of `drawing`'s."""
+    """Draws the batch at a position of an epoch; arguments as of `whole_images.draw_batch`."""
     places = position * drawing_.batch_size + jnp.arange(drawing_.batch_size)
     images = order[jnp.minimum(places, drawing_.rows - 1)] % drawing_.images
     keys = whole_images.row_keys(drawing_.seed, epoch, places, 3)

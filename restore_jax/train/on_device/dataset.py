@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax import batches, user_cache
-from restore_jax.degradation import working_size
+from restore_jax import batches, files
+from restore_jax.degradation import definition, working_size
 from restore_jax.errors import UsageError
 from restore_jax.train.on_device import pairs_file, sampler
 from restore_jax.train.on_device.pairs_file import Pairs, Split
@@ -89,7 +89,7 @@ def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batche
 def _cached(config: ConfigDict, settings: Mapping[str, Any]) -> pathlib.Path:
     """The file's place in the cache, by the settings and by where the photographs are."""
     given = config.data.cache_dir
-    folder = pathlib.Path(given).expanduser() if given else user_cache.folder() / "pairs"
+    folder = pathlib.Path(given).expanduser() if given else files.cache_folder() / "pairs"
     text = json.dumps([settings, config.data.root], sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     return folder / f"{config.data.name}-{name}.safetensors"
@@ -134,7 +134,7 @@ def as_data(
     Raises:
         UsageError: for flips that the law does not allow, or images too small to be measured.
     """
-    batches.check_augmentation(config.data.augment, pairs.symmetries)
+    definition.check_augmentation(config.data.augment, pairs.symmetries)
     train = pairs.splits["train"]
     if train.arrays["clean"].shape[1] < batches.MIN_SIZE:
         raise UsageError(f"{pairs.path}: images too small, SSIM needs {batches.MIN_SIZE} px")

@@ -31,8 +31,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from restore_jax.batches import CONTEXT, CONTEXT_SIZE
-from restore_jax.config.workdir import replacing
 from restore_jax.errors import UsageError
+from restore_jax.files import replacing
 
 FORMAT = "restore_jax pairs"
 VERSION = "1"

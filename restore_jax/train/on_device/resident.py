@@ -1,6 +1,6 @@
 """Training on pairs in device memory: batches drawn within the step, many steps per dispatch.
 
-The batch of a step is a pure function of the seed and the step (see `drawing`), so a run that
+The batch of a step is a pure function of the seed and the step (see `sampler`), so a run that
 goes on from any step ends in the same bits, however its steps were divided among dispatches.
 """
 
@@ -20,6 +20,7 @@ from restore_jax import batches
 from restore_jax.errors import UsageError
 from restore_jax.learner.state import System, TrainState
 from restore_jax.losses import loss_terms
+from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
 from restore_jax.train.on_device import sampler, whole_images
 from restore_jax.train.on_device.pairs_file import Pairs, batch_at
@@ -118,7 +119,7 @@ def make_resident(
         )
     return Resident(
         take=compile_dispatch(config, draws, system, loss_fn, mesh),
-        arrays=jax.device_put(arrays, batches.replicated(mesh)),
+        arrays=jax.device_put(arrays, device_mesh.replicated(mesh)),
         steps_per_epoch=draws.steps_per_epoch,
         longest=longest_dispatch(config, draws.steps_per_epoch, mesh.devices.flat[0].platform),
         save_every=config.checkpoint.every_steps,
@@ -132,7 +133,7 @@ def _capacity(device: jax.Device) -> float:
 
 
 def _validation(pairs: Pairs, batch_size: int, mesh: Mesh) -> Iterator[batches.Batch]:
-    split, sharding = pairs.splits["val"], batches.split_over(mesh)
+    split, sharding = pairs.splits["val"], device_mesh.split_over(mesh)
     for start in range(0, len(split), batch_size):
         batch = batch_at(split, start, batch_size)
         yield batch | jax.device_put(_images(batch), sharding)
@@ -177,7 +178,7 @@ def compile_scan(
     return jax.jit(
         take,
         static_argnums=3,
-        out_shardings=batches.replicated(mesh),
+        out_shardings=device_mesh.replicated(mesh),
         donate_argnums=0,
     )
 
@@ -196,11 +197,11 @@ def compile_single(
     """
     step_fn = jax.jit(
         _train_step(config, system, loss_fn, mesh),
-        out_shardings=batches.replicated(mesh),
+        out_shardings=device_mesh.replicated(mesh),
         donate_argnums=0,
     )
 
-    @functools.partial(jax.jit, out_shardings=batches.split_over(mesh))
+    @functools.partial(jax.jit, out_shardings=device_mesh.split_over(mesh))
     def draw(arrays: Arrays, step: jax.Array) -> dict[str, jax.Array]:
         epoch = step // draws.steps_per_epoch
         order = whole_images.epoch_order(draws.seed, draws.rows, epoch)
@@ -256,7 +257,7 @@ def _drawing_step(
         batch = sampler.draw_batch(arrays, draws, epoch, order, position)
         # Drawn once: what is cheap to say is otherwise drawn anew wherever it is used.
         batch = jax.lax.optimization_barrier(batch)
-        batch = jax.lax.with_sharding_constraint(batch, batches.split_over(mesh))
+        batch = jax.lax.with_sharding_constraint(batch, device_mesh.split_over(mesh))
         return train_step(state, batch, fixed)
 
     return steps.divided_over(mesh, step)
