@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/sca_unet_sample
 REQUIREMENTS := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes),requirements-cuda12.txt,requirements.txt)
 
-.PHONY: setup train test opencv4 lint bench
+.PHONY: setup train test test-all bench-smoke opencv4 lint bench
 
 setup: $(VENV)/installed
 
@@ -21,10 +21,21 @@ $(VENV)/installed: pyproject.toml requirements.txt requirements-cuda12.txt
 train: setup
 	$(BIN)/python launch.py --config=configs/sca_unet.py:sample --workdir=$(WORKDIR)
 
-test: setup
-	$(BIN)/python -m pytest -n 2
+# Tests of an xdist_group share what is slow to make: one worker runs them all.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist=loadgroup
 
-# Exports in OpenCV 4; the newest, which `make test` takes, is a later one.
+test: setup
+	$(PYTEST) -m 'not slow and not bench'
+
+# All that `make test` leaves out.
+test-all: setup
+	$(PYTEST) -m 'slow or bench'
+
+# The scripts of benchmarks/, each with as little to measure as it takes.
+bench-smoke: setup
+	$(PYTEST) -m bench
+
+# Exports in OpenCV 4; the newest, which `make test-all` takes, is a later one.
 opencv4: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target build/opencv4 'opencv-python-headless<5'
