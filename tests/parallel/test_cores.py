@@ -2,13 +2,15 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from restore_jax.errors import UsageError
 from restore_jax.parallel import cores, device_mesh
 
 SCRIPT = """
 import sys
-from restore_jax import cores
+from restore_jax.parallel import cores
 cores.prepare(in_job=sys.argv[1] == "job")
 import jax
 print(jax.device_count())
@@ -54,5 +56,18 @@ def test_batches_divide_among_as_many_cores_as_they_can(sizes, expected):
     assert len(device_mesh.fitting_devices(*sizes)) == expected
 
 
-def test_a_batch_of_nothing_is_left_to_be_refused():
-    assert device_mesh.fitting_devices(0)
+def refusal(batch_size, devices):
+    with pytest.raises(UsageError) as told:
+        device_mesh.check_batch_size(batch_size, device_mesh.make_mesh(devices), "a.field")
+    return str(told.value)
+
+
+def test_a_batch_of_nothing_is_refused():
+    expected = "a.field: 0 images do not divide among 4 devices; take 4"
+    assert refusal(0, device_mesh.fitting_devices(0)) == expected
+
+
+def test_a_batch_that_does_not_divide_among_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    found = refusal(5, jax.devices()[:2])
+    assert found.endswith("5 images do not divide among 2 devices of 2 processes; take 4 or 6")
