@@ -51,6 +51,7 @@ class Task:
         dtype: of the arithmetic.
         rounds: how often each piece of work is timed.
         peers: PyTorch's forms to time beside, names of `torch_peer.FORMS`.
+        fields: changes to the configuration, by path; none of them reaches the peers.
     """
 
     model: str = "sca_unet"
@@ -59,6 +60,7 @@ class Task:
     dtype: str = "float32"
     rounds: int = 5
     peers: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run(
@@ -94,7 +96,7 @@ def run(
     compilation.use_cache()
     cores.prepare()
     try:
-        for record in measure(Task(**given)):
+        for record in measure(dataclasses.replace(start, **given)):
             emit(record)
     except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -128,6 +130,7 @@ def make_config(task: Task, data: str = "mvtec_ad") -> Any:
     config = module.get_config(data)
     config.dtype = task.dtype
     config.train.batch_size = task.batch
+    config.update_from_flattened_dict(dict(task.fields))
     return config
 
 

@@ -68,7 +68,14 @@ def test_every_experiment_has_its_field_written_down():
     assert sorted(FIELDS) == benchmark.EXPERIMENTS
 
 
-@pytest.mark.parametrize("name", FIELDS)
+# Those whose layers no other one here has, and whose field is small: seconds each.
+QUICK = {"pexels_cnn", "rcan", "unet_small", "sca_unet"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FIELDS],
+)
 def test_receptive_field_is_what_the_layers_add_up_to(name):
     assert receptive_field(model_of(name)) == ReceptiveField(*FIELDS[name])
 
@@ -120,20 +127,21 @@ def test_nothing_outside_of_the_field_changes_a_trained_model():
     restore = jax.jit(lambda image: model.apply(variables, image)[0, 15, 15])
     noise = jax.random.uniform(jax.random.key(2), image.shape)
     outside = noise.at[:, 6:25, 6:25].set(image[:, 6:25, 6:25])
-    np.testing.assert_allclose(restore(outside), restore(image), atol=1e-6)
+    expected = restore(image)
+    np.testing.assert_allclose(restore(outside), expected, atol=1e-6)
     for row, column in ((6, 6), (24, 24), (6, 24)):
         inside = image.at[0, row, column].set(100.0)
-        assert np.abs(restore(inside) - restore(image)).max() > 1e-4
+        assert np.abs(restore(inside) - expected).max() > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_lines_of_two_models(capsys):
     benchmark.main(
-        ["models", "--model=pexels_cnn,rcan", "--size=16", "--batch=2", "--rounds=2"]
+        ["models", "--model=pexels_cnn,unet_small", "--size=16", "--batch=2", "--rounds=2"]
     )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["model"] for line in lines] == ["pexels_cnn", "rcan"]
-    for line, parameters in zip(lines, (83_715, 763_243), strict=True):
+    assert [line["model"] for line in lines] == ["pexels_cnn", "unet_small"]
+    for line, parameters in zip(lines, (83_715, 430_339), strict=True):
         assert set(line) == {
             *("op", "model", "options", "size", "batch", "dtype", "device", "rounds"),
             *("parameters", "gmac", "receptive_field", "global"),
@@ -146,14 +154,15 @@ def test_lines_of_two_models(capsys):
         assert line["parameters"] == parameters
         assert (line["receptive_field"], line["global"]) == FIELDS[line["model"]]
         assert 0 < line["ms_low"] <= line["ms_per_image"] <= line["ms_high"]
-        assert line["images_per_s"] == pytest.approx(1000 / line["ms_per_image"], rel=0.01)
         assert line["peak_memory_mb"] > 0
         # The parameters and two images in and out, at the least; it holds float32.
         assert line["program_memory_mb"] > 4e-6 * (parameters + 2 * 2 * 16 * 16 * 3) - 0.1
-    # Kernel elements times pixels; 49.55 GMAC of the RCAN are for 256×256.
+    # Kernel elements times pixels.
     kernels = 49 * 3 * 32 + 9 * (32 * 64 + 64 * 64 + 64 * 32) + 49 * 32 * 3
     assert lines[0]["gmac"] == pytest.approx(kernels * 16 * 16 / 1e9, abs=1e-4)
-    assert lines[1]["gmac"] == pytest.approx(49.55 / 16**2, rel=1e-3)
+    # Each pixel of the transposed convolution's input, a quarter of them, becomes four.
+    kernels = 9 * (3 * 128 + 128 * 256) + 256 * 128 + 128 * 3
+    assert lines[1]["gmac"] == pytest.approx(kernels * 16 * 16 / 1e9, abs=1e-4)
 
 
 def test_peak_memory_is_of_the_process_itself():
@@ -239,7 +248,8 @@ KEYS = {
 
 def printed(capsys, name, *flags):
     module = importlib.import_module(f"benchmarks.{name}")
-    common.run(module.__doc__, module.measure, flags)
+    # As narrow as can be, where a model takes part.
+    common.run(module.__doc__, module.measure, flags, fields={"model.widths": (2, 4)})
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for line in lines:
         if line["op"] == "ceilings":
@@ -248,11 +258,39 @@ def printed(capsys, name, *flags):
         else:
             assert set(line) >= KEYS
             assert 0 < line["ms_low"] <= line["ms_per_image"] <= line["ms_high"]
-            assert line["images_per_s"] == pytest.approx(1000 / line["ms_per_image"], rel=2e-3)
     return [line for line in lines if line["op"] != "ceilings"]
 
 
-@pytest.mark.slow
+def test_a_line_by_hand(monkeypatch):
+    # Three rounds of two calls on four images each, in seconds.
+    rounds = {"jax": [0.8, 1.6, 2.4], "other": [0.8, 3.2, 9.6]}
+    monkeypatch.setattr(common.cost, "interleaved_times", lambda calls, count: rounds)
+    monkeypatch.setattr(common, "ceilings", lambda dtype: (50e9, 10e9))
+    task = common.Task("rcan", 16, 4, "bfloat16", 3)
+    first, other = common.records("work", task, {}, limits.Least(1e9, 4e8), repeats=2)
+    assert set(first) == set(other) == KEYS
+    assert (first["framework"], other["framework"]) == ("jax", "other")
+    assert [first[key] for key in ("ms_low", "ms_per_image", "ms_high")] == [150, 200, 250]
+    assert first["images_per_s"] == 5 and other["images_per_s"] == 2.5
+    # The median of the rounds' own: 1, 2 and 4.
+    assert (first["relative_time"], other["relative_time"]) == (1, 2)
+    # Of 200 ms, the arithmetic takes 20 at the least and the traffic 40.
+    assert (first["gflop"], first["compute_share"]) == (1, 0.1)
+    assert (first["mb"], first["memory_share"]) == (400, 0.2)
+
+
+def test_fields_of_a_task_reach_its_configuration():
+    task = common.Task("sca_unet", fields={"model.widths": (2, 4), "train.epochs": 7})
+    config = common.make_config(task)
+    assert tuple(config.model.widths) == (2, 4) and config.train.epochs == 7
+    # What the flags say stands beside them.
+    found = []
+    defaults = {"rounds": 3, "fields": {"train.epochs": 7}}
+    common.run("", lambda task: found.append(task) or [], ["--size=16"], **defaults)
+    assert found == [common.Task(size=16, rounds=3, fields={"train.epochs": 7})]
+
+
+@pytest.mark.bench
 @pytest.mark.parametrize("name", ["train_step", "infer"])
 def test_lines_of_both_frameworks(name, capsys):
     pytest.importorskip("torch")
@@ -270,7 +308,7 @@ def test_lines_of_both_frameworks(name, capsys):
     assert lines[0]["relative_time"] == 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_lines_of_ssim(capsys):
     lines = printed(capsys, "ssim", "--size=16", "--batch=2", "--rounds=2", "--dtype=bfloat16")
     assert [(line["op"], line["framework"]) for line in lines] == [
@@ -280,19 +318,17 @@ def test_lines_of_ssim(capsys):
     assert {(line["model"], line["dtype"]) for line in lines} == {("none", "float32")}
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_lines_of_the_pipeline(capsys):
     lines = printed(capsys, "pipeline", "--size=32", "--batch=4", "--rounds=2")
     ops = ["pipeline_fresh", "pipeline_cached", "resident_fresh", "resident_cached"]
     assert [line["op"] for line in lines] == ops
     for line in lines:
-        assert line["images_per_s_per_core"] == pytest.approx(
-            line["images_per_s"] / line["cores"], rel=1e-3, abs=0.01
-        )
+        assert 0 < line["images_per_s_per_core"] <= line["images_per_s"]
         assert line["gflop"] is None and line["compute_share"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_lines_of_a_training_with_its_input(capsys):
     lines = printed(capsys, "end_to_end", "--size=16", "--batch=2", "--rounds=2")
     ops = ["train_cached", "train_fresh", "train_resident", "train_resident_fresh"]
@@ -305,7 +341,7 @@ def test_lines_of_a_training_with_its_input(capsys):
             assert 0 <= line["input_share"] < 1
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_everything_for_a_gpu_runs_to_its_end_on_a_cpu_without_tensorflow(tmp_path):
     script = (
         "import sys\n"

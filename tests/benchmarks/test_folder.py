@@ -29,7 +29,7 @@ def lines(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_lines_of_a_folder(capsys):
     folder.main(["--model=pexels_cnn", "--size=32", "--images=96", "--rounds=1"])
     found = lines(capsys)
@@ -42,7 +42,6 @@ def test_lines_of_a_folder(capsys):
         assert set(line) >= SHARED
         # What the restorer chooses for tiles of 128 px.
         assert (line["model"], line["size"], line["batch"]) == ("pexels_cnn", 32, 32)
-        assert line["images_per_s"] == pytest.approx(1000 / line["ms_per_image"], rel=2e-3)
         assert line["cores"] > 0 and line["processor_ms_per_image"] > 0
         assert line["device_share"] > 0
     assert found[0]["device_share"] == 1.0
@@ -54,7 +53,7 @@ def test_lines_of_a_folder(capsys):
     assert whole["peak_resident_mb"] >= max(whole["resident_mb"].values()) > 50
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_lines_of_a_start(monkeypatch, capsys):
     imports = {"restore_jax": "import restore_jax", "json": "import json"}
     monkeypatch.setattr(start_up, "_IMPORTS", imports)

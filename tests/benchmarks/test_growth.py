@@ -48,7 +48,7 @@ LINES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_each_point_is_a_line_from_a_process_of_its_own(capsys):
     lines, rest = run(capsys, "--ops=restore", "--sides=32,16")
     assert rest == []
@@ -59,7 +59,6 @@ def test_each_point_is_a_line_from_a_process_of_its_own(capsys):
         assert set(point) == KEYS
         assert point["failed"] is None and point["size"] == point["value"]
         assert 0 < point["ms_low"] <= point["ms_per_image"] <= point["ms_high"]
-        assert point["images_per_s"] == pytest.approx(1000 / point["ms_per_image"], rel=0.01)
         assert point["peak_mb"] > point["base_mb"] > 0
     assert lines[0]["exponent"] is None and lines[1]["exponent"] is not None
 

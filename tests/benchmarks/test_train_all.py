@@ -177,18 +177,19 @@ def test_as_many_epochs_as_there_is_time_for():
         train_one.fitting_epochs(17.0, 1000, costs())
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_a_training_beyond_its_time_is_stopped_and_its_state_taken(tmp_path):
     script = (
         "import pathlib, sys\n"
         "from benchmarks import compact_pairs, experiments, train_all, train_one\n"
-        "from restore_jax import batches, resident_data\n"
+        "from restore_jax.parallel import device_mesh\n"
+        "from restore_jax.train.on_device import dataset\n"
         "import jax\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
         "path = train_all._tiny_pairs(folder / 'pairs.zip')\n"
         "config = experiments.make_config(experiments.tiny()[0], 100_000, 'float32')\n"
         "config.eval.every_epochs = 5\n"
-        "data = resident_data.as_data(compact_pairs.read(path)[0], config)\n"
+        "data = dataset.as_data(compact_pairs.read(path)[0], config)\n"
         "mesh = device_mesh.make_mesh(jax.devices()[:1])\n"
         "found, epochs, finished = train_one.train_until(\n"
         "    5.0, config, data, folder / 'run', mesh)\n"
@@ -228,7 +229,7 @@ def test_results_are_not_overwritten(tmp_path):
     assert json.loads((tmp_path / "results.jsonl").read_text()) == {"op": "kept"}
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_a_rehearsal_trains_and_measures_without_tensorflow(tmp_path):
     # Read by every process: those that train, too.
     (tmp_path / "sitecustomize.py").write_text(
