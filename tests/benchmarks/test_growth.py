@@ -68,7 +68,7 @@ def test_each_point_is_a_line_from_a_process_of_its_own(capsys):
     ("op", "changed"),
     [
         ("restore", {"batch": 4, "devices": 2}),
-        ("train_step", {"batch": 4, "devices": 2}),
+        pytest.param("train_step", {"batch": 4, "devices": 2}, marks=pytest.mark.bench),
         ("restorer", {"images": 3}),
     ],
 )

@@ -147,7 +147,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("trained")
+@pytest.mark.xdist_group("two_processes")
 def test_two_processes_train_as_one_does(trained):
     folder, texts = trained
     assert_same_run(folder / "one-sca_unet", folder / "two-sca_unet", epochs=3)
@@ -156,7 +156,7 @@ def test_two_processes_train_as_one_does(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("trained")
+@pytest.mark.xdist_group("two_processes")
 def test_two_processes_train_as_one_does_with_batchnorm_and_a_discriminator(trained):
     folder, _ = trained
     one, two = (
@@ -168,7 +168,7 @@ def test_two_processes_train_as_one_does_with_batchnorm_and_a_discriminator(trai
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("trained")
+@pytest.mark.xdist_group("two_processes")
 def test_runs_go_on_with_another_number_of_processes_and_refusals_are_told_by_all(trained):
     folder, _ = trained
     for count in ("one", "two"):

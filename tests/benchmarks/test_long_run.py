@@ -1,0 +1,65 @@
+"""A training watched for long, and one divided among processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import ROOT, long_run
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
+
+
+def held(step, resident, files):
+    return {"step": step, "resident_mb": resident, "open_files": files}
+
+
+def test_what_came_after_the_first_steps_is_compared_with_them():
+    records = [held(step, *found) for step, found in (
+        (150, (10.0, 90)), (200, (100.0, 20)), (250, (125.0, 22)), (300, (110.0, 20)),
+    )]  # fmt: skip
+    assert long_run.compare(records) == {
+        "op": "long_run",
+        "steps": 300,
+        "resident_mb": 100.0,
+        "resident_growth_percent": 25.0,
+        "resident_drift_percent": 10.0,
+        "open_files": 20,
+        "open_files_growth_percent": 10.0,
+    }
+    assert long_run.compare(records[:1]) == {"op": "long_run", "steps": 0}
+
+
+@linux
+@pytest.mark.bench
+def test_lines_of_a_long_training(capsys):
+    long_run.main(
+        ["--option=widths=(2, 4)", "--size=16", "--batch=16", "--steps=8", "--every=4"]
+    )
+    printed = capsys.readouterr().out.splitlines()
+    *lines, last = (json.loads(line) for line in printed if line.startswith("{"))
+    assert [line["step"] for line in lines][:2] == [4, 8]
+    for line in lines:
+        assert (line["op"], line["model"], line["size"]) == ("train", "sca_unet", 16)
+        assert line["resident_mb"] > 50 and line["open_files"] > 0 and line["ms_per_image"] > 0
+    assert last == {"op": "long_run", "steps": 0}  # too few to compare
+
+
+@pytest.mark.bench
+def test_lines_of_a_step_divided_among_processes():
+    flags = ("--processes=2", "--size=16", "--batch=2", "--rounds=1")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.processes", *flags],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},  # a device each
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, done.stdout.splitlines())
+    assert (line["processes"], line["size"], line["batch"]) == (2, 16, 2)
+    assert line["mb"] == pytest.approx(4 * 867_842 / 1e6)  # the report's parameters
+    assert min(line["step_ms"], line["sum_ms"], line["asked_ms"]) > 0
