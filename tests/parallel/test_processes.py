@@ -30,7 +30,7 @@ from tests.support import child, command_line, kills
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Far longer than anything takes; what hangs is ended and fails.
-PATIENCE = 300
+PATIENCE = 600
 
 
 class Job:
