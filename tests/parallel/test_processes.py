@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from PIL import Image
 
 import launch
 from restore_jax.cli import commands, flags
-from restore_jax.parallel import launcher
+from restore_jax.parallel import device_mesh, launcher
 from restore_jax.parallel import processes as hosts
 from tests.support import child, command_line, kills
 
@@ -94,8 +95,9 @@ def launched(folder, *arguments):
 
 
 def in_this_process(*arguments):
-    """Does what launch.py does, alone."""
-    with command_line.parsed(*arguments):
+    """Does what launch.py does, alone and on one device."""
+    alone = mock.patch.object(device_mesh, "fitting_devices", lambda *_: jax.devices()[:1])
+    with command_line.parsed(*arguments), alone:
         commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), launch.make_data)
 
 
@@ -233,7 +235,7 @@ def test_a_job_that_loses_a_process_ends_and_goes_on_and_a_signal_to_one_stops_a
 
 TINY = (
     "--config=configs/sca_unet.py:sample",
-    "--config.train.epochs=2",
+    "--config.train.epochs=1",
     "--config.data.image_size=32",
     "--config.data.sample_size=48",
     "--config.data.sample_count=2",
