@@ -244,12 +244,13 @@ KEYS = {
     *("ms_per_image", "ms_low", "ms_high", "images_per_s", "relative_time"),
     *("gflop", "mb", "compute_share", "memory_share"),
 }
+# Where a model takes part, most of the time would go into compiling it.
+NARROW = {"model.widths": (2, 4)}
 
 
 def printed(capsys, name, *flags):
     module = importlib.import_module(f"benchmarks.{name}")
-    # As narrow as can be, where a model takes part.
-    common.run(module.__doc__, module.measure, flags, fields={"model.widths": (2, 4)})
+    common.run(module.__doc__, module.measure, flags, fields=NARROW)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for line in lines:
         if line["op"] == "ceilings":
@@ -320,7 +321,7 @@ def test_lines_of_ssim(capsys):
 
 @pytest.mark.bench
 def test_lines_of_the_pipeline(capsys):
-    lines = printed(capsys, "pipeline", "--size=32", "--batch=4", "--rounds=2")
+    lines = printed(capsys, "pipeline", "--size=16", "--batch=4", "--rounds=1")
     ops = ["pipeline_fresh", "pipeline_cached", "resident_fresh", "resident_cached"]
     assert [line["op"] for line in lines] == ops
     for line in lines:
@@ -330,7 +331,7 @@ def test_lines_of_the_pipeline(capsys):
 
 @pytest.mark.bench
 def test_lines_of_a_training_with_its_input(capsys):
-    lines = printed(capsys, "end_to_end", "--size=16", "--batch=2", "--rounds=2")
+    lines = printed(capsys, "end_to_end", "--size=16", "--batch=2", "--rounds=1")
     ops = ["train_cached", "train_fresh", "train_resident", "train_resident_fresh"]
     assert [line["op"] for line in lines] == ops
     for line in lines:
@@ -385,7 +386,8 @@ def test_what_a_gpu_measures_is_listed(capsys):
 def test_a_wrong_model_or_peer_is_one_line(flag, message, capsys):
     pytest.importorskip("torch")
     with pytest.raises(SystemExit) as stop:
-        common.run("", infer.measure, [flag, "--size=16", "--batch=1", "--rounds=1"])
+        flags = [flag, "--size=16", "--batch=1", "--rounds=1"]
+        common.run("", infer.measure, flags, fields=NARROW)
     assert stop.value.code == UsageError.exit_status
     printed = capsys.readouterr()
     assert printed.out == ""
