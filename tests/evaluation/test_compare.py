@@ -10,8 +10,8 @@ from restore_jax.errors import RunError, UsageError
 from restore_jax.evaluation import compare
 from restore_jax.metrics import defects, fidelity, intervals
 from restore_jax.metrics.cost import Cost
-from restore_jax.report import comparison_charts, comparison_page
-from restore_jax.report.comparison_images import Shown
+from restore_jax.report import comparison_page, comparison_tables
+from restore_jax.report.comparison_page import Shown
 from tests.support.page import Page
 
 HOSTILE = '<img src=x onerror=alert(1)> & "quoted"'
@@ -364,7 +364,7 @@ def test_the_page_says_what_differs(found):
     headline = f"+{delta['difference']:.2f} dB {before:.2f} → {after:.2f} {interval} better"
     assert headline in page.text
     assert (
-        f"bottle B +{difference(found, 'psnr')['categories']['bottle']['difference']:.2f} ("
+        f"bottle B (7) +{difference(found, 'psnr')['categories']['bottle']['difference']:.2f} ("
         in (page.text)
     )
     assert "867,842 3.390 61.23 60 64" in page.text
@@ -382,12 +382,9 @@ def test_marks_stand_where_the_numbers_are(found):
     content = comparison_page.render(found)
     start = content.index("PSNR, dB (right is better)")
     plot = content[start : content.index("</figure>", start)]
-    names = re.findall(r'class="title">(.*?)<', plot)
+    texts = re.findall(r"<text[^>]*>(.*?)</text>", plot)
+    names = [text for text in texts if text[0] not in "BC0+−"]
     assert names == ["bottle", "cable", "zipper", "All categories", "All images"]
-    zero = float(re.search(r'class="zero" x1="([\d.]+)%"', plot)[1])
-    marks = [float(x) for x in re.findall(r'circle cx="([\d.]+)%"', plot)]
-    ends = [tuple(map(float, e)) for e in
-            re.findall(r'interval \w+"><line x1="([\d.]+)%" x2="([\d.]+)%"', plot)]  # fmt: skip
     drawn = [
         group[key]
         for key in (*sorted(CATEGORIES), "macro", "micro")
@@ -396,19 +393,41 @@ def test_marks_stand_where_the_numbers_are(found):
             for letter in "BC"
         )
     ]
-    scale = (marks[0] - zero) / drawn[0]["difference"]
-    assert scale > 0
-    for mark, (low, high), delta in zip(marks, ends, drawn, strict=True):
-        assert mark == pytest.approx(zero + scale * delta["difference"], abs=0.01)
-        assert low == pytest.approx(zero + scale * delta["low"], abs=0.01)
-        assert high == pytest.approx(zero + scale * delta["high"], abs=0.01)
-        assert 0 < low <= mark <= high < 100
-    shown = re.findall(r'class="interval (\w+)"', plot)
-    assert shown == [delta["verdict"] for delta in drawn]
+    marks = [float(x) for x in re.findall(r'<use href="#\w+" x="(.*?)"', plot)]
+    slope, zero = np.polyfit([delta["difference"] for delta in drawn], marks, 1)
+    assert slope > 0
+    for mark, delta in zip(marks, drawn, strict=True):
+        assert mark == pytest.approx(zero + slope * delta["difference"], abs=0.01)
+    for delta in drawn:
+        numbers = [f"{delta[key]:+.2f}" for key in ("difference", "low", "high")]
+        shown = "{} ({} to {})".format(*numbers).replace("-", "−")
+        assert re.sub(r"[+−](0\.00)", r"\1", shown) in texts
+    assert [text for text in texts if text[0] in "BC"] == [
+        f"{'BC'[i % 2]} ({delta['images']})" for i, delta in enumerate(drawn)
+    ]
+    verdicts = re.findall(r"font-weight: 700;[^>]*fill: var\(--(better|worse)\)", plot)
+    decided = [d["verdict"] for d in drawn if d["verdict"] in ("better", "worse")]
+    assert verdicts == decided
+
+
+def test_the_numbers_of_the_plots_stand_in_a_table(found):
+    content = comparison_page.render(found)
+    table = content[content.index("Differences of B to A</caption>") :]
+    table = table[: table.index("</table>")]
+    groups = re.findall(r'<th colspan="(\d)"[^>]*>(.*?)</th>', table)
+    assert groups[0] == ("4", "PSNR, dB")
+    lines = re.findall(r"<tr>(<th scope=\"row\".*?)</tr>", table, re.DOTALL)
+    cells = [re.findall(r'data-value="(.*?)"', line) for line in lines]
+    of_b = difference(found, "psnr")
+    assert [line[0] for line in cells] == [*sorted(CATEGORIES), "All categories", "All images"]
+    for name, line in zip(sorted(CATEGORIES), cells, strict=False):
+        delta = of_b["categories"][name]
+        expected = [delta[key] for key in ("images", "difference", "low", "high")]
+        assert [float(cell) for cell in line[1:5]] == expected
 
 
 def test_every_measure_has_a_style():
-    assert comparison_charts.STYLES.keys() == {measure.key for measure in compare.MEASURES}
+    assert comparison_tables.STYLES.keys() == {measure.key for measure in compare.MEASURES}
 
 
 def test_files_are_written_whole(found, tmp_path):
@@ -446,11 +465,13 @@ def test_it_loads_quietly_and_never_scrolls_sideways(chromium, pages, name, widt
     )
     # No name or number of a plot runs into its neighbour or out of the page.
     assert chromium.run("""
-        const boxes = (row) => Array.from(row.querySelectorAll(".title, .value, .count"))
-          .map((one) => one.getBoundingClientRect());
-        return Array.from(document.querySelectorAll(".forest .row:not(.head)")).every((row) =>
-          boxes(row).every((a, i, all) => a.right <= innerWidth && all.every((b, j) =>
-            i >= j || a.right <= b.left + 1 || a.bottom <= b.top + 1)))
+        return Array.from(document.querySelectorAll(".chart svg")).every((chart) => {
+          const boxes = Array.from(chart.querySelectorAll("text"))
+            .map((one) => one.getBoundingClientRect());
+          return boxes.every((a, i) => a.right <= innerWidth && a.left >= 0
+            && boxes.every((b, j) => i >= j || a.right <= b.left + 1 || b.right <= a.left + 1
+              || a.bottom <= b.top + 3 || b.bottom <= a.top + 3));
+        });
     """)
     assert [entry["message"] for entry in chromium.console()] == []
 
@@ -469,8 +490,9 @@ TEXT = """
         .some((node) => node.nodeType === 3 && node.textContent.trim());
       if (!own || one.closest("title")) continue;
       const style = getComputedStyle(one);
-      found[`${one.tagName}.${one.getAttribute("class") || ""}`] =
-        [one instanceof SVGElement ? style.fill : style.color, ground(one)];
+      const drawn = one instanceof SVGElement;
+      const name = drawn ? style.fill : one.getAttribute("class") || "";
+      found[`${one.tagName}.${name}`] = [drawn ? style.fill : style.color, ground(one)];
     }
     return found;
 """
@@ -486,7 +508,9 @@ def luminance(colour):
 def test_all_text_can_be_read(chromium, pages, scheme, media):
     chromium.open(pages / "three" / "compare.html", scheme=scheme, media=media)
     texts = chromium.run(TEXT)
-    assert {"SPAN.value better", "SPAN.value worse", "SPAN.value few"} <= texts.keys()
+    assert {"SPAN.better", "SPAN.worse"} <= texts.keys()
+    # Texts of the plots: plain, muted, better and worse.
+    assert len([name for name in texts if name.startswith("text.")]) == 4
     for element, pair in texts.items():
         darker, lighter = sorted(map(luminance, pair))
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (element, pair)
