@@ -9,7 +9,9 @@ import dataclasses
 import io
 import math
 
+import matplotlib
 import numpy as np
+from matplotlib import colors
 from PIL import Image
 from scipy import ndimage
 
@@ -25,11 +27,8 @@ _WEBP_QUALITY = 85
 _ERROR_LEVELS = 48
 _ERROR_PERCENTILE = 99.5
 
-# Matplotlib's inferno at equal steps: from dark to light, so that it needs no colour vision.
-_INFERNO = (
-    (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51),
-    (249, 140, 10), (249, 201, 50), (252, 255, 164),
-)  # fmt: skip
+# From dark to light, so that it needs no colour vision.
+_ERROR_COLOURS = matplotlib.colormaps["inferno"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +110,14 @@ def embed_error_map(error: np.ndarray) -> tuple[str, float]:
     plane.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
     levels = np.round(np.asarray(plane) * (_ERROR_LEVELS - 1)).astype(np.uint8)
     picture = Image.fromarray(levels)
-    picture.putpalette(_error_colours(_ERROR_LEVELS).tobytes())
+    palette = _ERROR_COLOURS(np.linspace(0, 1, _ERROR_LEVELS), bytes=True)[:, :3]
+    picture.putpalette(palette.tobytes())
     return _data_address(picture, "png", optimize=True), top
 
 
 def error_gradient() -> str:
     """The colours of the error maps from 0 to the top, as a CSS gradient."""
-    stops = (f"rgb({red} {green} {blue})" for red, green, blue in _INFERNO)
+    stops = map(colors.to_hex, _ERROR_COLOURS(np.linspace(0, 1, 9)))
     return f"linear-gradient(to right, {', '.join(stops)})"
 
 
@@ -158,13 +158,6 @@ def _runs(lines: np.ndarray, step: int) -> list[tuple[int, int, int]]:
     _, ends = np.nonzero(steps == -1)
     found = np.stack([rows, starts, ends - starts], axis=-1) * step
     return [tuple(run) for run in found.tolist()]
-
-
-def _error_colours(count: int) -> np.ndarray:
-    anchors = np.array(_INFERNO, np.float64)
-    positions = np.linspace(0, len(anchors) - 1, count)
-    channels = [np.interp(positions, np.arange(len(anchors)), line) for line in anchors.T]
-    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def _data_address(picture: Image.Image, form: str, **options: object) -> str:
