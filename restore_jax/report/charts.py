@@ -57,7 +57,7 @@ class Interval:
     """A difference of a forest plot.
 
     Attributes:
-        run: the letter of what differs; left out where a name has one difference alone.
+        run: the letter of the run that differs.
         images: how many there are, as text.
         value: what is marked.
         low, high: the ends of the line; None where there is none.
@@ -88,7 +88,7 @@ def bars(
         digits: of the numbers beside the bars.
         limit: the end of the axis; from the data, if None.
     """
-    row, thick = 44, 11
+    row, thick = 46, 11
     values = [value for _, *both in rows for value in both if defined(value)]
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas(row * len(rows), right=52)
@@ -99,7 +99,7 @@ def bars(
             top = i * row
             _write(axes, top + 13, shortened(name, 44), title=name)
             for kind, value in zip(("input", "restored"), both, strict=True):
-                top += 16 if kind == "input" else thick + 1
+                top += 18 if kind == "input" else thick + 1
                 length = max(0.0, value) if defined(value) else 0.0
                 shown = number(value, digits)
                 axes.barh(
@@ -127,26 +127,24 @@ def histogram(
         edges: of the bars, at equal steps.
         marks: places to mark on the axis, with a short text.
     """
-    values = [np.clip([v for v in found if defined(v)], *edges[:: len(edges) - 1])
-              for found in series.values()]  # fmt: skip
+    ends = edges[0], edges[-1]
+    values = [np.clip([v for v in found if defined(v)], *ends) for found in series.values()]
+    colours = [_COLOURS[kind] for kind in series]
     with mpl.rc_context(_STYLE):
-        figure, axes = _canvas(150, left=26, right=6, above=20, below=_TICK_ROW)
-        _, _, drawn = axes.hist(
-            values, edges, color=[_COLOURS[kind] for kind in series], rwidth=0.86
-        )
+        figure, axes = _canvas(150, left=26, right=6, above=_TICK_ROW, below=24)
+        counts, _, drawn = axes.hist(values, edges, color=colours, rwidth=0.86)
         for kind, group in zip(series, drawn if len(series) > 1 else [drawn], strict=True):
             for i, bar in enumerate(group):
                 images = int(bar.get_height())
                 bar.set_visible(images > 0)
-                bar.set_gid(
-                    f"{_TITLE}{number(edges[i])} to {number(edges[i + 1])}, {kind}: {images}"
-                )
-        axes.invert_yaxis()
-        axes.autoscale(axis="y")
-        axes.set_xlim(edges[0], edges[-1])
+                span = f"{number(edges[i])} to {number(edges[i + 1])}"
+                bar.set_gid(f"{_TITLE}{span}, {kind}: {images}")
+        axes.set_ylim(0, 1.05 * max(1, np.max(counts)))
+        axes.set_xlim(ends)
         axes.xaxis.set_major_locator(_ticks(8))
         axes.yaxis.set_major_locator(_ticks(4, integer=True))
         axes.xaxis.tick_bottom()
+        axes.tick_params(axis="x", pad=8)
         axes.grid(axis="y")
         for place, label in marks:
             axes.axvline(place, color=_COLOURS["text"], lw=1, ls=(0, (4, 3)))
@@ -285,7 +283,7 @@ def _svg(figure: Figure, name: str, description: str) -> Markup:
             metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
         )  # fmt: skip
     drawing = printable(content.getvalue())
-    # The head holds a style that would be the whole page's.
+    # The head, which is left out, holds a style that would be the whole page's.
     drawing = drawing[drawing.index("<g ") :].replace("xlink:href", "href")
     drawing = re.sub(r"""<g id=("|')(.*?)\1([^>]*)>""", _titled, drawing)
     for variable, colour in _COLOURS.items():

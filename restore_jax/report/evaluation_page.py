@@ -103,7 +103,6 @@ def render(report: Report) -> str:
     anchors = {name: f"category-{i}" for i, name in enumerate(names)}
     failures, failed_images = evaluation_tables.failures(summary["micro"], report.rows)
     categories, further = evaluation_tables.categories(summary, anchors)
-    histograms, has_contrast = _histograms(report.rows)
     return pages.render(
         "evaluation.html.jinja",
         title=report.title,
@@ -120,8 +119,7 @@ def render(report: Report) -> str:
         categories=categories,
         further=further,
         bars=_bars(summary["categories"]),
-        histograms=histograms,
-        has_contrast=has_contrast,
+        histograms=_histograms(report.rows),
         detectability=evaluation_tables.detectability(report.detectability),
         anchors=anchors,
         examples={name: _examples(report.examples, name, anchors[name]) for name in names},
@@ -183,8 +181,8 @@ def _bars(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, Markup]:
     }
 
 
-def _histograms(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Markup], bool]:
-    """Draws how PSNR and contrast spread; tells whether any image has the latter."""
+def _histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, Markup | None]:
+    """Draws how PSNR and contrast spread over the images; None where none has the latter."""
 
     def series(key: str) -> dict[str, list[float]]:
         both = {"input": f"input_{key}", "restored": key}
@@ -194,17 +192,18 @@ def _histograms(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Markup], b
         }
         return {kind: values for kind, values in found.items() if values}
 
-    drawn = {}
-    psnr, contrast = series("psnr"), series("defect_contrast")
-    if psnr:
+    drawn: dict[str, Markup | None] = {}
+    if psnr := series("psnr"):
         values = [min(value, _HIGHEST_PSNR) for found in psnr.values() for value in found]
         title = "Images by PSNR, dB"
         drawn[title] = charts.histogram(title, psnr, charts.bin_edges(values))
-    if contrast:
-        marks = ((ERASED_BELOW, f"{ERASED_BELOW:g}"), (1.0, "1: kept"))
+    if contrast := series("defect_contrast"):
         title = "Images by contrast kept (outer bars hold the rest)"
+        marks = ((ERASED_BELOW, f"{ERASED_BELOW:g}"), (1.0, "1: kept"))
         drawn[title] = charts.histogram(title, contrast, _CONTRAST_EDGES, marks)
-    return drawn, bool(contrast)
+    else:
+        drawn["Contrast kept"] = None
+    return drawn
 
 
 def _examples(shown: Sequence[Example], category: str, anchor: str) -> list[Mapping[str, Any]]:

@@ -1,10 +1,12 @@
 import dataclasses
+import io
 import json
 import math
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from restore_jax.errors import RunError, UsageError
 from restore_jax.evaluation import compare
@@ -537,5 +539,15 @@ def test_keys_sort_the_runs_and_a_click_takes_the_outlines_off(chromium, pages):
         return Math.abs((path.left - picture.left) / picture.width - 7 / 32) < 0.02
           && Math.abs((path.right - picture.left) / picture.width - 17 / 32) < 0.02
     """)
+    # It is a thin line, however much the picture is enlarged.
+    chromium.run("document.querySelector('#images figure:last-child').scrollIntoView()")
+    box = chromium.run("""
+        const box = document.querySelector("#images figure:last-child .picture")
+          .getBoundingClientRect();
+        return [box.left, box.top, box.right, box.bottom].map(Math.round)
+    """)
+    shot = Image.open(io.BytesIO(chromium.screenshot())).convert("RGB").crop(box)
+    middle = np.asarray(shot, int)[round(shot.height * 12 / 32)]
+    assert 2 <= np.count_nonzero(middle[:, 2] - middle[:, 0] > 60) <= 6
     chromium.run("document.querySelector('.controls input').click()")
     assert not chromium.run(visible)
