@@ -9,7 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -67,7 +67,7 @@ def measure(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is no matter
-        with _opened(path, max_pixels, header_only=True) as image:
+        with _opened(path, max_pixels) as image:
             _check_mode(image)
             # The base class's: that of PNG would decode the whole image.
             turned = image.format != "TIFF" and _orientation(Image.Image.getexif(image)) >= 5
@@ -89,8 +89,9 @@ def encode(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
         _check_mode(image)
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
         if plain and _orientation(image.getexif()) == 1 and "transparency" not in image.info:
-            with path.open("rb") as file:
-                data = _without_text(file).read()
+            data = path.read_bytes()
+            if image.format == "PNG":  # libpng finds some texts and profiles too long
+                data = png_chunks.without(data, png_chunks.LONG)
             # By the very decoder that it is for: each lets some damage pass that others refuse.
             height, width, _ = decode(data, 3).shape
             return Picture(data, (height, width))
@@ -146,23 +147,19 @@ def blank_mask(size: tuple[int, int]) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(
-    source: Path | bytes, max_pixels: int, header_only: bool = False
-) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
     """Opens an image; whatever fails inside is an ImageError.
 
     Args:
         source: the file's path, or what is in it.
         max_pixels: how many there may be.
-        header_only: whether no pixels will be asked for.
     """
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
             raise ImageError("not a plain file")  # a named pipe would never end
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            picture = _without_text(file, header_only)
             lifted = limits.PILLOWS_LIFTED
-            with lifted, Image.open(picture, formats=_FORMATS) as image:
+            with lifted, Image.open(file, formats=_FORMATS) as image:
                 problem = limits.problem(
                     *image.size, max_pixels, "config.data.max_megapixels", len(image.getbands())
                 )
@@ -182,13 +179,6 @@ def _opened(
         raise ImageError(
             reason or " ".join(str(error).split())[:200] or type(error).__name__
         ) from error
-
-
-def _without_text(file: BinaryIO, header_only: bool = False) -> BinaryIO:
-    """A PNG file without what Pillow, or libpng, may find too long; any other as it is."""
-    is_png = file.read(8) == png_chunks.SIGNATURE
-    file.seek(0)
-    return png_chunks.set_aside(file, header_only)[0] if is_png else file
 
 
 def _check_mode(image: Image.Image) -> None:

@@ -383,7 +383,7 @@ class _ReadAhead:
 def _with_white(photograph: Photograph, white: int | None) -> Photograph:
     """Gives a 16-bit photograph its white, and a note where that was found from its levels."""
     told = photograph.white
-    if photograph.pixels.dtype != np.uint16 or photograph.mode not in ("L", "RGB"):
+    if photograph.pixels.dtype != np.uint16:
         return photograph
     if white is not None:
         return dataclasses.replace(photograph, white=white)
