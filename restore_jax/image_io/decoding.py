@@ -28,6 +28,7 @@ from restore_jax.image_io.photograph import (
     BITS_AS_GREY,
     CMYK_AS_RGB,
     PALETTE_AS_RGB,
+    UPPER_8_BITS,
     Photograph,
     Refused,
 )
@@ -150,7 +151,7 @@ def _decode_with_pillow(
     if name == "AVIF":
         file.seek(0)
         if _is_deep_avif(file.read(1 << 16)):
-            notes += ("is read with the upper 8 bits of each sample",)
+            notes += (UPPER_8_BITS,)
     return dataclasses.replace(found, notes=notes), exif
 
 

@@ -10,6 +10,7 @@ from restore_jax.image_io import tiff_stack
 BITS_AS_GREY = "1 bit: written as 8-bit grey"
 PALETTE_AS_RGB = "palette: written as RGB"
 CMYK_AS_RGB = "CMYK: written as RGB"
+UPPER_8_BITS = "is read with the upper 8 bits of each sample"
 
 
 class Refused(Exception):

@@ -16,6 +16,7 @@ from restore_jax.image_io.photograph import (
     BITS_AS_GREY,
     CMYK_AS_RGB,
     PALETTE_AS_RGB,
+    UPPER_8_BITS,
     Photograph,
     Refused,
 )
@@ -137,6 +138,8 @@ def _picture(page: tifffile.TiffPage, levels: np.ndarray, kind: int) -> Photogra
         pixels = _from_palette(colours, page.colormap) if is_palette else _from_cmyk(colours)
         alpha = None if alpha is None else _upper_8_bits(alpha)
         notes += (PALETTE_AS_RGB if is_palette else CMYK_AS_RGB,)
+        if colours.dtype == np.uint16 and not is_palette:
+            notes += (UPPER_8_BITS,)
         return Photograph(pixels, alpha, "TIFF", notes=notes)
     if page.bitspersample < 8:
         colours = colours.astype(np.uint8) * (255 // (2**page.bitspersample - 1))

@@ -81,7 +81,9 @@ class TestForms:
         tifffile.imwrite(tmp_path / "a.tif", inks, photometric="separated")
         light = 255.0 - (inks >> 8)
         expected = np.rint(light[..., :3] * light[..., 3:] / 255)
-        np.testing.assert_array_equal(image_files.read(tmp_path / "a.tif").pixels, expected)
+        found = image_files.read(tmp_path / "a.tif")
+        np.testing.assert_array_equal(found.pixels, expected)
+        assert "is read with the upper 8 bits of each sample" in found.notes
 
 
 def test_only_the_first_frame_is_read_and_told(tmp_path):

@@ -177,6 +177,14 @@ class TestStacks:
         image_files.write(tmp_path / "c.tif", again.pixels, again, "tiff")
         assert tifffile.imread(tmp_path / "c.tif").shape == (9, 13)
 
+    def test_one_picture_can_be_written_by_itself(self, tmp_path):
+        tifffile.imwrite(tmp_path / "a.tif", photo(9, 13, 3).transpose(2, 0, 1), imagej=True)
+        like = image_files.read(tmp_path / "a.tif", pages="all")
+        notes = image_files.write(tmp_path / "b.tif", like.pixels, like)
+        assert "only the first of its 3 pictures is written" in notes
+        found = tifffile.imread(tmp_path / "b.tif")
+        np.testing.assert_array_equal(found, photo(9, 13, 3)[..., 0])
+
     def test_the_limit_counts_all_pictures(self, tmp_path):
         tifffile.imwrite(tmp_path / "a.tif", photo(9, 13).transpose(2, 0, 1), imagej=True)
         image_files.read(tmp_path / "a.tif", 9 * 13 * 2)
