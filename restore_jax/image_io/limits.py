@@ -13,13 +13,14 @@ from PIL import Image, PngImagePlugin
 from restore_jax.image_io.photograph import Refused
 from restore_jax.shared_context import SharedContext
 
-MOST_CHANNELS = 64
-
 MAX_MEGAPIXELS = 200
 """The limit where none is given, in millions of pixels of up to `BYTES` bytes."""
 
 # RGB with alpha in 16 bits. A pixel of more bytes counts as several.
 BYTES = 8
+
+MOST_CHANNELS = 64
+"""Of a TIFF or JPEG 2000 file."""
 
 # Of one compressed text or profile in a PNG file, and of all texts together, in bytes.
 _MOST_TEXT, _MOST_TEXTS = 64 << 20, 256 << 20
