@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from data import pipeline, records, resize
 from data.sources import images
-from data.vgg16 import load_fixed
+from data.vgg16 import load_loss_params
 from restore_jax import batches
 from restore_jax.degradation import definition
 from restore_jax.errors import UsageError
@@ -26,7 +26,7 @@ from restore_jax.train.on_device import crops
 
 Arrays = dict[str, np.ndarray]
 
-__all__ = ["Realised", "load", "load_fixed", "whole"]
+__all__ = ["Realised", "load", "load_loss_params", "whole"]
 
 
 class Realised(NamedTuple):

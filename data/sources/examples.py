@@ -22,7 +22,7 @@ FromFiles = tuple[
     Callable[[Sequence[int]], tf.data.Dataset],
     Sequence[tuple[str, int]],
 ]
-Read = TypeVar("Read", images.Picture, images.Mask)
+Read = TypeVar("Read", images.EncodedImage, images.Mask)
 # What is wrong, with the files it is wrong with.
 Faults = dict[str, list[str]]
 

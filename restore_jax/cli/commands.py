@@ -58,7 +58,7 @@ def run_train(flags: Flags, make_data: MakeData) -> None:
 
     config, folder = flags.config, _workdir(flags)
     assert config is not None  # a training without one is refused with the flags
-    loop.train_and_evaluate(config, folder, make_data)
+    loop.train(config, folder, make_data)
     found = processes.on_first(lambda: results.read_stored(folder, config, "best"))
     print(
         results.format_report(*found or evaluate.evaluate_checkpoint(folder, "best", make_data))

@@ -221,8 +221,8 @@ def _add_to(measured: Detectability, image: Restored) -> None:
     measured.add(row["category"], clean, degraded, restored, mask, has_mask, image.is_good)
 
 
-def _picture(image: Restored) -> plots.Picture:
-    return plots.Picture(
+def _picture(image: Restored) -> plots.Triplet:
+    return plots.Triplet(
         category=image.row["category"],
         defect_type=image.row["defect_type"],
         degraded=plots.to_uint8(image.degraded),

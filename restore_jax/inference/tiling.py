@@ -36,7 +36,7 @@ _MOST_PIXELS_WAITING = 2**25
 _TILES_PER_PADDING = 8
 
 
-class Picture(Protocol):
+class Tileable(Protocol):
     """An image to restore: where tiles are read from and finished rows are written to."""
 
     height: int
@@ -56,7 +56,7 @@ class Picture(Protocol):
         """
 
 
-AnyPicture = TypeVar("AnyPicture", bound=Picture)
+AnyTileable = TypeVar("AnyTileable", bound=Tileable)
 
 
 @dataclasses.dataclass
@@ -95,7 +95,7 @@ class Sizes:
         logging.warning("out of memory: tiles of %d px from here on", tile)
 
 
-class Job:
+class ImageInFlight:
     """An image on its way: its tiles go out and come back in the same order.
 
     Args:
@@ -103,7 +103,7 @@ class Job:
         sizes: how it is cut, from now on.
     """
 
-    def __init__(self, picture: Picture, sizes: Sizes) -> None:
+    def __init__(self, picture: Tileable, sizes: Sizes) -> None:
         self.picture = picture
         self.start(sizes)
 
@@ -178,7 +178,9 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Iterator[AnyPicture]:
+def restore(
+    pictures: Iterable[AnyTileable], apply: Apply, sizes: Sizes
+) -> Iterator[AnyTileable]:
     """Restores images tile by tile; tiles of several images share a batch.
 
     Only as many images are taken from `pictures` as are needed to fill a batch. While the
@@ -200,7 +202,7 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
     Raises:
         RunError: where the memory does not suffice for the smallest tile.
     """
-    waiting: collections.deque[Job] = collections.deque()
+    waiting: collections.deque[ImageInFlight] = collections.deque()
     launched: dict[tuple[int, int], _Launched] = collections.defaultdict(_Launched)
     source = iter(pictures)
     ended = False
@@ -215,7 +217,7 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
             picture = next(source, None)
             ended = picture is None
             if picture is not None:
-                waiting.append(Job(picture, sizes))
+                waiting.append(ImageInFlight(picture, sizes))
             continue
         before, flight = flight, _launch(batch, apply, sizes, launched) if batch else None
         for landing in (before, flight):
@@ -227,7 +229,7 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
                 break
 
 
-def _room(waiting: collections.deque[Job], sizes: Sizes) -> bool:
+def _room(waiting: collections.deque[ImageInFlight], sizes: Sizes) -> bool:
     """Tells whether another image may be taken in before a batch is full."""
     pixels = sum(job.plan.height * job.plan.width for job in waiting)
     most = max(_LEAST_ROOM, _BATCHES_WAITING * sizes.batch_size)
@@ -235,13 +237,13 @@ def _room(waiting: collections.deque[Job], sizes: Sizes) -> bool:
 
 
 def _next_batch(
-    waiting: collections.deque[Job], sizes: Sizes, only_full: bool
-) -> list[tuple[Job, int]]:
+    waiting: collections.deque[ImageInFlight], sizes: Sizes, only_full: bool
+) -> list[tuple[ImageInFlight, int]]:
     """Picks the next tiles of one shape: those of the first image that fills a batch.
 
     Where none does and `only_full` is off, those of the first image of all.
     """
-    by_shape: dict[tuple[int, int], list[tuple[Job, int]]] = {}
+    by_shape: dict[tuple[int, int], list[tuple[ImageInFlight, int]]] = {}
     for job in waiting:
         if not job.unsent:
             continue
@@ -296,7 +298,7 @@ class _Flight(NamedTuple):
         error: why it could not be sent; None where it was.
     """
 
-    tiles: list[tuple[Job, int]]
+    tiles: list[tuple[ImageInFlight, int]]
     shape: tuple[int, ...]
     restored: np.ndarray | jax.Array | None = None
     error: Exception | None = None
@@ -306,7 +308,7 @@ _FAILURES = (jax.errors.JaxRuntimeError, MemoryError)
 
 
 def _launch(
-    batch: list[tuple[Job, int]],
+    batch: list[tuple[ImageInFlight, int]],
     apply: Apply,
     sizes: Sizes,
     launched: dict[tuple[int, int], _Launched],
@@ -330,7 +332,7 @@ def _launch(
         return _Flight(batch, tiles.shape, error=error)
 
 
-def _land(flight: _Flight, waiting: collections.deque[Job], sizes: Sizes) -> bool:
+def _land(flight: _Flight, waiting: collections.deque[ImageInFlight], sizes: Sizes) -> bool:
     """Hands each tile of a batch to its image, or makes do with less memory.
 
     Returns:
