@@ -8,18 +8,16 @@ import dataclasses
 import itertools
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
-import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import batches
+from restore_jax import batches, progress
 from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.evaluation import per_image
@@ -199,15 +197,11 @@ def train(
 def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> TrainState:
     """Trains, validates, records and saves until the last epoch, or until it gains no more."""
     config, images = run.config, run.data.train_images
-    bar = tqdm.tqdm(
+    bar = progress.bar(
         total=config.train.epochs * images,
         initial=start.epoch * images + int(start.sums.get("count", 0)),
-        unit=" images",
-        desc=config.name,
-        # A log file is no terminal: a line every ten seconds is enough there.
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        dynamic_ncols=True,
-        disable=not processes.is_first(),
+        title=config.name,
+        shown=processes.is_first(),
     )
     with bar, _open_logs(run, start) as logs:
         shown: dict[str, str] = {}

@@ -162,7 +162,7 @@ def unreadable(
     problems = {}
     records = (record for split in ("train", "test") for record in found.read(split))
     looks = bad_files.in_parallel(lambda record: _problem(record, max_pixels), records)
-    for look in bad_files.progress(looks, len(found.photographs), "mvtec_ad"):
+    for look in bad_files.with_progress(looks, len(found.photographs), "mvtec_ad"):
         example, problem = look.result()
         if problem:
             problems[example] = problem
