@@ -35,7 +35,7 @@ class ImageError(Exception):
     """A file cannot be read as an image; the message says why, without the file's name."""
 
 
-class Picture(NamedTuple):
+class EncodedImage(NamedTuple):
     """An encoded picture and its size in px, (height, width), as it is displayed."""
 
     data: bytes
@@ -75,7 +75,7 @@ def measure(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
             return (width, height) if turned else (height, width)
 
 
-def encode(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
+def encode(path: Path, max_pixels: int = MAX_PIXELS) -> EncodedImage:
     """Reads a photograph as an encoded PNG or JPEG that `decode` takes.
 
     Alpha is dropped, 16 bits are scaled to 8 over their whole range (to the nearest for grey;
@@ -94,7 +94,7 @@ def encode(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
                 data = png_chunks.without(data, png_chunks.LONG)
             # By the very decoder that it is for: each lets some damage pass that others refuse.
             height, width, _ = decode(data, 3).shape
-            return Picture(data, (height, width))
+            return EncodedImage(data, (height, width))
         ImageOps.exif_transpose(image, in_place=True)
         return _as_png(_to_rgb(image))
 
@@ -204,8 +204,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _as_png(image: Image.Image) -> Picture:
+def _as_png(image: Image.Image) -> EncodedImage:
     buffer = io.BytesIO()
     # The quickest compression that does anything: it is decoded again within the minute.
     image.save(buffer, "PNG", compress_level=1)
-    return Picture(buffer.getvalue(), (image.height, image.width))
+    return EncodedImage(buffer.getvalue(), (image.height, image.width))

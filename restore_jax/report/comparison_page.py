@@ -261,6 +261,4 @@ def _provenance(comparison: Fields) -> str:
             f"{field} {value}" for field, value in law.items() if value is not None
         )
         facts.append(("Degradation", text(given)))
-    interval = comparison["interval"]
-    facts.append(("Resamples", text(f"{interval['resamples']:,} for every interval")))
     return section("provenance", "What was compared", definitions(facts, "wide facts"))
