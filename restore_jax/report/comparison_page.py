@@ -148,5 +148,4 @@ def _provenance(comparison: Fields) -> list[tuple[str, str]]:
     if law := comparison["data"]["degradation"]:
         given = (f"{field} {value}" for field, value in law.items() if value is not None)
         facts.append(("Degradation", ", ".join(given)))
-    resamples = comparison["interval"]["resamples"]
-    return [*facts, ("Resamples", f"{resamples:,} for every interval")]
+    return facts

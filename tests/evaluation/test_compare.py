@@ -18,7 +18,6 @@ from tests.support.page import Page
 
 HOSTILE = '<img src=x onerror=alert(1)> & "quoted"'
 CATEGORIES = {"zipper": 3, "bottle": 7, "cable": 6}
-RESAMPLES = 400
 CONDITIONS = {"device": "cpu", "height": 256, "width": 256, "batch": 4, "rounds": 10}
 
 
@@ -67,7 +66,7 @@ C = run(rows_of(-0.4, 3), "unet_small")
 
 @pytest.fixture(scope="module")
 def found():
-    return compare.compare([A, B, C], CONDITIONS, RESAMPLES)
+    return compare.compare([A, B, C], CONDITIONS)
 
 
 def difference(comparison, measure, letter="B"):
@@ -120,9 +119,7 @@ def test_differences_are_paired_and_measured_against_the_first_run(found):
         shown = of_b["categories"][name]
         assert shown["images"] == len(values)
         assert shown["difference"] == pytest.approx(values.mean())
-        by_hand = intervals.paired_difference(
-            np.zeros(len(values)), values, resamples=RESAMPLES
-        )
+        by_hand = intervals.paired_difference(np.zeros(len(values)), values)
         assert (shown["low"], shown["high"]) == pytest.approx((by_hand.low, by_hand.high))
     # Unpaired, the spread of the images (2 dB) would hide it all.
     assert of_b["micro"]["high"] - of_b["micro"]["low"] < 0.5
@@ -157,7 +154,7 @@ def test_verdicts_know_which_way_is_better_and_need_five_images(found):
 
 
 def test_a_run_compared_with_itself_does_not_differ():
-    same = compare.compare([A, A], resamples=50)
+    same = compare.compare([A, A])
     for one in same["differences"]:
         for delta in (one["micro"], one["macro"], *one["categories"].values()):
             assert (delta["difference"], delta["low"], delta["high"]) == (0, 0, 0)
@@ -166,29 +163,29 @@ def test_a_run_compared_with_itself_does_not_differ():
 
 def test_only_images_that_all_runs_have_count():
     fewer = dataclasses.replace(B, rows=[r for r in B.rows if r["category"] != "zipper"][1:])
-    found = compare.compare([A, fewer], resamples=50)
+    found = compare.compare([A, fewer])
     assert found["data"]["count"] == 12
     assert [one["left_out"] for one in found["runs"]] == [4, 0]
     assert [one["micro"]["count"] for one in found["runs"]] == [12, 12]
     assert list(found["runs"][0]["categories"]) == ["bottle", "cable"]
     assert "evaluated on 4 images more" in Page(comparison_page.render(found)).text
     alone = dataclasses.replace(B, rows=B.rows[:1])
-    delta = difference(compare.compare([A, alone], resamples=50), "psnr")["macro"]
+    delta = difference(compare.compare([A, alone]), "psnr")["macro"]
     assert (delta["images"], delta["low"], delta["verdict"]) == (1, None, "few")
 
 
 def test_a_run_that_was_trained_on_the_images_is_named():
     runs = [A, dataclasses.replace(B, seen_in_training=True)]
     note = "Trained on some of the images that it was evaluated on: B."
-    assert note in Page(comparison_page.render(compare.compare(runs, resamples=50))).text
-    assert note not in Page(comparison_page.render(compare.compare([A, B], resamples=50))).text
+    assert note in Page(comparison_page.render(compare.compare(runs))).text
+    assert note not in Page(comparison_page.render(compare.compare([A, B]))).text
 
 
 def test_what_has_no_value_is_left_out_and_never_written():
     rows = [dict(row) for row in rows_of(0.5, 4)]
     for row in rows[:5]:
         row |= dict.fromkeys((*fidelity.DEFECT_FIGURES, *defects.FIGURES), math.nan)
-    found = compare.compare([A, dataclasses.replace(B, rows=rows)], resamples=50)
+    found = compare.compare([A, dataclasses.replace(B, rows=rows)])
     assert difference(found, "defect_psnr")["micro"]["images"] == 11
     assert difference(found, "erasure_rate")["micro"]["images"] == 11
     assert difference(found, "psnr")["micro"]["images"] == 16
@@ -196,7 +193,7 @@ def test_what_has_no_value_is_left_out_and_never_written():
     json.dumps(found, allow_nan=False)
     spoiled = [row | {"psnr": math.nan} for row in rows]
     with pytest.raises(RunError, match="psnr is nan"):
-        compare.compare([A, dataclasses.replace(B, rows=spoiled)], resamples=50)
+        compare.compare([A, dataclasses.replace(B, rows=spoiled)])
 
 
 def test_good_photographs_count_for_hallucination_alone():
@@ -209,7 +206,7 @@ def test_good_photographs_count_for_hallucination_alone():
     runs = [
         dataclasses.replace(one, good_rows=good(level)) for one, level in ((A, 0.1), (B, 0.3))
     ]
-    found = compare.compare(runs, resamples=50)
+    found = compare.compare(runs)
     invented = difference(found, "hallucination")
     assert invented["micro"] == {
         "images": 5, "difference": pytest.approx(0.2), "low": pytest.approx(0.2),
@@ -251,13 +248,13 @@ def other_noise(rows):
 )
 def test_what_cannot_be_compared_is_refused_in_a_line(runs, message):
     with pytest.raises(UsageError, match=message) as refused:
-        compare.compare(runs, resamples=50)
+        compare.compare(runs)
     assert "\n" not in str(refused.value)
 
 
 def test_files_of_degraded_images_have_no_law_to_differ_in():
     runs = [run(A.rows, data={"name": "kla"}), run(B.rows, data={"name": "kla"}, law={"x": 1})]
-    assert compare.compare(runs, resamples=50)["data"]["degradation"] is None
+    assert compare.compare(runs)["data"]["degradation"] is None
 
 
 def test_images_are_chosen_where_the_runs_differ_most():
@@ -303,7 +300,7 @@ def hostile():
         )
         for one in (A, B)
     ]
-    comparison = compare.compare(runs, CONDITIONS | {"device": HOSTILE}, 50)
+    comparison = compare.compare(runs, CONDITIONS | {"device": HOSTILE})
     comparison["data"] |= {"name": HOSTILE, "degradation": {HOSTILE: HOSTILE}}
     return comparison, shown_images(runs)
 
@@ -327,13 +324,13 @@ def every_case():
     ]  # fmt: skip
     single = [dataclasses.replace(one, rows=one.rows[:1]) for one in (A, B)]
     return {
-        "three": (compare.compare([A, B, C], CONDITIONS, 50), shown_images([A, B, C])),
+        "three": (compare.compare([A, B, C], CONDITIONS), shown_images([A, B, C])),
         "hostile": hostile(),
-        "no images": (compare.compare([A, B], None, 50), []),
-        "itself": (compare.compare([A, A], CONDITIONS, 50), []),
-        "no masks": (compare.compare(bare, None, 50), []),
-        "one image": (compare.compare(single, None, 50), []),
-        "kla": (compare.compare(kla, None, 50), []),
+        "no images": (compare.compare([A, B], None), []),
+        "itself": (compare.compare([A, A], CONDITIONS), []),
+        "no masks": (compare.compare(bare, None), []),
+        "one image": (compare.compare(single, None), []),
+        "kla": (compare.compare(kla, None), []),
     }
 
 
