@@ -315,7 +315,7 @@ def _degraded(
     image: jax.Array,
     factors: jax.Array,
     ratio: jax.Array,
-    drawn: working_size.Law,
+    drawn: working_size.StepLaw,
 ) -> jax.Array:
     key = jax.random.fold_in(jax.random.key(_VALIDATION_SEED), number)
     return working_size.degrade(key, image, factors, ratio, drawn)

@@ -73,7 +73,7 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
                 if number >= _WARM_UPS:
                     spent[op].append(time.perf_counter() - start)
                     waited[op].append(wait)
-    least = limits.training(state.make_system(config).model, task.size, task.batch, task.dtype)
+    least = limits.training(state.make_learner(config).model, task.size, task.batch, task.dtype)
     for op, seconds in spent.items():
         milliseconds = [1e3 * value / (STEPS * task.batch) for value in seconds]
         ratios = [a / b for a, b in zip(seconds, spent["train_cached"], strict=True)]
@@ -101,8 +101,8 @@ def _config(task: Task, draws: int, in_memory: bool, cache: str) -> ml_collectio
 
 def _from_host(config: ml_collections.ConfigDict) -> Turn:
     """Returns a call that takes a round's steps and returns how long it waited for batches."""
-    system, mesh, now = _start(config)
-    step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
+    learner, mesh, now = _start(config)
+    step = steps.compile_step(config, learner, loss_terms.weighted_sum(config.loss), mesh)
     stream = launch.make_data(config).train_batches(0)
 
     def turn() -> float:
@@ -122,27 +122,27 @@ def _from_host(config: ml_collections.ConfigDict) -> Turn:
 
 def _resident(config: ml_collections.ConfigDict) -> Turn:
     """Returns a call that takes a round's steps in one dispatch."""
-    system, mesh, now = _start(config)
+    learner, mesh, now = _start(config)
     data = launch.make_data(config)
     loss = loss_terms.weighted_sum(config.loss)
-    source = resident.make_resident(config, data, system, loss, mesh)
+    source = resident.make_resident(config, data, learner, loss, mesh)
     assert source is not None
 
     def turn() -> None:
         nonlocal now
         # It may go beyond an epoch's end, where it takes the last image again.
-        now, scalars = source.take(now, source.arrays, {}, STEPS)
+        now, scalars = source.dispatch(now, source.arrays, {}, STEPS)
         jax.block_until_ready((now, scalars))
 
     return turn
 
 
-def _start(config: ml_collections.ConfigDict) -> tuple[state.System, Any, state.TrainState]:
-    system = state.make_system(config)
+def _start(config: ml_collections.ConfigDict) -> tuple[state.Learner, Any, state.TrainState]:
+    learner = state.make_learner(config)
     sizes = (config.train.batch_size, config.eval.batch_size)
     mesh = device_mesh.make_mesh(device_mesh.fitting_devices(*sizes))
-    now = state.create_state(system, config.seed)
-    return system, mesh, jax.device_put(now, device_mesh.replicated(mesh))
+    now = state.create_state(learner, config.seed)
+    return learner, mesh, jax.device_put(now, device_mesh.replicated(mesh))
 
 
 if __name__ == "__main__":

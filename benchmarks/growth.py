@@ -332,11 +332,11 @@ def _restoring(point: Point) -> Callable[[], Any]:
 def _training(point: Point) -> Callable[[], Any]:
     """Returns a call that takes one step after the other on a batch divided among devices."""
     config = common.make_config(point.task)
-    system = state.make_system(config)
+    learner = state.make_learner(config)
     mesh = device_mesh.make_mesh(jax.devices()[: point.devices])
-    step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
+    step = steps.compile_step(config, learner, loss_terms.weighted_sum(config.loss), mesh)
     batch = jax.device_put(common.make_batch(point.task), device_mesh.split_over(mesh))
-    shapes = state.abstract_state(system, device_mesh.replicated(mesh))
+    shapes = state.abstract_state(learner, device_mesh.replicated(mesh))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     begun = zeros.replace(params=_drawn(shapes.params))
     now = jax.device_put(begun, device_mesh.replicated(mesh))

@@ -109,7 +109,7 @@ def measure(config: ConfigDict, given: argparse.Namespace) -> list[dict[str, Any
 
     watched = dataclasses.replace(data, train_batches=train_batches)
     with tempfile.TemporaryDirectory() as folder:
-        loop.train_and_evaluate(config, pathlib.Path(folder, "run"), lambda _: watched)
+        loop.train(config, pathlib.Path(folder, "run"), lambda _: watched)
     return found
 
 

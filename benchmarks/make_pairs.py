@@ -89,7 +89,6 @@ def make(
             )
         compact_pairs.write(data.pairs, output, quality)
         counts = dict(data.counts)
-        del data  # its arrays are mapped from the folder's file
     return _line(output, size, split, quality, counts)
 
 

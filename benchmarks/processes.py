@@ -34,11 +34,11 @@ def measure(task: common.Task) -> dict[str, Any]:
     """Measures what the module's docstring names, in each process of a job at once."""
     config = common.make_config(task)
     mesh = device_mesh.make_mesh()
-    system = state.make_system(config)
-    step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
+    learner = state.make_learner(config)
+    step = steps.compile_step(config, learner, loss_terms.weighted_sum(config.loss), mesh)
     own = processes.share().of(task.batch)
     batch = {name: np.asarray(value)[own] for name, value in common.make_batch(task).items()}
-    now = processes.replicate(state.create_state(system, config.seed), mesh)
+    now = processes.replicate(state.create_state(learner, config.seed), mesh)
     count = parameter_count(now.params)
 
     def one_step() -> Any:

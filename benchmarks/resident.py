@@ -98,7 +98,7 @@ def measure(task: Task, images: int = IMAGES) -> Iterator[dict[str, Any]]:
     for name, draws in (("train_resident", 1), ("train_resident_fresh", 0)):
         calls[name] = make_dispatch(task, make_pairs(task.size, images, 1, draws), count)
     yield common.ceilings_record(task.dtype)
-    least = limits.training(state.make_system(config).model, task.size, task.batch, task.dtype)
+    least = limits.training(state.make_learner(config).model, task.size, task.batch, task.dtype)
     for line in common.records("train_step", task, calls, least, repeats=count):
         if line["framework"] in ("train_resident", "train_resident_fresh"):
             line |= {"op": line["framework"], "framework": "jax"}
@@ -110,18 +110,18 @@ def make_dispatch(task: Task, pairs: pairs_file.Pairs, count: int) -> Callable[[
     config = common.make_config(task)
     config.data.resident = True
     config.data.augment = "flips"
-    system = state.make_system(config)
+    learner = state.make_learner(config)
     devices = device_mesh.fitting_devices(task.batch, config.eval.batch_size)
     mesh = device_mesh.make_mesh(devices)
     data = dataset.as_data(pairs, config)
     loss = loss_terms.weighted_sum(config.loss)
-    source = resident.make_resident(config, data, system, loss, mesh)
+    source = resident.make_resident(config, data, learner, loss, mesh)
     assert source is not None
-    now = jax.device_put(state.create_state(system, config.seed), device_mesh.replicated(mesh))
+    now = jax.device_put(state.create_state(learner, config.seed), device_mesh.replicated(mesh))
 
     def call() -> Any:
         nonlocal now
-        now, scalars = source.take(now, source.arrays, {}, count)
+        now, scalars = source.dispatch(now, source.arrays, {}, count)
         return now, scalars
 
     return call

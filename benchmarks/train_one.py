@@ -96,7 +96,7 @@ def check(task: Task) -> dict[str, Any]:
             compact_pairs.check(pathlib.Path(task.pairs))
         config = experiments.make_config(task.experiment, 1, task.dtype or "bfloat16")
         loss_terms.weighted_sum(config.loss)
-        state.abstract_state(state.make_system(config, 1, 1), None)
+        state.abstract_state(state.make_learner(config, 1, 1), None)
     except Exception as error:
         # Whatever it is, the other experiments can be trained.
         return {"name": task.experiment.name, "problem": one_line(error)}
@@ -209,15 +209,15 @@ def prepare(
     """
     steps = math.ceil(data.train_images / config.train.batch_size)
     config = with_dispatches(config, mesh)
-    system = state.make_system(config, steps, steps * config.train.epochs)
+    learner = state.make_learner(config, steps, steps * config.train.epochs)
     loss = loss_terms.weighted_sum(config.loss)
-    source = resident.make_resident(config, data, system, loss, mesh)
+    source = resident.make_resident(config, data, learner, loss, mesh)
     assert source is not None
-    now = jax.device_put(state.create_state(system, config.seed), device_mesh.replicated(mesh))
+    now = jax.device_put(state.create_state(learner, config.seed), device_mesh.replicated(mesh))
 
     def dispatch() -> None:
         nonlocal now
-        now, scalars = source.take(now, source.arrays, {}, source.longest)
+        now, scalars = source.dispatch(now, source.arrays, {}, source.longest)
         jax.block_until_ready((now, scalars))
 
     def time_epoch() -> float:
@@ -228,12 +228,12 @@ def prepare(
 
     def validate() -> None:
         per_image.evaluate(
-            system.model,
+            learner.model,
             state.inference_variables(now),
             source.validation_batches(),
             mesh,
             terms=loss_terms.active(config.loss),
-            fixed={},
+            loss_params={},
         )
 
     def measure_twice() -> None:
@@ -310,9 +310,11 @@ def train_until(
     threading.Thread(target=ask, daemon=True).start()
     try:
         devices = list(mesh.devices.flat)
-        found = loop.train_and_evaluate(config, workdir, lambda _: data, devices)
+        found = loop.train(config, workdir, lambda _: data, devices)
     except signals.Interrupted:
-        template = state.abstract_state(state.make_system(config), device_mesh.replicated(mesh))
+        template = state.abstract_state(
+            state.make_learner(config), device_mesh.replicated(mesh)
+        )
         found, *_ = checkpoint.newest_whole(workdir, template)
         if found is None:
             raise

@@ -23,7 +23,7 @@ from restore_jax.train import steps
 def measure(task: Task) -> Iterator[dict[str, Any]]:
     """Yields the limits of the device and a line for each framework."""
     config = common.make_config(task)
-    model = state.make_system(config).model
+    model = state.make_learner(config).model
     calls = {"jax": make_step(task)}
     if task.peers:
         # Only where it is asked for: PyTorch is no requirement.
@@ -38,11 +38,11 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
 def make_step(task: Task) -> Callable[[], Any]:
     """Returns a call that takes one step after the other on one batch."""
     config = common.make_config(task)
-    system = state.make_system(config)
+    learner = state.make_learner(config)
     mesh = device_mesh.make_mesh(device_mesh.fitting_devices(task.batch))
-    step = steps.compile_step(config, system, loss_terms.weighted_sum(config.loss), mesh)
+    step = steps.compile_step(config, learner, loss_terms.weighted_sum(config.loss), mesh)
     batch = jax.device_put(common.make_batch(task), device_mesh.split_over(mesh))
-    now = jax.device_put(state.create_state(system, config.seed), device_mesh.replicated(mesh))
+    now = jax.device_put(state.create_state(learner, config.seed), device_mesh.replicated(mesh))
 
     def call() -> Any:
         nonlocal now

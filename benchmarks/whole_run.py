@@ -108,9 +108,7 @@ def _train(task: Task, pairs: Any, epochs: int) -> float:
     # What a training says is not for those who read the lines.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         began = time.perf_counter()
-        loop.train_and_evaluate(
-            config, pathlib.Path(folder) / "run", lambda _: data, jax.devices()[:1]
-        )
+        loop.train(config, pathlib.Path(folder) / "run", lambda _: data, jax.devices()[:1])
         return time.perf_counter() - began
 
 

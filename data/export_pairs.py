@@ -7,26 +7,24 @@ Everything comes from the host's pipeline, so that the pixels are the very same.
 import dataclasses
 import functools
 import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 from ml_collections import ConfigDict
 
 from data import pipeline, records, resize
 from data.sources import images
-from data.vgg16 import load_fixed
-from restore_jax import batches
+from data.vgg16 import load_loss_params
+from restore_jax import batches, progress
 from restore_jax.degradation import definition
 from restore_jax.errors import UsageError
 from restore_jax.train.on_device import crops
 
 Arrays = dict[str, np.ndarray]
 
-__all__ = ["Realised", "load", "load_fixed", "whole"]
+__all__ = ["Realised", "load", "load_loss_params", "whole"]
 
 
 class Realised(NamedTuple):
@@ -207,12 +205,6 @@ def _fixed_blur(source: records.Records, settings: ConfigDict, law: definition.L
 
 def _shown(dataset: tf.data.Dataset, count: int, name: str) -> Iterator[dict[str, Any]]:
     """Iterates over pairs and shows on stderr how many have gone by."""
-    yield from tqdm.tqdm(
-        pipeline.as_numpy(dataset),
-        total=count,
-        desc=f"{name}: prepared for the device",
-        unit=" images",
-        # A log file is no terminal: a line every ten seconds is enough there.
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        dynamic_ncols=True,
+    yield from progress.bar(
+        pipeline.as_numpy(dataset), total=count, title=f"{name}: prepared for the device"
     )

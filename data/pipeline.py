@@ -100,7 +100,7 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
         train_images=train.count * max(1, settings.realisations) * settings.crops_per_image,
         train_batches=train_batches,
         eval_batches=eval_batches,
-        load_fixed=functools.partial(vgg16.load_fixed, config),
+        load_loss_params=functools.partial(vgg16.load_loss_params, config),
         identity=records.identity(sources),
     )
 

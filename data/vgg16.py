@@ -35,7 +35,7 @@ class _BadFile(Exception):
     """What is wrong with a file of weights, in words."""
 
 
-def load_fixed(config: ConfigDict) -> dict[str, Params]:
+def load_loss_params(config: ConfigDict) -> dict[str, Params]:
     """Loads the parameters that terms of the loss need and that are not trained.
 
     Args:

@@ -69,8 +69,9 @@ class Data:
             processes, each gets the rows of its share.
         eval_batches: the batches of a split, once; the images of a batch are of one size. Of
             several processes, each gets images of its own.
-        load_fixed: loads the parameters that terms of the loss take and that are not trained,
-            by the name of the term (see `losses.loss_terms`); only a training asks for them.
+        load_loss_params: loads the parameters that terms of the loss take and that are not
+            trained, by the name of the term (see `losses.loss_terms`); only a training asks
+            for them.
         identity: digests that tell the images of "train" and "val" from others, by what they
             are digests of; {} where nothing tells.
         pairs: the file of pairs that the batches come from, a `pairs_file.Pairs`; None where
@@ -82,7 +83,7 @@ class Data:
     train_images: int
     train_batches: Callable[[int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]
-    load_fixed: Callable[[], Mapping[str, Any]] = dict
+    load_loss_params: Callable[[], Mapping[str, Any]] = dict
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
     pairs: Any = None
 

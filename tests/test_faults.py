@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(config, folder, make_data=tiny.data, devices=1):
-    return loop.train_and_evaluate(config, folder, make_data, jax.devices()[:devices])
+    return loop.train(config, folder, make_data, jax.devices()[:devices])
 
 
 def config(epochs=3, every_steps=0, **train_fields):
@@ -64,12 +64,12 @@ def _quick():
     """Compiles the step of a configuration once, and draws no curves."""
     compile_step = steps.compile_step
 
-    def compiled(settings, system, loss_fn, mesh):
+    def compiled(settings, learner, loss_fn, mesh):
         settings = settings.copy_and_resolve_references()
         settings.checkpoint.every_steps = 0
         key = settings.to_json(), mesh
         if key not in _COMPILED:
-            _COMPILED[key] = compile_step(settings, system, loss_fn, mesh)
+            _COMPILED[key] = compile_step(settings, learner, loss_fn, mesh)
         return _COMPILED[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -2,11 +2,10 @@
 
 import collections
 import concurrent.futures
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-import tqdm
+from restore_jax import progress
 
 SHOWN = 3  # files that a line names
 THREADS = 4
@@ -36,17 +35,9 @@ def in_parallel(
         yield from waiting
 
 
-def progress(items: Iterable[Item], total: int, name: str) -> Iterator[Item]:
-    """Passes items on and shows on stderr how many have gone by."""
-    yield from tqdm.tqdm(
-        items,
-        total=total,
-        desc=f"{name}: reading every image once",
-        unit=" images",
-        # A log file is no terminal: a line every ten seconds is enough there.
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        dynamic_ncols=True,
-    )
+def with_progress(items: Iterable[Item], total: int, name: str) -> Iterable[Item]:
+    """Shows how many of a data set's files were read."""
+    return progress.bar(items, total=total, title=f"{name}: reading every image once")
 
 
 def report(name: str, problems: Sequence[str], total: int) -> None:

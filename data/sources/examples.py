@@ -22,7 +22,7 @@ FromFiles = tuple[
     Callable[[Sequence[int]], tf.data.Dataset],
     Sequence[tuple[str, int]],
 ]
-Read = TypeVar("Read", images.Picture, images.Mask)
+Read = TypeVar("Read", images.EncodedImage, images.Mask)
 # What is wrong, with the files it is wrong with.
 Faults = dict[str, list[str]]
 
@@ -93,7 +93,7 @@ def check(
         done = bad_files.in_parallel(
             lambda example: _look(example, root, max_pixels, decode=True), examples
         )
-        looks = (look.result() for look in bad_files.progress(done, len(examples), name))
+        looks = (look.result() for look in bad_files.with_progress(done, len(examples), name))
     else:
         looks = (_look(example, root, max_pixels, decode=False) for example in examples)
     left_out: dict[str, str] = {}

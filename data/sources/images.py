@@ -9,7 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -35,7 +35,7 @@ class ImageError(Exception):
     """A file cannot be read as an image; the message says why, without the file's name."""
 
 
-class Picture(NamedTuple):
+class EncodedImage(NamedTuple):
     """An encoded picture and its size in px, (height, width), as it is displayed."""
 
     data: bytes
@@ -67,7 +67,7 @@ def measure(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is no matter
-        with _opened(path, max_pixels, header_only=True) as image:
+        with _opened(path, max_pixels) as image:
             _check_mode(image)
             # The base class's: that of PNG would decode the whole image.
             turned = image.format != "TIFF" and _orientation(Image.Image.getexif(image)) >= 5
@@ -75,7 +75,7 @@ def measure(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
             return (width, height) if turned else (height, width)
 
 
-def encode(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
+def encode(path: Path, max_pixels: int = MAX_PIXELS) -> EncodedImage:
     """Reads a photograph as an encoded PNG or JPEG that `decode` takes.
 
     Alpha is dropped, 16 bits are scaled to 8 over their whole range (to the nearest for grey;
@@ -89,11 +89,12 @@ def encode(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
         _check_mode(image)
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
         if plain and _orientation(image.getexif()) == 1 and "transparency" not in image.info:
-            with path.open("rb") as file:
-                data = _without_text(file).read()
+            data = path.read_bytes()
+            if image.format == "PNG":  # libpng finds some texts and profiles too long
+                data = png_chunks.without(data, png_chunks.LONG)
             # By the very decoder that it is for: each lets some damage pass that others refuse.
             height, width, _ = decode(data, 3).shape
-            return Picture(data, (height, width))
+            return EncodedImage(data, (height, width))
         ImageOps.exif_transpose(image, in_place=True)
         return _as_png(_to_rgb(image))
 
@@ -146,23 +147,19 @@ def blank_mask(size: tuple[int, int]) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(
-    source: Path | bytes, max_pixels: int, header_only: bool = False
-) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
     """Opens an image; whatever fails inside is an ImageError.
 
     Args:
         source: the file's path, or what is in it.
         max_pixels: how many there may be.
-        header_only: whether no pixels will be asked for.
     """
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
             raise ImageError("not a plain file")  # a named pipe would never end
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            picture = _without_text(file, header_only)
             lifted = limits.PILLOWS_LIFTED
-            with lifted, Image.open(picture, formats=_FORMATS) as image:
+            with lifted, Image.open(file, formats=_FORMATS) as image:
                 problem = limits.problem(
                     *image.size, max_pixels, "config.data.max_megapixels", len(image.getbands())
                 )
@@ -182,13 +179,6 @@ def _opened(
         raise ImageError(
             reason or " ".join(str(error).split())[:200] or type(error).__name__
         ) from error
-
-
-def _without_text(file: BinaryIO, header_only: bool = False) -> BinaryIO:
-    """A PNG file without what Pillow, or libpng, may find too long; any other as it is."""
-    is_png = file.read(8) == png_chunks.SIGNATURE
-    file.seek(0)
-    return png_chunks.set_aside(file, header_only)[0] if is_png else file
 
 
 def _check_mode(image: Image.Image) -> None:
@@ -214,8 +204,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _as_png(image: Image.Image) -> Picture:
+def _as_png(image: Image.Image) -> EncodedImage:
     buffer = io.BytesIO()
     # The quickest compression that does anything: it is decoded again within the minute.
     image.save(buffer, "PNG", compress_level=1)
-    return Picture(buffer.getvalue(), (image.height, image.width))
+    return EncodedImage(buffer.getvalue(), (image.height, image.width))

@@ -21,7 +21,7 @@ from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.errors import UsageError
 from restore_jax.learner import adversarial
-from restore_jax.learner.state import TrainState, make_system
+from restore_jax.learner.state import TrainState, make_learner
 
 Tensors = dict[str, np.ndarray]
 
@@ -283,19 +283,21 @@ def import_weights(config: ConfigDict, path: pathlib.Path, folder: pathlib.Path)
         UsageError: for a wrong file or field, or a workdir that has a checkpoint.
     """
     workdir.check_finite(config)
-    system = make_system(config)
-    params = to_params(config.model.name, read_tensors(path), system.model, f"--weights={path}")
+    learner = make_learner(config)
+    params = to_params(
+        config.model.name, read_tensors(path), learner.model, f"--weights={path}"
+    )
     if workdir.is_claimed(folder, config) and checkpoint.latest_step(folder):
         raise UsageError(f"--workdir={folder}: has a checkpoint already; take another workdir")
     adversary = None
-    if system.adversary is not None:
-        adversary = adversarial.create(system.adversary, jax.random.key(config.seed))
+    if learner.adversary is not None:
+        adversary = adversarial.create(learner.adversary, jax.random.key(config.seed))
     state = TrainState(
         step=jnp.ones((), jnp.int32),
         params=params,
         batch_stats={},
-        opt_state=system.optimizer.init(params),
-        ema_params=jax.tree.map(jnp.copy, params) if system.ema_decay else None,
+        opt_state=learner.optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if learner.ema_decay else None,
         adversary=adversary,
     )
     with workdir.held(folder):

@@ -36,6 +36,7 @@ class Flags:
     format: str | None = None
     overwrite: bool = False
     dry_run: bool = False
+    side_by_side: bool = False
     compare: bool = False
     strength: float | None = None
     self_ensemble: str | None = None
@@ -58,7 +59,7 @@ def run_train(flags: Flags, make_data: MakeData) -> None:
 
     config, folder = flags.config, _workdir(flags)
     assert config is not None  # a training without one is refused with the flags
-    loop.train_and_evaluate(config, folder, make_data)
+    loop.train(config, folder, make_data)
     found = processes.on_first(lambda: results.read_stored(folder, config, "best"))
     print(
         results.format_report(*found or evaluate.evaluate_checkpoint(folder, "best", make_data))
@@ -141,7 +142,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         **{name: value for name, value in options.items() if value is not None},
         tile=flags.tile,
     )
-    comparisons = output / "compare" if flags.compare else None
+    comparisons = output / "compare" if flags.side_by_side or flags.compare else None
     outcome = folders.restore_files(
         restorer,
         items,

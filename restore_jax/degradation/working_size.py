@@ -37,7 +37,7 @@ _REMEDY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Law:
+class StepLaw:
     """What is drawn within a step. Ranges are (low, high), in units of the native size.
 
     Attributes:
@@ -58,7 +58,7 @@ class Law:
     quantise: str
 
 
-def from_fields(fields: Mapping[str, Any], blurred: bool) -> Law:
+def from_fields(fields: Mapping[str, Any], blurred: bool) -> StepLaw:
     """Returns what is left to draw of a law.
 
     Args:
@@ -81,7 +81,7 @@ def from_fields(fields: Mapping[str, Any], blurred: bool) -> Law:
             f"only gaussian or none; {_REMEDY}"
         )
     draws_blur = not blurred and kinds == {"gaussian"}
-    return Law(
+    return StepLaw(
         sigma_x=tuple(fields["sigma_x"]) if draws_blur else None,
         sigma_y=tuple(fields["sigma_y"]) if draws_blur else None,
         noise_sigma=tuple(fields["noise_sigma"]),
@@ -151,7 +151,7 @@ def correlations(shapes: Sequence[tuple[int, int]], size: int, method: str) -> n
 
 
 def degrade(
-    key: jax.Array, image: jax.Array, factors: jax.Array, ratio: jax.Array, law: Law
+    key: jax.Array, image: jax.Array, factors: jax.Array, ratio: jax.Array, law: StepLaw
 ) -> jax.Array:
     """Draws a degraded photograph.
 

@@ -12,7 +12,7 @@ from typing import Any
 from restore_jax.errors import UsageError
 from restore_jax.metrics import defects, fidelity, kla
 from restore_jax.metrics.cost import Cost
-from restore_jax.metrics.intervals import LEVEL, RESAMPLES, Difference, paired_difference
+from restore_jax.metrics.intervals import LEVEL, Difference, paired_difference
 
 Row = Mapping[str, Any]
 
@@ -153,7 +153,6 @@ def check_data(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
 def compare(
     runs: Sequence[Run],
     conditions: Mapping[str, Any] | None = None,
-    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Compares runs with the first one.
 
@@ -161,7 +160,6 @@ def compare(
         runs: two or more.
         conditions: how the costs were measured: "device", "height", "width", "batch" (images a
             call) and "rounds".
-        resamples: draws of the bootstrap.
 
     Returns:
         The content of comparison.json, fit for JSON: plain numbers, None where there is none.
@@ -169,7 +167,7 @@ def compare(
         - "data": {"name", "split", "image_size", "count" (images that all runs have),
           "degradation" (fields of the law; None where it is not known)};
         - "conditions": as given;
-        - "interval": {"level", "resamples", "min_images"};
+        - "interval": {"level", "min_images"};
         - "runs": a list of {"letter" (A, B, …), "workdir", "name", "checkpoint", "oracle_mask",
           "seen_in_training", "left_out" (images that others lack), "cost" (`cost.Cost` as a
           dict, or None), "micro": M, "macro": M, "categories": {name: M}}, M as in
@@ -218,10 +216,10 @@ def compare(
             or None,
         },
         "conditions": dict(conditions) if conditions else None,
-        "interval": {"level": LEVEL, "resamples": resamples, "min_images": MIN_IMAGES},
+        "interval": {"level": LEVEL, "min_images": MIN_IMAGES},
         "runs": described,
         "differences": [
-            {"run": letter, "against": "A", **_differences(pairs, measure, resamples)}
+            {"run": letter, "against": "A", **_differences(pairs, measure)}
             for letter, run in zip(string.ascii_uppercase[1:], runs[1:], strict=False)
             for measure in MEASURES
             if (pairs := _pairs(runs[0], run, measure, common, good))
@@ -326,16 +324,13 @@ def _pairs(
     return [(a, b) for a, b in pairs if counts(a) and counts(b)]
 
 
-def _differences(
-    pairs: Sequence[tuple[Row, Row]], measure: Measure, resamples: int
-) -> dict[str, Any]:
+def _differences(pairs: Sequence[tuple[Row, Row]], measure: Measure) -> dict[str, Any]:
     def over(some: Sequence[tuple[Row, Row]], macro: bool = False) -> dict[str, Any]:
         difference = paired_difference(
             [measure.value(a) for a, _ in some],
             [measure.value(b) for _, b in some],
             [a["category"] for a, _ in some] if macro else None,
             [a.get(measure.weight) for a, _ in some] if measure.weight else None,
-            resamples=resamples,
         )
         return _described(difference, measure.higher_is_better)
 

@@ -19,7 +19,7 @@ from restore_jax.evaluation.trained import Trained
 from restore_jax.metrics import cost
 from restore_jax.parallel import device_mesh
 from restore_jax.report import comparison_page, evaluation_page
-from restore_jax.report.comparison_images import Shown
+from restore_jax.report.comparison_page import Shown
 
 _TIMED_IMAGES = 4
 _ROUNDS = 10

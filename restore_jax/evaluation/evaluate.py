@@ -14,7 +14,6 @@ from restore_jax.errors import UsageError
 from restore_jax.evaluation import mvtec_tree, per_image, results, trained
 from restore_jax.evaluation.per_image import Restored, Row
 from restore_jax.evaluation.results import Summary
-from restore_jax.losses import loss_terms
 from restore_jax.metrics import defects, detect, fidelity, kla
 from restore_jax.metrics.detectability import Detectability
 from restore_jax.parallel import device_mesh, processes
@@ -116,15 +115,6 @@ def evaluate_model(
         model,
         variables,
         mesh=mesh,
-        # The terms of the validations in training: their compiled program serves here again.
-        # No figure needs them, so nobody has to have the parameters that some of them take.
-        terms=[
-            name
-            for name in loss_terms.active(config.loss)
-            if name not in loss_terms.WITH_PARAMETERS
-        ]
-        if source.file is None
-        else (),
         oracle_mask=config.eval.oracle_mask,
     )
     rows = run(
@@ -221,8 +211,8 @@ def _add_to(measured: Detectability, image: Restored) -> None:
     measured.add(row["category"], clean, degraded, restored, mask, has_mask, image.is_good)
 
 
-def _picture(image: Restored) -> plots.Picture:
-    return plots.Picture(
+def _picture(image: Restored) -> plots.Triplet:
+    return plots.Triplet(
         category=image.row["category"],
         defect_type=image.row["defect_type"],
         degraded=plots.to_uint8(image.degraded),

@@ -58,7 +58,7 @@ def evaluate_batch(
     terms: tuple[str, ...],
     variables: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
-    fixed: loss_terms.Fixed | None = None,
+    loss_params: loss_terms.LossParams | None = None,
     oracle_mask: bool = False,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Restores a batch, without its masks unless told so, and measures it.
@@ -68,7 +68,7 @@ def evaluate_batch(
         terms: names of loss terms to compute along with the metrics.
         variables: what `model.apply` takes.
         batch: the arrays of a batch (see `batches`).
-        fixed: parameters of those terms that need some (see `loss_terms`).
+        loss_params: parameters of those terms that need some (see `loss_terms`).
         oracle_mask: shows the model the true masks.
 
     Returns:
@@ -84,7 +84,8 @@ def evaluate_batch(
         restored, batch["degraded"], clean, mask, batch["has_mask"]
     )
     losses_by_name = {
-        f"loss_{name}": loss_terms.compute(name, restored, clean, mask, fixed) for name in terms
+        f"loss_{name}": loss_terms.compute(name, restored, clean, mask, loss_params)
+        for name in terms
     }
     return measured | losses_by_name, restored
 
@@ -96,7 +97,7 @@ def evaluate(
     mesh: Mesh,
     terms: Sequence[str] = (),
     observe: Observer | None = None,
-    fixed: loss_terms.Fixed | None = None,
+    loss_params: loss_terms.LossParams | None = None,
     oracle_mask: bool = False,
 ) -> list[Row]:
     """Measures a model on a data set, image by image.
@@ -109,7 +110,7 @@ def evaluate(
         terms: names of loss terms to compute along with the metrics.
         observe: is shown every valid image of this process; the images stay on the devices
             without it.
-        fixed: parameters of those terms that need some, on the devices of the mesh.
+        loss_params: parameters of those terms that need some, on the devices of the mesh.
         oracle_mask: shows the model the true masks, which whoever restores an image has not.
 
     Returns:
@@ -118,14 +119,16 @@ def evaluate(
     """
     rows = []
     # An image concerns nobody else, and how many each process has may differ.
-    (variables, fixed), mesh = processes.on_own_devices((variables, fixed or {}), mesh)
+    (variables, loss_params), mesh = processes.on_own_devices(
+        (variables, loss_params or {}), mesh
+    )
     for batch in images:
         measured, restored = evaluate_batch(
             model,
             tuple(terms),
             variables,
             device_mesh.to_devices(batch, mesh),
-            fixed,
+            loss_params,
             oracle_mask,
         )
         measured = jax.device_get(measured)

@@ -149,7 +149,7 @@ def write(
     summary: Summary,
     rows: Sequence[Row],
     good_rows: Sequence[Row],
-    pictures: Sequence[plots.Picture],
+    pictures: Sequence[plots.Triplet],
     page: evaluation_page.Report,
 ) -> None:
     """Writes an evaluation.

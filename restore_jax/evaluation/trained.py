@@ -16,11 +16,11 @@ from restore_jax.config import schema, workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.evaluation import results
 from restore_jax.learner.state import (
-    System,
+    Learner,
     TrainState,
     abstract_state,
     inference_variables,
-    make_system,
+    make_learner,
 )
 from restore_jax.parallel import device_mesh, processes
 
@@ -145,9 +145,9 @@ def read(model: Trained, mesh: Mesh) -> tuple[nn.Module, dict[str, Any], results
         RunError: where a checkpoint cannot be read.
     """
     if model.file is None:
-        system = make_system(model.config)
-        state, found = read_checkpoint(model.home, model.which, system, mesh)
-        return system.model, inference_variables(state), found
+        learner = make_learner(model.config)
+        state, found = read_checkpoint(model.home, model.which, learner, mesh)
+        return learner.model, inference_variables(state), found
     module, variables, _ = weights_file.read_weights(model.file)
     found = {
         "step": None,
@@ -189,14 +189,14 @@ def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict
 
 
 def read_checkpoint(
-    folder: pathlib.Path, which: str, system: System, mesh: Mesh
+    folder: pathlib.Path, which: str, learner: Learner, mesh: Mesh
 ) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint; looks again where a running training removed it meanwhile.
 
     Args:
         folder: the workdir.
         which: "best", "latest" or a step.
-        system: what the checkpoint is of.
+        learner: what the checkpoint is of.
         mesh: the devices that the state goes to.
 
     Returns:
@@ -206,7 +206,7 @@ def read_checkpoint(
         UsageError: where there is no such checkpoint.
         RunError: where it cannot be read.
     """
-    template = abstract_state(system, device_mesh.replicated(mesh))
+    template = abstract_state(learner, device_mesh.replicated(mesh))
     states: list[TrainState] = []
 
     def read() -> dict[str, Any]:

@@ -1,15 +1,14 @@
-"""Reading anybody's image files, and writing them back restored in their own form.
+"""Reading anybody's image files, and writing them back restored in their own format.
 
-PNG, JPEG, TIFF, BMP and WebP, with 1, 8 or 16 bits a sample (TIFF also with floats), grey, RGB,
-palette or CMYK, with or without alpha. Neither TensorFlow nor JAX is needed.
+All come out as grey or RGB, with 8 or 16 bits a sample (TIFF also with floats), with or without
+alpha. Neither TensorFlow nor JAX is needed.
 """
 
 import contextlib
 import logging
 import os
-import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,43 +16,29 @@ import numpy as np
 from restore_jax.errors import RunError
 from restore_jax.files import replacing
 from restore_jax.image_io import decoding, encoding, limits
-from restore_jax.image_io.decoding import Photograph, Refused
 from restore_jax.image_io.image_paths import format_name
+from restore_jax.image_io.photograph import Photograph, Refused
+from restore_jax.shared_context import SharedContext
 
 __all__ = ["MAX_PIXELS", "ImageFileError", "Photograph", "read", "write"]
 
 MAX_PIXELS = limits.MAX_MEGAPIXELS * 1_000_000
 
 
-class _Quiet:
-    """Silences warnings and tifffile's log for as long as any thread reads.
-
-    Both are the whole process's, and set back by whoever is the last to leave.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = 0
-        self._before = contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._readers:
-                self._before.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")
-                log = logging.getLogger("tifffile")
-                self._before.callback(setattr, log, "disabled", log.disabled)
-                log.disabled = True
-            self._readers += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._readers -= 1
-            if not self._readers:
-                self._before.close()
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences warnings and tifffile's log."""
+    log = logging.getLogger("tifffile")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before, log.disabled = log.disabled, True
+        try:
+            yield
+        finally:
+            log.disabled = before
 
 
-_QUIET = _Quiet()
+_QUIET = SharedContext(_quiet)
 
 
 class ImageFileError(RunError):
@@ -66,9 +51,10 @@ def read(
     """Reads an image file, turned upright by its EXIF orientation.
 
     Of several pages or frames it is the first, which `notes` tells; of a TIFF file all of the
-    series with the most pixels, if asked for. A colour that stands for
-    transparency becomes alpha; CMYK without regard to its profile becomes RGB. What JPEG data
-    lost to damage within the file cannot always be told from a picture.
+    series with the most pixels, if asked for. A colour that stands for transparency becomes
+    alpha; palettes and CMYK, whatever its profile, become RGB, and 1 bit a pixel 8-bit grey,
+    which `notes` tells. What JPEG data lost to damage within the file cannot always be told
+    from a picture.
 
     Args:
         path: the file; its content alone says which format it is.
@@ -106,21 +92,18 @@ def write(
     like: Photograph,
     format: str | None = None,
 ) -> tuple[str, ...]:
-    """Writes a restored photograph in the form of its source, whole or not at all.
+    """Writes a restored photograph in the format of its source, whole or not at all.
 
-    Size, alpha, bits a sample, colour profile, resolution and EXIF are kept, and so is the mode
-    where the format has it. PNG, TIFF (deflate), WebP and BMP are written without loss; JPEG,
-    which has no such form, with quality 95 and colour at full resolution. Palettes are made
-    anew, without dithering: exact up to 256 colours, else of the nearest ones. Black-and-white
-    is divided at half. Inks of CMYK follow the restored colour with as much of the source's
-    black as it lets stay.
+    Size, bits a sample, colour profile, resolution and what is told beside them are kept where
+    the format has room; so is alpha, but for BMP and GIF. JPEG and AVIF have quality 95 and
+    colour at full resolution, GIF the 256 nearest colours; all others are written without loss.
 
     Args:
         path: the file, which is replaced if it exists; its folder is made if need be.
         restored: pixels of the shape and type of `like.pixels`; of a stack, a sequence of them,
             for `like` and each of `like.further`.
         like: the photograph that was restored, from `read`.
-        format: "png", "jpeg", "tiff", "bmp" or "webp"; the source's if None.
+        format: as `image_paths.format_name` takes it; the source's if None.
 
     Returns:
         What the format could not keep, each a line without the path.

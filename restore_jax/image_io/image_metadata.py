@@ -14,19 +14,20 @@ ORIENTATION = 274
 DESCRIPTIVE = (
     270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, 40091, 40092, 40093, 40094, 40095,
 )  # fmt: skip
+RESOLUTION = _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
+_FOLDERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+# Of the camera's tags, those of how the file stores its pixels: width, height and further.
+_STORAGE = (40962, 40963, 40965)
 # In XMP as an attribute or as an element.
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))\s*([1-8])")
-
-RESOLUTION = _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
-_WIDTH, _HEIGHT, _INTEROP = 40962, 40963, 40965
 
 
 def load_exif(load: Callable[[], Image.Exif]) -> Image.Exif | None:
     """Returns EXIF data, or None if they are damaged: no reason to refuse the photograph."""
     try:
         exif = load()
-        exif.get_ifd(ExifTags.IFD.Exif)
-        exif.get_ifd(ExifTags.IFD.GPSInfo)
+        for folder in _FOLDERS:
+            exif.get_ifd(folder)
     except Exception:
         return None
     return exif
@@ -39,7 +40,7 @@ def parse_exif(content: bytes) -> Image.Exif:
     return exif
 
 
-def descriptive(exif: Image.Exif, width: int, height: int) -> bytes:
+def descriptive(exif: Image.Exif) -> bytes:
     """Keeps of EXIF data what holds for any copy of the photograph.
 
     That leaves out the orientation, the thumbnail and how the file stores its pixels.
@@ -50,18 +51,30 @@ def descriptive(exif: Image.Exif, width: int, height: int) -> bytes:
             continue  # which tells of a stack
         if exif.get(tag) not in (None, "", b""):
             kept[tag] = exif[tag]
-    camera = dict(exif.get_ifd(ExifTags.IFD.Exif))
-    camera.pop(_INTEROP, None)
-    for tag, size in ((_WIDTH, width), (_HEIGHT, height)):
-        if tag in camera:
-            camera[tag] = size
-    for ifd, values in (
-        (ExifTags.IFD.Exif, camera),
-        (ExifTags.IFD.GPSInfo, dict(exif.get_ifd(ExifTags.IFD.GPSInfo))),
-    ):
+    for folder in _FOLDERS:
+        values = exif.get_ifd(folder)
+        values = {tag: value for tag, value in values.items() if tag not in _STORAGE}
         if values:
-            kept[ifd] = values
+            kept[folder] = values
     return kept.tobytes() if len(kept) else b""
+
+
+def has_folders(exif: bytes) -> bool:
+    """Whether EXIF data tell of the camera's settings or of the place."""
+    found = parse_exif(exif)
+    return any(folder in found for folder in _FOLDERS)
+
+
+def orientation(exif: Mapping[int, Any], xmp: bytes) -> int:
+    """Returns the orientation, 1 to 8, that EXIF or else XMP tells; 1, upright, if neither."""
+    told = _XMP_ORIENTATION.search(xmp)
+    found = exif.get(ORIENTATION) or (int(told[2]) if told else 1)
+    return found if found in range(1, 9) else 1
+
+
+def upright_xmp(xmp: bytes) -> bytes:
+    """Returns an XMP packet for the same photograph turned upright."""
+    return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
 
 
 def exif_dpi(exif: Mapping[int, Any]) -> tuple[float, float] | None:
@@ -95,17 +108,6 @@ def valid_dpi(dpi: Any) -> tuple[float, float] | None:
     except (TypeError, ValueError, ZeroDivisionError):
         return None
     return (horizontal, vertical) if 0 < horizontal < 1e6 and 0 < vertical < 1e6 else None
-
-
-def xmp_orientation(xmp: bytes) -> int:
-    """Returns the orientation that an XMP packet tells; 1, upright, where it tells none."""
-    found = _XMP_ORIENTATION.search(xmp)
-    return int(found[2]) if found else 1
-
-
-def upright_xmp(xmp: bytes) -> bytes:
-    """Returns an XMP packet for the same photograph turned upright."""
-    return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
 
 
 def with_dpi(exif: bytes, dpi: tuple[float, float]) -> bytes:

@@ -80,12 +80,8 @@ def _read(file: BinaryIO, size: int) -> bytes:
 
 
 def write(file: BinaryIO, samples: np.ndarray, largest: int) -> None:
-    """Writes bool [H, W] (true is white), or uint8 or uint16 [H, W] or [H, W, 3]."""
+    """Writes uint8 or uint16 [H, W] or [H, W, 3]."""
     height, width = samples.shape[:2]
-    if samples.dtype == np.bool_:
-        file.write(b"P4\n%d %d\n" % (width, height))
-        file.write(np.packbits(~samples, axis=1).tobytes())
-        return
     kind = b"P6" if samples.ndim == 3 else b"P5"
     file.write(b"%b\n%d %d\n%d\n" % (kind, width, height, largest))
     file.write(samples.astype(np.uint8 if largest < 256 else ">u2").tobytes())

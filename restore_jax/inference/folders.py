@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import tqdm
 
+from restore_jax import progress
 from restore_jax.errors import RunError, UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.image_io.image_files import ImageFileError, Photograph
@@ -122,13 +122,7 @@ def restore_files(
     outcome = Outcome()
     todo = [item for item in items if overwrite or not item.target.exists()]
     outcome.skipped = len(items) - len(todo)
-    bar = tqdm.tqdm(
-        total=len(todo),
-        unit=" images",
-        # A log file is no terminal: a line every ten seconds is enough there.
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        dynamic_ncols=True,
-    )
+    bar = progress.bar(total=len(todo))
 
     def fail(item: Item, error: Exception) -> None:
         line = " ".join(str(error).split())
@@ -383,7 +377,7 @@ class _ReadAhead:
 def _with_white(photograph: Photograph, white: int | None) -> Photograph:
     """Gives a 16-bit photograph its white, and a note where that was found from its levels."""
     told = photograph.white
-    if photograph.pixels.dtype != np.uint16 or photograph.mode not in ("L", "RGB"):
+    if photograph.pixels.dtype != np.uint16:
         return photograph
     if white is not None:
         return dataclasses.replace(photograph, white=white)

@@ -89,7 +89,7 @@ def checked(image: Any, name: str, batch: bool = False, white: int | None = None
     return array
 
 
-class Picture:
+class TiledImage:
     """An image as `restore_jax.inference.tiling` reads and writes it, and its result.
 
     Nothing of the image's size is held in float32: rows are converted as they come and go.

@@ -254,7 +254,7 @@ class Restorer:
         if chosen.strength == 0.0:
             return (array.copy() for array, _ in arrays)
         pictures = (
-            pixels.Picture(array, chosen.strength, side, white) for array, white in arrays
+            pixels.TiledImage(array, chosen.strength, side, white) for array, white in arrays
         )
         return (picture.result for picture in tiling.restore(pictures, apply, sizes))
 

@@ -9,8 +9,7 @@ An image is blended in a band as high as one tile and as wide as the image, from
 handed on as soon as no further tile touches them. A side that is longer than the tile is
 covered by tiles of just that size. A shorter one is padded by reflection to the next multiple
 of 32, so that all the images there are need no more than (tile / 32)² shapes, each compiled
-once per batch size, which is a power of two or the largest allowed; and where the padding
-weighs little, the rest of many images is padded to a size that was compiled before.
+once per batch size, which is a power of two or the largest allowed.
 """
 
 import collections
@@ -32,11 +31,9 @@ Apply = Callable[[np.ndarray, np.ndarray | None], np.ndarray | jax.Array]
 _BATCHES_WAITING = 4
 _LEAST_ROOM = 32
 _MOST_PIXELS_WAITING = 2**25
-# Tiles restored for each one of padding that spares compiling another batch size.
-_TILES_PER_PADDING = 8
 
 
-class Picture(Protocol):
+class Tileable(Protocol):
     """An image to restore: where tiles are read from and finished rows are written to."""
 
     height: int
@@ -56,7 +53,7 @@ class Picture(Protocol):
         """
 
 
-AnyPicture = TypeVar("AnyPicture", bound=Picture)
+AnyTileable = TypeVar("AnyTileable", bound=Tileable)
 
 
 @dataclasses.dataclass
@@ -95,7 +92,7 @@ class Sizes:
         logging.warning("out of memory: tiles of %d px from here on", tile)
 
 
-class Job:
+class ImageInFlight:
     """An image on its way: its tiles go out and come back in the same order.
 
     Args:
@@ -103,7 +100,7 @@ class Job:
         sizes: how it is cut, from now on.
     """
 
-    def __init__(self, picture: Picture, sizes: Sizes) -> None:
+    def __init__(self, picture: Tileable, sizes: Sizes) -> None:
         self.picture = picture
         self.start(sizes)
 
@@ -178,7 +175,9 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Iterator[AnyPicture]:
+def restore(
+    pictures: Iterable[AnyTileable], apply: Apply, sizes: Sizes
+) -> Iterator[AnyTileable]:
     """Restores images tile by tile; tiles of several images share a batch.
 
     Only as many images are taken from `pictures` as are needed to fill a batch. While the
@@ -200,8 +199,7 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
     Raises:
         RunError: where the memory does not suffice for the smallest tile.
     """
-    waiting: collections.deque[Job] = collections.deque()
-    launched: dict[tuple[int, int], _Launched] = collections.defaultdict(_Launched)
+    waiting: collections.deque[ImageInFlight] = collections.deque()
     source = iter(pictures)
     ended = False
     flight: _Flight | None = None
@@ -215,9 +213,9 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
             picture = next(source, None)
             ended = picture is None
             if picture is not None:
-                waiting.append(Job(picture, sizes))
+                waiting.append(ImageInFlight(picture, sizes))
             continue
-        before, flight = flight, _launch(batch, apply, sizes, launched) if batch else None
+        before, flight = flight, _launch(batch, apply, sizes) if batch else None
         for landing in (before, flight):
             # There is no use in sending more after one that failed at once.
             if landing is None or (landing is flight and landing.error is None):
@@ -227,7 +225,7 @@ def restore(pictures: Iterable[AnyPicture], apply: Apply, sizes: Sizes) -> Itera
                 break
 
 
-def _room(waiting: collections.deque[Job], sizes: Sizes) -> bool:
+def _room(waiting: collections.deque[ImageInFlight], sizes: Sizes) -> bool:
     """Tells whether another image may be taken in before a batch is full."""
     pixels = sum(job.plan.height * job.plan.width for job in waiting)
     most = max(_LEAST_ROOM, _BATCHES_WAITING * sizes.batch_size)
@@ -235,13 +233,13 @@ def _room(waiting: collections.deque[Job], sizes: Sizes) -> bool:
 
 
 def _next_batch(
-    waiting: collections.deque[Job], sizes: Sizes, only_full: bool
-) -> list[tuple[Job, int]]:
+    waiting: collections.deque[ImageInFlight], sizes: Sizes, only_full: bool
+) -> list[tuple[ImageInFlight, int]]:
     """Picks the next tiles of one shape: those of the first image that fills a batch.
 
     Where none does and `only_full` is off, those of the first image of all.
     """
-    by_shape: dict[tuple[int, int], list[tuple[Job, int]]] = {}
+    by_shape: dict[tuple[int, int], list[tuple[ImageInFlight, int]]] = {}
     for job in waiting:
         if not job.unsent:
             continue
@@ -255,37 +253,6 @@ def _next_batch(
     return next(iter(full or ([] if only_full else found)), [])
 
 
-@dataclasses.dataclass
-class _Launched:
-    """What was sent to the device of tiles of one shape.
-
-    Attributes:
-        sizes: of the batches, each of which was compiled.
-        tiles: how many, without padding.
-        padding: how many tiles were added to spare another size.
-    """
-
-    sizes: set[int] = dataclasses.field(default_factory=set)
-    tiles: int = 0
-    padding: int = 0
-
-    def add(self, count: int, most: int) -> int:
-        """Returns the size of a batch for so many tiles, `most` at the most.
-
-        It is a power of two, so that there are few. One that was there before is taken in its
-        place while all such padding is little beside the tiles restored, whatever the model
-        takes for a tile and for compiling: the same images always have the same batches.
-        """
-        size = min(most, 2 ** (count - 1).bit_length())
-        known = min((size for size in self.sizes if count <= size <= most), default=size)
-        padding = self.padding + max(0, known - size)
-        if _TILES_PER_PADDING * padding <= self.tiles:
-            size, self.padding = known, padding
-        self.tiles += count
-        self.sizes.add(size)
-        return size
-
-
 class _Flight(NamedTuple):
     """A batch of tiles that was sent to the device.
 
@@ -296,7 +263,7 @@ class _Flight(NamedTuple):
         error: why it could not be sent; None where it was.
     """
 
-    tiles: list[tuple[Job, int]]
+    tiles: list[tuple[ImageInFlight, int]]
     shape: tuple[int, ...]
     restored: np.ndarray | jax.Array | None = None
     error: Exception | None = None
@@ -305,15 +272,13 @@ class _Flight(NamedTuple):
 _FAILURES = (jax.errors.JaxRuntimeError, MemoryError)
 
 
-def _launch(
-    batch: list[tuple[Job, int]],
-    apply: Apply,
-    sizes: Sizes,
-    launched: dict[tuple[int, int], _Launched],
-) -> _Flight:
-    """Sends a batch of tiles to the device, and does not wait for it."""
+def _launch(batch: list[tuple[ImageInFlight, int]], apply: Apply, sizes: Sizes) -> _Flight:
+    """Sends a batch of tiles to the device, and does not wait for it.
+
+    A batch that is not full is padded to a power of two: every size is a program to compile.
+    """
     shape = batch[0][0].plan.shape
-    size = launched[shape].add(len(batch), sizes.batch_size)
+    size = min(sizes.batch_size, 2 ** (len(batch) - 1).bit_length())
     tiles = np.empty((size, *shape, 3), np.float32)
     for place, (job, index) in zip(tiles, batch, strict=False):
         place[...] = job.read(index)
@@ -330,7 +295,7 @@ def _launch(
         return _Flight(batch, tiles.shape, error=error)
 
 
-def _land(flight: _Flight, waiting: collections.deque[Job], sizes: Sizes) -> bool:
+def _land(flight: _Flight, waiting: collections.deque[ImageInFlight], sizes: Sizes) -> bool:
     """Hands each tile of a batch to its image, or makes do with less memory.
 
     Returns:

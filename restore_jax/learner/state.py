@@ -20,7 +20,7 @@ from restore_jax.learner.adversarial import Adversary, AdversaryState
 
 
 @dataclasses.dataclass(frozen=True)
-class System:
+class Learner:
     """What is trained.
 
     Attributes:
@@ -58,9 +58,9 @@ class TrainState:
     adversary: AdversaryState | None = None
 
 
-def make_system(
+def make_learner(
     config: ConfigDict, steps_per_epoch: int = 1, total_steps: int | None = None
-) -> System:
+) -> Learner:
     """Makes what `config.model`, `config.optimizer` and `config.adversarial` describe.
 
     Args:
@@ -91,7 +91,7 @@ def make_system(
             optimizer(settings.learning_rate),
             settings.weight,
         )
-    return System(
+    return Learner(
         model=models.from_config(config),
         optimizer=optimizer(config.optimizer.learning_rate),
         ema_decay=config.optimizer.ema_decay,
@@ -99,31 +99,31 @@ def make_system(
     )
 
 
-def create_state(system: System, seed: int) -> TrainState:
+def create_state(learner: Learner, seed: int) -> TrainState:
     """Makes the state of step 0 from the seed of the initial parameters."""
     # One program: op by op, every layer's forward pass would be compiled and run as well. It
     # runs once, so that optimising its many draws takes longer than it can save.
     initial = jax.jit(
-        functools.partial(_initial, system),
+        functools.partial(_initial, learner),
         compiler_options={"xla_backend_optimization_level": 0},
     )
     return initial(jax.random.key(seed))
 
 
-def _initial(system: System, key: jax.Array) -> TrainState:
+def _initial(learner: Learner, key: jax.Array) -> TrainState:
     # No architecture's parameters depend on the image size.
-    variables = system.model.init(key, jnp.zeros((1, 32, 32, 3)))
+    variables = learner.model.init(key, jnp.zeros((1, 32, 32, 3)))
     params = variables["params"]
     adversary = None
-    if system.adversary is not None:
-        adversary = adversarial.create(system.adversary, jax.random.fold_in(key, 1))
+    if learner.adversary is not None:
+        adversary = adversarial.create(learner.adversary, jax.random.fold_in(key, 1))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=system.optimizer.init(params),
+        opt_state=learner.optimizer.init(params),
         # A copy: the step donates its state, and one buffer cannot be donated twice.
-        ema_params=jax.tree.map(jnp.copy, params) if system.ema_decay else None,
+        ema_params=jax.tree.map(jnp.copy, params) if learner.ema_decay else None,
         adversary=adversary,
     )
 
@@ -144,9 +144,9 @@ def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
     )
 
 
-def abstract_state(system: System, sharding: NamedSharding | None) -> TrainState:
+def abstract_state(learner: Learner, sharding: NamedSharding | None) -> TrainState:
     """Returns the shapes and types of `create_state`, which is all that reading one needs."""
-    shapes = jax.eval_shape(functools.partial(_initial, system), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(_initial, learner), jax.random.key(0))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )

@@ -4,8 +4,8 @@ A term is a pure function `(restored, clean, mask) -> [B]` in float32. `restored
 are `[B, H, W, 3]`, on the scale 0 to 1 but not clipped to it (a clip has no gradient where the
 model is most wrong), in any floating dtype: bfloat16 is cast to float32 first. `mask` is
 `[B, H, W, 1]`, one on the defect, or None where it is unknown, which is as good as empty; terms
-that need none ignore it. A term of `WITH_PARAMETERS` takes fixed parameters besides, as a last
-argument; they come from outside, are not trained, and are called `fixed` where they travel:
+that need none ignore it. A term of `WITH_PARAMETERS` takes parameters of its own as a last
+argument. They are loaded, not trained, and passed around as `loss_params`,
 `{name of the term: its parameters}`.
 
 The losses of the published systems:
@@ -35,7 +35,7 @@ from restore_jax.metrics.fidelity import (
 )
 
 LossTerm = Callable[..., jax.Array]
-Fixed = Mapping[str, Any]
+LossParams = Mapping[str, Any]
 BatchLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 CHARBONNIER_EPSILON = 1e-3
@@ -194,11 +194,11 @@ def compute(
     restored: jax.Array,
     clean: jax.Array,
     mask: jax.Array | None,
-    fixed: Fixed | None = None,
+    loss_params: LossParams | None = None,
 ) -> jax.Array:
     """Computes the term of a name, `[B]`, with its fixed parameters where it takes some."""
     if name in WITH_PARAMETERS:
-        return LOSSES[name](restored, clean, mask, (fixed or {}).get(name))
+        return LOSSES[name](restored, clean, mask, (loss_params or {}).get(name))
     return LOSSES[name](restored, clean, mask)
 
 
@@ -214,9 +214,9 @@ def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
         weights: weight by name in `LOSSES`, 0 or more. A term of weight 0 is not computed.
 
     Returns:
-        A function `(restored, clean, mask, valid, fixed=None) -> (total, terms)`. `valid` is
-        bool `[B]`, false on rows of padding; `fixed` holds the parameters of the terms in
-        `WITH_PARAMETERS` that have a weight. Each term is its mean over the valid rows (0
+        A function `(restored, clean, mask, valid, loss_params=None) -> (total, terms)`. `valid`
+        is bool `[B]`, false on rows of padding; `loss_params` holds the parameters of the terms
+        in `WITH_PARAMETERS` that have a weight. Each term is its mean over the valid rows (0
         where there is none), `terms` holds them by name without their weights, and `total` is
         their weighted sum; all are float32 scalars. Rows that are not valid reach neither the
         value nor the gradient, whatever they hold.
@@ -245,7 +245,7 @@ def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
         clean: jax.Array,
         mask: jax.Array | None,
         valid: jax.Array,
-        fixed: Fixed | None = None,
+        loss_params: LossParams | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         _check(restored, clean, mask)
         if valid.shape != restored.shape[:1]:
@@ -260,7 +260,7 @@ def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
         if mask is not None:
             mask = jnp.where(keep, mask, 0)
         terms = {
-            name: mean_of_valid(compute(name, restored, clean, mask, fixed), valid)
+            name: mean_of_valid(compute(name, restored, clean, mask, loss_params), valid)
             for name in chosen
         }
         total = sum((weight * terms[name] for name, weight in chosen.items()), start=0.0)

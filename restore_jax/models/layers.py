@@ -136,7 +136,7 @@ def upsample2_aligned(x: jax.Array) -> jax.Array:
     return jnp.einsum("ow,bhwc->bhoc", columns, x, precision="highest")
 
 
-def joined(x: jax.Array, y: jax.Array) -> jax.Array:
+def concat(x: jax.Array, y: jax.Array) -> jax.Array:
     """Joins [B, H, W, C] and [B, H, W, D] along their channels, [B, H, W, C + D].
 
     Written once, for all that take it: without the barrier XLA joins them anew for each

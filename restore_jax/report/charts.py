@@ -1,330 +1,302 @@
-"""The figures of the evaluation report: headline, tables and charts."""
+"""Charts of the pages: drawn by matplotlib, as SVG that stands in the page.
 
-import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+All are as wide as the text of a phone and grow with their column, so that letters keep a size
+that can be read. Colours are the page's, which change with its scheme; text is text, in the
+page's font. What matplotlib cannot say, such as a bar's full name, is a title that a pointer
+shows.
+"""
+
+import dataclasses
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from restore_jax.metrics.defects import ERASED_BELOW
-from restore_jax.report.html import (
-    Column,
-    Form,
-    Means,
-    bar_chart,
-    bin_edges,
-    defined,
-    definitions,
-    difference,
-    histogram,
-    number,
-    percent,
-    section,
-    table,
-    text,
-)
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-_CONTRAST_EDGES = [round(-0.5 + 0.1 * i, 1) for i in range(26)]
-# An image that equals its clean one scores 100 dB, and would squeeze all others together.
-_HIGHEST_PSNR = 60.0
-_LISTED_IMAGES = 12
+from restore_jax.report.forms import defined, number, printable
 
-_PLAIN = functools.partial(number, digits=2)
-_PLAIN_GAIN = functools.partial(number, digits=2, sign=True)
-_FINE = functools.partial(number, digits=4)
-_FINE_GAIN = functools.partial(number, digits=4, sign=True)
-_SHARE = functools.partial(number, digits=3)
-_GREY = functools.partial(number, digits=1)
-_WHOLE = functools.partial(number, digits=0)
+# CSS pixels, of which matplotlib has 72 an inch in an SVG.
+_WIDTH = 328
+_TICK_ROW = 20
+_LETTERS = 11
+# Has room in a line with a difference and its interval.
+_SHORT_NAME = 15
 
-# What the main table or the headline shows, and so not "further figures".
-_SHOWN = {
-    "count",
-    "mask_count",
-    "good_count",
-    *(
-        prefix + name
-        for name in ("psnr", "ssim", "defect_psnr", "defect_contrast", "erasure_rate")
-        for prefix in ("", "input_")
-    ),
-}
-
-# Headings and form of further figures; one that is not listed keeps its name.
-_FURTHER: dict[str, tuple[str, Form]] = {
-    "mae": ("MAE", _FINE),
-    "background_psnr": ("background PSNR, dB", _PLAIN),
-    "defect_ssim": ("defect SSIM", _FINE),
-    "regions": ("defect regions", _WHOLE),
-    "erased_regions": ("erased", _WHOLE),
-    "error_ratio": ("error at the defect, ratio", _PLAIN),
-    "hallucination": ("hallucination", _FINE),
-    "masked_frame_psnr": ("masked frame PSNR, dB", _PLAIN),
-    "masked_frame_ssim": ("masked frame SSIM", _FINE),
-    "kla_psnr": ("KLA PSNR, dB", _PLAIN),
-    "kla_ssim": ("KLA SSIM", _FINE),
-    "kla_defect_psnr": ("KLA defect PSNR, dB", _PLAIN),
-    "kla_defect_ssim": ("KLA defect SSIM", _FINE),
-}
-
-_DETECTION = {
-    "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO, 30 % FPR",
-    "image_auroc": "image AUROC",
-    "f1": "pixel F1",
-    "hallucination_fpr": "share of pixels flagged on good images",
-}
-_VERSIONS = ("clean", "degraded", "restored", "recovery")
-
-_LEGEND = (
-    '<p class="legend"><span class="input">degraded input</span>'
-    '<span class="restored">restored</span></p>\n'
-)
+# Stand-ins, which become the page's variables of that name.
+_VARIABLES = "text muted line strong-line input restored better worse ground"
+_COLOURS = {name: f"#0102{i:02x}" for i, name in enumerate(_VARIABLES.split())}
+_TITLE = "title:"
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": _LETTERS,
+    "xtick.color": _COLOURS["muted"],
+    "ytick.color": _COLOURS["muted"],
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.spines.bottom": False,
+    "xtick.major.pad": 5,
+    "ytick.major.pad": 6,
+    "axes.axisbelow": True,
+    "grid.color": _COLOURS["line"],
+    "grid.linewidth": 1,
+} | {f"{axis}tick.{part}": 0 for axis in "xy" for part in ("major.size", "minor.size")}
 
 
-def headline(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The figures to read first, against the input's, and the images that failed."""
-    micro = summary["micro"]
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A difference of a forest plot.
 
-    def entry(
-        key: str,
-        form: Form,
-        change: Form,
-        unit: str = "",
-        quality: Callable[[float], float] = float,
-    ) -> str:
-        after, before = micro.get(key), micro.get(f"input_{key}")
-        gain = difference(after, before)
-        against = f"input {form(before)}"
-        if gain is not None:
-            css = "better" if quality(after) > quality(before) else "worse"
-            css = "muted" if after == before else css
-            against += f'; <span class="{css}">{change(gain)}</span>'
-        return (
-            f'<span class="figure">{form(after)}{unit if defined(after) else ""}</span>'
-            f'<span class="against">{against}</span>'
-        )
+    Attributes:
+        run: the letter of the run that differs.
+        images: how many there are, as text.
+        value: what is marked.
+        low, high: the ends of the line; None where there is none.
+        verdict: "better", "worse", "unclear" or "few".
+        text: the numbers as they are to be read.
+    """
 
-    def points(share: float) -> str:
-        return number(share * 100, 1, sign=True) + " points"
-
-    pairs = [
-        ("PSNR", entry("psnr", _PLAIN, _PLAIN_GAIN, " dB")),
-        ("SSIM", entry("ssim", _FINE, _FINE_GAIN)),
-        ("Defect PSNR", entry("defect_psnr", _PLAIN, _PLAIN_GAIN, " dB")),
-        (
-            "Contrast kept",
-            entry("defect_contrast", _PLAIN, _PLAIN_GAIN, quality=lambda kept: -abs(1 - kept)),
-        ),
-        ("Erasure rate", entry("erasure_rate", percent, points, quality=lambda rate: -rate)),
-    ]
-    means = (
-        f'<p class="muted">Means over the {text(micro["count"])} images, '
-        f"{text(micro['mask_count'])} of them with a known defect.{_good(micro)} "
-        'Each measure is defined <a href="#measures">below</a>.</p>\n'
-    )
-    content = definitions(pairs, "headline") + means + _failures(micro, rows)
-    return section("summary", "Restored images against the degraded input", content)
+    run: str
+    images: str
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+    text: str
 
 
-def _good(micro: Means) -> str:
-    """Says what the restoration invents on images without defects, where any were tested."""
-    if not micro.get("good_count"):
-        return ""
-    return (
-        f" On {_WHOLE(micro['good_count'])} images without defects, one pixel in a thousand is "
-        f"off by more than {_GREY(255 * micro['hallucination'])} grey levels."
-    )
-
-
-def _failures(micro: Means, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Says how many images came out worse than wanted, and lists the first to look at."""
-    if not rows:
-        return ""
-    worse = [row for row in rows if (difference(row["psnr"], row["input_psnr"]) or 0) < 0]
-    measured = [row for row in rows if defined(row.get("defect_contrast"))]
-    faded = [row for row in measured if row["defect_contrast"] < ERASED_BELOW]
-    found = [f"{len(worse)} of {len(rows)} images have a lower PSNR than their input."]
-    if measured:
-        found.append(
-            f"{len(faded)} of {len(measured)} images with a measurable defect keep less than "
-            "half of its contrast."
-        )
-    if micro.get("regions") and defined(micro.get("erased_regions")):
-        found.append(
-            f"{_WHOLE(micro['erased_regions'])} of {_WHOLE(micro['regions'])} defect regions "
-            "are erased."
-        )
-    known = {row["id"] for row in faded}
-    listed = sorted(faded, key=lambda row: row["defect_contrast"])
-    by_loss = sorted(worse, key=lambda row: row["psnr"] - row["input_psnr"])
-    listed += [row for row in by_loss if row["id"] not in known]
-    html = f"<p>{' '.join(found)}</p>\n"
-    if not listed:
-        return html
-    columns = [
-        Column("Contrast", "kept", lambda row: row.get("defect_contrast"), _PLAIN),
-        *_compared("Defect PSNR, dB", "defect_psnr", _PLAIN, _PLAIN_GAIN),
-        *_compared("PSNR, dB", "psnr", _PLAIN, _PLAIN_GAIN),
-    ]
-    shown = [(row["id"], row) for row in listed[:_LISTED_IMAGES]]
-    caption = f"Images to look at first: {len(shown)} of {len(listed)}"
-    return html + table(caption, "Image", columns, shown)
-
-
-def _compared(group: str, key: str, form: Form, change: Form) -> list[Column]:
-    """Columns of a figure: the input's, the restored image's, and the gain."""
-    return [
-        Column(group, "input", lambda row: row.get(f"input_{key}"), form),
-        Column(group, "restored", lambda row: row.get(key), form),
-        Column(group, "gain", lambda r: difference(r.get(key), r.get(f"input_{key}")), change),
-    ]
-
-
-def _plain(group: str, label: str, key: str, form: Form) -> Column:
-    return Column(group, label, lambda row: row.get(key), form)
-
-
-def categories(summary: Mapping[str, Any], anchors: Mapping[str, str]) -> str:
-    """The tables per category, micro and macro means at their end.
+def bars(
+    title: str,
+    rows: Sequence[tuple[str, float | None, float | None]],
+    digits: int,
+    limit: float | None = None,
+) -> Markup:
+    """Draws two horizontal bars per name, from zero: the degraded input and the restored image.
 
     Args:
-        summary: the content of metrics.json.
-        anchors: the id of the section with the images of a category.
+        title: measure and unit.
+        rows: name, input, restored, from top to bottom.
+        digits: of the numbers beside the bars.
+        limit: the end of the axis; from the data, if None.
     """
-    micro, macro = summary["micro"], summary["macro"]
-    rows = list(summary["categories"].items())
-    means = [("Mean of images (micro)", micro), ("Mean of categories (macro)", macro)]
-    columns = [
-        _plain("Images", "all", "count", _WHOLE),
-        _plain("Images", "defect", "mask_count", _WHOLE),
-        *_compared("PSNR, dB", "psnr", _PLAIN, _PLAIN_GAIN),
-        *_compared("SSIM", "ssim", _FINE, _FINE_GAIN)[:2],
-        *_compared("Defect PSNR, dB", "defect_psnr", _PLAIN, _PLAIN_GAIN),
+    row, thick = 46, 11
+    values = [value for _, *both in rows for value in both if defined(value)]
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas(row * len(rows), right=52)
+        axes.set_xlim(0, limit or max([*values, 1.0]))
+        axes.xaxis.set_major_locator(_ticks(4))
+        axes.grid(axis="x")
+        for i, (name, *both) in enumerate(rows):
+            top = i * row
+            _write(axes, top + 13, shortened(name, 44), title=name)
+            for kind, value in zip(("input", "restored"), both, strict=True):
+                top += 18 if kind == "input" else thick + 1
+                length = max(0.0, value) if defined(value) else 0.0
+                shown = number(value, digits)
+                axes.barh(
+                    top, length, thick, align="edge", color=_COLOURS[kind],
+                    gid=f"{_TITLE}{name}, {kind}: {shown}",
+                )  # fmt: skip
+                axes.annotate(
+                    shown, (length, top + thick / 2), (4, 0), textcoords="offset points",
+                    va="center_baseline",
+                )  # fmt: skip
+        return _svg(figure, title, f"{title}, input and restored, for each category")
+
+
+def histogram(
+    title: str,
+    series: Mapping[str, Sequence[float]],
+    edges: Sequence[float],
+    marks: Sequence[tuple[float, str]] = (),
+) -> Markup:
+    """Draws how many images have which value; the outer bars hold what lies beyond the edges.
+
+    Args:
+        title: measure and unit.
+        series: values by the kind of their bars, "input" or "restored"; NaN is left out.
+        edges: of the bars, at equal steps.
+        marks: places to mark on the axis, with a short text.
+    """
+    ends = edges[0], edges[-1]
+    values = [np.clip([v for v in found if defined(v)], *ends) for found in series.values()]
+    colours = [_COLOURS[kind] for kind in series]
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas(150, left=26, right=6, above=_TICK_ROW, below=24)
+        counts, _, drawn = axes.hist(values, edges, color=colours, rwidth=0.86)
+        for kind, group in zip(series, drawn if len(series) > 1 else [drawn], strict=True):
+            for i, bar in enumerate(group):
+                images = int(bar.get_height())
+                bar.set_visible(images > 0)
+                span = f"{number(edges[i])} to {number(edges[i + 1])}"
+                bar.set_gid(f"{_TITLE}{span}, {kind}: {images}")
+        axes.set_ylim(0, 1.05 * max(1, np.max(counts)))
+        axes.set_xlim(ends)
+        axes.xaxis.set_major_locator(_ticks(8))
+        axes.yaxis.set_major_locator(_ticks(4, integer=True))
+        axes.xaxis.tick_bottom()
+        axes.tick_params(axis="x", pad=8)
+        axes.grid(axis="y")
+        for place, label in marks:
+            axes.axvline(place, color=_COLOURS["text"], lw=1, ls=(0, (4, 3)))
+            axes.annotate(
+                label, (place, 1), (3, 4), ("data", "axes fraction"), "offset points",
+                color=_COLOURS["muted"],
+            )  # fmt: skip
+        return _svg(figure, title, f"Histogram: {title}")
+
+
+def forest(title: str, blocks: Sequence[tuple[str, Sequence[Interval]]]) -> Markup:
+    """Draws differences with their intervals, a line each, under one axis that holds 0.
+
+    Args:
+        title: measure, unit and which side is better.
+        blocks: a name and the differences under it, from top to bottom; where names are short
+            and have one difference each, it stands in their line.
+    """
+    apart = any(len(group) > 1 or len(name) > _SHORT_NAME for name, group in blocks)
+    head, row, band = 16 if apart else 0, 32, 12
+    ends = [
+        end
+        for _, group in blocks
+        for one in group
+        for end in (one.value, one.low, one.high)
+        if defined(end)
     ]
-    for group, key, form in (
-        ("Contrast kept", "defect_contrast", _PLAIN),
-        ("Erasure rate", "erasure_rate", percent),
-    ):
-        if f"input_{key}" in micro:
-            columns.append(_plain(group, "input", f"input_{key}", form))
-        columns.append(_plain(group, "restored", key, form))
-    html = table(
-        "Means over the images of each category", "Category", columns, rows, means, anchors
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    ticks = _ticks(4).tick_values(*((low, high) if low < high else (-1.0, 1.0)))
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas(sum(head + row * len(group) for _, group in blocks))
+        # Half a mark and half a number have room beyond the ends.
+        room = 0.07 * (ticks[-1] - ticks[0])
+        axes.set_xlim(ticks[0] - room, ticks[-1] + room)
+        axes.set_xticks(ticks)
+        axes.xaxis.set_major_formatter(FuncFormatter(_signed))
+        top = 0
+        for name, group in blocks:
+            axes.axhline(top, color=_COLOURS["line"], lw=1)
+            heading = shortened(name, 40) if apart else f"{name} ({group[0].images})"
+            _write(axes, top + 13, heading, title=name, weight="bold")
+            top += head
+            for one in group:
+                if apart:
+                    _write(axes, top + 13, f"{one.run} ({one.images})")
+                _write(axes, top + 13, one.text, at=1, **_TEXT[one.verdict])
+                middle = top + 23
+                span = middle - band / 2, middle + band / 2
+                axes.vlines(ticks, *span, _COLOURS["line"], lw=1)
+                axes.vlines(0, *span, _COLOURS["strong-line"], lw=1.5)
+                if defined(one.value):
+                    _mark(axes, one, middle, f"{_TITLE}{name}, {one.run}: {one.text}")
+                top += row
+        return _svg(figure, title, f"{title}, for each category; a table below has the numbers")
+
+
+_TEXT: Mapping[str, Mapping[str, Any]] = {
+    "better": {"color": _COLOURS["better"], "weight": "bold"},
+    "worse": {"color": _COLOURS["worse"], "weight": "bold"},
+    "unclear": {},
+    "few": {"color": _COLOURS["muted"]},
+}
+
+
+def _mark(axes: Axes, one: Interval, y: float, gid: str) -> None:
+    """Draws an interval and what it is around, filled and thick where it decides something."""
+    decided = one.verdict in ("better", "worse")
+    colour = _COLOURS[one.verdict if decided else "muted"]
+    width = 3 if decided else 1.5
+    if defined(one.low):
+        style = (0, (2, 2)) if one.verdict == "few" else "solid"
+        axes.plot([one.low, one.high], [y, y], color=colour, lw=width, ls=style)
+    fill = colour if decided else _COLOURS["ground"]
+    axes.plot(one.value, y, "o", ms=8, mec=colour, mfc=fill, mew=1.5, gid=gid)
+
+
+def _signed(value: float, _: int) -> str:
+    return f"{value:+.10g}".replace("-", "−") if value else "0"
+
+
+def _ticks(about: int, **options: Any) -> MaxNLocator:
+    return MaxNLocator(about, steps=[1, 2, 2.5, 5, 10], **options)
+
+
+def bin_edges(values: Sequence[float]) -> list[float]:
+    """Chooses at most 25 edges at round steps that hold all values; none are very narrow."""
+    low, high = min(values), max(values)
+    return _ticks(23).tick_values(low, max(high, low + 5)).tolist()
+
+
+def shortened(name: str, longest: int) -> str:
+    """Leaves out the middle of a long name: related names differ at their ends."""
+    half = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
+
+
+def _canvas(
+    plot: int, left: int = 0, right: int = 0, above: int = _TICK_ROW, below: int = 1
+) -> tuple[Figure, Axes]:
+    """Makes axes so many pixels high, their y in pixels from the top, and room around them."""
+    height = above + plot + below
+    figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=72)
+    axes = figure.add_axes(
+        (left / _WIDTH, below / height, 1 - (left + right) / _WIDTH, plot / height)
     )
-    further = [
-        _plain("", *_further(key))
-        for key, value in {**macro, **micro}.items()
-        if key not in _SHOWN and (value is None or defined(value))
-    ]
-    if further:
-        html += (
-            "<details><summary>Further figures per category</summary>\n"
-            + table(
-                "Further means over the images of each category",
-                "Category",
-                further,
-                rows,
-                means,
-            )
-            + "</details>\n"
-        )
-    return section("categories", "Categories", html)
+    axes.set_ylim(plot, 0)
+    axes.set_yticks([])
+    axes.xaxis.tick_top()
+    return figure, axes
 
 
-def _further(key: str) -> tuple[str, str, Form]:
-    if key in _FURTHER:
-        label, form = _FURTHER[key]
-    elif key.removeprefix("input_") in _FURTHER:
-        label, form = _FURTHER[key.removeprefix("input_")]
-        label += ", input"
-    else:
-        label, form = key.replace("_", " "), _FINE
-    return label, key, form
+def _write(
+    axes: Axes, y: float, words: str, at: int = 0, title: str = "", **style: Any
+) -> None:
+    """Writes a line at the left (0) or the right (1) of the chart; a title is all of it."""
+    axes.text(
+        at, y, printable(words), transform=axes.get_yaxis_transform(), ha=("left", "right")[at],
+        gid=f"{_TITLE}{title}" if title else None, **style,
+    )  # fmt: skip
 
 
-def charts(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Bars of PSNR and SSIM per category, in alphabetical order, and histograms of images."""
-    by_name = sorted(summary["categories"].items())
-    if not by_name:
-        return ""
+def _svg(figure: Figure, name: str, description: str) -> Markup:
+    """Turns a figure into an SVG of the page.
 
-    def bars(key: str) -> list[tuple[str, float | None, float | None]]:
-        return [(name, means.get(f"input_{key}"), means.get(key)) for name, means in by_name]
-
-    def series(key: str, highest: float = math.inf) -> list[tuple[str, list[float]]]:
-        both = []
-        for kind, name in (("input", f"input_{key}"), ("restored", key)):
-            found = [min(row[name], highest) for row in rows if defined(row.get(name))]
-            if found:
-                both.append((kind, found))
-        return both
-
-    histograms = []
-    psnr, contrast = series("psnr", _HIGHEST_PSNR), series("defect_contrast")
-    if psnr:
-        edges = bin_edges([value for _, found in psnr for value in found])
-        histograms.append(histogram("Images by PSNR, dB", psnr, edges))
-    if contrast:
-        marks = ((ERASED_BELOW, f"{ERASED_BELOW:g}"), (1.0, "1: kept"))
-        title = "Images by contrast kept (outer bars hold the rest)"
-        histograms.append(histogram(title, contrast, _CONTRAST_EDGES, marks))
-    else:
-        histograms.append('<p class="muted">Contrast kept: n/a</p>\n')
-    psnr_bars, ssim_bars = (
-        bar_chart("PSNR, dB", bars("psnr"), 2),
-        bar_chart("SSIM", bars("ssim"), 4, 1.0),
-    )
-    return section(
-        "charts",
-        "PSNR and SSIM per category",
-        f'{_LEGEND}<div class="charts">\n{psnr_bars}{ssim_bars}</div>\n',
-    ) + section(
-        "histograms",
-        "Spread over the images",
-        f'{_LEGEND}<div class="charts">\n{"".join(histograms)}</div>\n',
+    Args:
+        figure: it.
+        name: that of no other chart on the page, so that its parts get ids of their own.
+        description: what is read to those who do not see it.
+    """
+    content = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # The letters are the browser's, which has more of them than matplotlib's font.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(
+            content, format="svg", transparent=True,
+            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+        )  # fmt: skip
+    drawing = printable(content.getvalue())
+    # The head, which is left out, holds a style that would be the whole page's.
+    drawing = drawing[drawing.index("<g ") :].replace("xlink:href", "href")
+    drawing = re.sub(r"""<g id=("|')(.*?)\1([^>]*)>""", _titled, drawing)
+    for variable, colour in _COLOURS.items():
+        drawing = re.sub(f"(fill|stroke): {colour}", rf"\1: var(--{variable})", drawing)
+    width, height = figure.get_size_inches() * 72
+    return Markup(
+        f'<svg role="img" aria-label="{escape(description)}" '
+        f'viewBox="0 0 {width:g} {height:g}">{drawing}'
     )
 
 
-def detectability(found: Mapping[str, Any] | None, training_split: str | None) -> str:
-    """What a detector finds in the clean, degraded and restored images; "" if not measured."""
-    if found is None:
-        return ""
-
-    def column(group: str, version: str, value: Callable[[Means], float | None]) -> Column:
-        return Column(group, version, value, percent if version == "recovery" else _SHARE)
-
-    def figure(means: Means, version: str, key: str) -> float | None:
-        return (means.get(version) or {}).get(key)
-
-    measures = [
-        (label, {version: figure(found["macro"], version, key) for version in _VERSIONS})
-        for key, label in _DETECTION.items()
-    ]
-    each = [
-        column(_DETECTION[key], version, functools.partial(figure, version=version, key=key))
-        for key in ("pixel_auroc", "aupro", "image_auroc")
-        for version in _VERSIONS
-        if version != "recovery" or key in (found["macro"].get(version) or {})
-    ]
-    overall = [column("", v, lambda row, v=v: row[v]) for v in _VERSIONS]
-    html = (
-        "<p>A detector fitted on clean images without defect, its threshold frozen, scores the "
-        "clean, the degraded and the restored version of the same images. Recovery is "
-        "(restored − degraded) / (clean − degraded). The detector is a simple one, to compare "
-        "these versions with each other, not with published figures. The figures speak for new "
-        "defects only if the restorer has seen no such defects in training"
-        + (", and this one has" if training_split in ("defects", "all") else "")
-        + ".</p>\n"
-        + table("Means of the categories (macro)", "Measure", overall, measures)
-    )
-    if found["categories"]:
-        html += (
-            "<details><summary>Detectability per category</summary>\n"
-            + table(
-                "Detector on the images of each category",
-                "Category",
-                each,
-                list(found["categories"].items()),
-            )
-            + "</details>\n"
-        )
-    return section("detectability", "Detectability of the defects", html)
+def _titled(group: re.Match[str]) -> str:
+    """Numbers of parts would be ids twice on a page of several charts; titles become those."""
+    found = group[2].removeprefix(_TITLE)
+    title = "" if found == group[2] else f"<title>{found}</title>"
+    return f"<g{group[3]}>{title}"

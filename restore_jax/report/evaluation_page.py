@@ -2,20 +2,30 @@
 
 The file needs nothing but itself: style, script, charts and images stand in it, and its content
 policy forbids every request. It is made of the figures and arrays it is given; nothing is
-measured again but the map of squared errors beside each image and its ratio.
+measured again but the map of squared errors beside each image and its ratio. Its form and its
+text are those of evaluation.html.jinja.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from markupsafe import Markup
 
 from restore_jax import files
-from restore_jax.report import charts, image_panels
-from restore_jax.report.html import asset, definitions, document, section, text
-from restore_jax.report.image_panels import Example
+from restore_jax.metrics.defects import ERASED_BELOW, error_ratio
+from restore_jax.report import charts, evaluation_tables, image_panels, pages
+from restore_jax.report.forms import change, defined, number
+from restore_jax.report.image_panels import Frame
 
-__all__ = ["Example", "Report", "render", "write_report"]
+_CONTRAST_EDGES = [round(-0.5 + 0.1 * i, 1) for i in range(26)]
+# An image that equals its clean one scores 100 dB, and would squeeze all others together.
+_HIGHEST_PSNR = 60.0
+
+_RANKS = ("best", "median", "worst")
 
 # The data whose degraded images are files, not made here.
 _DEGRADED_FILES = ("kla", "pairs")
@@ -29,11 +39,30 @@ _TRAINED_ON = {
 # What was trained on with the first is never validated on with the second.
 _APART = (("good", "defects"), ("defects", "test"))
 
-_ORACLE = (
-    '<p class="note"><strong>With oracle mask.</strong> The model was given the true defect '
-    "mask of every image. Whoever restores a new photograph has none, so these figures are no "
-    "estimate of the model’s use.</p>\n"
-)
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One image of a category, to be looked at.
+
+    Attributes:
+        rank: by the PSNR of the restored image within its category.
+        category, defect_type, id: of the image.
+        degraded, restored, clean: float [H, W, 3] in [0, 1]; clipped where they are not.
+        mask: [H, W, 1], one on the defect.
+        has_mask: false where the mask is not known, and its zeros mean nothing.
+        row: the figures of the image.
+    """
+
+    rank: Literal["best", "median", "worst"]
+    category: str
+    defect_type: str
+    id: str
+    degraded: np.ndarray
+    restored: np.ndarray
+    clean: np.ndarray
+    mask: np.ndarray
+    has_mask: bool
+    row: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,19 +98,37 @@ def write_report(path: pathlib.Path, report: Report) -> None:
 
 def render(report: Report) -> str:
     """Returns the report as an HTML document."""
-    anchors = image_panels.anchors(report.examples)
-    colours = f":root {{ --errors: {image_panels.error_gradient()}; }}\n"
-    sections = (
-        _header(report),
-        charts.headline(report.summary, report.rows),
-        charts.categories(report.summary, anchors),
-        charts.charts(report.summary, report.rows),
-        charts.detectability(report.detectability, _training_split(report)),
-        image_panels.examples(report.examples, report.summary["categories"]),
-        _measures(report),
-        _provenance(report),
+    summary, config = report.summary, report.config
+    names = sorted({example.category for example in report.examples})
+    anchors = {name: f"category-{i}" for i, name in enumerate(names)}
+    failures, failed_images = evaluation_tables.failures(summary["micro"], report.rows)
+    categories, further = evaluation_tables.categories(summary, anchors)
+    return pages.render(
+        "evaluation.html.jinja",
+        title=report.title,
+        summary=summary,
+        micro=summary["micro"],
+        data=data_line(summary["data"]),
+        checkpoint=checkpoint_line(summary["checkpoint"]),
+        oracle_mask=report.oracle_mask,
+        seen_in_training=seen_in_training(summary),
+        training_split=_training_split(summary),
+        headline=evaluation_tables.headline(summary["micro"]),
+        failures=failures,
+        failed_images=failed_images,
+        categories=categories,
+        further=further,
+        bars=_bars(summary["categories"]),
+        histograms=_histograms(report.rows),
+        detectability=evaluation_tables.detectability(report.detectability),
+        anchors=anchors,
+        examples={name: _examples(report.examples, name, anchors[name]) for name in names},
+        max_side=image_panels.MAX_SIDE,
+        error_gradient=image_panels.error_gradient(),
+        kla=any(name.startswith("kla_") for name in summary["micro"] | summary["macro"]),
+        provenance=_provenance(report),
+        fields=[(path, _value(value)) for path, value in _flatten(config)],
     )
-    return document(report.title, colours, "\n".join(filter(None, sections)))
 
 
 def seen_in_training(summary: Mapping[str, Any]) -> str:
@@ -114,69 +161,123 @@ def checkpoint_line(found: Mapping[str, Any]) -> str:
     return f"{found['which']} checkpoint, step {found['step']}, epoch {found['epoch']}"
 
 
-def _header(report: Report) -> str:
-    note = _ORACLE if report.oracle_mask else ""
-    seen = seen_in_training(report.summary)
-    note += f'<p class="note">{text(seen)}</p>\n' if seen else ""
-    return (
-        f"<header><h1>{text(report.title)}</h1>\n"
-        f'<p class="muted">{_data(report)}; {_checkpoint(report)}</p>\n{note}</header>'
-    )
-
-
-def _checkpoint(report: Report) -> str:
-    return text(checkpoint_line(report.summary["checkpoint"]))
-
-
-def _data(report: Report) -> str:
-    data = report.summary["data"]
+def data_line(data: Mapping[str, Any]) -> str:
+    """Says which images were evaluated, as metrics.json has it."""
     size = data["image_size"]
     at = f"{size} × {size} px" if size else "their native size"
-    return text(f"{data['count']} images of {data['name']} ({data['split']}) at {at}")
+    return f"{data['count']} images of {data['name']} ({data['split']}) at {at}"
 
 
-def _measures(report: Report) -> str:
-    figures = {**report.summary["micro"], **report.summary["macro"]}
-    kla = any(name.startswith("kla_") for name in figures)
-    body = asset("measures.html") + (asset("measures_kla.html") if kla else "")
-    return section(
-        "measures", "What the measures are", f'<dl class="wide facts measures">\n{body}</dl>\n'
+def _bars(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, Markup]:
+    """Draws PSNR and SSIM per category, in alphabetical order."""
+
+    def rows(key: str) -> list[tuple[str, float | None, float | None]]:
+        found = sorted(categories.items())
+        return [(name, means.get(f"input_{key}"), means.get(key)) for name, means in found]
+
+    return {
+        "PSNR, dB": charts.bars("PSNR, dB", rows("psnr"), 2),
+        "SSIM": charts.bars("SSIM", rows("ssim"), 4, 1.0),
+    }
+
+
+def _histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, Markup | None]:
+    """Draws how PSNR and contrast spread over the images; None where none has the latter."""
+
+    def series(key: str) -> dict[str, list[float]]:
+        both = {"input": f"input_{key}", "restored": key}
+        found = {
+            kind: [row[name] for row in rows if defined(row.get(name))]
+            for kind, name in both.items()
+        }
+        return {kind: values for kind, values in found.items() if values}
+
+    drawn: dict[str, Markup | None] = {}
+    if psnr := series("psnr"):
+        values = [min(value, _HIGHEST_PSNR) for found in psnr.values() for value in found]
+        title = "Images by PSNR, dB"
+        drawn[title] = charts.histogram(title, psnr, charts.bin_edges(values))
+    if contrast := series("defect_contrast"):
+        title = "Images by contrast kept (outer bars hold the rest)"
+        marks = ((ERASED_BELOW, f"{ERASED_BELOW:g}"), (1.0, "1: kept"))
+        drawn[title] = charts.histogram(title, contrast, _CONTRAST_EDGES, marks)
+    else:
+        drawn["Contrast kept"] = None
+    return drawn
+
+
+def _examples(shown: Sequence[Example], category: str, anchor: str) -> list[Mapping[str, Any]]:
+    """Returns a category's images as the template shows them, each once, the best first."""
+    ranked: dict[str, list[Example]] = {}
+    for example in sorted(shown, key=lambda one: _RANKS.index(one.rank)):
+        # A small category's best image may be its median and its worst too.
+        if example.category == category:
+            ranked.setdefault(example.id, []).append(example)
+    return [
+        _example(same[0], ", ".join(one.rank for one in same), f"outline-{anchor}-{i}")
+        for i, same in enumerate(ranked.values())
+    ]
+
+
+def _example(example: Example, ranks: str, outline: str) -> dict[str, Any]:
+    frame = Frame.of(outline, example.mask, example.has_mask)
+    error_map, top = image_panels.embed_error_map(
+        image_panels.squared_error(example.restored, example.clean)
     )
+    unmarked = "no defect" if example.has_mask else "no mask known"
+    return {
+        "frame": frame,
+        "name": f"{example.category}, {ranks}",
+        "ranks": ranks,
+        "id": example.id,
+        "degraded": image_panels.embed_photograph(example.degraded),
+        "restored": image_panels.embed_photograph(example.restored),
+        "clean": image_panels.embed_photograph(example.clean),
+        "error_map": error_map,
+        "top": 255 * math.sqrt(top),
+        "defect": "defect outlined" if frame.outline else unmarked,
+        "facts": _facts(example),
+    }
 
 
-def _provenance(report: Report) -> str:
+def _facts(example: Example) -> list[tuple[str, str]]:
+    row, kept = example.row, example.row.get("defect_contrast")
+    contrast = number(kept)
+    if defined(kept) and kept < ERASED_BELOW:
+        contrast = Markup('<strong class="worse">{}, under half</strong>').format(contrast)
+    mask = example.mask if example.has_mask else np.zeros_like(example.mask)
+    ratio = error_ratio(example.restored, example.clean, mask)
+    return [
+        ("Defect type", pages.breakable(example.defect_type)),
+        ("PSNR, dB", change(row, "psnr", 2)),
+        ("SSIM", change(row, "ssim", 4)),
+        ("Defect PSNR, dB", change(row, "defect_psnr", 2)),
+        ("Contrast kept", contrast),
+        ("Error at defect", f"{number(ratio)} × the rest" if defined(ratio) else "n/a"),
+    ]
+
+
+def _provenance(report: Report) -> list[tuple[str, str]]:
+    summary = report.summary
     model = dict(report.config.get("model") or {})
     name = str(model.pop("name", "n/a"))
-    trained_on = report.summary["trained_on"]["name"]
-    if split := _training_split(report):
+    trained_on = summary["trained_on"]["name"]
+    if split := _training_split(summary):
         trained_on += f": {_TRAINED_ON[split]}"
     masks = "given the true masks (oracle)" if report.oracle_mask else "given no masks"
-    facts = definitions(
-        [
-            ("Checkpoint", _checkpoint(report)),
-            ("Model", text(f"{name}: {_options(model)}" if model else name)),
-            ("Masks", text(f"the model was {masks}")),
-            ("Data", _data(report)),
-            ("Trained on", text(trained_on)),
-            ("Degradation", text(_degradation(report))),
-        ],
-        "wide facts",
-    )
-    fields = "".join(
-        f'<tr><th scope="row">{text(path)}</th><td>{text(_value(value))}</td></tr>\n'
-        for path, value in _flatten(report.config)
-    )
-    table = (
-        "<details><summary>Configuration, every field</summary>\n"
-        '<div class="scroll" role="region" tabindex="0" aria-label="Configuration">'
-        f'<table class="fields"><tbody>\n{fields}</tbody></table></div></details>\n'
-    )
-    return section("provenance", "What was evaluated", facts + (table if fields else ""))
+    return [
+        ("Checkpoint", checkpoint_line(summary["checkpoint"])),
+        ("Model", f"{name}: {_options(model)}" if model else name),
+        ("Masks", f"the model was {masks}"),
+        ("Data", data_line(summary["data"])),
+        ("Trained on", trained_on),
+        ("Degradation", _degradation(report)),
+    ]
 
 
-def _training_split(report: Report) -> str | None:
+def _training_split(summary: Mapping[str, Any]) -> str | None:
     """Which photographs of MVTec AD the model was trained on; None for other data."""
-    trained = report.summary["trained_on"]
+    trained = summary["trained_on"]
     return trained["split"] if trained["name"] in ("mvtec_ad", "inspection") else None
 
 

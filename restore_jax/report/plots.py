@@ -18,7 +18,7 @@ _CAPTION = 22
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class Triplet:
     """One image of an evaluation, kept for a look.
 
     `degraded`, `restored` and `clean` are uint8 [H, W, 3], `mask` is [H, W, 1] in {0, 1}.
@@ -44,24 +44,24 @@ class Selection:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._kept: dict[str, list[Picture]] = {}
+        self._kept: dict[str, list[Triplet]] = {}
 
     def wants(self, category: str) -> bool:
         """Tells whether one more picture of the category is of use."""
         return len(self._kept.get(category, ())) < self._limit
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: Triplet) -> None:
         """Keeps a picture."""
         self._kept.setdefault(picture.category, []).append(picture)
 
-    def merged(self, pictures: Iterable[Picture]) -> "Selection":
+    def merged(self, pictures: Iterable[Triplet]) -> "Selection":
         """Returns a selection of the same limit from those that several have picked."""
         selection = Selection(self._limit)
         for picture in pictures:
             selection.add(picture)
         return selection
 
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[Triplet]:
         """Returns the pictures: the first of each category, then the second, sorted."""
         by_turn = [
             (turn, category, picture)
@@ -100,7 +100,7 @@ def _panel(image: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
     return panel
 
 
-def draw_triplets(pictures: Sequence[Picture], path: pathlib.Path) -> None:
+def draw_triplets(pictures: Sequence[Triplet], path: pathlib.Path) -> None:
     """Draws rows of degraded | restored | clean | clean with the defect outlined.
 
     Args:

@@ -8,29 +8,27 @@ import dataclasses
 import itertools
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
-import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import batches
+from restore_jax import batches, progress
 from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.evaluation import per_image
 from restore_jax.learner import optim
 from restore_jax.learner.state import (
-    System,
+    Learner,
     TrainState,
     abstract_state,
     create_state,
     inference_variables,
-    make_system,
+    make_learner,
     start_from,
 )
 from restore_jax.losses import loss_terms
@@ -69,8 +67,8 @@ class _Run:
     folder: pathlib.Path
     data: batches.Data
     mesh: Mesh
-    system: System
-    fixed: loss_terms.Fixed
+    learner: Learner
+    loss_params: loss_terms.LossParams
     schedule: optax.Schedule
     step_fn: steps.StepFn
     resident: resident.Resident | None
@@ -99,7 +97,7 @@ class _Position:
         return int(self.state.step)
 
 
-def train_and_evaluate(
+def train(
     config: ConfigDict,
     folder: pathlib.Path,
     make_data: Callable[[ConfigDict], batches.Data],
@@ -133,7 +131,7 @@ def train_and_evaluate(
     mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(*sizes))
     setup.check(config, mesh)
     loss_fn = loss_terms.weighted_sum(config.loss)
-    template = abstract_state(make_system(config), device_mesh.replicated(mesh))
+    template = abstract_state(make_learner(config), device_mesh.replicated(mesh))
     newest = processes.on_first(lambda: setup.look_at(folder, config))
     state, record, damaged = None, {"epoch": 0}, []
     if newest:
@@ -148,8 +146,8 @@ def train_and_evaluate(
 
     initial = None if newest else setup.initial_variables(config)
     data = make_data(config)
-    loaded = data.load_fixed()
-    fixed = processes.replicate(loaded, mesh)
+    loaded = data.load_loss_params()
+    loss_params = processes.replicate(loaded, mesh)
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
     # The first batch before the workdir: images may be refused only when they are read.
@@ -159,8 +157,8 @@ def train_and_evaluate(
         stream = itertools.chain([next(stream)], stream)
     steps_per_epoch = math.ceil(data.train_images / config.train.batch_size)
     total = steps_per_epoch * config.train.epochs
-    system = make_system(config, steps_per_epoch, total)
-    in_memory = resident.make_resident(config, data, system, loss_fn, mesh)
+    learner = make_learner(config, steps_per_epoch, total)
+    in_memory = resident.make_resident(config, data, learner, loss_fn, mesh)
     if state is not None:
         step = int(state.step)
         setup.check_same_images(record, step, data, loaded, steps_per_epoch, folder)
@@ -168,7 +166,7 @@ def train_and_evaluate(
     with contextlib.ExitStack() as stack:
         processes.on_first(lambda: setup.take(stack, folder, config, newest, damaged))
         if state is None:
-            state = create_state(system, config.seed)
+            state = create_state(learner, config.seed)
             if initial is not None:
                 state = start_from(state, initial)
                 print(f"{folder}: starts from the parameters of {config.init_from}")
@@ -182,10 +180,10 @@ def train_and_evaluate(
                 folder=folder,
                 data=data,
                 mesh=mesh,
-                system=system,
-                fixed=fixed,
+                learner=learner,
+                loss_params=loss_params,
                 schedule=optim.make_schedule(config.optimizer, steps_per_epoch, total),
-                step_fn=steps.compile_step(config, system, loss_fn, mesh),
+                step_fn=steps.compile_step(config, learner, loss_fn, mesh),
                 resident=in_memory,
                 steps_per_epoch=steps_per_epoch,
                 manager=manager,
@@ -199,15 +197,11 @@ def train_and_evaluate(
 def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> TrainState:
     """Trains, validates, records and saves until the last epoch, or until it gains no more."""
     config, images = run.config, run.data.train_images
-    bar = tqdm.tqdm(
+    bar = progress.bar(
         total=config.train.epochs * images,
         initial=start.epoch * images + int(start.sums.get("count", 0)),
-        unit=" images",
-        desc=config.name,
-        # A log file is no terminal: a line every ten seconds is enough there.
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        dynamic_ncols=True,
-        disable=not processes.is_first(),
+        title=config.name,
+        shown=processes.is_first(),
     )
     with bar, _open_logs(run, start) as logs:
         shown: dict[str, str] = {}
@@ -271,7 +265,7 @@ def _train_epoch(
     begun = at.step - at.epoch * run.steps_per_epoch
     for done in range(begun + 1, run.steps_per_epoch + 1):
         state, scalars = run.step_fn(
-            state, device_mesh.to_devices(next(stream), run.mesh), run.fixed
+            state, device_mesh.to_devices(next(stream), run.mesh), run.loss_params
         )
         pending.append(scalars)
         step = at.epoch * run.steps_per_epoch + done
@@ -306,7 +300,7 @@ def _train_resident_epoch(
         return (_is_due(run, step) and not last) or run.stop.asked_lately() is not None
 
     state, sums, seen = at.state, at.sums, at.step
-    dispatches = resident.train_epoch(source, state, seen, run.fixed, saves)
+    dispatches = resident.train_epoch(source, state, seen, run.loss_params, saves)
     for state, fetched, save in dispatches:
         before = sums.get("count", 0)
         for values in fetched:
@@ -382,12 +376,12 @@ def _validate(run: _Run, at: _Position) -> dict[str, float | None]:
                 yield batch
 
     rows = per_image.evaluate(
-        run.system.model,
+        run.learner.model,
         inference_variables(at.state),
         until_asked_to_stop(),
         run.mesh,
         terms=loss_terms.active(run.config.loss),
-        fixed=run.fixed,
+        loss_params=run.loss_params,
     )
     figures = per_image.mean_losses(rows, run.config.loss)
     steps.check_finite(at.step, figures, "validation ")

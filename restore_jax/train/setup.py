@@ -136,17 +136,17 @@ def set_aside(folder: pathlib.Path, damaged: Sequence[checkpoint.Damaged]) -> No
         print(f"{error.folder}: damaged ({error.reason}); it lies in {place} now")
 
 
-def identity_of(data: batches.Data, fixed: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of(data: batches.Data, loss_params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what tells a run's images and fixed parameters from others, as JSON has it.
 
     Args:
         data: of the run.
-        fixed: what its `load_fixed` loaded.
+        loss_params: what its `load_loss_params` loaded.
     """
     return {
         "train_images": data.train_images,
         "images": dict(data.identity),
-        "fixed": checkpoint.digests(fixed),
+        "fixed": checkpoint.digests(loss_params),
     }
 
 
@@ -154,7 +154,7 @@ def check_same_images(
     record: Mapping[str, Any],
     step: int,
     data: batches.Data,
-    fixed: Mapping[str, Any],
+    loss_params: Mapping[str, Any],
     steps_per_epoch: int,
     folder: pathlib.Path,
 ) -> None:
@@ -164,7 +164,7 @@ def check_same_images(
         record: of the run's checkpoint; one of an earlier version tells less, or nothing.
         step: of the checkpoint.
         data: that the run would go on with.
-        fixed: what its `load_fixed` loaded.
+        loss_params: what its `load_loss_params` loaded.
         steps_per_epoch: with these data.
         folder: the workdir.
 
@@ -180,7 +180,7 @@ def check_same_images(
             f"--workdir={folder}: began with another number of images than {data.name} has now "
             f"({data.counts['train']}); take another workdir"
         )
-    now = identity_of(data, fixed)
+    now = identity_of(data, loss_params)
     before = {**now, **record}
     for what, digest in now["images"].items():
         if before["images"].get(what, digest) != digest:

@@ -14,23 +14,23 @@ from ml_collections import ConfigDict
 from restore_jax import models
 from restore_jax.errors import RunError
 from restore_jax.learner import adversarial
-from restore_jax.learner.state import System, TrainState
+from restore_jax.learner.state import Learner, TrainState
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import fidelity
 from restore_jax.parallel import device_mesh
 
 Scalars = dict[str, jax.Array]
 StepFn = Callable[
-    [TrainState, Mapping[str, jax.Array], loss_terms.Fixed], tuple[TrainState, Scalars]
+    [TrainState, Mapping[str, jax.Array], loss_terms.LossParams], tuple[TrainState, Scalars]
 ]
 
 
 def train_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
-    fixed: loss_terms.Fixed | None = None,
+    loss_params: loss_terms.LossParams | None = None,
     *,
-    system: System,
+    learner: Learner,
     loss_fn: loss_terms.BatchLoss,
     seed: int,
     mask_dropout: float = 0.0,
@@ -43,8 +43,8 @@ def train_step(
     Args:
         state: the state before.
         batch: the arrays of a batch (see `batches`).
-        fixed: parameters of loss terms, which are not trained (see `loss_terms`).
-        system: what is trained.
+        loss_params: parameters of loss terms, which are not trained (see `loss_terms`).
+        learner: what is trained.
         loss_fn: from `loss_terms.weighted_sum`.
         seed: of the run; with the step it gives the key of everything random in the model.
         mask_dropout: share of the images whose mask the model is not shown.
@@ -60,7 +60,7 @@ def train_step(
     )
 
     def objective(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
-        restored, updates = system.model.apply(
+        restored, updates = learner.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             batch["degraded"],
             mask=jnp.where(shown, batch["mask"], 0.0),
@@ -68,30 +68,30 @@ def train_step(
             valid=valid,
             rngs={"dropout": key},
             mutable=["batch_stats"],
-            **models.context_of(system.model, batch),
+            **models.context_of(learner.model, batch),
         )
-        total, terms = loss_fn(restored, batch["clean"], batch["mask"], valid, fixed)
-        if system.adversary is not None:
+        total, terms = loss_fn(restored, batch["clean"], batch["mask"], valid, loss_params)
+        if learner.adversary is not None:
             fooling = adversarial.fooling_loss(
-                system.adversary, state.adversary, batch, restored
+                learner.adversary, state.adversary, batch, restored
             )
-            total += system.adversary.weight * fooling
+            total += learner.adversary.weight * fooling
             terms = terms | {"adversarial": fooling}
         return total, (terms, restored, updates.get("batch_stats", {}))
 
     gradient = jax.value_and_grad(objective, has_aux=True)
     (total, (terms, restored, batch_stats)), grads = gradient(state.params)
-    updates, opt_state = system.optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = learner.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
         # Shorter at first: of the parameters that were drawn, little is worth keeping.
-        decay = jnp.minimum(system.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        decay = jnp.minimum(learner.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
     adversary = state.adversary
-    if system.adversary is not None:
+    if learner.adversary is not None:
         adversary, terms["discriminator"] = adversarial.update(
-            system.adversary, state.adversary, batch, restored
+            learner.adversary, state.adversary, batch, restored
         )
     after = TrainState(
         step=state.step + 1,
@@ -113,7 +113,7 @@ def train_step(
 
 
 def compile_step(
-    config: ConfigDict, system: System, loss_fn: loss_terms.BatchLoss, mesh: Mesh
+    config: ConfigDict, learner: Learner, loss_fn: loss_terms.BatchLoss, mesh: Mesh
 ) -> StepFn:
     """Returns `train_step` of a configuration, compiled for the devices of a mesh.
 
@@ -121,7 +121,7 @@ def compile_step(
     """
     step = functools.partial(
         train_step,
-        system=system,
+        learner=learner,
         loss_fn=loss_fn,
         seed=config.seed,
         mask_dropout=config.train.mask_dropout,

@@ -230,7 +230,7 @@ def test_a_training_in_an_imported_workdir_starts_from_its_weights(nets, tmp_pat
     expected = arrays(nets["small"])
     np.savez(path, **expected)
     torch_import.import_weights(config, path, folder)
-    state = loop.train_and_evaluate(config, folder, tiny.data, jax.devices()[:1])
+    state = loop.train(config, folder, tiny.data, jax.devices()[:1])
     assert int(state.step) == 6  # the import stands for the first
     kernel = np.asarray(state.params["down1"]["conv1"]["kernel"]).transpose(3, 2, 0, 1)
     moved = np.abs(kernel - expected["dconv_down1.conv_block.0.weight"]).max()

@@ -101,8 +101,8 @@ def test_every_experiment_takes_every_data_and_only_fields_of_the_default(name, 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_total_of_the_parameters_is_exact(name):
-    system = state.make_system(get_config(name))
-    shapes = state.abstract_state(system, sharding=None)
+    learner = state.make_learner(get_config(name))
+    shapes = state.abstract_state(learner, sharding=None)
     assert parameter_count(shapes.params) == TOTALS[name]
     if name == "pexels_gan":
         assert parameter_count(shapes.adversary.params) == 696_225
@@ -113,15 +113,15 @@ def test_the_total_of_the_parameters_is_exact(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_and_its_checkpoint(name, tmp_path):
     config = narrow(name)
-    system = state.make_system(config, steps_per_epoch=10, total_steps=100)
-    before = state.create_state(system, seed=0)
+    learner = state.make_learner(config, steps_per_epoch=10, total_steps=100)
+    before = state.create_state(learner, seed=0)
     pairs = tiny.images(2)
     pairs["has_mask"][1] = False
     pairs["mask"][1] = 0
     step = jax.jit(
         functools.partial(
             steps.train_step,
-            system=system,
+            learner=learner,
             loss_fn=loss_terms.weighted_sum(config.loss),
             seed=0,
             mask_dropout=config.train.mask_dropout,
@@ -149,14 +149,14 @@ def test_a_step_and_its_checkpoint(name, tmp_path):
         checkpoint.save(manager, after, {"epoch": 1, "ssim": 0.5})
         manager.wait_until_finished()
         sharding = device_mesh.replicated(device_mesh.make_mesh(jax.devices()[:1]))
-        template = state.abstract_state(state.make_system(config), sharding)
+        template = state.abstract_state(state.make_learner(config), sharding)
         restored, _ = checkpoint.restore(manager, 5, template)
     assert jax.tree.structure(restored) == jax.tree.structure(after)
     for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(x, y)
 
     odd = np.random.default_rng(0).random((1, 37, 53, 3), np.float32)
-    image = jax.jit(system.model.apply)(state.inference_variables(restored), odd)
+    image = jax.jit(learner.model.apply)(state.inference_variables(restored), odd)
     assert image.shape == (1, 37, 53, 3)
     assert image.dtype == jnp.float32
     assert np.all(np.isfinite(image))

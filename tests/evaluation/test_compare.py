@@ -1,22 +1,23 @@
 import dataclasses
+import io
 import json
 import math
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from restore_jax.errors import RunError, UsageError
 from restore_jax.evaluation import compare
 from restore_jax.metrics import defects, fidelity, intervals
 from restore_jax.metrics.cost import Cost
-from restore_jax.report import comparison_charts, comparison_page
-from restore_jax.report.comparison_images import Shown
+from restore_jax.report import comparison_page, comparison_tables
+from restore_jax.report.comparison_page import Shown
 from tests.support.page import Page
 
 HOSTILE = '<img src=x onerror=alert(1)> & "quoted"'
 CATEGORIES = {"zipper": 3, "bottle": 7, "cable": 6}
-RESAMPLES = 400
 CONDITIONS = {"device": "cpu", "height": 256, "width": 256, "batch": 4, "rounds": 10}
 
 
@@ -65,7 +66,7 @@ C = run(rows_of(-0.4, 3), "unet_small")
 
 @pytest.fixture(scope="module")
 def found():
-    return compare.compare([A, B, C], CONDITIONS, RESAMPLES)
+    return compare.compare([A, B, C], CONDITIONS)
 
 
 def difference(comparison, measure, letter="B"):
@@ -118,9 +119,7 @@ def test_differences_are_paired_and_measured_against_the_first_run(found):
         shown = of_b["categories"][name]
         assert shown["images"] == len(values)
         assert shown["difference"] == pytest.approx(values.mean())
-        by_hand = intervals.paired_difference(
-            np.zeros(len(values)), values, resamples=RESAMPLES
-        )
+        by_hand = intervals.paired_difference(np.zeros(len(values)), values)
         assert (shown["low"], shown["high"]) == pytest.approx((by_hand.low, by_hand.high))
     # Unpaired, the spread of the images (2 dB) would hide it all.
     assert of_b["micro"]["high"] - of_b["micro"]["low"] < 0.5
@@ -155,7 +154,7 @@ def test_verdicts_know_which_way_is_better_and_need_five_images(found):
 
 
 def test_a_run_compared_with_itself_does_not_differ():
-    same = compare.compare([A, A], resamples=50)
+    same = compare.compare([A, A])
     for one in same["differences"]:
         for delta in (one["micro"], one["macro"], *one["categories"].values()):
             assert (delta["difference"], delta["low"], delta["high"]) == (0, 0, 0)
@@ -164,29 +163,29 @@ def test_a_run_compared_with_itself_does_not_differ():
 
 def test_only_images_that_all_runs_have_count():
     fewer = dataclasses.replace(B, rows=[r for r in B.rows if r["category"] != "zipper"][1:])
-    found = compare.compare([A, fewer], resamples=50)
+    found = compare.compare([A, fewer])
     assert found["data"]["count"] == 12
     assert [one["left_out"] for one in found["runs"]] == [4, 0]
     assert [one["micro"]["count"] for one in found["runs"]] == [12, 12]
     assert list(found["runs"][0]["categories"]) == ["bottle", "cable"]
     assert "evaluated on 4 images more" in Page(comparison_page.render(found)).text
     alone = dataclasses.replace(B, rows=B.rows[:1])
-    delta = difference(compare.compare([A, alone], resamples=50), "psnr")["macro"]
+    delta = difference(compare.compare([A, alone]), "psnr")["macro"]
     assert (delta["images"], delta["low"], delta["verdict"]) == (1, None, "few")
 
 
 def test_a_run_that_was_trained_on_the_images_is_named():
     runs = [A, dataclasses.replace(B, seen_in_training=True)]
     note = "Trained on some of the images that it was evaluated on: B."
-    assert note in Page(comparison_page.render(compare.compare(runs, resamples=50))).text
-    assert note not in Page(comparison_page.render(compare.compare([A, B], resamples=50))).text
+    assert note in Page(comparison_page.render(compare.compare(runs))).text
+    assert note not in Page(comparison_page.render(compare.compare([A, B]))).text
 
 
 def test_what_has_no_value_is_left_out_and_never_written():
     rows = [dict(row) for row in rows_of(0.5, 4)]
     for row in rows[:5]:
         row |= dict.fromkeys((*fidelity.DEFECT_FIGURES, *defects.FIGURES), math.nan)
-    found = compare.compare([A, dataclasses.replace(B, rows=rows)], resamples=50)
+    found = compare.compare([A, dataclasses.replace(B, rows=rows)])
     assert difference(found, "defect_psnr")["micro"]["images"] == 11
     assert difference(found, "erasure_rate")["micro"]["images"] == 11
     assert difference(found, "psnr")["micro"]["images"] == 16
@@ -194,7 +193,7 @@ def test_what_has_no_value_is_left_out_and_never_written():
     json.dumps(found, allow_nan=False)
     spoiled = [row | {"psnr": math.nan} for row in rows]
     with pytest.raises(RunError, match="psnr is nan"):
-        compare.compare([A, dataclasses.replace(B, rows=spoiled)], resamples=50)
+        compare.compare([A, dataclasses.replace(B, rows=spoiled)])
 
 
 def test_good_photographs_count_for_hallucination_alone():
@@ -207,7 +206,7 @@ def test_good_photographs_count_for_hallucination_alone():
     runs = [
         dataclasses.replace(one, good_rows=good(level)) for one, level in ((A, 0.1), (B, 0.3))
     ]
-    found = compare.compare(runs, resamples=50)
+    found = compare.compare(runs)
     invented = difference(found, "hallucination")
     assert invented["micro"] == {
         "images": 5, "difference": pytest.approx(0.2), "low": pytest.approx(0.2),
@@ -249,13 +248,13 @@ def other_noise(rows):
 )
 def test_what_cannot_be_compared_is_refused_in_a_line(runs, message):
     with pytest.raises(UsageError, match=message) as refused:
-        compare.compare(runs, resamples=50)
+        compare.compare(runs)
     assert "\n" not in str(refused.value)
 
 
 def test_files_of_degraded_images_have_no_law_to_differ_in():
     runs = [run(A.rows, data={"name": "kla"}), run(B.rows, data={"name": "kla"}, law={"x": 1})]
-    assert compare.compare(runs, resamples=50)["data"]["degradation"] is None
+    assert compare.compare(runs)["data"]["degradation"] is None
 
 
 def test_images_are_chosen_where_the_runs_differ_most():
@@ -301,7 +300,7 @@ def hostile():
         )
         for one in (A, B)
     ]
-    comparison = compare.compare(runs, CONDITIONS | {"device": HOSTILE}, 50)
+    comparison = compare.compare(runs, CONDITIONS | {"device": HOSTILE})
     comparison["data"] |= {"name": HOSTILE, "degradation": {HOSTILE: HOSTILE}}
     return comparison, shown_images(runs)
 
@@ -325,13 +324,13 @@ def every_case():
     ]  # fmt: skip
     single = [dataclasses.replace(one, rows=one.rows[:1]) for one in (A, B)]
     return {
-        "three": (compare.compare([A, B, C], CONDITIONS, 50), shown_images([A, B, C])),
+        "three": (compare.compare([A, B, C], CONDITIONS), shown_images([A, B, C])),
         "hostile": hostile(),
-        "no images": (compare.compare([A, B], None, 50), []),
-        "itself": (compare.compare([A, A], CONDITIONS, 50), []),
-        "no masks": (compare.compare(bare, None, 50), []),
-        "one image": (compare.compare(single, None, 50), []),
-        "kla": (compare.compare(kla, None, 50), []),
+        "no images": (compare.compare([A, B], None), []),
+        "itself": (compare.compare([A, A], CONDITIONS), []),
+        "no masks": (compare.compare(bare, None), []),
+        "one image": (compare.compare(single, None), []),
+        "kla": (compare.compare(kla, None), []),
     }
 
 
@@ -364,7 +363,7 @@ def test_the_page_says_what_differs(found):
     headline = f"+{delta['difference']:.2f} dB {before:.2f} → {after:.2f} {interval} better"
     assert headline in page.text
     assert (
-        f"bottle B +{difference(found, 'psnr')['categories']['bottle']['difference']:.2f} ("
+        f"bottle B (7) +{difference(found, 'psnr')['categories']['bottle']['difference']:.2f} ("
         in (page.text)
     )
     assert "867,842 3.390 61.23 60 64" in page.text
@@ -382,12 +381,9 @@ def test_marks_stand_where_the_numbers_are(found):
     content = comparison_page.render(found)
     start = content.index("PSNR, dB (right is better)")
     plot = content[start : content.index("</figure>", start)]
-    names = re.findall(r'class="title">(.*?)<', plot)
+    texts = re.findall(r"<text[^>]*>(.*?)</text>", plot)
+    names = [text for text in texts if text[0] not in "BC0+−"]
     assert names == ["bottle", "cable", "zipper", "All categories", "All images"]
-    zero = float(re.search(r'class="zero" x1="([\d.]+)%"', plot)[1])
-    marks = [float(x) for x in re.findall(r'circle cx="([\d.]+)%"', plot)]
-    ends = [tuple(map(float, e)) for e in
-            re.findall(r'interval \w+"><line x1="([\d.]+)%" x2="([\d.]+)%"', plot)]  # fmt: skip
     drawn = [
         group[key]
         for key in (*sorted(CATEGORIES), "macro", "micro")
@@ -396,19 +392,41 @@ def test_marks_stand_where_the_numbers_are(found):
             for letter in "BC"
         )
     ]
-    scale = (marks[0] - zero) / drawn[0]["difference"]
-    assert scale > 0
-    for mark, (low, high), delta in zip(marks, ends, drawn, strict=True):
-        assert mark == pytest.approx(zero + scale * delta["difference"], abs=0.01)
-        assert low == pytest.approx(zero + scale * delta["low"], abs=0.01)
-        assert high == pytest.approx(zero + scale * delta["high"], abs=0.01)
-        assert 0 < low <= mark <= high < 100
-    shown = re.findall(r'class="interval (\w+)"', plot)
-    assert shown == [delta["verdict"] for delta in drawn]
+    marks = [float(x) for x in re.findall(r'<use href="#\w+" x="(.*?)"', plot)]
+    slope, zero = np.polyfit([delta["difference"] for delta in drawn], marks, 1)
+    assert slope > 0
+    for mark, delta in zip(marks, drawn, strict=True):
+        assert mark == pytest.approx(zero + slope * delta["difference"], abs=0.01)
+    for delta in drawn:
+        numbers = [f"{delta[key]:+.2f}" for key in ("difference", "low", "high")]
+        shown = "{} ({} to {})".format(*numbers).replace("-", "−")
+        assert re.sub(r"[+−](0\.00)", r"\1", shown) in texts
+    assert [text for text in texts if text[0] in "BC"] == [
+        f"{'BC'[i % 2]} ({delta['images']})" for i, delta in enumerate(drawn)
+    ]
+    verdicts = re.findall(r"font-weight: 700;[^>]*fill: var\(--(better|worse)\)", plot)
+    decided = [d["verdict"] for d in drawn if d["verdict"] in ("better", "worse")]
+    assert verdicts == decided
+
+
+def test_the_numbers_of_the_plots_stand_in_a_table(found):
+    content = comparison_page.render(found)
+    table = content[content.index("Differences of B to A</caption>") :]
+    table = table[: table.index("</table>")]
+    groups = re.findall(r'<th colspan="(\d)"[^>]*>(.*?)</th>', table)
+    assert groups[0] == ("4", "PSNR, dB")
+    lines = re.findall(r"<tr>(<th scope=\"row\".*?)</tr>", table, re.DOTALL)
+    cells = [re.findall(r'data-value="(.*?)"', line) for line in lines]
+    of_b = difference(found, "psnr")
+    assert [line[0] for line in cells] == [*sorted(CATEGORIES), "All categories", "All images"]
+    for name, line in zip(sorted(CATEGORIES), cells, strict=False):
+        delta = of_b["categories"][name]
+        expected = [delta[key] for key in ("images", "difference", "low", "high")]
+        assert [float(cell) for cell in line[1:5]] == expected
 
 
 def test_every_measure_has_a_style():
-    assert comparison_charts.STYLES.keys() == {measure.key for measure in compare.MEASURES}
+    assert comparison_tables.STYLES.keys() == {measure.key for measure in compare.MEASURES}
 
 
 def test_files_are_written_whole(found, tmp_path):
@@ -446,11 +464,13 @@ def test_it_loads_quietly_and_never_scrolls_sideways(chromium, pages, name, widt
     )
     # No name or number of a plot runs into its neighbour or out of the page.
     assert chromium.run("""
-        const boxes = (row) => Array.from(row.querySelectorAll(".title, .value, .count"))
-          .map((one) => one.getBoundingClientRect());
-        return Array.from(document.querySelectorAll(".forest .row:not(.head)")).every((row) =>
-          boxes(row).every((a, i, all) => a.right <= innerWidth && all.every((b, j) =>
-            i >= j || a.right <= b.left + 1 || a.bottom <= b.top + 1)))
+        return Array.from(document.querySelectorAll(".chart svg")).every((chart) => {
+          const boxes = Array.from(chart.querySelectorAll("text"))
+            .map((one) => one.getBoundingClientRect());
+          return boxes.every((a, i) => a.right <= innerWidth && a.left >= 0
+            && boxes.every((b, j) => i >= j || a.right <= b.left + 1 || b.right <= a.left + 1
+              || a.bottom <= b.top + 3 || b.bottom <= a.top + 3));
+        });
     """)
     assert [entry["message"] for entry in chromium.console()] == []
 
@@ -469,8 +489,9 @@ TEXT = """
         .some((node) => node.nodeType === 3 && node.textContent.trim());
       if (!own || one.closest("title")) continue;
       const style = getComputedStyle(one);
-      found[`${one.tagName}.${one.getAttribute("class") || ""}`] =
-        [one instanceof SVGElement ? style.fill : style.color, ground(one)];
+      const drawn = one instanceof SVGElement;
+      const name = drawn ? style.fill : one.getAttribute("class") || "";
+      found[`${one.tagName}.${name}`] = [drawn ? style.fill : style.color, ground(one)];
     }
     return found;
 """
@@ -486,7 +507,9 @@ def luminance(colour):
 def test_all_text_can_be_read(chromium, pages, scheme, media):
     chromium.open(pages / "three" / "compare.html", scheme=scheme, media=media)
     texts = chromium.run(TEXT)
-    assert {"SPAN.value better", "SPAN.value worse", "SPAN.value few"} <= texts.keys()
+    assert {"SPAN.better", "SPAN.worse"} <= texts.keys()
+    # Texts of the plots: plain, muted, better and worse.
+    assert len([name for name in texts if name.startswith("text.")]) == 4
     for element, pair in texts.items():
         darker, lighter = sorted(map(luminance, pair))
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (element, pair)
@@ -513,5 +536,15 @@ def test_keys_sort_the_runs_and_a_click_takes_the_outlines_off(chromium, pages):
         return Math.abs((path.left - picture.left) / picture.width - 7 / 32) < 0.02
           && Math.abs((path.right - picture.left) / picture.width - 17 / 32) < 0.02
     """)
+    # It is a thin line, however much the picture is enlarged.
+    chromium.run("document.querySelector('#images figure:last-child').scrollIntoView()")
+    box = chromium.run("""
+        const box = document.querySelector("#images figure:last-child .picture")
+          .getBoundingClientRect();
+        return [box.left, box.top, box.right, box.bottom].map(Math.round)
+    """)
+    shot = Image.open(io.BytesIO(chromium.screenshot())).convert("RGB").crop(box)
+    middle = np.asarray(shot, int)[round(shot.height * 12 / 32)]
+    assert 2 <= np.count_nonzero(middle[:, 2] - middle[:, 0] > 60) <= 6
     chromium.run("document.querySelector('.controls input').click()")
     assert not chromium.run(visible)

@@ -23,7 +23,7 @@ def runs(tmp_path_factory):
     for name, seed in (("first", 0), ("second", 1)):
         config = tiny.config(epochs=1)
         config.seed = seed
-        loop.train_and_evaluate(config, folder / name, data, ONE)
+        loop.train(config, folder / name, data, ONE)
     return folder / "first", folder / "second"
 
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_compared_is_said_in_one_line(runs, tmp_path):
     config = tiny.config(epochs=1)
     config.data.degradation.preset = "mild"
     other = tmp_path / "other"
-    loop.train_and_evaluate(config, other, data, ONE)
+    loop.train(config, other, data, ONE)
     with pytest.raises(UsageError, match=r"other: evaluated with .*mild"):
         compare_runs.compare_runs([runs[0], other], "best", data, devices=ONE)
     assert not (other / "evaluation").exists()  # refused before anything is computed

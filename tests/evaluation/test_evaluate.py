@@ -14,7 +14,7 @@ from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.evaluation import evaluate, results
-from restore_jax.learner.state import abstract_state, make_system
+from restore_jax.learner.state import abstract_state, make_learner
 from restore_jax.metrics import defects, detectability, kla
 from restore_jax.parallel import device_mesh
 from restore_jax.train import loop
@@ -37,7 +37,7 @@ PRESERVATION = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "trained"
-    loop.train_and_evaluate(tiny.config(), folder, data, jax.devices()[:1])
+    loop.train(tiny.config(), folder, data, jax.devices()[:1])
     return folder
 
 
@@ -300,7 +300,7 @@ def awkward(settings):
 
 def test_awkward_images_give_null_and_never_nan(tmp_path):
     folder, config = tmp_path / "run", tiny.config(epochs=1)
-    loop.train_and_evaluate(config, folder, data, jax.devices()[:1])
+    loop.train(config, folder, data, jax.devices()[:1])
     # No residual at all: what is not degraded is restored to its clean self.
     _zero_output(folder, config)
     summary, where = run(folder, "latest", made=awkward)
@@ -319,7 +319,7 @@ def test_awkward_images_give_null_and_never_nan(tmp_path):
 
 def _zero_output(folder, config):
     sharding = device_mesh.replicated(device_mesh.make_mesh(jax.devices()[:1]))
-    template = abstract_state(make_system(config), sharding)
+    template = abstract_state(make_learner(config), sharding)
     with checkpoint.open_manager(folder) as manager:
         state, saved = checkpoint.restore(manager, manager.latest_step(), template)
         params = dict(state.params)
@@ -457,7 +457,7 @@ def test_photographs_of_one_name_are_told_apart_in_the_tree(trained):
 def test_the_true_mask_is_shown_only_on_demand_and_said_so(trained, tmp_path):
     config = tiny.config(epochs=1)
     config.model = {"name": "cbam_unet", "widths": (2, 4), "skips": (True,)}
-    loop.train_and_evaluate(config, tmp_path / "run", data, jax.devices()[:1])
+    loop.train(config, tmp_path / "run", data, jax.devices()[:1])
     plain, where = run(tmp_path / "run")
     config.eval.oracle_mask = True
     given, elsewhere = run(tmp_path / "run", override=config)

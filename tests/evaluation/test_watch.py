@@ -50,9 +50,7 @@ def test_every_checkpoint_that_is_there_is_evaluated_while_the_training_runs(
         calls.append(settings)
         return data(settings)
 
-    training = threading.Thread(
-        target=loop.train_and_evaluate, args=(config, folder, data, ONE)
-    )
+    training = threading.Thread(target=loop.train, args=(config, folder, data, ONE))
     training.start()
     while not (folder / "config.json").exists():
         pass
@@ -70,13 +68,13 @@ def test_every_checkpoint_that_is_there_is_evaluated_while_the_training_runs(
 
 def test_a_run_that_has_ended_is_evaluated_once(tmp_path):
     folder = tmp_path / "run"
-    loop.train_and_evaluate(tiny.config(), folder, data, ONE)
+    loop.train(tiny.config(), folder, data, ONE)
     assert watch.watch(folder, data, devices=ONE) == [6]
 
 
 def test_a_checkpoint_that_vanishes_is_passed_over(tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    loop.train_and_evaluate(tiny.config(), folder, data, ONE)
+    loop.train(tiny.config(), folder, data, ONE)
     steps = iter([4, 6, 6])
     monkeypatch.setattr(checkpoint, "latest_step", lambda folder: next(steps))
     assert watch.watch(folder, data, devices=ONE) == [6]
@@ -104,7 +102,7 @@ def test_two_trainings_never_share_a_workdir(tmp_path):
     assert holding.wait(60)
     assert workdir.is_held(folder)
     with pytest.raises(UsageError, match="another training is running in it"):
-        loop.train_and_evaluate(tiny.config(), folder, data, ONE)
+        loop.train(tiny.config(), folder, data, ONE)
     other.kill()
     other.join()
     assert not workdir.is_held(folder)

@@ -19,7 +19,7 @@ from restore_jax.cli import commands
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.inference import export
-from restore_jax.learner.state import create_state, inference_variables, make_system
+from restore_jax.learner.state import create_state, inference_variables, make_learner
 from restore_jax.models import layers, portable
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -365,8 +365,8 @@ def test_the_page_is_true(tmp_path, monkeypatch):
     )
     config = rcan.get_config("sample")
     config.model.width, config.model.blocks = 2, 1
-    system = make_system(config)
-    state = create_state(system, 0)
+    learner = make_learner(config)
+    state = create_state(learner, 0)
     folder = tmp_path / "runs" / "mine"
     workdir.claim(folder, config)
     with checkpoint.open_manager(folder) as manager:
@@ -381,7 +381,7 @@ def test_the_page_is_true(tmp_path, monkeypatch):
         [sys.executable, "-c", ONLY_JAX + run_jax], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    expected = system.model.apply(
+    expected = learner.model.apply(
         inference_variables(state), pixels[None].astype(np.float32) / 255
     )
     expected = np.clip(np.asarray(expected[0]), 0, 1) * 255

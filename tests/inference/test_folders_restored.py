@@ -430,23 +430,23 @@ def test_a_wrong_shard_is_refused(tmp_path, shard):
         folders.plan([str(tmp_path)], tmp_path / "out", shard=shard)
 
 
-@pytest.mark.slow
-def test_five_hundred_files_of_every_kind(restorer, tmp_path):
+def test_files_of_every_kind(restorer, tmp_path):
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    cases = list(image_fuzz.generate(folder, 500, seed=7))
+    cases = list(image_fuzz.generate(folder, 200, seed=7))
     items = folders.plan([str(folder)], output)
     outcome = folders.restore_files(restorer, items)
     assert outcome.restored + len(outcome.failed) == len(items)
     targets = {item.source: item.target for item in items}
     good = [case for case in cases if case.good]
-    assert len(good) > 200
+    assert len(good) > 80
     for case in good:
         before, after = image_files.read(case.path), image_files.read(targets[case.path])
         assert after.pixels.shape == before.pixels.shape, case
         assert after.pixels.dtype == before.pixels.dtype, case
-        assert (after.format, after.mode) == (before.format, before.mode), case
-        assert (after.alpha is None) == (before.alpha is None), case
+        assert after.format == before.format, case
+        loses_alpha = before.alpha is None or before.format == "GIF"
+        assert (after.alpha is None) == loses_alpha, case
         expected = restorer(before.pixels)
         assert expected.shape == before.pixels.shape
         assert expected.dtype == before.pixels.dtype

@@ -38,7 +38,7 @@ def test_rows_are_converted_as_by_one_step_after_the_other(shape, dtype, strengt
     padded = RNG.uniform(-0.1, 1.1, (64, 64, 3)).astype(np.float32)
     padded.flags.writeable = False
     restored = padded[: shape[0], : shape[1]]
-    picture = pixels.Picture(image, strength)
+    picture = pixels.TiledImage(image, strength)
     for top in range(0, shape[0], 16):
         picture.write(top, restored[top : top + 16])
     assert picture.result.dtype == image.dtype
@@ -47,7 +47,7 @@ def test_rows_are_converted_as_by_one_step_after_the_other(shape, dtype, strengt
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3)])
 def test_a_result_has_no_negative_zeros(shape):
-    picture = pixels.Picture(np.ones(shape, np.float32), 1.0)
+    picture = pixels.TiledImage(np.ones(shape, np.float32), 1.0)
     picture.write(0, np.full((4, 4, 3), -0.0, np.float32))
     assert picture.result.tobytes() == bytes(picture.result.nbytes)
 
@@ -56,7 +56,7 @@ def test_a_result_has_no_negative_zeros(shape):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_what_is_read_are_floats_of_three_channels(dtype, channels):
     image = random_image((9, 7, channels), dtype)
-    picture = pixels.Picture(image, 1.0)
+    picture = pixels.TiledImage(image, 1.0)
     found = picture.read(slice(2, 8), np.array([0, 1, 2, 1]))
     white = np.float32(1.0 if image.dtype.kind == "f" else np.iinfo(image.dtype).max)
     expected = image[2:8, [0, 1, 2, 1], :3].astype(np.float32) / white

@@ -58,8 +58,8 @@ def run(tmp_path_factory):
     config = tiny.config()
     config.optimizer.ema_decay = 0.5
     workdir.claim(folder, config)
-    system = state.make_system(config)
-    template = state.abstract_state(system, device_mesh.replicated(device_mesh.make_mesh()))
+    learner = state.make_learner(config)
+    template = state.abstract_state(learner, device_mesh.replicated(device_mesh.make_mesh()))
 
     def filled(value):
         # The average and the parameters must not be mistaken for each other.

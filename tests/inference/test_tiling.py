@@ -265,38 +265,16 @@ def test_batches_are_full_where_shapes_take_turns(batch_size, shapes):
 @pytest.mark.parametrize(
     ("images", "batch_size", "expected"),
     [
-        (203, 8, [8] * 26),  # of 3 it would be 4: four more beside 200
-        (203, 32, [32] * 7),
-        (33, 8, [8] * 4 + [1]),  # seven more beside 32 would be too many
         (56, 8, [8] * 7),
-        (57, 8, [8] * 8),
+        (57, 8, [8] * 7 + [1]),
         (2, 8, [2]),
         (11, 8, [8, 4]),
+        (25, 20, [20, 8]),
+        (39, 20, [20, 20]),  # of 19: the next power of two is more than fits
     ],
 )
-def test_a_rest_has_the_size_of_those_before_if_that_costs_little(images, batch_size, expected):
+def test_a_rest_is_padded_to_a_power_of_two_that_fits(images, batch_size, expected):
     assert launched_for([(20, 20)] * images, batch_size) == expected
-
-
-def test_padding_beyond_powers_of_two_stays_little():
-    launched = tiling._Launched()
-    plain = padded = 0
-    for count in RNG.integers(1, 33, 500).tolist():
-        known = set(launched.sizes)
-        size = launched.add(count, 32)
-        power = 2 ** int(np.ceil(np.log2(count)))
-        assert count <= size <= 32
-        assert size == power or size in known
-        plain, padded = plain + count, padded + size - power
-        assert 8 * padded <= plain
-    assert launched.sizes <= {1, 2, 4, 8, 16, 32}
-
-
-def test_no_batch_is_larger_than_what_was_found_to_fit():
-    launched = tiling._Launched()
-    assert [launched.add(count, 20) for count in (20, 17, 20, 20, 20, 20)] == [20] * 6
-    assert launched.add(5, 10) == 8
-    assert launched.add(9, 10) == 10
 
 
 def test_images_are_taken_in_only_as_needed():

@@ -92,11 +92,11 @@ def test_no_gradient_of_the_discriminator_reaches_the_restoration(adversary, fir
 
 def test_a_step_trains_both_against_what_the_other_was(adversary):
     model = models.create("sca_unet", widths=(2, 4))
-    system = state.System(model, optax.sgd(0.1), 0.0, adversary)
-    before = state.create_state(system, seed=1)
+    learner = state.Learner(model, optax.sgd(0.1), 0.0, adversary)
+    before = state.create_state(learner, seed=1)
     batch = arrays()
     step = functools.partial(
-        steps.train_step, system=system, loss_fn=loss_terms.weighted_sum({"l1": 2.0}), seed=0
+        steps.train_step, learner=learner, loss_fn=loss_terms.weighted_sum({"l1": 2.0}), seed=0
     )
     after, scalars = jax.jit(step)(before, batch)
     restored = model.apply({"params": before.params}, batch["degraded"])
@@ -124,7 +124,7 @@ def gan(**train_fields):
 
 def test_a_run_resumes_with_its_discriminator_in_the_same_bits(tmp_path):
     devices = jax.devices()[:2]
-    straight = loop.train_and_evaluate(gan(epochs=2), tmp_path / "a", tiny.data, devices)
+    straight = loop.train(gan(epochs=2), tmp_path / "a", tiny.data, devices)
 
     def cut_off(config):
         data = tiny.data(config)
@@ -140,8 +140,8 @@ def test_a_run_resumes_with_its_discriminator_in_the_same_bits(tmp_path):
         )
 
     with pytest.raises(KeyboardInterrupt):
-        loop.train_and_evaluate(gan(epochs=2), tmp_path / "b", cut_off, devices)
-    resumed = loop.train_and_evaluate(gan(epochs=2), tmp_path / "b", tiny.data, devices)
+        loop.train(gan(epochs=2), tmp_path / "b", cut_off, devices)
+    resumed = loop.train(gan(epochs=2), tmp_path / "b", tiny.data, devices)
     for x, y in zip(jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(x, y)
     assert (tmp_path / "a/metrics.jsonl").read_text() == (
@@ -163,4 +163,4 @@ def test_wrong_fields_are_refused(field, value, message):
     config = gan()
     config.adversarial[field] = value
     with pytest.raises(UsageError, match=message):
-        state.make_system(config)
+        state.make_learner(config)

@@ -187,15 +187,15 @@ def test_weighted_sum_takes_the_parameters_as_an_argument(params):
     valid = np.array([True, False])
     loss = weighted_sum({"perceptual": 0.2, "l1": 1.0})
     program = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    fixed = {"perceptual": params}
-    (total, terms), gradient = program(restored, clean, None, valid, fixed)
+    loss_params = {"perceptual": params}
+    (total, terms), gradient = program(restored, clean, None, valid, loss_params)
     expected = VALUES(restored, clean, None, params)[0]
     np.testing.assert_allclose(terms["perceptual"], expected, rtol=1e-4)
     np.testing.assert_allclose(total, 0.2 * expected + terms["l1"], rtol=1e-4)
     assert float(jnp.abs(gradient[0]).max()) > 0
     np.testing.assert_array_equal(gradient[1], 0.0)
     # 59 MB of constants would be in the text.
-    assert len(program.lower(restored, clean, None, valid, fixed).as_text()) < 200_000
+    assert len(program.lower(restored, clean, None, valid, loss_params).as_text()) < 200_000
     with pytest.raises(ValueError, match="perceptual needs the parameters of VGG16"):
         loss(restored, clean, None, valid)
 
@@ -210,8 +210,8 @@ def config(weight=0.2, path=""):
 
 def test_nothing_is_loaded_where_the_loss_needs_nothing(monkeypatch):
     monkeypatch.setattr(vgg16, "load", lambda path: pytest.fail("loaded"))
-    assert vgg16.load_fixed(config(weight=0.0)) == {}
-    assert vgg16.load_fixed(ConfigDict({"loss": {"l1": 1.0}})) == {}
+    assert vgg16.load_loss_params(config(weight=0.0)) == {}
+    assert vgg16.load_loss_params(ConfigDict({"loss": {"l1": 1.0}})) == {}
 
 
 def test_loads_what_keras_saves(keras_vgg16, params, tmp_path):
@@ -220,7 +220,7 @@ def test_loads_what_keras_saves(keras_vgg16, params, tmp_path):
         # Keras's, on writing, with NumPy 2.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         keras_vgg16.save_weights(path)
-    loaded = vgg16.load_fixed(config(path=str(path)))
+    loaded = vgg16.load_loss_params(config(path=str(path)))
     path.unlink()
     assert list(loaded) == ["perceptual"]
     jax.tree.map(np.testing.assert_array_equal, loaded["perceptual"], params)
@@ -238,12 +238,12 @@ def test_downloads_once_and_keeps_an_archive(keras_vgg16, params, monkeypatch, c
         return keras_vgg16
 
     monkeypatch.setattr(tf.keras.applications, "VGG16", download)
-    first = vgg16.load_fixed(config())
+    first = vgg16.load_loss_params(config())
     assert asked == [("imagenet", False)]
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
-    again = vgg16.load_fixed(config())
+    again = vgg16.load_loss_params(config())
     assert len(asked) == 1
     jax.tree.map(np.testing.assert_array_equal, first, {"perceptual": params})
     jax.tree.map(np.testing.assert_array_equal, again, {"perceptual": params})
@@ -260,7 +260,7 @@ def test_without_a_network_the_line_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
     with pytest.raises(UsageError) as caught:
-        vgg16.load_fixed(config())
+        vgg16.load_loss_params(config())
     message = str(caught.value)
     assert "\n" not in message
     assert "refused" in message

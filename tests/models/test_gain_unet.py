@@ -69,7 +69,7 @@ def test_unshuffle_moves_blocks_of_pixels_into_channels():
 def test_the_thumbnail_is_pillows_where_it_shrinks_and_the_same_in_numpy(shape):
     image = images(*shape)
     found = np.asarray(gain_unet.thumbnail(image[None]))[0]
-    assert np.allclose(pixels.Picture(image, 1.0, 64).context, found, atol=1e-5)
+    assert np.allclose(pixels.TiledImage(image, 1.0, 64).context, found, atol=1e-5)
     if min(shape) >= 64:
         for channel in range(3):
             resized = Image.fromarray(image[..., channel]).resize((64, 64), Image.BILINEAR)
@@ -79,7 +79,7 @@ def test_the_thumbnail_is_pillows_where_it_shrinks_and_the_same_in_numpy(shape):
 def test_the_thumbnail_of_a_camera_with_few_bits_is_as_bright_as_its_picture():
     levels = np.rint(images(70, 90) * 1023).astype(np.uint16)
     found = np.asarray(gain_unet.thumbnail(levels[None].astype(np.float32) / 1023))[0]
-    picture = pixels.Picture(levels, 1.0, 64, white=1023)
+    picture = pixels.TiledImage(levels, 1.0, 64, white=1023)
     assert np.allclose(picture.context, found, atol=1e-5)
 
 

@@ -42,9 +42,9 @@ def test_arrays_come_back_bit_for_bit(dtype):
 
 def test_objects_of_the_project_come_back():
     pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    picture = plots.Picture("a", "b", pixels, pixels, pixels, pixels[..., :1], 1.5, 2.5, "x")
+    picture = plots.Triplet("a", "b", pixels, pixels, pixels, pixels[..., :1], 1.5, 2.5, "x")
     found = sent([picture])[0]
-    assert type(found) is plots.Picture
+    assert type(found) is plots.Triplet
     assert found.psnr == 2.5
     np.testing.assert_array_equal(found.degraded, pixels)
     image = Restored({"id": "x", "psnr": 1.0}, pixels, pixels, pixels, pixels, True)

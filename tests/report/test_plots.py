@@ -8,7 +8,7 @@ def test_the_picture_shows_the_images_side_by_side(tmp_path):
     black = np.zeros((16, 16, 3), np.uint8)
     mask = np.zeros((16, 16, 1), np.float32)
     mask[4:8, 4:8] = 1
-    picture = plots.Picture("a", "scratch", black + 51, black + 102, black + 153, mask, 1, 2)
+    picture = plots.Triplet("a", "scratch", black + 51, black + 102, black + 153, mask, 1, 2)
     plots.draw_triplets([picture, picture], tmp_path / "out" / "triplets.png")
     pixels = np.asarray(Image.open(tmp_path / "out" / "triplets.png"))
     middle = plots._GAP + plots._CAPTION + 250  # below the outline
@@ -21,7 +21,7 @@ def test_the_picture_shows_the_images_side_by_side(tmp_path):
 def test_pictures_are_spread_over_the_categories():
     def picture(category, number):
         image = np.zeros((8, 8, 3), np.uint8)
-        return plots.Picture(category, str(number), image, image, image, image[..., :1], 0, 0)
+        return plots.Triplet(category, str(number), image, image, image, image[..., :1], 0, 0)
 
     selection = plots.Selection(3)
     for number in range(5):

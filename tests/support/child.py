@@ -81,7 +81,7 @@ def run(arguments, flags):
         settings = config(name, **{key: int(value) for key, value in flags.items()})
         phase = pathlib.Path(f"{folder}.phase")
         make_data = functools.partial(data, phase=phase)
-        loop.train_and_evaluate(settings, pathlib.Path(folder), make_data, devices)
+        loop.train(settings, pathlib.Path(folder), make_data, devices)
 
 
 if __name__ == "__main__":

@@ -55,10 +55,8 @@ class Case:
     form: str
     size: tuple
     dtype: np.dtype
-    mode: str
     pixels: np.ndarray | None
     alpha: np.ndarray | None
-    stored: np.ndarray | None
     icc_profile: bytes
     dpi: tuple | None
     orientation: int
@@ -106,6 +104,10 @@ def make(path, name, form, rng, largest=24):
     damage = str(rng.choice([*FATAL, *DAMAGE])) if rng.random() < 1 / 3 else ""
     path.write_bytes(spoil(encoded, damage, name, rng) if damage else encoded)
     pixels = to_rgb(stored, mode) if name not in LOSSY else None
+    if name == "GIF" and has_alpha and alpha.all():  # then no colour is transparent
+        alpha = None
+    if mode == "CMYK" and dtype == np.uint16 and alpha is not None:
+        alpha = alpha >> 8
     if name == "BMP" and dpi is None:
         dpi = (96.0, 96.0)  # what Pillow writes
     if dpi and orientation >= 5:
@@ -116,12 +118,10 @@ def make(path, name, form, rng, largest=24):
         format=name,
         form=form,
         size=(height, width) if orientation < 5 else (width, height),
-        dtype=dtype,
-        mode=mode,
+        dtype=np.dtype(np.uint8) if mode == "CMYK" else dtype,
         pixels=None if pixels is None or damage else upright(pixels, orientation),
         alpha=None if alpha is None or damage else upright(alpha, orientation),
-        stored=None if damage or name in LOSSY else upright(stored, orientation),
-        icc_profile=icc,
+        icc_profile=b"" if mode == "CMYK" else icc,
         dpi=dpi,
         orientation=orientation,
         damage=damage,
@@ -156,11 +156,8 @@ def scale(values, dtype):
 def to_rgb(stored, mode):
     if mode != "CMYK":
         return stored
-    if stored.dtype.kind == "f":
-        return (1 - stored[..., :3]) * (1 - stored[..., 3:])
-    white = np.iinfo(stored.dtype).max
-    light = white - stored.astype(np.float64)
-    return np.rint(light[..., :3] * light[..., 3:] / white).astype(stored.dtype)
+    light = 255.0 - (stored >> 8 if stored.dtype == np.uint16 else stored)
+    return np.rint(light[..., :3] * light[..., 3:] / 255).astype(np.uint8)
 
 
 def upright(array, orientation):

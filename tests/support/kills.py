@@ -71,9 +71,9 @@ def kill_after(folder, delay, **flags):
 
 def contents(folder, **flags):
     """What a training leaves: the states and records of two checkpoints, and the lines."""
-    system = state.make_system(child.config("sca_unet", **flags))
+    learner = state.make_learner(child.config("sca_unet", **flags))
     sharding = device_mesh.replicated(device_mesh.make_mesh(jax.devices()[:1]))
-    template = state.abstract_state(system, sharding)
+    template = state.abstract_state(learner, sharding)
     found = {"lines": (folder / "metrics.jsonl").read_text()}
     with checkpoint.open_manager(folder, read_only=True) as manager:
         for which in ("best", "latest"):

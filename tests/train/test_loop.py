@@ -15,7 +15,7 @@ from restore_jax import batches, models
 from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
-from restore_jax.learner.state import System, TrainState, create_state
+from restore_jax.learner.state import Learner, TrainState, create_state
 from restore_jax.losses import loss_terms
 from restore_jax.parallel import device_mesh
 from restore_jax.train import loop, steps
@@ -24,7 +24,7 @@ from tests.support import tiny
 
 
 def run(config, folder, make_data=tiny.data, devices=1):
-    return loop.train_and_evaluate(config, folder, make_data, jax.devices()[:devices])
+    return loop.train(config, folder, make_data, jax.devices()[:devices])
 
 
 def lines(folder):
@@ -182,25 +182,25 @@ def test_wrong_fields_leave_no_workdir_behind(tmp_path, section, field, value, m
 
 def make_step(ema_decay=0.0, **options):
     model = models.create("sca_unet", widths=(2, 4))
-    system = System(model, optax.sgd(0.1), ema_decay)
+    learner = Learner(model, optax.sgd(0.1), ema_decay)
     step = functools.partial(
         steps.train_step,
-        system=system,
+        learner=learner,
         loss_fn=loss_terms.weighted_sum({"charbonnier": 1.0}),
         seed=0,
         **options,
     )
-    return system, step
+    return learner, step
 
 
 def test_one_step_against_a_hand_written_one():
-    system, step = make_step(ema_decay=0.5)
-    before = create_state(system, seed=3)
+    learner, step = make_step(ema_decay=0.5)
+    before = create_state(learner, seed=3)
     batch = tiny.batch_rows(tiny.images(3), [0, 1, 2], 4)
     arrays = {name: jnp.asarray(batch[name]) for name in batches.ARRAYS}
 
     def loss(params):
-        restored = system.model.apply({"params": params}, arrays["degraded"][:3])
+        restored = learner.model.apply({"params": params}, arrays["degraded"][:3])
         error = restored - arrays["clean"][:3]
         return jnp.mean(jnp.sqrt(error**2 + 1e-6))
 
@@ -273,18 +273,18 @@ def test_the_mask_is_hidden_from_the_model_at_random():
 
     seen = []
 
-    def loss_fn(restored, clean, mask, valid, fixed):
+    def loss_fn(restored, clean, mask, valid, loss_params):
         jax.debug.callback(lambda r: seen.append(np.asarray(r).any(axis=(1, 2, 3))), restored)
         return jnp.sum(restored), {}
 
-    system = System(Shows(), optax.sgd(0.1))
+    learner = Learner(Shows(), optax.sgd(0.1))
     batch = tiny.batch_rows(tiny.images(16), range(16), 16)
     arrays = {name: jnp.asarray(batch[name]) for name in batches.ARRAYS}
     for share, least, most in ((0.0, 64, 64), (0.5, 20, 44), (1.0, 0, 0)):
         seen.clear()
-        current = create_state_of(system, arrays)
+        current = create_state_of(learner, arrays)
         step = functools.partial(
-            steps.train_step, system=system, loss_fn=loss_fn, seed=0, mask_dropout=share
+            steps.train_step, learner=learner, loss_fn=loss_fn, seed=0, mask_dropout=share
         )
         for _ in range(4):
             current, _ = step(current, arrays)
@@ -293,9 +293,9 @@ def test_the_mask_is_hidden_from_the_model_at_random():
     assert len({tuple(shown) for shown in seen}) == 1
 
 
-def create_state_of(system, arrays):
-    params = system.model.init(jax.random.key(0), arrays["degraded"], arrays["mask"])["params"]
-    return TrainState(jnp.int32(0), params, {}, system.optimizer.init(params), None)
+def create_state_of(learner, arrays):
+    params = learner.model.init(jax.random.key(0), arrays["degraded"], arrays["mask"])["params"]
+    return TrainState(jnp.int32(0), params, {}, learner.optimizer.init(params), None)
 
 
 def test_a_validation_that_is_not_finite_names_its_step_and_term(tmp_path):
@@ -344,8 +344,8 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path):
 
 
 def test_a_step_gives_its_old_state_away():
-    system, step = make_step()
-    before = create_state(system, seed=3)
+    learner, step = make_step()
+    before = create_state(learner, seed=3)
     batch = tiny.batch_rows(tiny.images(4), [0, 1, 2, 3], 4)
     jax.jit(step, donate_argnums=0)(before, {name: batch[name] for name in batches.ARRAYS})
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
@@ -359,10 +359,10 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do():
 
 
 def test_the_average_forgets_what_was_drawn_and_keeps_its_decay():
-    system, step = make_step(ema_decay=0.5)
+    learner, step = make_step(ema_decay=0.5)
     batch = tiny.batch_rows(tiny.images(3), [0, 1, 2], 4)
     arrays = {name: jnp.asarray(batch[name]) for name in batches.ARRAYS}
-    state = create_state(system, seed=3).replace(step=jnp.int32(1000))
+    state = create_state(learner, seed=3).replace(step=jnp.int32(1000))
     state = state.replace(ema_params=jax.tree.map(jnp.zeros_like, state.params))
     after, _ = jax.jit(step)(state, arrays)
     halves = jax.tree.map(lambda p: 0.5 * p, after.params)
@@ -416,7 +416,9 @@ def with_identity(names="a", sizes="b", weights=0.0):
         return dataclasses.replace(
             tiny.data(settings),
             identity={"names": names, "sizes": sizes},
-            load_fixed=lambda: {"perceptual": {"kernel": np.full(3, weights, np.float32)}},
+            load_loss_params=lambda: {
+                "perceptual": {"kernel": np.full(3, weights, np.float32)}
+            },
         )
 
     return make

@@ -164,9 +164,9 @@ def test_the_law_of_the_file_decides_over_flips(folder):
 
 def test_validation_on_the_devices_is_that_of_the_host(folder):
     config, data = made(folder)
-    system = state.make_system(config)
+    learner = state.make_learner(config)
     mesh = device_mesh.make_mesh(jax.devices()[:4])
-    held = resident.make_resident(config, data, system, None, mesh)
+    held = resident.make_resident(config, data, learner, None, mesh)
     both = zip(held.validation_batches(), data.eval_batches("val"), strict=True)
     ids = []
     for device, host in both:
@@ -183,14 +183,14 @@ def test_validation_on_the_devices_is_that_of_the_host(folder):
 def taken(config, data, devices, counts, compile_form=resident.compile_single):
     """Trains for so many steps by dispatch; returns the state and each step's scalars."""
     mesh = device_mesh.make_mesh(jax.devices()[:devices])
-    system, loss = state.make_system(config), loss_terms.weighted_sum(config.loss)
+    learner, loss = state.make_learner(config), loss_terms.weighted_sum(config.loss)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resident, "compile_dispatch", compile_form)
-        held = resident.make_resident(config, data, system, loss, mesh)
-    now = jax.device_put(state.create_state(system, 0), device_mesh.replicated(mesh))
+        held = resident.make_resident(config, data, learner, loss, mesh)
+    now = jax.device_put(state.create_state(learner, 0), device_mesh.replicated(mesh))
     scalars = []
     for count in counts:
-        now, found = held.take(now, held.arrays, {}, count)
+        now, found = held.dispatch(now, held.arrays, {}, count)
         scalars += resident._by_step(jax.device_get(found))
     return jax.device_get(now), scalars
 
@@ -220,9 +220,9 @@ def test_a_scan_has_the_same_bits_however_steps_are_divided(folder, devices):
 def test_steps_are_those_of_the_plain_loop_on_the_same_batches(folder):
     config, data = made(folder, draws=0, augment="flips")
     mesh = device_mesh.make_mesh(jax.devices()[:1])
-    system, loss = state.make_system(config), loss_terms.weighted_sum(config.loss)
-    step = steps.compile_step(config, system, loss, mesh)
-    now = jax.device_put(state.create_state(system, 0), device_mesh.replicated(mesh))
+    learner, loss = state.make_learner(config), loss_terms.weighted_sum(config.loss)
+    step = steps.compile_step(config, learner, loss, mesh)
+    now = jax.device_put(state.create_state(learner, 0), device_mesh.replicated(mesh))
     scalars = []
     for batch in itertools.islice(data.train_batches(0), 6):
         now, found = step(now, device_mesh.to_devices(batch, mesh), {})
@@ -269,10 +269,10 @@ def _compile_once(monkeypatch):
     """Compiles the programs of a configuration once, and draws no curves."""
     compile_dispatch = resident.compile_dispatch
 
-    def compiled(config, draws, system, loss_fn, mesh):
+    def compiled(config, draws, learner, loss_fn, mesh):
         key = (config.loss.to_json(), config.train.epochs, draws, mesh)
         if key not in _COMPILED:
-            _COMPILED[key] = compile_dispatch(config, draws, system, loss_fn, mesh)
+            _COMPILED[key] = compile_dispatch(config, draws, learner, loss_fn, mesh)
         return _COMPILED[key]
 
     monkeypatch.setattr(resident, "compile_dispatch", compiled)
@@ -280,7 +280,7 @@ def _compile_once(monkeypatch):
 
 
 def run(config, data, workdir, devices=1):
-    return loop.train_and_evaluate(config, workdir, lambda _: data, jax.devices()[:devices])
+    return loop.train(config, workdir, lambda _: data, jax.devices()[:devices])
 
 
 @pytest.fixture(scope="module")
@@ -320,9 +320,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
         def take(*values):
             if next(calls) == cut:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return held.take(*values)
+            return held.dispatch(*values)
 
-        return resident.dataclasses.replace(held, take=take)
+        return resident.dataclasses.replace(held, dispatch=take)
 
     with monkeypatch.context() as patch:
         patch.setattr(resident, "make_resident", stopping)
@@ -345,11 +345,11 @@ def test_a_step_that_is_not_finite_is_named(folder, tmp_path, monkeypatch):
 
         def take(now, *values):
             number = np.asarray(now.step)
-            now, scalars = held.take(now, *values)
+            now, scalars = held.dispatch(now, *values)
             spoilt = jnp.where(number + jnp.arange(len(scalars["loss"])) == 4, jnp.nan, 0.0)
             return now, scalars | {"loss_ssim": scalars["loss_ssim"] + spoilt}
 
-        return resident.dataclasses.replace(held, take=take)
+        return resident.dataclasses.replace(held, dispatch=take)
 
     monkeypatch.setattr(resident, "make_resident", spoiled)
     with pytest.raises(RunError, match=r"^step 5: loss_ssim is nan"):

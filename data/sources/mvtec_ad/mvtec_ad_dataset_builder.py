@@ -162,7 +162,7 @@ def unreadable(
     problems = {}
     records = (record for split in ("train", "test") for record in found.read(split))
     looks = bad_files.in_parallel(lambda record: _problem(record, max_pixels), records)
-    for look in bad_files.progress(looks, len(found.photographs), "mvtec_ad"):
+    for look in bad_files.with_progress(looks, len(found.photographs), "mvtec_ad"):
         example, problem = look.result()
         if problem:
             problems[example] = problem
@@ -226,7 +226,7 @@ def _example(record: source.Record, max_pixels: int) -> _Checked:
     return _Checked(features, taken, blank)
 
 
-def _decoded_size(picture: source.Picture, max_pixels: int) -> tuple[int, int]:
+def _decoded_size(picture: source.FileBytes, max_pixels: int) -> tuple[int, int]:
     """Height and width of a photograph that the training pipeline's decoder accepts."""
     _check_png(picture, max_pixels)
     try:
@@ -236,7 +236,7 @@ def _decoded_size(picture: source.Picture, max_pixels: int) -> tuple[int, int]:
     return height, width
 
 
-def _mask(picture: source.Picture, max_pixels: int) -> images.Mask:
+def _mask(picture: source.FileBytes, max_pixels: int) -> images.Mask:
     """A mask as it is for every source of data."""
     _check_png(picture, max_pixels)
     try:
@@ -245,14 +245,14 @@ def _mask(picture: source.Picture, max_pixels: int) -> images.Mask:
         raise _undecodable(picture) from error
 
 
-def _undecodable(picture: source.Picture) -> _Unreadable:
+def _undecodable(picture: source.FileBytes) -> _Unreadable:
     return _Unreadable(
         f"{picture.where}: not a PNG file that can be decoded (cut short or damaged?),"
         " get it again"
     )
 
 
-def _check_png(picture: source.Picture, max_pixels: int) -> None:
+def _check_png(picture: source.FileBytes, max_pixels: int) -> None:
     """Refuses what does not begin as a PNG file does, or has too many pixels."""
     if picture.problem:
         raise _Unreadable(f"{picture.where}: {picture.problem}")

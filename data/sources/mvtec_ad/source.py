@@ -34,7 +34,7 @@ Split = Literal["train", "test"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Photograph:
+class Entry:
     """One photograph of the set.
 
     Attributes:
@@ -63,7 +63,7 @@ class Photograph:
         return self.id.split("/")[2]
 
 
-class Picture(NamedTuple):
+class FileBytes(NamedTuple):
     """A file's encoded bytes.
 
     Attributes:
@@ -77,7 +77,7 @@ class Picture(NamedTuple):
     problem: str = ""
 
 
-Record = tuple[Photograph, Picture, Picture | None]
+Record = tuple[Entry, FileBytes, FileBytes | None]
 
 
 def find(root: str | os.PathLike[str]) -> Tree | Archives:
@@ -143,14 +143,14 @@ class Tree:
                 mask = photograph.mask_file
                 yield photograph, self._picture(photograph.file), mask and self._picture(mask)
 
-    def _picture(self, name: str) -> Picture:
+    def _picture(self, name: str) -> FileBytes:
         path = self._root / name
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would never end
-                return Picture(str(path), b"", "cannot be read: not a plain file")
-            return Picture(str(path), path.read_bytes())
+                return FileBytes(str(path), b"", "cannot be read: not a plain file")
+            return FileBytes(str(path), path.read_bytes())
         except OSError as error:
-            return Picture(str(path), b"", f"cannot be read: {error.strerror}")
+            return FileBytes(str(path), b"", f"cannot be read: {error.strerror}")
 
 
 class Archives:
@@ -168,7 +168,7 @@ class Archives:
         return _fingerprint(self._stats)
 
     @property
-    def photographs(self) -> list[Photograph]:
+    def photographs(self) -> list[Entry]:
         """All of them, sorted by id. The first use reads every archive once from end to end.
 
         Raises:
@@ -191,8 +191,8 @@ class Archives:
                 photograph, mask = photographs[name], photographs[name].mask_file
                 yield (
                     photograph,
-                    Picture(f"{path}: {name}", data),
-                    mask and Picture(f"{path}: {mask}", masks[mask]),
+                    FileBytes(f"{path}: {name}", data),
+                    mask and FileBytes(f"{path}: {mask}", masks[mask]),
                 )
                 wanted.remove(name)
                 if not wanted:
@@ -201,7 +201,7 @@ class Archives:
                 raise archive.refused(path, f"{min(wanted)!r} is no longer in it")
 
     @functools.cached_property
-    def _index(self) -> list[tuple[Path, dict[str, Photograph], dict[str, bytes]]]:
+    def _index(self) -> list[tuple[Path, dict[str, Entry], dict[str, bytes]]]:
         """Each archive with its photographs by member, and with its masks."""
         index = []
         taken: set[str] = set()
@@ -247,14 +247,14 @@ class Readable:
         """Yields the others as the source does."""
         return (record for record in self._found.read(split) if self._has(record[0]))
 
-    def _has(self, photograph: Photograph) -> bool:
+    def _has(self, photograph: Entry) -> bool:
         return photograph.id not in self.left_out
 
 
 Source = Tree | Archives | Readable
 
 
-def parse_layout(names: Iterable[str], where: str) -> list[Photograph]:
+def parse_layout(names: Iterable[str], where: str) -> list[Entry]:
     """Reads MVTec AD's layout off file names and returns its photographs, sorted by id.
 
     Files elsewhere than in `train`, `test` and `ground_truth` are passed over, and so are those
@@ -298,7 +298,7 @@ def parse_layout(names: Iterable[str], where: str) -> list[Photograph]:
             if not stem.endswith("_mask"):
                 raise UsageError(f"{where}: the mask {name!r} is not named NNN_mask.png")
             masks[category, kind, stem.removesuffix("_mask")] = name
-    photographs: dict[str, Photograph] = {}
+    photographs: dict[str, Entry] = {}
     for name, (category, section, kind, file) in placed_here:
         if section == "ground_truth":
             continue
@@ -309,7 +309,7 @@ def parse_layout(names: Iterable[str], where: str) -> list[Photograph]:
         if example in photographs:
             raise UsageError(f"{where}: there are two photographs {example!r}")
         mask = None if kind == "good" else masks.get((category, kind, stem))
-        photographs[example] = Photograph(example, name, mask)
+        photographs[example] = Entry(example, name, mask)
     return [photographs[example] for example in sorted(photographs)]
 
 

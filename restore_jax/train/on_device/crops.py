@@ -57,7 +57,7 @@ class Drawing:
     augment: str
     recolours: bool
     law: definition.Law
-    whole: working_size.Law | None
+    whole: working_size.StepLaw | None
 
     @property
     def rows(self) -> int:

@@ -32,7 +32,7 @@ class Source(Protocol):
     """What takes TensorFlow, see data/export_pairs.py."""
 
     load: Callable[[ConfigDict], Realised]
-    load_fixed: Callable[[ConfigDict], Mapping[str, Any]]
+    load_loss_params: Callable[[ConfigDict], Mapping[str, Any]]
     whole: Callable[[ConfigDict], batches.Data]
 
 
@@ -76,7 +76,7 @@ def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batche
                 realised.law, blurred=False
             )  # refuses what no step can draw
         pairs = _kept(path, settings, realised)
-    data = as_data(pairs, config, lambda: import_source().load_fixed(config))
+    data = as_data(pairs, config, lambda: import_source().load_loss_params(config))
     if config.data.image_size:
         return data
     try:
@@ -122,14 +122,14 @@ def _kept(path: pathlib.Path, settings: Mapping[str, Any], realised: Realised) -
 
 
 def as_data(
-    pairs: Pairs, config: ConfigDict, load_fixed: Callable[[], Mapping[str, Any]] = dict
+    pairs: Pairs, config: ConfigDict, load_loss_params: Callable[[], Mapping[str, Any]] = dict
 ) -> batches.Data:
     """Returns the data that a file of pairs holds.
 
     Args:
         pairs: of the file.
         config: `config.data.augment`, `config.loss` and the batch sizes matter.
-        load_fixed: as in `batches.Data`.
+        load_loss_params: as in `batches.Data`.
 
     Raises:
         UsageError: for flips that the law does not allow, or images too small to be measured.
@@ -139,11 +139,11 @@ def as_data(
     if train.arrays["clean"].shape[1] < batches.MIN_SIZE:
         raise UsageError(f"{pairs.path}: images too small, SSIM needs {batches.MIN_SIZE} px")
 
-    def load_all_fixed() -> Mapping[str, Any]:
+    def load_all_loss_params() -> Mapping[str, Any]:
         if not config.loss.get("perceptual", 0):
             return {}
         try:
-            return load_fixed()
+            return load_loss_params()
         except ImportError as error:
             raise UsageError(
                 f"config.loss.perceptual: reading VGG16's weights takes TensorFlow ({error}); "
@@ -156,7 +156,7 @@ def as_data(
         train_images=sampler.make_drawing(pairs, config).rows,
         train_batches=functools.partial(sampler.host_batches, pairs, config),
         eval_batches=lambda split: eval_batches(pairs.splits[split], config.eval.batch_size),
-        load_fixed=load_all_fixed,
+        load_loss_params=load_all_loss_params,
         identity={"pixels": _digest(pairs)},
         pairs=pairs,
     )

@@ -2,7 +2,7 @@
 
 One file holds the 8-bit pixels of every split, the images' names, and the settings that they
 were made with. The format is safetensors, a JSON header and plain arrays, so that any program
-can map it into memory and opening one of unknown origin cannot run anything. By split:
+can read it and opening one of unknown origin cannot run anything. By split:
 
   SPLIT.degraded   uint8 [K·N, S, S, 3], the K draws of each image one after the other
   SPLIT.clean      uint8 [N, S, S, 3]
@@ -21,13 +21,13 @@ Photographs of their native size lie in the upper left corner of arrays that fit
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from ml_collections import ConfigDict
 
 from restore_jax.batches import CONTEXT, CONTEXT_SIZE
@@ -37,11 +37,6 @@ from restore_jax.files import replacing
 FORMAT = "restore_jax pairs"
 VERSION = "1"
 
-_TYPES = {"U8": np.dtype(np.uint8), "I32": np.dtype("<i4")}
-_NAMES = {dtype: name for name, dtype in _TYPES.items()}
-_MAX_HEADER = 1 << 28
-_CHUNK = 1 << 24
-
 # What the pixels depend on, besides the photographs.
 _FIELDS = ("name", "split", "image_size", "resize", "realisations", "references")
 _SAMPLE_FIELDS = ("sample_size", "sample_count")
@@ -49,7 +44,7 @@ _SAMPLE_FIELDS = ("sample_size", "sample_count")
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The images of a split, [N] each, and their arrays by name, mapped into memory."""
+    """The images of a split, [N] each, and their arrays by name."""
 
     ids: Sequence[str]
     categories: Sequence[str]
@@ -156,66 +151,52 @@ def write(
         for split, part in sorted(splits.items())
         for name, array in sorted(part.arrays.items())
     }
-    digest = hashlib.sha256()
-    header: dict[str, Any] = {}
-    offset = 0
-    # Wide types first, so that each array lies on a multiple of its item's size.
-    ordered = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
-    for name in ordered:
-        array = arrays[name]
-        header[name] = {
-            "dtype": _NAMES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        offset += array.nbytes
-        digest.update(array.data)
     names = {
         split: [list(part.ids), list(part.categories), list(part.defect_types)]
         for split, part in splits.items()
     }
     about = {
         "settings": settings, "images": images, "law": law, "symmetries": symmetries,
-        "draws": draws, "names": names, "digest": digest.hexdigest(),
+        "draws": draws, "names": names, "digest": _digest(arrays),
     }  # fmt: skip
-    header["__metadata__"] = {"format": FORMAT, "version": VERSION, "about": json.dumps(about)}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    metadata = {"format": FORMAT, "version": VERSION, "about": json.dumps(about)}
     try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name in ordered:
-                arrays[name].tofile(file)
+        with replacing(path) as temporary:
+            safetensors.numpy.save_file(arrays, temporary, metadata)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except safetensors.SafetensorError as error:
+        raise UsageError(f"{path}: cannot be written ({error})") from error
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Digests the arrays, wide types first and then by name, as they lie in the file."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
+        digest.update(arrays[name].data)
+    return digest.hexdigest()
 
 
 def read(path: pathlib.Path) -> Pairs:
-    """Opens a file of pairs; the pixels are mapped into memory, and checked by their digest.
+    """Reads a file of pairs and checks it by its digest.
 
     Raises:
         UsageError: for a file that cannot be read, is none of these, is damaged, or of another
             version.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else _MAX_HEADER + 1
-            if length > _MAX_HEADER:
-                raise _damaged(path, "no header")
-            header = json.loads(file.read(length))
-            found = hashlib.sha256()
-            while chunk := file.read(_CHUNK):
-                found.update(chunk)
-        metadata = header.pop("__metadata__")
-        if metadata["format"] != FORMAT:
-            raise _damaged(path, "it is of another program")
-        if metadata["version"] != VERSION:
-            raise _damaged(path, f"version {metadata['version']!r} and not {VERSION!r}")
-        about = json.loads(metadata["about"])
-        if about["digest"] != found.hexdigest():
+        with path.open("rb"):  # says better than the library why it cannot be read
+            pass
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise _damaged(path, "it is of another program")
+            if metadata["version"] != VERSION:
+                raise _damaged(path, f"version {metadata['version']!r} and not {VERSION!r}")
+            about = json.loads(metadata["about"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about["digest"] != _digest(arrays):
             raise _damaged(path, "its digest is another")
-        arrays = {name: _mapped(path, 8 + length, entry) for name, entry in header.items()}
         splits = {
             split: _split(split, names, arrays, about["draws"], is_native(about["settings"]))
             for split, names in about["names"].items()
@@ -230,7 +211,9 @@ def read(path: pathlib.Path) -> Pairs:
             splits=splits,
         )
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
@@ -241,17 +224,6 @@ def _damaged(path: pathlib.Path, reason: str) -> UsageError:
         f"{path}: no file of pairs, or a damaged one ({reason}); copy it again, or delete it "
         "and it is made anew where the photographs are"
     )
-
-
-def _mapped(path: pathlib.Path, start: int, entry: Mapping[str, Any]) -> np.ndarray:
-    dtype, shape = _TYPES[entry["dtype"]], tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
-    if not all(isinstance(side, int) and side > 0 for side in shape):
-        raise ValueError(f"an array of shape {shape}")
-    if end - begin != math.prod(shape) * dtype.itemsize or begin < 0:
-        raise ValueError(f"{end - begin} bytes for {shape}")
-    # It says so itself where the file is shorter.
-    return np.memmap(path, dtype, "r", start + begin, shape)
 
 
 def _split(
@@ -286,6 +258,10 @@ def _split(
     if not required <= found.keys() or len(categories) != count or len(defect_types) != count:
         raise ValueError(f"{split} is not complete")
     for name, array in found.items():
-        if array.shape != expected[name]:
-            raise ValueError(f"{split}.{name} is {array.shape} and not {expected[name]}")
+        dtype = np.int32 if name == "native" else np.uint8
+        if array.shape != expected[name] or array.dtype != dtype:
+            raise ValueError(
+                f"{split}.{name} is {array.dtype} {array.shape} and not "
+                f"{np.dtype(dtype)} {expected[name]}"
+            )
     return Split(list(ids), list(categories), list(defect_types), found)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from restore_jax import batches
 from restore_jax.errors import UsageError
-from restore_jax.learner.state import System, TrainState
+from restore_jax.learner.state import Learner, TrainState
 from restore_jax.losses import loss_terms
 from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
@@ -27,7 +27,9 @@ from restore_jax.train.on_device.pairs_file import Pairs, batch_at
 
 Arrays = Mapping[str, jax.Array]
 
-Take = Callable[[TrainState, Arrays, loss_terms.Fixed, int], tuple[TrainState, steps.Scalars]]
+DispatchFn = Callable[
+    [TrainState, Arrays, loss_terms.LossParams, int], tuple[TrainState, steps.Scalars]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +37,16 @@ class Resident:
     """Pairs in device memory, and the program that trains on them.
 
     Attributes:
-        take: takes so many steps (its last argument) of one epoch; returns the state after, and
-            the scalars of each, [steps].
-        arrays: what `take` draws from.
+        dispatch: takes as many steps of one epoch as its last argument says; returns the state
+            after them and the scalars of each, [steps].
+        arrays: what `dispatch` draws from.
         steps_per_epoch: of any epoch.
         longest: steps of a dispatch, at most.
         save_every: the steps that a dispatch must not go beyond; 0: none.
         validation: the batches of "val", 8-bit images on the devices.
     """
 
-    take: Take
+    dispatch: DispatchFn
     arrays: Arrays
     steps_per_epoch: int
     longest: int
@@ -93,7 +95,7 @@ def check(config: ConfigDict) -> None:
 def make_resident(
     config: ConfigDict,
     data: batches.Data,
-    system: System,
+    learner: Learner,
     loss_fn: loss_terms.BatchLoss,
     mesh: Mesh,
 ) -> Resident | None:
@@ -118,7 +120,7 @@ def make_resident(
             f"{capacity / 1e9:.1f} GB; set config.data.resident=False"
         )
     return Resident(
-        take=compile_dispatch(config, draws, system, loss_fn, mesh),
+        dispatch=compile_dispatch(config, draws, learner, loss_fn, mesh),
         arrays=jax.device_put(arrays, device_mesh.replicated(mesh)),
         steps_per_epoch=draws.steps_per_epoch,
         longest=longest_dispatch(config, draws.steps_per_epoch, mesh.devices.flat[0].platform),
@@ -142,28 +144,28 @@ def _validation(pairs: Pairs, batch_size: int, mesh: Mesh) -> Iterator[batches.B
 def compile_dispatch(
     config: ConfigDict,
     draws: sampler.Drawing,
-    system: System,
+    learner: Learner,
     loss_fn: loss_terms.BatchLoss,
     mesh: Mesh,
-) -> Take:
+) -> DispatchFn:
     """Returns the program that takes several steps of one epoch; it gives the state away."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     compile_form = compile_single if on_cpu else compile_scan
-    return compile_form(config, draws, system, loss_fn, mesh)
+    return compile_form(config, draws, learner, loss_fn, mesh)
 
 
 def compile_scan(
     config: ConfigDict,
     draws: sampler.Drawing,
-    system: System,
+    learner: Learner,
     loss_fn: loss_terms.BatchLoss,
     mesh: Mesh,
-) -> Take:
+) -> DispatchFn:
     """Returns a program that takes its steps in one dispatch, compiled for each number."""
-    step_fn = _drawing_step(config, draws, system, loss_fn, mesh)
+    step_fn = _drawing_step(config, draws, learner, loss_fn, mesh)
 
-    def take(
-        state: TrainState, arrays: Arrays, fixed: loss_terms.Fixed, count: int
+    def dispatch(
+        state: TrainState, arrays: Arrays, loss_params: loss_terms.LossParams, count: int
     ) -> tuple[TrainState, steps.Scalars]:
         epoch = state.step // draws.steps_per_epoch
         order = whole_images.epoch_order(draws.seed, draws.rows, epoch)
@@ -171,12 +173,14 @@ def compile_scan(
         def body(state: TrainState, _: Any) -> tuple[TrainState, steps.Scalars]:
             # Nothing moves across: each step is compiled alike, whatever is around it.
             state = jax.lax.optimization_barrier(state)
-            return jax.lax.optimization_barrier(step_fn(state, arrays, fixed, epoch, order))
+            return jax.lax.optimization_barrier(
+                step_fn(state, arrays, loss_params, epoch, order)
+            )
 
         return jax.lax.scan(body, state, None, length=count)
 
     return jax.jit(
-        take,
+        dispatch,
         static_argnums=3,
         out_shardings=device_mesh.replicated(mesh),
         donate_argnums=0,
@@ -186,17 +190,17 @@ def compile_scan(
 def compile_single(
     config: ConfigDict,
     draws: sampler.Drawing,
-    system: System,
+    learner: Learner,
     loss_fn: loss_terms.BatchLoss,
     mesh: Mesh,
-) -> Take:
+) -> DispatchFn:
     """Returns a program that dispatches its steps one by one, the drawing apart.
 
     XLA's loops on a CPU run convolutions in a plain form that takes many times as long, and so
     does a program that draws crops and trains on them.
     """
     step_fn = jax.jit(
-        _train_step(config, system, loss_fn, mesh),
+        _train_step(config, learner, loss_fn, mesh),
         out_shardings=device_mesh.replicated(mesh),
         donate_argnums=0,
     )
@@ -208,27 +212,27 @@ def compile_single(
         position = step - epoch * draws.steps_per_epoch
         return sampler.draw_batch(arrays, draws, epoch, order, position)
 
-    def take(
-        state: TrainState, arrays: Arrays, fixed: loss_terms.Fixed, count: int
+    def dispatch(
+        state: TrainState, arrays: Arrays, loss_params: loss_terms.LossParams, count: int
     ) -> tuple[TrainState, steps.Scalars]:
         found = []
         for _ in range(count):
-            state, scalars = step_fn(state, draw(arrays, state.step), fixed)
+            state, scalars = step_fn(state, draw(arrays, state.step), loss_params)
             found.append(scalars)
         return state, {name: jnp.stack([s[name] for s in found]) for name in found[0]}
 
-    return take
+    return dispatch
 
 
 def _train_step(
-    config: ConfigDict, system: System, loss_fn: loss_terms.BatchLoss, mesh: Mesh
+    config: ConfigDict, learner: Learner, loss_fn: loss_terms.BatchLoss, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, steps.Scalars]]:
     """Returns `steps.train_step` of a run."""
     return steps.divided_over(
         mesh,
         functools.partial(
             steps.train_step,
-            system=system,
+            learner=learner,
             loss_fn=loss_fn,
             seed=config.seed,
             mask_dropout=config.train.mask_dropout,
@@ -239,17 +243,17 @@ def _train_step(
 def _drawing_step(
     config: ConfigDict,
     draws: sampler.Drawing,
-    system: System,
+    learner: Learner,
     loss_fn: loss_terms.BatchLoss,
     mesh: Mesh,
 ) -> Callable[..., tuple[TrainState, steps.Scalars]]:
     """Returns a step that draws its batch itself."""
-    train_step = _train_step(config, system, loss_fn, mesh)
+    train_step = _train_step(config, learner, loss_fn, mesh)
 
     def step(
         state: TrainState,
         arrays: Arrays,
-        fixed: loss_terms.Fixed,
+        loss_params: loss_terms.LossParams,
         epoch: jax.Array,
         order: jax.Array,
     ) -> tuple[TrainState, steps.Scalars]:
@@ -258,7 +262,7 @@ def _drawing_step(
         # Drawn once: what is cheap to say is otherwise drawn anew wherever it is used.
         batch = jax.lax.optimization_barrier(batch)
         batch = jax.lax.with_sharding_constraint(batch, device_mesh.split_over(mesh))
-        return train_step(state, batch, fixed)
+        return train_step(state, batch, loss_params)
 
     return steps.divided_over(mesh, step)
 
@@ -273,7 +277,7 @@ def train_epoch(
     source: Resident,
     state: TrainState,
     step: int,
-    fixed: loss_terms.Fixed,
+    loss_params: loss_terms.LossParams,
     saves: Callable[[int], bool],
 ) -> Iterator[tuple[TrainState, list[dict[str, float]], bool]]:
     """Takes the steps that an epoch still has, a dispatch at a time.
@@ -285,7 +289,7 @@ def train_epoch(
         source: the pairs.
         state: before; given away.
         step: of the state.
-        fixed: as `steps.train_step` takes it.
+        loss_params: as `steps.train_step` takes it.
         saves: tells whether the state after a step is to be saved; asked after each dispatch.
 
     Yields:
@@ -299,7 +303,7 @@ def train_epoch(
         if source.save_every:
             stop = min(end, (step // source.save_every + 1) * source.save_every)
         count = next_dispatch(step, stop, end, source.steps_per_epoch, source.longest)
-        state, scalars = source.take(state, source.arrays, fixed, count)
+        state, scalars = source.dispatch(state, source.arrays, loss_params, count)
         step += count
         pending.append(scalars)
         save = saves(step)

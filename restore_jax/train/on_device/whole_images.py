@@ -41,7 +41,7 @@ class Drawing:
     draws: int
     batch_size: int
     augment: str
-    law: working_size.Law | None
+    law: working_size.StepLaw | None
 
     @property
     def rows(self) -> int:

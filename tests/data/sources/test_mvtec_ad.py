@@ -276,7 +276,7 @@ def test_layout_leaves_out_what_is_not_of_it():
         "bottle/ground_truth/broken/007_mask.png",
     ]
     assert source.parse_layout(names, "R") == [
-        source.Photograph("bottle/test/broken/000", "bottle/test/broken/000.png", None)
+        source.Entry("bottle/test/broken/000", "bottle/test/broken/000.png", None)
     ]
 
 

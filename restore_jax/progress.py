@@ -1,0 +1,61 @@
+"""How far a long piece of work is: a bar in a terminal, a line now and then in a log file."""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO
+
+import tqdm
+
+
+def bar(
+    items: Iterable[Any] | None = None,
+    *,
+    total: int,
+    initial: int = 0,
+    title: str | None = None,
+    shown: bool = True,
+) -> tqdm.tqdm:
+    """Returns a progress bar over images.
+
+    Args:
+        items: what to iterate over; None: call `update` on the bar instead.
+        total: the number of images.
+        initial: how many of them are done already.
+        title: what stands before the bar.
+        shown: whether it is shown at all.
+    """
+    in_terminal = sys.stderr.isatty()
+    kind = tqdm.tqdm if in_terminal else _Lines
+    return kind(
+        items,
+        total=total,
+        initial=initial,
+        desc=title,
+        unit=" images",
+        mininterval=0.2 if in_terminal else 10.0,
+        dynamic_ncols=in_terminal,
+        disable=not shown,
+    )
+
+
+class _Lines(tqdm.tqdm):
+    """A bar for log files: each state is a line of its own, and nothing moves the cursor."""
+
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:
+        def print_line(text: str) -> None:
+            if text:
+                file.write(f"{text}\n")
+                file.flush()
+
+        return print_line
+
+    def clear(self, nolock: bool = False) -> None:
+        """Does nothing: what is in a file stays there."""
+
+    def close(self) -> None:
+        """Writes the last state."""
+        if not self.disable:
+            self.refresh()
+            self.disable = True
+            self._decr_instances(self)
