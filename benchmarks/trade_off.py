@@ -1,0 +1,147 @@
+"""What a model's strength trades: PSNR of the image against contrast of the defects.
+
+python -m benchmarks.trade_off --workdir=general --root=DIR --preset=kla --chart=trade_off.png
+
+A result of strength s is the degraded image plus s times what the model changes. For each
+strength there is a JSON line with
+
+  strength, psnr, ssim       means over the images
+  defect_psnr                over the defects' pixels, mean over the images that have any
+  contrast_median, contrast_mean   of the defects' contrast to their surroundings, 1: as in the
+                             clean image
+  erased, regions            defect regions that lost more than their contrast allows, of all
+
+and --chart draws them.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.common import emit
+from configs import default
+from data import pipeline
+from restore_jax import load
+from restore_jax.errors import RunError, UsageError
+from restore_jax.metrics import defects, fidelity
+from restore_jax.parallel import compilation, cores
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
+
+
+def measure(
+    model: str, root: str, preset: str, size: int, split: str, images: str
+) -> Iterator[dict[str, Any]]:
+    """Yields the figures of every strength.
+
+    Args:
+        model: a workdir, a weights file or the name of a shipped model.
+        root: MVTec AD, or a part of it.
+        preset: of the degradation.
+        size: side of the images in px; 0: their own.
+        split: `config.data.split`.
+        images: `config.eval.split`.
+    """
+    config = default.get_config("mvtec_ad")
+    config.data.update(root=root, split=split, image_size=size, references=0)
+    config.data.degradation.preset = preset
+    config.eval.batch_size = 1
+    data = pipeline.make_data(config)
+    restorer = load(model)
+    figures = jax.jit(fidelity.image_metrics)
+    rows: dict[float, list[dict[str, Any]]] = {strength: [] for strength in STRENGTHS}
+    parts = ("train", "val") if images == "all" else (images,)
+    for batch in (batch for part in parts for batch in data.eval_batches(part)):
+        degraded, clean, mask = (batch[name][0] for name in ("degraded", "clean", "mask"))
+        change = restorer(degraded) - degraded
+        for strength, found in rows.items():
+            image = np.clip(degraded + strength * change, 0, 1)
+            arrays = (image, degraded, clean, mask, batch["has_mask"][0])
+            measured = jax.device_get(figures(*(np.asarray(a)[None] for a in arrays)))
+            row = {name: float(value[0]) for name, value in measured.items()}
+            known, good = bool(batch["has_mask"][0]), batch["defect_type"][0] == "good"
+            row |= defects.preservation_figures(image, degraded, clean, mask, known, good)
+            found.append(row)
+    for strength, found in rows.items():
+        yield {
+            "op": "trade_off",
+            "model": model,
+            "preset": preset,
+            "size": size,
+            "images": len(found),
+            "strength": strength,
+            **summarise(found),
+        }
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+    """Returns the figures of one strength over its images."""
+    contrast = [row["defect_contrast"] for row in rows if np.isfinite(row["defect_contrast"])]
+    defect_psnr = [row["defect_psnr"] for row in rows if np.isfinite(row["defect_psnr"])]
+    return {
+        "psnr": round(float(np.mean([row["psnr"] for row in rows])), 3),
+        "ssim": round(float(np.mean([row["ssim"] for row in rows])), 4),
+        "defect_psnr": round(float(np.mean(defect_psnr)), 3),
+        "contrast_median": round(float(np.median(contrast)), 3),
+        "contrast_mean": round(float(np.mean(contrast)), 3),
+        "erased": int(np.nansum([row["erased_regions"] for row in rows])),
+        "regions": int(np.nansum([row["regions"] for row in rows])),
+    }
+
+
+def draw(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """Draws PSNR against contrast, a point for each strength."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    xs = [record["contrast_median"] for record in records]
+    ys = [record["psnr"] for record in records]
+    axes.plot(xs, ys, "o-", color="#1f5fa8")
+    for record, x, y in zip(records, xs, ys, strict=True):
+        axes.annotate(f"{record['strength']:g}", (x, y), (6, -4), textcoords="offset points")
+    axes.axvline(1.0, color="#888", lw=1, ls="--")
+    axes.set_xlabel("contrast of the defects, median (1: as in the clean image)")
+    axes.set_ylabel("PSNR, dB")
+    first = records[0]
+    axes.set_title(f"{first['model']}, {first['preset']} law: strength of the restoration")
+    axes.grid(color="#ddd")
+    axes.set_axisbelow(True)
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures what the command line asks for and prints the lines."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", default="general", help="workdir, weights file or name")
+    parser.add_argument("--root", required=True, help="MVTec AD, or a part of it")
+    parser.add_argument("--preset", default="kla", help="of the degradation")
+    parser.add_argument("--size", type=int, default=0, help="side of images, px; 0: their own")
+    parser.add_argument("--split", default="all", help="config.data.split")
+    parser.add_argument("--images", choices=("val", "train", "all"), default="val")
+    parser.add_argument("--chart", type=pathlib.Path, help="file for a chart")
+    given = parser.parse_args(argv)
+    compilation.use_cache()
+    cores.prepare()
+    try:
+        records = []
+        for record in measure(
+            given.workdir, given.root, given.preset, given.size, given.split, given.images
+        ):
+            emit(record)
+            records.append(record)
+        if given.chart:
+            draw(records, given.chart)
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()
