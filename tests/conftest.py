@@ -13,6 +13,9 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["MPLBACKEND"] = "Agg"
+# Most of the suite's time is compilation, and for images of a few pixels no optimisation pays.
+# `optimised` has the programs that users run.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # Compiled programs are kept between runs: most of the suite's time would be compilation.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
