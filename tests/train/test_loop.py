@@ -20,7 +20,9 @@ from restore_jax.losses import loss_terms
 from restore_jax.parallel import device_mesh
 from restore_jax.train import loop, steps
 from restore_jax.train.logs import Logs
-from tests.support import tiny
+from tests.support import programs, tiny
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def run(config, folder, make_data=tiny.data, devices=1):
@@ -37,7 +39,7 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, compiled_once):
     folder = tmp_path_factory.mktemp("run") / "finished"
     config = tiny.config(epochs=3)
     return config, folder, run(config, folder)
@@ -69,6 +71,14 @@ def test_training_lowers_the_loss(finished):
     _, folder, _ = finished
     trained = [record["loss"] for record in lines(folder) if record["split"] == "train"]
     assert trained[-1] < trained[0]
+
+
+def test_training_by_the_programs_of_users_does_the_same(finished, tmp_path):
+    config, folder, _ = finished
+    with programs.optimised():
+        run(config, tmp_path / "run")
+    for found, expected in zip(lines(tmp_path / "run"), lines(folder), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3), expected["split"]
 
 
 def test_best_and_latest_are_kept_with_their_figures(finished):
