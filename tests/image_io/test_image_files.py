@@ -72,7 +72,9 @@ def independently(path, case):
     return levels.astype(np.uint8) * 255 if case.mode == "1" else levels
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+)
 def test_random_files_are_refused_or_come_back_in_their_own_form(seed, tmp_path, capfd):
     good = refused = 0
     for case in image_fuzz.generate(tmp_path, 180, seed):

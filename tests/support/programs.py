@@ -13,7 +13,7 @@ _STEPS = {}
 @contextlib.contextmanager
 def optimised():
     """Compiles what is compiled meanwhile as users have it, which conftest.py leaves out."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     try:
         yield
@@ -40,7 +40,7 @@ def compiled_once():
         ):
             settings[part][field] = 0
         settings.init_from = ""
-        optimisation = jax.config.jax_disable_most_optimizations
+        optimisation = jax.config.read("jax_disable_most_optimizations")
         key = settings.to_json(), mesh, steps.train_step, optimisation
         if key not in _STEPS:
             _STEPS[key] = compile_step(settings, system, loss_fn, mesh)
