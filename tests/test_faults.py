@@ -392,11 +392,15 @@ def losses_of(folder):
     return [(record["split"], record["loss"]) for record in map(json.loads, lines)]
 
 
-def train_on_eight(name, folder):
-    """Trains an experiment on eight devices, of which this process has too few."""
+# With BatchNorm and a discriminator, which have the most to exchange.
+EXPERIMENT = "pexels_gan"
+
+
+def train_on_eight(folder):
+    """Trains on eight devices, of which this process has too few."""
     subprocess.run(
         [
-            *(sys.executable, "-m", "tests.support.child", name, str(folder)),
+            *(sys.executable, "-m", "tests.support.child", EXPERIMENT, str(folder)),
             *("--devices=8", "--batch_size=8"),
         ],
         cwd=ROOT,
@@ -407,12 +411,11 @@ def train_on_eight(name, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", child.NARROW)
-def test_any_number_of_devices_gives_the_same_losses(name, tmp_path):
-    fields = child.config(name, batch_size=8)
+def test_any_number_of_devices_gives_the_same_losses(tmp_path):
+    fields = child.config(EXPERIMENT, batch_size=8)
     for devices in (1, 2, 4):
         run(fields, tmp_path / str(devices), child.data, devices)
-    train_on_eight(name, tmp_path / "8")
+    train_on_eight(tmp_path / "8")
     expected = losses_of(tmp_path / "1")
     assert len(expected) == 3  # two epochs, validated at the end
     for folder in (tmp_path / "2", tmp_path / "4", tmp_path / "8"):
@@ -420,8 +423,7 @@ def test_any_number_of_devices_gives_the_same_losses(name, tmp_path):
             assert split == same
             # The biases before a BatchNorm have no gradient but rounding, which Adam scales up.
             # Training takes what they drift by out again; the running means lag behind it.
-            drifts = split == "val" and name != "sca_unet"
-            assert loss == pytest.approx(value, rel=2e-3 if drifts else 1e-5), folder
+            assert loss == pytest.approx(value, rel=2e-3 if split == "val" else 1e-5), folder
 
 
 @pytest.mark.slow
