@@ -130,7 +130,7 @@ def test_any_step_can_be_gone_on_from(changes):
     data, again = pipeline.make_data(config), pipeline.make_data(config)
     steps = -(-data.train_images // 10)
     whole = taken(data, 2 * steps + 2)
-    for step in (1, steps, steps + 2):
+    for step in (steps, steps + 2):
         later = taken(again, len(whole) - step, step)
         for expected, found in zip(whole[step:], later, strict=True):
             assert_same(expected, found)

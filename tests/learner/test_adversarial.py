@@ -126,7 +126,7 @@ def gan(**train_fields):
     return config
 
 
-def test_a_run_resumes_with_its_discriminator_in_the_same_bits(tmp_path):
+def test_a_run_resumes_with_its_discriminator_in_the_same_bits(tmp_path, compiled_once):
     devices = jax.devices()[:2]
     straight = loop.train_and_evaluate(gan(epochs=2), tmp_path / "a", tiny.data, devices)
 
