@@ -21,12 +21,13 @@ from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.parallel import signals
-from restore_jax.report import plots
-from restore_jax.train import loop, steps
+from restore_jax.train import loop
 from restore_jax.train.logs import Logs
 from tests.support import child, kills, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def run(config, folder, make_data=tiny.data, devices=1):
@@ -56,30 +57,8 @@ def record_of(folder, step):
         return manager.metrics(step)
 
 
-_COMPILED = {}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Compiles the step of a configuration once, and draws no curves."""
-    compile_step = steps.compile_step
-
-    def compiled(settings, learner, loss_fn, mesh):
-        settings = settings.copy_and_resolve_references()
-        settings.checkpoint.every_steps = 0
-        key = settings.to_json(), mesh
-        if key not in _COMPILED:
-            _COMPILED[key] = compile_step(settings, learner, loss_fn, mesh)
-        return _COMPILED[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "compile_step", compiled)
-        patch.setattr(plots, "draw_curves", lambda records, path: path.write_bytes(b""))
-        yield
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, compiled_once):
     """Three epochs of three steps that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return folder, run(config(), folder)
@@ -139,8 +118,8 @@ def send(*numbers):
     [
         ({"at_step": 2}, 2, 1, signal.SIGINT),
         ({"at_step": 6}, 6, 2, signal.SIGTERM),
-        ({"at_step": 9}, 9, 3, signal.SIGINT),
-        ({"at_validation": 1}, 3, 1, signal.SIGTERM),
+        pytest.param({"at_step": 9}, 9, 3, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param({"at_validation": 1}, 3, 1, signal.SIGTERM, marks=pytest.mark.slow),
         ({"at_validation": 3}, 9, 3, signal.SIGINT),
     ],
     ids=str,
@@ -184,7 +163,7 @@ def test_a_signal_as_an_epoch_ends_keeps_the_checkpoint_with_its_figures(
 
 
 def test_stopped_again_and_again_it_still_ends_in_the_same_bits(whole, tmp_path):
-    for step in (2, 4, 6, 8):
+    for step in (2, 5, 8):
         with pytest.raises(signals.Interrupted, match=f"after step {step},"):
             run(config(), tmp_path / "run", disturbed(step, act=send(signal.SIGTERM)))
     assert_ends_as(whole, tmp_path / "run")
@@ -218,7 +197,7 @@ def stops(at_step):
     return disturbed(at_step, act=act)
 
 
-@pytest.mark.parametrize(("at_step", "saved"), [(2, 0), (4, 3), (6, 4), (9, 8)])
+@pytest.mark.parametrize(("at_step", "saved"), [(2, 0), (6, 4)])
 def test_checkpoints_within_an_epoch_resume_there(whole, tmp_path, capsys, at_step, saved):
     with pytest.raises(ConnectionError):
         run(config(every_steps=2), tmp_path / "run", stops(at_step))
@@ -413,11 +392,15 @@ def losses_of(folder):
     return [(record["split"], record["loss"]) for record in map(json.loads, lines)]
 
 
-def train_on_eight(name, folder):
-    """Trains an experiment on eight devices, of which this process has too few."""
+# With BatchNorm and a discriminator, which have the most to exchange.
+EXPERIMENT = "pexels_gan"
+
+
+def train_on_eight(folder):
+    """Trains on eight devices, of which this process has too few."""
     subprocess.run(
         [
-            *(sys.executable, "-m", "tests.support.child", name, str(folder)),
+            *(sys.executable, "-m", "tests.support.child", EXPERIMENT, str(folder)),
             *("--devices=8", "--batch_size=8"),
         ],
         cwd=ROOT,
@@ -428,12 +411,11 @@ def train_on_eight(name, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", child.NARROW)
-def test_any_number_of_devices_gives_the_same_losses(name, tmp_path):
-    fields = child.config(name, batch_size=8)
+def test_any_number_of_devices_gives_the_same_losses(tmp_path):
+    fields = child.config(EXPERIMENT, batch_size=8)
     for devices in (1, 2, 4):
         run(fields, tmp_path / str(devices), child.data, devices)
-    train_on_eight(name, tmp_path / "8")
+    train_on_eight(tmp_path / "8")
     expected = losses_of(tmp_path / "1")
     assert len(expected) == 3  # two epochs, validated at the end
     for folder in (tmp_path / "2", tmp_path / "4", tmp_path / "8"):
@@ -441,8 +423,7 @@ def test_any_number_of_devices_gives_the_same_losses(name, tmp_path):
             assert split == same
             # The biases before a BatchNorm have no gradient but rounding, which Adam scales up.
             # Training takes what they drift by out again; the running means lag behind it.
-            drifts = split == "val" and name != "sca_unet"
-            assert loss == pytest.approx(value, rel=2e-3 if drifts else 1e-5), folder
+            assert loss == pytest.approx(value, rel=2e-3 if split == "val" else 1e-5), folder
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """What the layout of the project promises."""
 
 import ast
-import importlib
 import pathlib
 import subprocess
 import sys
@@ -129,17 +128,3 @@ def test_restore_jax_works_where_tensorflow_is_not_installed():
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout == "imported\n", done.stderr
-
-
-def test_launch_stays_short():
-    assert len((ROOT / "launch.py").read_text(encoding="utf-8").splitlines()) < 80
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").glob("[a-z]*.py")), ids=lambda path: path.stem
-)
-@pytest.mark.parametrize("data", ["mvtec_ad", "sample"])
-def test_every_config_names_itself_and_its_data(path, data):
-    config = importlib.import_module(f"configs.{path.stem}").get_config(data)
-    assert config.name == path.stem
-    assert config.data.name == data

@@ -1,6 +1,7 @@
 """The command line, as a user types it."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -22,10 +23,15 @@ TINY = (
 )
 
 
+# With all the optimisation that conftest.py leaves out.
+AS_A_USER = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+
+
 def launch(*flags, cwd=ROOT):
     return subprocess.run(
         [sys.executable, str(ROOT / "launch.py"), *flags],
         cwd=cwd,
+        env=AS_A_USER,
         capture_output=True,
         text=True,
         check=False,

@@ -48,13 +48,13 @@ NARROW = {
     "gain_unet": {"widths": (4, 6), "blocks": 1},
     "gain_unet_native": {"widths": (4, 6), "blocks": 1},
     "general": {"widths": (4, 6), "blocks": 1},
-    "pexels_cnn": {},
+    "pexels_cnn": {"widths": (4, 5)},
     "pexels_gan": {"widths": (2, 4)},
     "pexels_unet": {"bottleneck": 32},
     "rcan": {"width": 4, "blocks": 2},
     "sca_unet": {"widths": (2, 4)},
     "sca_unet_released": {"widths": (2, 4)},
-    "unet_small": {"width": 4},
+    "unet_small": {"widths": (4, 6)},
 }
 
 
@@ -64,7 +64,8 @@ def get_config(name, data="sample"):
 
 def narrow(name):
     config = get_config(name)
-    config.model.update({k: v for k, v in NARROW[name].items() if k in config.model})
+    assert NARROW[name].keys() <= config.model.keys()
+    config.model.update(NARROW[name])
     config.loss.perceptual = 0.0
     return config
 

@@ -19,6 +19,7 @@ from restore_jax.metrics import defects, detectability, kla
 from restore_jax.parallel import device_mesh
 from restore_jax.train import loop
 from tests.support import tiny
+from tests.support.networks import apply
 
 # Of 32 px, the least that a detector takes.
 data = functools.partial(tiny.data, image_size=32, good=6)
@@ -35,7 +36,7 @@ PRESERVATION = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, compiled_once):
     folder = tmp_path_factory.mktemp("run") / "trained"
     loop.train(tiny.config(), folder, data, jax.devices()[:1])
     return folder
@@ -105,7 +106,7 @@ def test_preservation_and_detectability_are_of_the_restored_images(trained):
     erased, tests = 0, {"a": [], "b": []}
     for split in ("val", "good"):
         for batch in made.eval_batches(split):
-            restored = model.apply({"params": state["params"]}, batch["degraded"])
+            restored = apply(model, {"params": state["params"]}, batch["degraded"])
             restored = np.clip(restored, 0, 1)
             for i in np.flatnonzero(batch["valid"]):
                 clean, mask = batch["clean"][i], batch["mask"][i]

@@ -5,7 +5,7 @@ import pytest
 from restore_jax import models
 from restore_jax.evaluation import per_image
 from restore_jax.parallel import device_mesh
-from tests.support import tiny
+from tests.support import networks, tiny
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return model.init(jax.random.key(0), tiny.images(1)["clean"])
+    return networks.init(model, tiny.images(1)["clean"])
 
 
 def one_device():
@@ -43,7 +43,7 @@ def test_an_observer_sees_each_image_and_may_add_figures(model, variables):
         seen[image.row["id"]] = image
 
     rows = per_image.evaluate(model, variables, [pairs], one_device(), observe=observe)
-    restored = np.clip(model.apply(variables, pairs["degraded"]), 0, 1)
+    restored = np.clip(networks.apply(model, variables, pairs["degraded"]), 0, 1)
     for i, name in enumerate(pairs["id"]):
         image = seen[name]
         np.testing.assert_allclose(image.restored, restored[i], atol=1e-5)

@@ -5,7 +5,6 @@ import pathlib
 import tempfile
 import threading
 
-import jax
 import numpy as np
 import pytest
 import tifffile
@@ -18,14 +17,14 @@ from restore_jax.image_io import image_files
 from restore_jax.image_io.image_files import ImageFileError, Photograph
 from restore_jax.inference import folders
 from restore_jax.inference.restorer import Restorer
-from tests.support import image_fuzz
+from tests.support import image_fuzz, networks
 
 
 @pytest.fixture(scope="module")
 def restorer():
     fields = {"name": "sca_unet", "widths": (2, 4)}
     model = models.create(**fields)
-    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
+    variables = networks.init(model, np.zeros((1, 16, 16, 3)))
     config = ConfigDict({"model": fields})
     return Restorer(model, variables, config, tile=32, batch_size=4)
 

@@ -8,6 +8,7 @@ from restore_jax import models
 from restore_jax.errors import RunError
 from restore_jax.inference import tile_plan, tiling
 from restore_jax.inference.tiling import Sizes
+from tests.support import networks
 
 RNG = np.random.default_rng(0)
 
@@ -49,9 +50,8 @@ def out_of_memory():
 def pooled():
     """A tiny random network with global pooling and non-local attention."""
     model = models.create("sca_unet", widths=(2, 4))
-    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
-    compiled = jax.jit(model.apply)
-    return lambda batch, context=None: np.asarray(compiled(variables, batch))
+    variables = networks.init(model, np.zeros((1, 32, 32, 3), np.float32))
+    return lambda batch, context=None: np.asarray(networks.apply(model, variables, batch))
 
 
 @pytest.mark.parametrize(

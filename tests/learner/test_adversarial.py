@@ -14,6 +14,10 @@ from restore_jax.learner import adversarial, state
 from restore_jax.losses import loss_terms
 from restore_jax.train import loop, steps
 from tests.support import tiny
+from tests.support.networks import apply
+
+update = jax.jit(adversarial.update, static_argnums=0)
+fooling_loss = jax.jit(adversarial.fooling_loss, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,7 @@ def adversary():
 
 @pytest.fixture(scope="module")
 def first(adversary):
-    return adversarial.create(adversary, jax.random.key(0))
+    return jax.jit(adversarial.create, static_argnums=0)(adversary, jax.random.key(0))
 
 
 def arrays(rows=(0, 1, 2), size=4):
@@ -33,14 +37,14 @@ def arrays(rows=(0, 1, 2), size=4):
 
 
 def judged(adversary, first, batch, candidate):
-    """Logits of the valid rows alone, by a plain call."""
+    """Logits of the valid rows alone."""
     rows = batch["valid"]
-    logits, _ = adversary.discriminator.apply(
+    logits, _ = jax.jit(
+        functools.partial(adversary.discriminator.apply, train=True, mutable=["batch_stats"])
+    )(
         {"params": first.params, "batch_stats": first.batch_stats},
         batch["degraded"][rows],
         candidate[rows],
-        train=True,
-        mutable=["batch_stats"],
     )
     return np.asarray(logits, np.float64)
 
@@ -51,14 +55,14 @@ def test_the_losses_are_those_of_the_paper(adversary, first):
     fake = judged(adversary, first, batch, restored)
     real = judged(adversary, first, batch, batch["clean"])
     expected = np.mean(-np.log(1 / (1 + np.exp(-fake))))
-    found = adversarial.fooling_loss(adversary, first, batch, restored)
+    found = fooling_loss(adversary, first, batch, restored)
     assert float(found) == pytest.approx(expected, rel=1e-4)
-    after, loss = adversarial.update(adversary, first, batch, restored)
+    after, loss = update(adversary, first, batch, restored)
     by_hand = -np.mean(np.log(1 / (1 + np.exp(-real)))) - np.mean(
         np.log(1 - 1 / (1 + np.exp(-fake)))
     )
     assert float(loss) == pytest.approx(by_hand / 2, rel=1e-4)
-    again = adversarial.update(adversary, after, batch, restored)[1]
+    again = update(adversary, after, batch, restored)[1]
     assert float(again) < float(loss)
     stats = jax.tree.leaves(after.batch_stats)
     assert any(
@@ -71,21 +75,21 @@ def test_one_that_guesses_loses_ln_2(adversary, first):
     params["output"] = jax.tree.map(jnp.zeros_like, params["output"])
     blind = first.replace(params=params)
     batch = arrays()
-    assert float(
-        adversarial.update(adversary, blind, batch, batch["clean"])[1]
-    ) == pytest.approx(math.log(2), rel=1e-6)
+    assert float(update(adversary, blind, batch, batch["clean"])[1]) == pytest.approx(
+        math.log(2), rel=1e-6
+    )
 
 
 def test_no_gradient_of_the_discriminator_reaches_the_restoration(adversary, first):
     batch = arrays()
 
     def loss(restored):
-        return adversarial.update(adversary, first, batch, restored)[1]
+        return update(adversary, first, batch, restored)[1]
 
     assert not np.any(jax.grad(loss)(batch["degraded"]))
-    gradient = jax.grad(
-        lambda restored: adversarial.fooling_loss(adversary, first, batch, restored)
-    )(batch["degraded"])
+    gradient = jax.grad(lambda restored: fooling_loss(adversary, first, batch, restored))(
+        batch["degraded"]
+    )
     assert np.any(gradient[:3])
     assert not np.any(gradient[3])  # a row that only fills up the batch
 
@@ -99,9 +103,9 @@ def test_a_step_trains_both_against_what_the_other_was(adversary):
         steps.train_step, learner=learner, loss_fn=loss_terms.weighted_sum({"l1": 2.0}), seed=0
     )
     after, scalars = jax.jit(step)(before, batch)
-    restored = model.apply({"params": before.params}, batch["degraded"])
-    fooling = adversarial.fooling_loss(adversary, before.adversary, batch, restored)
-    expected, loss = adversarial.update(adversary, before.adversary, batch, restored)
+    restored = apply(model, {"params": before.params}, batch["degraded"])
+    fooling = fooling_loss(adversary, before.adversary, batch, restored)
+    expected, loss = update(adversary, before.adversary, batch, restored)
     assert float(scalars["loss_adversarial"]) == pytest.approx(float(fooling), rel=1e-4)
     assert float(scalars["loss_discriminator"]) == pytest.approx(float(loss), rel=1e-4)
     total = 2.0 * float(scalars["loss_l1"]) + 0.5 * float(fooling)
@@ -122,7 +126,7 @@ def gan(**train_fields):
     return config
 
 
-def test_a_run_resumes_with_its_discriminator_in_the_same_bits(tmp_path):
+def test_a_run_resumes_with_its_discriminator_in_the_same_bits(tmp_path, compiled_once):
     devices = jax.devices()[:2]
     straight = loop.train(gan(epochs=2), tmp_path / "a", tiny.data, devices)
 

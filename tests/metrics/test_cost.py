@@ -9,6 +9,7 @@ from jax import lax
 
 from restore_jax import models
 from restore_jax.metrics import cost
+from tests.support.networks import variables_of
 
 
 def array(*shape):
@@ -183,7 +184,7 @@ def test_the_cost_of_models_side_by_side():
     images = jnp.zeros((4, 12, 16, 3))
     made = {name: Layer(f) for name, f in (("small", 2), ("large", 8))}
     with_variables = {
-        name: (model, model.init(jax.random.key(0), images)) for name, model in made.items()
+        name: (model, variables_of(model, images)) for name, model in made.items()
     }
     costs = cost.measure(with_variables, images, rounds=3)
     assert list(costs) == ["small", "large"]

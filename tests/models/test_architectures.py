@@ -17,6 +17,7 @@ from restore_jax.errors import UsageError
 from restore_jax.metrics.cost import parameter_count
 from restore_jax.models import cbam_unet, layers, rcan
 from restore_jax.parallel import device_mesh
+from tests.support.networks import apply, shapes_of, variables_of
 
 TINY = {
     "rcan": {"width": 4, "blocks": 2},
@@ -38,26 +39,6 @@ def images(*shape, seed=0):
     return np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
 
 
-def shapes_of(model, *inputs):
-    inputs = inputs or (jnp.zeros((1, 32, 32, 3)),)
-    return jax.eval_shape(model.init, jax.random.key(0), *inputs)
-
-
-def variables_of(model, *inputs, seed=0):
-    """Variables drawn with NumPy, none of them zero or one, and no compilation needed."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            fan_in = np.prod(leaf.shape[:-1])
-            return rng.normal(0, fan_in**-0.5, leaf.shape).astype(np.float32)
-        low, high = (0.5, 1.5) if name in ("scale", "var") else (-0.3, 0.3)
-        return rng.uniform(low, high, leaf.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes_of(model, *inputs))
-
-
 def tiny(name, **options):
     model = models.create(name, **TINY[name] | options)
     return model, variables_of(model)
@@ -66,7 +47,7 @@ def tiny(name, **options):
 @functools.cache
 def restored_of_37_by_53(name):
     model, variables = tiny(name)
-    return jax.jit(model.apply)(variables, images(2, 37, 53, 3))
+    return apply(model, variables, images(2, 37, 53, 3))
 
 
 # Layers in NumPy and SciPy, on [B, H, W, C].
@@ -169,7 +150,7 @@ def test_parameters_of_the_mask_attention():
 @pytest.mark.parametrize("name", TINY)
 def test_a_single_pixel_is_restored(name):
     model, variables = tiny(name)
-    restored = jax.jit(model.apply)(variables, images(2, 1, 1, 3))
+    restored = apply(model, variables, images(2, 1, 1, 3))
     assert restored.shape == (2, 1, 1, 3)
     assert restored.dtype == jnp.float32
     assert np.isfinite(restored).all()
@@ -184,7 +165,7 @@ def test_odd_sizes_are_padded_by_reflection_and_cropped_back(name):
     padding = [(0, 0), (0, -37 % multiple), (0, -53 % multiple), (0, 0)]
     whole = np.pad(images(2, 37, 53, 3), padding, mode="reflect")
     model, variables = tiny(name)
-    expected = jax.jit(model.apply)(variables, whole)[:, :37, :53]
+    expected = apply(model, variables, whole)[:, :37, :53]
     np.testing.assert_allclose(restored, expected, atol=1e-4)
     assert np.abs(expected[0] - expected[1]).max() > 1e-3, "the image has no effect"
 
@@ -203,7 +184,7 @@ def test_bfloat16_computes_near_float32_with_float32_variables(name):
         degraded,
     )
     assert {leaf.dtype for leaf in jax.tree.leaves((made, updates))} == {jnp.dtype("float32")}
-    restored = jax.jit(half.apply)(variables, degraded)
+    restored = apply(half, variables, degraded)
     assert restored.dtype == jnp.float32
     assert 0 < np.abs(restored - restored_of_37_by_53(name)).max() < 0.1
 
@@ -288,7 +269,7 @@ def test_a_batch_norm_block_takes_running_statistics_to_restore():
     variables = variables_of(block, x)
     assert set(variables["params"]["conv1"]) == {"kernel"}
     expected = double_conv(x, variables["params"], variables["batch_stats"])
-    np.testing.assert_allclose(jax.jit(block.apply)(variables, x), expected, atol=1e-4)
+    np.testing.assert_allclose(apply(block, variables, x), expected, atol=1e-4)
 
 
 def test_statistics_of_a_sharded_batch_are_those_of_the_whole():
@@ -319,7 +300,7 @@ def test_rcab_against_scipy():
     params = variables_of(block, x)["params"]
     y = conv(relu(conv(x, params["conv1"], dilation=2)), params["conv2"], dilation=2)
     expected = x + y * gate(y, params["attention"])
-    np.testing.assert_allclose(jax.jit(block.apply)({"params": params}, x), expected, atol=1e-4)
+    np.testing.assert_allclose(apply(block, {"params": params}, x), expected, atol=1e-4)
 
 
 def test_channel_attention_by_hand():
@@ -328,7 +309,7 @@ def test_channel_attention_by_hand():
     params = variables_of(block, x)["params"]
     assert params["squeeze"]["kernel"].shape == (32, 2)
     expected = x * gate(x, params)
-    np.testing.assert_allclose(block.apply({"params": params}, x), expected, atol=1e-5)
+    np.testing.assert_allclose(apply(block, {"params": params}, x), expected, atol=1e-5)
 
 
 def seen_by_one_output(model, inputs):
@@ -374,7 +355,7 @@ def test_rcan_adds_its_input_where_asked_to(residual):
     zeroed = jax.tree.map(jnp.zeros_like, variables["params"]["output"])
     degraded = images(1, 6, 7, 3)
     params = variables["params"] | {"output": zeroed}
-    restored = jax.jit(model.apply)({"params": params}, degraded)
+    restored = apply(model, {"params": params}, degraded)
     np.testing.assert_array_equal(restored, degraded if residual else 0 * degraded)
 
 
@@ -382,11 +363,11 @@ def test_transposed_convolution_by_hand_and_as_the_library_has_it():
     x = random(2, 3, 4, 5)
     layer = layers.TransposedConv2(6)
     params = variables_of(layer, x)["params"]
-    doubled = layer.apply({"params": params}, x)
+    doubled = apply(layer, {"params": params}, x)
     np.testing.assert_allclose(doubled, transposed_conv(x, params), atol=1e-5)
     # Flax keeps the kernel of the convolution whose transpose this is: turned by 180°.
     turned = params | {"kernel": params["kernel"][::-1, ::-1]}
-    library = nn.ConvTranspose(6, (2, 2), (2, 2)).apply({"params": turned}, x)
+    library = apply(nn.ConvTranspose(6, (2, 2), (2, 2)), {"params": turned}, x)
     np.testing.assert_allclose(doubled, library, atol=1e-5)
 
 
@@ -401,7 +382,7 @@ def test_small_unet_against_scipy():
     x = images(2, 6, 8, 3)
     y = relu(conv(relu(conv(x, params["conv1"])), params["conv2"]))
     y = conv(relu(transposed_conv(max_pool(y), params["up"])), params["output"])
-    np.testing.assert_allclose(jax.jit(model.apply)(variables, x), y, atol=1e-5)
+    np.testing.assert_allclose(apply(model, variables, x), y, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["pexels_unet", "pexels_generator"])
@@ -424,7 +405,7 @@ def test_pexels_unet_and_generator_against_scipy(name):
         y = transposed_conv(y, params[f"double{stage}"])
         y = block(np.concatenate([y, skips[stage]], axis=-1), f"up{stage}")
     y = conv(y, params["output"])
-    np.testing.assert_allclose(jax.jit(model.apply)(variables, x), y, atol=1e-4)
+    np.testing.assert_allclose(apply(model, variables, x), y, atol=1e-4)
 
 
 def test_pexels_cnn_against_scipy():
@@ -435,7 +416,7 @@ def test_pexels_cnn_against_scipy():
     x = images(1, 6, 7, 3)
     y = double_conv(x, params, stats)
     y = conv(y, params["output"])
-    np.testing.assert_allclose(jax.jit(model.apply)(variables, x), y, atol=1e-4)
+    np.testing.assert_allclose(apply(model, variables, x), y, atol=1e-4)
 
 
 def test_cbam_channel_attention_by_hand():
@@ -449,20 +430,19 @@ def test_cbam_channel_attention_by_hand():
 
     weight = sigmoid(mlp(x.mean(axis=(1, 2))) + mlp(x.max(axis=(1, 2))))
     np.testing.assert_allclose(
-        block.apply({"params": params}, x), x * weight[:, None, None], atol=1e-5
+        apply(block, {"params": params}, x), x * weight[:, None, None], atol=1e-5
     )
 
 
 @pytest.mark.parametrize("mask_attention", cbam_unet.MASK_ATTENTIONS)
 def test_no_mask_is_a_mask_of_zeros_and_a_mask_changes_the_result(mask_attention):
     model, variables = tiny("cbam_unet", mask_attention=mask_attention)
-    apply = jax.jit(model.apply)
     degraded = images(1, 16, 16, 3)
     mask = np.zeros((1, 16, 16, 1), np.float32)
-    without = apply(variables, degraded)
-    np.testing.assert_array_equal(apply(variables, degraded, mask), without)
+    without = apply(model, variables, degraded)
+    np.testing.assert_array_equal(apply(model, variables, degraded, mask), without)
     mask[:, 4:9, 5:11] = 1
-    assert np.abs(apply(variables, degraded, mask) - without).max() > 1e-3
+    assert np.abs(apply(model, variables, degraded, mask) - without).max() > 1e-3
 
 
 def test_blend_mixes_two_heads_by_the_weight_of_the_mask():
@@ -475,7 +455,7 @@ def test_blend_mixes_two_heads_by_the_weight_of_the_mask():
     mask = np.zeros((1, 9, 10, 1), np.float32)
     mask[:, 2:5, 3:8] = 1
     variables = variables | {"params": params | heads}
-    found = jax.jit(model.apply)(variables, images(1, 9, 10, 3), mask)
+    found = apply(model, variables, images(1, 9, 10, 3), mask)
     padded = np.pad(mask, ((0, 0), (0, 3), (0, 2), (0, 0)), mode="reflect")
     attention = params["mask_attention"]
     w = sigmoid(conv(relu(conv(padded, attention["conv1"])), attention["conv2"]))[:, :9, :10]
@@ -488,11 +468,10 @@ def test_identity_does_not_depend_on_the_weight_and_blend_does():
     degraded = images(1, 8, 8, 3)
     for mask_attention, depends in (("identity", False), ("blend", True)):
         model, variables = tiny("cbam_unet", mask_attention=mask_attention)
-        apply = jax.jit(model.apply)
-        before = apply(variables, degraded)
+        before = apply(model, variables, degraded)
         moved = jax.tree.map(lambda leaf: leaf + 1, variables["params"]["mask_attention"])
         params = variables["params"] | {"mask_attention": moved}
-        after = apply(variables | {"params": params}, degraded)
+        after = apply(model, variables | {"params": params}, degraded)
         assert (np.abs(after - before).max() > 1e-3) == depends
 
 
@@ -549,7 +528,7 @@ def test_dropout_takes_whole_channels_of_single_images():
 def test_discriminator_judges_patches_of_any_image(size, logits):
     model = models.create("pexels_discriminator", widths=(2, 3, 4, 5), dtype=jnp.bfloat16)
     image = images(2, *size, 3)
-    judged = jax.jit(model.apply)(variables_of(model, image, image), image, image)
+    judged = apply(model, variables_of(model, image, image), image, image)
     assert judged.shape == (2, *logits, 1)
     assert judged.dtype == jnp.float32
     assert np.isfinite(judged).all()

@@ -9,6 +9,7 @@ from restore_jax.models import layers
 from restore_jax.models.conv_cpu import convolution
 from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
+from tests.support.networks import apply, init, shapes_of, variables_of
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -100,25 +101,24 @@ def test_gradients_of_a_layer_are_those_of_the_library_in_bfloat16_too(one_devic
 def test_other_convolutions_pass_through(one_device, options):
     options = {"features": 4, "kernel_size": (3, 3)} | options
     ours, theirs = layers.Conv(**options), nn.Conv(**options)
-    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 6)[: 2 + len(options["kernel_size"])])
-    variables = theirs.init(jax.random.key(1), x)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 8, 6)[: 2 + len(options["kernel_size"])]).astype(np.float32)
+    variables = variables_of(theirs, x)
 
     def gradient(layer):
         return jax.jit(jax.grad(lambda v: jnp.sum(layer.apply(v, x) ** 2)))(variables)
 
-    assert ours.init(jax.random.key(1), x).keys() == variables.keys()
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes_of(ours, x))
     assert "custom_vjp" not in str(jax.make_jaxpr(ours.apply)(variables, x))
     jax.tree.map(np.testing.assert_array_equal, gradient(ours), gradient(theirs))
 
 
 def test_a_layer_has_the_parameters_and_the_results_of_flax():
-    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
+    x = arrays((2, 9, 8, 3), (3, 3, 3, 5))[0]
     ours, theirs = layers.Conv(5, (3, 3)), nn.Conv(5, (3, 3))
-    variables = [layer.init(jax.random.key(1), x) for layer in (ours, theirs)]
+    variables = [init(layer, x) for layer in (ours, theirs)]
     jax.tree.map(np.testing.assert_array_equal, *variables)
-    results = [
-        jax.jit(layer.apply)(v, x) for layer, v in zip((ours, theirs), variables, strict=True)
-    ]
+    results = [apply(layer, v, x) for layer, v in zip((ours, theirs), variables, strict=True)]
     np.testing.assert_allclose(*results, atol=2e-6)
 
 

@@ -11,6 +11,7 @@ from restore_jax import Restorer, models
 from restore_jax.errors import UsageError
 from restore_jax.inference import pixels
 from restore_jax.models import gain_unet
+from tests.support.networks import apply, init
 
 SMALL = {"widths": (4, 6, 8), "blocks": 1}
 
@@ -51,8 +52,8 @@ def test_has_no_more_parameters_than_the_sca_unet():
 def test_starts_as_the_identity_at_any_size(stem, tell):
     model = models.create("gain_unet", stem=stem, tell=tell, **SMALL)
     degraded = images(2, 37, 53)
-    variables = jax.jit(model.init)(jax.random.key(0), degraded)
-    assert np.allclose(model.apply(variables, degraded), degraded, atol=1e-6)
+    restored, _ = jax.jit(model.init_with_output)(jax.random.key(0), degraded)
+    assert np.allclose(restored, degraded, atol=1e-6)
 
 
 def test_unshuffle_moves_blocks_of_pixels_into_channels():
@@ -86,22 +87,22 @@ def test_the_thumbnail_of_a_camera_with_few_bits_is_as_bright_as_its_picture():
 def test_a_gain_is_divided_out_of_the_whole_image():
     model = models.create("gain_unet", **SMALL)
     degraded = images(1, 32, 32)
-    variables = jax.jit(model.init)(jax.random.key(0), degraded)
+    variables = init(model, degraded)
     # A branch that says the same of every image: log gains of 0.25 tanh(bias).
     branch = variables["params"]["gain_branch"]
     branch["log_gain"]["bias"] = jnp.array([0.0, 0.5, -0.5])
     expected = degraded / np.exp(0.25 * np.tanh([0.0, 0.5, -0.5]))
-    assert np.allclose(model.apply(variables, degraded), expected, rtol=1e-5)
+    assert np.allclose(apply(model, variables, degraded), expected, rtol=1e-5)
 
 
 def test_the_average_shortcut_starts_as_the_interpolated_mean_of_blocks():
     model = models.create("gain_unet", stem=4, shortcut="average", **SMALL)
     degraded = images(1, 32, 48)
-    variables = jax.jit(model.init)(jax.random.key(0), degraded)
+    variables = init(model, degraded)
     means = degraded.reshape(1, 8, 4, 12, 4, 3).mean((2, 4))
     twice = jax.image.resize(means, (1, 16, 24, 3), "bilinear")
     expected = jax.image.resize(twice, (1, 32, 48, 3), "bilinear")
-    assert np.allclose(model.apply(variables, degraded), expected, atol=1e-5)
+    assert np.allclose(apply(model, variables, degraded), expected, atol=1e-5)
 
 
 def test_what_the_branch_tells_depends_on_the_whole_photograph_alone():
@@ -113,13 +114,13 @@ def test_what_the_branch_tells_depends_on_the_whole_photograph_alone():
     for array in branch["log_gain"].values():
         array *= 0
     part, whole, other = images(1, 32, 32), images(1, 80, 80, seed=1), images(1, 80, 80, seed=2)
-    found = [model.apply(variables, part, context=c) for c in (whole, whole[:, ::-1], other)]
+    found = [apply(model, variables, part, context=c) for c in (whole, whole[:, ::-1], other)]
     assert np.abs(found[0] - found[2]).max() > 1e-4
     silent = jax.tree.map(np.copy, variables)
     for i in (1, 2):
         for array in silent["params"]["gain_branch"][f"tell{i}"].values():
             array *= 0
-    found = [model.apply(silent, part, context=c) for c in (whole, other)]
+    found = [apply(model, silent, part, context=c) for c in (whole, other)]
     assert np.array_equal(*found)
 
 
@@ -139,13 +140,13 @@ def test_tiles_give_what_the_whole_photograph_gives():
     # Neighbours differ in brightness: a gain of each tile's own would show.
     photograph[:, 80:] *= 0.6
     restorer = Restorer(model, variables, ConfigDict({"data": {"image_size": 0}}))
-    whole = np.clip(model.apply(variables, photograph[None])[0], 0, 1)
+    whole = np.clip(apply(model, variables, photograph[None])[0], 0, 1)
     tiled = restorer(photograph, tile=64, overlap=32)
     inside = np.abs(tiled - whole)[16:-16, 16:-16]
     # But for the frames of the tiles, which weigh little.
     assert np.quantile(inside, 0.3) < 1e-6
     # Not so where each tile is its own context.
-    own = np.clip(model.apply(variables, photograph[None, :64, :64])[0], 0, 1)
+    own = np.clip(apply(model, variables, photograph[None, :64, :64])[0], 0, 1)
     assert np.quantile(np.abs(own - whole[:64, :64])[16:32, 16:32], 0.3) > 1e-4
 
 
@@ -161,7 +162,7 @@ def test_a_self_ensemble_turns_the_context_with_the_image(ensemble):
         views += [view.swapaxes(0, 1) for view in views]
         back += [lambda x, f=f: f(x.swapaxes(0, 1)) for f in back]
     restored = [
-        f(np.asarray(model.apply(variables, v[None])[0]))
+        f(np.asarray(apply(model, variables, v[None])[0]))
         for f, v in zip(back, views, strict=True)
     ]
     expected = np.clip(np.mean(restored, axis=0), 0, 1)
