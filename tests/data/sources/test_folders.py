@@ -422,7 +422,7 @@ def test_a_blank_mask_of_a_defect_is_reported_and_not_known(tmp_path, capsys):
         "train/a/scratch/1": False,
     }
     assert capsys.readouterr().out == (
-        "pairs: 1 of 2 defective photographs have a blank mask, which counts as not known: "
+        "pairs: 1 of 2 defective photographs have a blank mask, which counts as unknown: "
         "train/mask/a/scratch/1.png\n"
     )
 
@@ -491,7 +491,7 @@ def test_faulty_files_are_listed_by_kind(tmp_path):
         "clean/b/alone.png (nothing of that name in degraded), "
         "degraded/a/lost0.png (nothing of that name in clean), "
         "degraded/a/lost1.png (nothing of that name in clean) and 4 more. "
-        "Add, mend or remove these"
+        "Add, repair or remove them"
     )
 
 
