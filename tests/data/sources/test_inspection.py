@@ -165,7 +165,7 @@ def test_blank_masks_and_faulty_files_are_reported(tmp_path, capsys):
 
 def test_what_is_no_such_set_is_refused(tmp_path):
     photograph(tmp_path / "a/b.png")
-    with pytest.raises(UsageError, match="no such set in there; name the folder of BTAD"):
+    with pytest.raises(UsageError, match="no such data set found; name the folder of BTAD"):
         inspection.load(str(tmp_path))
     write_btad(tmp_path / "both")
     write_loco(tmp_path / "both")
