@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, default=32, help="side length, px")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--steps", type=int, default=2000, help="minimum number")
+    parser.add_argument("--steps", type=int, default=2000, help="minimum number of steps")
     parser.add_argument("--every", type=int, default=50, help="steps between the lines")
     given = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)
