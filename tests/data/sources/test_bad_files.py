@@ -175,7 +175,7 @@ def test_the_set_itself(tmp_path, capsys, packed):
     # Prepared by now, and told again; who asks for all of them still does not get fewer.
     assert ids(options("mvtec_ad", root, tmp_path, skip_bad=True), every) == expected
     said = capsys.readouterr()
-    assert f"mvtec_ad: {len(left)} of 17 images left out" in said.out
+    assert f"mvtec_ad: {len(left)} of 17 images cannot be read and are left out" in said.out
     assert "reading every image" not in said.err
     assert ".png: " in stopped(options("mvtec_ad", root, tmp_path))
 
@@ -252,7 +252,10 @@ def sparse(name, blocks, real_size, more=b""):
 
 FLOOD = (b"%011o\0%011o\0" % (1, 1)) * 21 + b"\1" + bytes(7)
 HOSTILE = {
-    "a hole of 60 MB": (sparse(BAD, [(60 << 20, 512)], (60 << 20) + 512) + bytes(512), "holes"),
+    "a hole of 60 MB": (
+        sparse(BAD, [(60 << 20, 512)], (60 << 20) + 512) + bytes(512),
+        "sparse",
+    ),
     "holes of a pax header": (
         header(BAD, 512, **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}) + bytes(512),
         "cannot be read",

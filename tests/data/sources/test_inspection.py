@@ -181,6 +181,6 @@ def test_clean_leaves_masks_out_and_says_so(write, tmp_path, capsys):
     loaded = folders.load_clean(str(tmp_path))
     said = capsys.readouterr().out
     assert "clean: warning: " in said
-    assert "left out, by name folders of masks" in said
+    assert "left out: by their names, these folders hold masks" in said
     private = 6 * (write is write_mvtec_ad_2)
     assert sum(number for _, number, *_ in loaded.values()) == count + private
