@@ -1,6 +1,6 @@
-"""Scripts that measure and print JSON lines; none of it is asserted against a clock."""
+"""Scripts that measure and print JSON lines; no test asserts on the times."""
 
 import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-"""The checkout, in which other processes are started."""
+"""Root of the checkout, the working directory of the processes that are started."""

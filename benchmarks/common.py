@@ -1,20 +1,20 @@
-"""What the benchmarks share: their flags, the two limits of a device, and the lines they print.
+"""Shared by the benchmarks: flags, the two limits of a device, and the format of the output.
 
 The keys of every line:
 
-    op, framework, model, size, batch, dtype, device   what was measured, with what and on what
+    op, framework, model, size, batch, dtype, device   the work, how it was done, and on what
     ms_per_image     median over the rounds; ms_low and ms_high are the quartiles
     images_per_s     1000 / ms_per_image
-    gflop, mb        least arithmetic (10⁹ operations, a multiply-accumulate is two) and least
-                     memory traffic (10⁶ bytes) per image, see `benchmarks.limits`
-    compute_share    of the time that the least arithmetic takes at the device's measured rate
-                     in ms_per_image
-    memory_share     the same of the least traffic
-    relative_time    median over the rounds of this time over JAX's in the same round; above 1,
-                     JAX is the faster
+    gflop, mb        minimum arithmetic (10⁹ operations, a multiply-accumulate counts as two)
+                     and minimum memory traffic (10⁶ bytes) per image, see `benchmarks.limits`
+    compute_share    fraction of ms_per_image that the minimum arithmetic takes at the device's
+                     measured peak rate
+    memory_share     the same for the minimum traffic
+    relative_time    median over the rounds of this time divided by JAX's in the same round;
+                     above 1, JAX is faster
 
-None stands where there is no such figure. Everything of one run is timed in turn, round by
-round, so that a busy spell of the machine meets all; compare within a run, not between runs.
+Missing figures are None. All work of one run is timed in turn, round by round, so that other
+load on the machine affects everything equally; compare within a run, not between runs.
 """
 
 import argparse
@@ -46,12 +46,12 @@ class Task:
 
     Attributes:
         model: name of an experiment in `configs`.
-        size: side of the images, px.
-        batch: images at once.
-        dtype: of the arithmetic.
+        size: side length of the images in px.
+        batch: batch size.
+        dtype: precision of the arithmetic.
         rounds: how often each piece of work is timed.
-        peers: PyTorch's forms to time beside, names of `torch_peer.FORMS`.
-        fields: changes to the configuration, by path; none of them reaches the peers.
+        peers: PyTorch variants to compare with, names of `torch_peer.FORMS`.
+        fields: changes to the configuration, by path; they do not apply to the peers.
     """
 
     model: str = "sca_unet"
@@ -69,27 +69,27 @@ def run(
     argv: Sequence[str] | None = None,
     **defaults: Any,
 ) -> None:
-    """Measures what the command line asks for and prints the lines.
+    """Measures according to the command line and prints the lines.
 
     Args:
         description: the module's docstring, for --help.
         measure: yields the records of a task.
         argv: the flags; None: those of the process.
-        **defaults: fields of `Task` whose default is another.
+        **defaults: other default values for fields of `Task`.
     """
     start = Task(**defaults)
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=start.model, help="an experiment of configs/")
-    parser.add_argument("--size", type=_positive, default=start.size, help="side of images, px")
-    parser.add_argument("--batch", type=_positive, default=start.batch, help="images at once")
-    parser.add_argument("--dtype", choices=DTYPES, default=start.dtype, help="arithmetic")
+    parser.add_argument("--size", type=_positive, default=start.size, help="side length, px")
+    parser.add_argument("--batch", type=_positive, default=start.batch, help="batch size")
+    parser.add_argument("--dtype", choices=DTYPES, default=start.dtype, help="precision")
     parser.add_argument("--rounds", type=_positive, default=start.rounds)
     parser.add_argument(
         "--peers",
         default=",".join(start.peers),
-        help="forms of PyTorch to time beside: eager, channels_last, compiled",
+        help="PyTorch variants to compare with: eager, channels_last, compiled",
     )
     given = vars(parser.parse_args(argv))
     given["peers"] = tuple(name for name in given["peers"].split(",") if name)
@@ -119,7 +119,7 @@ def make_config(task: Task, data: str = "mvtec_ad") -> Any:
     """Returns the configuration of a task's experiment.
 
     Raises:
-        UsageError: where there is no such experiment.
+        UsageError: there is no such experiment.
     """
     try:
         module = importlib.import_module(f"configs.{task.model}")
@@ -135,7 +135,7 @@ def make_config(task: Task, data: str = "mvtec_ad") -> Any:
 
 
 def make_batch(task: Task) -> dict[str, jax.Array]:
-    """Makes the arrays of a batch of noise, a defect in the middle of each image."""
+    """Makes the arrays of a batch of noise, with a defect in the centre of each image."""
     shape = (task.batch, task.size, task.size, 3)
     clean = jax.random.uniform(jax.random.key(1), shape)
     noise = 0.1 * jax.random.normal(jax.random.key(2), shape)
@@ -152,11 +152,11 @@ def make_batch(task: Task) -> dict[str, jax.Array]:
 
 @functools.cache
 def ceilings(dtype: str) -> tuple[float, float]:
-    """Measures a device's limits: operations per second of products, and bytes per second.
+    """Measures a device's limits: operations per second and bytes per second.
 
-    The products are of large square matrices of `dtype` (on a GPU float32 ones with JAX's
-    default precision, which is TF32); the traffic is that of reading an array far larger than
-    the caches and writing another.
+    The arithmetic is products of large square matrices of `dtype` (on a GPU, float32 with JAX's
+    default precision, which is TF32); the traffic is reading an array far larger than the
+    caches and writing another one.
     """
     on_cpu = jax.default_backend() == "cpu"
     side, chain = (1536, 1) if on_cpu else (8192, 8)
@@ -174,12 +174,12 @@ def ceilings(dtype: str) -> tuple[float, float]:
     found = cost.interleaved_times(
         {"product": lambda: product(matrix, matrix), "scale": lambda: scale(array)}, rounds=5
     )
-    # The shortest: a limit is what the device can do, not what others leave of it.
+    # The minimum time, since a limit must not depend on other load of the machine.
     return 2.0 * chain * side**3 / min(found["product"]), 8.0 * length / min(found["scale"])
 
 
 def ceilings_record(dtype: str) -> dict[str, Any]:
-    """Returns the line of the two limits."""
+    """Returns the record of the two limits."""
     operations, traffic = ceilings(dtype)
     return {
         "op": "ceilings",
@@ -197,14 +197,14 @@ def records(
     least: limits.Least | None = None,
     repeats: int = 1,
 ) -> list[dict[str, Any]]:
-    """Times pieces of work that do the same in turn.
+    """Times equivalent pieces of work in turn.
 
     Args:
-        op: what they do.
-        task: to what; each call does it to `task.batch` images.
-        calls: by framework; "jax" is what the others are compared with.
-        least: what the work takes at the least, per image.
-        repeats: how often each call does it.
+        op: name of the work.
+        task: what it is done to; each call processes `task.batch` images.
+        calls: by framework; the others are compared with "jax".
+        least: minimum cost of the work per image.
+        repeats: how often each call does the work.
     """
     times = {
         name: np.asarray(seconds) * 1e3 / (task.batch * repeats)
@@ -224,7 +224,7 @@ def record(
     least: limits.Least | None = None,
     relative: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Returns the line of one piece of work, from the milliseconds per image of its rounds."""
+    """Returns the record of one piece of work, from the ms per image of its rounds."""
     median = statistics.median(milliseconds)
     low, high = np.quantile(milliseconds, [0.25, 0.75])
     line = {
@@ -255,5 +255,5 @@ def record(
 
 
 def _rounded(value: float) -> float:
-    """Rounds to four digits, which no timing is better than."""
+    """Rounds to four significant digits; no timing is more precise."""
     return float(f"{value:.4g}")

@@ -1,21 +1,22 @@
-"""Pairs in a file small enough to be carried: a zip archive of the clean photographs.
+"""A compact file of pairs, easy to transfer: a zip archive of the clean photographs.
 
 A plain file of pairs (`restore_jax.train.on_device.pairs_file`) holds every photograph three
-times and without compression: of 314 photographs, 200 MB at 256×256. Here each is stored once,
-as WebP, and what can be made again from it is left out:
+times and uncompressed: 200 MB for 314 photographs at 256×256. Here each is stored once, as
+WebP, and everything that can be recomputed from it is left out:
 
-- `blurred`, where the blur is fixed, is `working_size.blur` of the clean photograph; the file's
-  own, blurred at native size, differs by 0.2 grey levels (60 dB).
-- `degraded` of "train" is drawn within the step, so that only files of fresh draws
+- `blurred`, if the blur is fixed, is `working_size.blur` of the clean photograph; it differs
+  from that of the plain file, blurred at native size, by 0.2 grey levels (60 dB).
+- `degraded` of "train" is drawn within the training step, so only files with fresh draws
   (`realisations=0`) can be made compact.
-- `degraded` of "val" is stored to the bit if the file is lossless, so that figures are of the
-  very images that an evaluation takes. If it is not, its noise alone would be larger than all
-  the rest, and it is drawn by `working_size.degrade` with fixed keys: figures are then of other
-  draws of the same law, and of photographs that lost what the compression takes.
+- `degraded` of "val" is stored exactly if the file is lossless, so that metrics are measured on
+  the same images as in an evaluation. If the file is lossy, it is not stored, since its noise
+  would take more space than everything else; it is drawn by `working_size.degrade` with fixed
+  keys. Metrics are then measured on other draws of the same law, and on photographs with
+  compression losses.
 
-Photographs of their native size lie in the upper left corner of arrays that fit the largest;
-their file is never lossless, and of "val" a crop from the middle of each is drawn, beside the
-thumbnail of the whole, so that all have one shape.
+Native photographs lie in the upper left corner of arrays that fit the largest one. Their file
+is always lossy, and for "val" a central crop of each is degraded, with the thumbnail of the
+whole photograph, so that all have the same shape.
 
 Reading needs Pillow and JAX, no TensorFlow.
 """
@@ -47,23 +48,23 @@ FORMAT = "restore_jax compact pairs"
 VERSION = 1
 
 _ABOUT = "about.json"
-# Of the fields of `Pairs`, those that travel as they are.
+# The fields of `Pairs` that are stored unchanged.
 _FIELDS = ("settings", "images", "law", "symmetries", "draws")
-# Images of one program that blurs or degrades: more would take much memory.
+# Images per call of the programs that blur or degrade; more would take too much memory.
 _CHUNK = 16
 _VALIDATION_SEED = 20_240_613
 
 
 def write(pairs: Pairs, path: pathlib.Path, quality: int | None = None) -> None:
-    """Writes the photographs of "train" and "val", whole or not at all.
+    """Writes the photographs of "train" and "val" to a compact file, atomically.
 
     Args:
-        pairs: of fresh draws.
-        path: the file, a zip archive.
-        quality: of WebP, 0 to 100; None: lossless.
+        pairs: pairs with fresh draws (`pairs.draws` 0).
+        path: the zip archive to write.
+        quality: WebP quality, 0 to 100; None: lossless.
 
     Raises:
-        UsageError: for pairs of fixed draws, or a file that cannot be written.
+        UsageError: the pairs have fixed draws, or the file cannot be written.
     """
     if pairs.draws:
         raise UsageError(
@@ -123,7 +124,7 @@ def _entry(split: str, kind: str, number: int) -> str:
 
 
 def _encode(image: np.ndarray, quality: int | None) -> bytes:
-    """Encodes uint8 [H, W, 3]; lossless without a quality."""
+    """Encodes uint8 [H, W, 3] as WebP; lossless if `quality` is None."""
     file = io.BytesIO()
     how: dict[str, Any] = {"lossless": True, "quality": 60}
     if quality is not None:
@@ -133,7 +134,7 @@ def _encode(image: np.ndarray, quality: int | None) -> bytes:
 
 
 class About(NamedTuple):
-    """What a file says of itself: the side of its images in px (0: native), and how many."""
+    """The side length of a file's images in px (0: native), and their numbers by split."""
 
     size: int
     train: int
@@ -141,7 +142,7 @@ class About(NamedTuple):
 
 
 def check(path: pathlib.Path) -> About:
-    """Looks at a file without decoding it; every byte is compared with its checksum.
+    """Checks a file without decoding its images; verifies the checksums of all entries.
 
     Raises:
         UsageError: as `read`.
@@ -181,11 +182,11 @@ def read(path: pathlib.Path) -> tuple[Pairs, bool]:
     """Reads a compact file into memory.
 
     Returns:
-        The pairs, their arrays in memory; "train" has no `degraded`, which is drawn within the
-        step. And whether the photographs are those of the pipeline to the bit.
+        The pairs, with their arrays in memory; "train" has no `degraded`, which is drawn within
+        the training step. And whether the photographs are bit-identical to the pipeline's.
 
     Raises:
-        UsageError: for a file that cannot be read, is none of these, or is damaged.
+        UsageError: the file cannot be read, is not a compact file of pairs, or is damaged.
     """
     with _opened(path) as archive:
         about = _about(archive)
@@ -231,14 +232,15 @@ def _read_split(
 
 
 def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
-    """Returns the middles of native photographs, degraded with fixed keys.
+    """Returns central crops of native photographs, degraded with fixed keys.
 
     Args:
-        split: with "clean", "mask", "has_mask" and "native".
-        fields: of the law.
+        split: with the arrays "clean", "mask", "has_mask" and "native".
+        fields: the fields of the degradation law.
 
     Returns:
-        Its crops, with "degraded"; where thumbnails can be drawn under this law, with them.
+        The split of the crops, with "degraded" and, if the law allows to draw thumbnails, with
+        these.
     """
     arrays = {name: split.arrays[name] for name in ("clean", "mask", "has_mask", "native")}
     side = crops.validation_side(arrays["native"])
@@ -279,7 +281,7 @@ def _decode(content: bytes) -> np.ndarray:
 
 
 def _derive(splits: Mapping[str, Split], fields: Mapping[str, Any], resize: str) -> None:
-    """Adds the arrays that were left out: "blurred", and "degraded" of "val"."""
+    """Adds the arrays that are not stored: "blurred", and "degraded" of "val"."""
     for name, split in splits.items():
         arrays: Any = split.arrays
         size = arrays["clean"].shape[1]
@@ -322,11 +324,11 @@ def _degraded(
 
 
 def _in_chunks(function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
-    """Applies a function to each image and its arguments, some at a time."""
+    """Applies a function to each image and its arguments, in chunks of `_CHUNK`."""
     program = jax.jit(jax.vmap(function))
     count, found = len(arrays[0]), []
     for start in range(0, count, _CHUNK):
-        # The last ones again, so that one program does.
+        # Padded with the last row, so that all chunks have one shape and compile once.
         rows = np.minimum(np.arange(start, start + _CHUNK), count - 1)
         found.append(np.asarray(program(*(array[rows] for array in arrays))))
     return np.concatenate(found)[:count]

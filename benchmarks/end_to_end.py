@@ -1,23 +1,23 @@
-"""Times training with its input, whichever way the input comes.
+"""Times training including its input, for each way to provide the input.
 
     python -m benchmarks.end_to_end
     python -m benchmarks.end_to_end --size=256 --batch=8 --rounds=50
 
-Rendered photographs of twice `--size`; one JSON line for each way, all timed in turn:
+The photographs are rendered at twice `--size`. One JSON line per way, all timed in turn:
 
-    train_fresh            the host's pipeline, which degrades them anew for every epoch
-    train_cached           the host's pipeline, fixed pairs kept as 8-bit pixels
+    train_fresh            the host's pipeline, which degrades them anew in every epoch
+    train_cached           the host's pipeline, with fixed pairs cached as 8-bit pixels
     train_resident         fixed pairs in device memory, several steps per dispatch
     train_resident_fresh   the same, with noise and gain drawn within the step
 
-`benchmarks.common` says what the keys mean. A round is a few steps, and `relative_time` is to
-that of "train_cached" in the same round. Besides:
+`benchmarks.common` documents the keys. A round is a few steps, and `relative_time` is relative
+to "train_cached" in the same round. Additional keys:
 
-    input_share       of the time, spent waiting for the pipeline; none where there is none
-    first_step_s      from the making of the data to the end of the first, compiled steps; with
-                      "train_resident" the file of pairs is made within it
+    input_share       fraction of the time spent waiting for the pipeline; None without one
+    first_step_s      from creating the data to the end of the first steps, compilation
+                      included; for "train_resident" this includes making the file of pairs
 
-It takes TensorFlow.
+Requires TensorFlow.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
 from restore_jax.train.on_device import resident
 
-# Of a round, and of a dispatch.
+# Steps per round and per dispatch.
 STEPS = 4
 _WARM_UPS = 2
 
@@ -48,7 +48,7 @@ Turn = Callable[[], float | None]
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:
-    """Yields the limits of the device and a line for each way."""
+    """Yields the limits of the device and a record for each way."""
     yield common.ceilings_record(task.dtype)
     with tempfile.TemporaryDirectory() as cache:
         turns: dict[str, Turn] = {}
@@ -59,7 +59,7 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
         ):  # fmt: skip
             began = time.perf_counter()
             config = _config(task, draws, op.startswith("train_resident"), cache)
-            # What is said of the file of pairs is not for those who read the lines.
+            # Messages about the file of pairs must not mix with the JSON lines.
             with contextlib.redirect_stdout(sys.stderr):
                 turns[op] = _resident(config) if config.data.resident else _from_host(config)
             turns[op]()
@@ -100,7 +100,7 @@ def _config(task: Task, draws: int, in_memory: bool, cache: str) -> ml_collectio
 
 
 def _from_host(config: ml_collections.ConfigDict) -> Turn:
-    """Returns a call that takes a round's steps and returns how long it waited for batches."""
+    """Returns a call that takes the steps of a round and returns the seconds spent waiting."""
     learner, mesh, now = _start(config)
     step = steps.compile_step(config, learner, loss_terms.weighted_sum(config.loss), mesh)
     stream = launch.make_data(config).train_batches(0)
@@ -113,7 +113,7 @@ def _from_host(config: ml_collections.ConfigDict) -> Turn:
             batch = next(stream)
             waited += time.perf_counter() - start
             now, scalars = step(now, device_mesh.to_devices(batch, mesh), {})
-            # Unlike in a training, where the host runs ahead: so it is known who waits.
+            # Unlike in training, where the host runs ahead, so that waiting can be attributed.
             jax.block_until_ready((now, scalars))
         return waited
 
@@ -121,7 +121,7 @@ def _from_host(config: ml_collections.ConfigDict) -> Turn:
 
 
 def _resident(config: ml_collections.ConfigDict) -> Turn:
-    """Returns a call that takes a round's steps in one dispatch."""
+    """Returns a call that takes the steps of a round in one dispatch."""
     learner, mesh, now = _start(config)
     data = launch.make_data(config)
     loss = loss_terms.weighted_sum(config.loss)
@@ -130,7 +130,7 @@ def _resident(config: ml_collections.ConfigDict) -> Turn:
 
     def turn() -> None:
         nonlocal now
-        # It may go beyond an epoch's end, where it takes the last image again.
+        # May run past the end of an epoch, where the last image is repeated.
         now, scalars = source.dispatch(now, source.arrays, {}, STEPS)
         jax.block_until_ready((now, scalars))
 

@@ -1,6 +1,6 @@
-"""What `benchmarks.train_all` trains, in its order, and the one protocol of it all.
+"""The experiments of `benchmarks.train_all`, in order, and their common training protocol.
 
-Light: it needs ml-collections and no JAX.
+Lightweight: requires ml-collections but not JAX.
 """
 
 import dataclasses
@@ -16,25 +16,25 @@ from ml_collections import ConfigDict
 from restore_jax.errors import UsageError
 
 REPORTED_IMAGES = 250 * 932
-"""What the reports' training of the SCA U-Net saw: 250 epochs of 932 photographs."""
+"""Images seen in the reports' training of the SCA U-Net: 250 epochs of 932 photographs."""
 
 VALIDATIONS = 10
-"""Of a training, at most."""
+"""Maximum number of validations per training."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One training; it travels to its process as JSON.
+    """One training run; sent to its process as JSON.
 
     Attributes:
-        label: with the size, the name of the result and of its file.
-        config: a name of configs/.
-        size: side of the images, px; 0: crops of photographs of their native size.
-        images: to be seen at most, over all epochs.
-        share: of the time that is left, in relation to the shares of those that follow.
+        label: together with the size, the name of the result and of its file.
+        config: name of a module in configs/.
+        size: side length of the images in px; 0: crops of native photographs.
+        images: maximum number of images to train on, over all epochs.
+        share: share of the remaining time, relative to the shares of the runs that follow.
         fields: changes to the configuration, by path.
-        bundled: whether its weights go into a common archive with others'.
-        rendered: images of each type that are rendered to train on; 0: the pairs are carried.
+        bundled: whether the weights go into the common archive.
+        rendered: number of images per type to render for training; 0: pairs come from a file.
     """
 
     label: str
@@ -48,19 +48,19 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """The name of the result and of its file."""
+        """Name of the result and of its file."""
         return f"{self.label}_{self.size}" if self.size else self.label
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a process is to do.
+    """The job of one process.
 
     Attributes:
         experiment: what to train.
-        pairs: the compact file.
-        dtype: of the arithmetic in training; "" is bfloat16, but float32 on a CPU.
-        weights: the file to write them to.
+        pairs: path of the compact file of pairs.
+        dtype: precision of training; "" is bfloat16, but float32 on a CPU.
+        weights: path of the weights file to write.
     """
 
     experiment: Experiment
@@ -69,12 +69,12 @@ class Task:
     weights: str
 
     def as_json(self) -> str:
-        """Returns what `from_json` takes."""
+        """Returns the task as JSON, for `from_json`."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Task":
-        """Returns the task of a text."""
+        """Returns the task that `as_json` has encoded."""
         fields = json.loads(text)
         return cls(**fields | {"experiment": Experiment(**fields["experiment"])})
 
@@ -83,7 +83,8 @@ def everything(size: int | None = None) -> list[Experiment]:
     """Lists all experiments, the most important first.
 
     Args:
-        size: of the images of all that have one, for a rehearsal; None: each its own.
+        size: image size for all experiments with a fixed size, for a trial run; None: their
+            own sizes.
     """
     planned = [
         Experiment("sca_unet", "sca_unet", 256, share=5),
@@ -116,7 +117,7 @@ def everything(size: int | None = None) -> list[Experiment]:
             rendered=24,
         ),
         Experiment("sca_unet", "sca_unet", 512, share=4, bundled=True),
-        # The report's 1e-4 is for many more steps than there is time for; so is the next one's.
+        # The report's 1e-4 suits many more steps than there is time for; likewise unet_small's.
         Experiment(
             "rcan",
             "rcan",
@@ -139,7 +140,7 @@ def everything(size: int | None = None) -> list[Experiment]:
             "cbam_unet",
             256,
             share=3,
-            # The weights of VGG16 would have to be carried as well.
+            # No perceptual loss, for which the weights of VGG16 would have to be supplied.
             fields={
                 "model.skips": (True, True, True, True),
                 "loss.perceptual": 0.0,
@@ -156,7 +157,7 @@ def everything(size: int | None = None) -> list[Experiment]:
 
 
 def tiny() -> list[Experiment]:
-    """Lists a few of everything, so small that a CPU goes through them in a minute."""
+    """Lists a few experiments of each kind, so small that a CPU runs them in a minute."""
     narrow = {"model.widths": (2, 4), "train.batch_size": 4, "eval.batch_size": 4}
     return [
         Experiment("sca_unet", "sca_unet", 32, images=60, fields=narrow),
@@ -174,20 +175,20 @@ def tiny() -> list[Experiment]:
 
 
 def make_config(experiment: Experiment, epochs: int, dtype: str) -> ConfigDict:
-    """Returns the configuration of an experiment under the protocol.
+    """Returns the configuration of an experiment under the common protocol.
 
-    That is: photographs of the split `all` under the law `kla`, noise and gain drawn in every
-    step, flips; the experiment's own loss, optimizer, batch and highest learning rate, which a
-    cosine leads to zero after an epoch of warm-up. Whatever a training needs that is asked for
-    by `fields` has the last word.
+    The protocol: photographs of the split `all` under the law `kla`, noise and gain drawn at
+    every step, flips; the experiment's own loss, optimizer, batch size and peak learning rate,
+    which decays to zero along a cosine after one epoch of warm-up. `experiment.fields` takes
+    precedence over all of this.
 
     Args:
-        experiment: which.
-        epochs: of the training.
-        dtype: of the arithmetic.
+        experiment: the experiment.
+        epochs: number of epochs.
+        dtype: precision of the arithmetic.
 
     Raises:
-        UsageError: where there is no such configuration, or a field is none of it.
+        UsageError: there is no such configuration, or it does not have one of the fields.
     """
     config = _start(experiment)
     config.dtype = dtype
@@ -204,7 +205,7 @@ def make_config(experiment: Experiment, epochs: int, dtype: str) -> ConfigDict:
     config.train.early_stopping_patience = 0
     config.eval.every_epochs = max(1, math.ceil(epochs / VALIDATIONS))
     try:
-        # Locked, it takes no field that it has not.
+        # A locked configuration refuses unknown fields.
         config.lock().update_from_flattened_dict(dict(experiment.fields))
         config.unlock()
     except (KeyError, TypeError) as error:
@@ -214,7 +215,7 @@ def make_config(experiment: Experiment, epochs: int, dtype: str) -> ConfigDict:
 
 
 def _start(experiment: Experiment) -> ConfigDict:
-    """The experiment's fields as they are."""
+    """Returns the experiment's configuration without changes."""
     name = f"configs.{experiment.config}"
     try:
         module = importlib.import_module(name)
@@ -228,7 +229,7 @@ def _start(experiment: Experiment) -> ConfigDict:
 
 
 def command(experiment: Experiment, config: ConfigDict) -> str:
-    """Returns the command that trains the same where the photographs are."""
+    """Returns the launch.py command for the same training, given the photographs."""
     before, after = (_flat(c.to_dict()) for c in (_start(experiment), config))
     changed = [
         f"--config.{path}={value}"

@@ -1,38 +1,41 @@
 """Times `launch.py --mode=restore` on a folder of photographs, as a user runs it.
 
     python -m benchmarks.folder
-    python -m benchmarks.folder --images=10000 --size=64 --rounds=1      # is its memory flat?
+    python -m benchmarks.folder --images=10000 --size=64 --rounds=1      # does memory grow?
 
-An untrained model, a folder of PNG photographs of a smooth texture and noise, and, round by
-round, three pieces of work, each in a fresh process; one JSON line for each:
+The model is untrained, and the folder has PNG photographs of a smooth texture with noise. Three
+pieces of work are timed round by round, each in a fresh process, with one JSON line for each:
 
-    restore_model     the model alone, on batches that lie on the device
-    restore_arrays    `Restorer.restore_many` on arrays in memory: cuts, blends, converts, too
+    restore_model     the model alone, on batches in device memory
+    restore_arrays    `Restorer.restore_many` on arrays in memory, with tiling, blending and
+                      conversion
     restore_folder    the command: reads, restores and writes files
 
-`benchmarks.common` says what most keys mean; `batch` is what the restorer chooses by itself, in
-tiles. Besides:
+`benchmarks.common` documents most keys; `batch` is the number of tiles per batch, chosen by the
+restorer. Additional keys:
 
-    device_share            time of the model alone over this time, in the same round: 1 where
-                            the device never waits for the host
-    cores                   processor time over wall time: cores kept busy
-    processor_ms_per_image  processor time; where the device is the processor, what files cost
-                            is the difference to "restore_arrays"
+    device_share            time of the model alone divided by this time, in the same round; 1
+                            if the device never waits for the host
+    cores                   processor time divided by wall time: number of busy cores
+    processor_ms_per_image  processor time; if the device is the CPU, the cost of files is the
+                            difference to "restore_arrays"
 
-and of the folder
+and for the folder only
 
-    images, distinct        how many names, and files behind them: a few, of many hard links
+    images, distinct        number of file names, and of different files, to which the other
+                            names are hard links
     first_image_s           from the command to the first restored image: start-up
     seconds                 from the command to its end
-    read_mb, written_mb     10⁶ bytes of image files, of a run
-    resident_mb             10⁶ bytes of the process in memory when so much of the images was
-                            done, the highest of the rounds; peak_resident_mb over a whole run
+    read_mb, written_mb     10⁶ bytes of image files per run
+    resident_mb             resident memory of the process, 10⁶ bytes, when the given fraction
+                            of the images was done, maximum over the rounds; peak_resident_mb
+                            is the maximum over a whole run
 
-ms_per_image of the folder is of what comes after the first batch, so without start-up. Take a
-multiple of the batch: the rest of a small folder has a batch size, and a program, of its own.
-Compiled programs come from the user's cache, where "restore_model" has put them. The files are
-read from the system's cache, not from a disk, and restorations are removed as they come, so
-that any number of images needs room for a few. Only on Linux.
+For the folder, ms_per_image excludes the first batch and thus start-up. Choose a multiple of
+the batch size: the remainder of a small folder has its own batch size and needs its own
+program. Compiled programs come from the user's cache, where "restore_model" has put them. Files
+are read from the operating system's cache, not from disk, and restored images are deleted as
+they appear, so that disk space for a few suffices. Linux only.
 """
 
 import argparse
@@ -58,21 +61,22 @@ from restore_jax.inference import restorer, sharded, tiling
 from restore_jax.parallel import compilation, cores
 
 DONE = (0.1, 0.25, 0.5, 0.75, 1.0)
-"""Parts of the images after which the memory is noted."""
+"""Fractions of the images after which memory use is recorded."""
 
 _DISTINCT = 16
-# Enough that the first cut and the last blending, which nothing overlaps, weigh little.
+# Enough that cutting the first and blending the last batch, which nothing overlaps, hardly
+# matter.
 _BATCHES = 8
 _LOOK_S = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What a piece of work takes, per image.
+    """The time that a piece of work takes per image.
 
     Attributes:
-        ms: milliseconds.
-        processor_ms: milliseconds of all processors together.
+        ms: wall time in milliseconds.
+        processor_ms: processor time in milliseconds, summed over all cores.
     """
 
     ms: float
@@ -81,13 +85,13 @@ class Spent:
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """The work without files.
+    """Timings without files.
 
     Attributes:
-        batch: tiles restored at once.
-        images_per_batch: how many images these belong to, 1 or more.
-        model: the model alone.
-        arrays: the restorer on arrays in memory.
+        batch: tiles per batch.
+        images_per_batch: number of images that fill a batch, at least 1.
+        model: time of the model alone.
+        arrays: time of the restorer on arrays in memory.
     """
 
     batch: int
@@ -101,12 +105,12 @@ class Run:
     """A run of the command.
 
     Attributes:
-        spent: on an image after the first batch.
+        spent: time per image after the first batch.
         first_image_s: from the command to the first image.
         seconds: from the command to its end.
-        resident: bytes in memory when the parts `DONE` of the images were done.
-        peak: bytes in memory at the most.
-        written: bytes of all restorations.
+        resident: resident bytes when the fractions `DONE` of the images were done.
+        peak: maximum resident bytes.
+        written: total bytes of the restored images.
     """
 
     spent: Spent
@@ -118,14 +122,14 @@ class Run:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Restores as the flags say and prints what it took."""
+    """Runs the benchmark according to the flags and prints the lines."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="sca_unet", help="an experiment of configs/")
-    parser.add_argument("--size", type=int, default=256, help="side of the images, px")
-    parser.add_argument("--dtype", choices=common.DTYPES, default="float32", help="arithmetic")
-    parser.add_argument("--images", type=int, default=160, help="in the folder")
+    parser.add_argument("--size", type=int, default=256, help="side length, px")
+    parser.add_argument("--dtype", choices=common.DTYPES, default="float32", help="precision")
+    parser.add_argument("--images", type=int, default=160, help="number of images")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(argv)
     if min(given.size, given.images, given.rounds) < 1:
@@ -140,13 +144,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(task: Task, images: int) -> Iterator[dict[str, Any]]:
-    """Yields the three lines; see the module's docstring.
+    """Yields the three records, see the module's docstring.
 
     Raises:
-        UsageError: for a model that does not exist, or no more images than a batch has.
-        RunError: where the command fails.
+        UsageError: the model does not exist, or there are no more images than fill a batch.
+        RunError: the command fails.
     """
-    common.make_config(task)  # a wrong name is told at once
+    common.make_config(task)  # refuses an unknown model at once
     with tempfile.TemporaryDirectory() as name:
         place = pathlib.Path(name)
         weights, photographs = place / "model.safetensors", place / "photographs"
@@ -194,12 +198,12 @@ def _megabytes(count: int) -> float:
 
 
 def make_folder(folder: pathlib.Path, images: int, size: int) -> int:
-    """Makes a folder of photographs; returns the bytes that are read to restore it.
+    """Makes a folder of photographs and returns the bytes that are read to restore it.
 
     Args:
-        folder: where they go, named by their number in the order of their names.
-        images: how many; beyond a few they are hard links.
-        size: side, px.
+        folder: the folder to create; files are named by number.
+        images: number of images; all but the first few are hard links.
+        size: side length in px.
     """
     folder.mkdir()
     read = 0
@@ -214,15 +218,14 @@ def make_folder(folder: pathlib.Path, images: int, size: int) -> int:
 
 
 def image_name(number: int) -> str:
-    """Returns the name of an image's file; names are in the order of the numbers."""
+    """Returns the file name of an image; names sort like the numbers."""
     return f"{number:07d}.png"
 
 
 def make_photograph(size: int, seed: int) -> np.ndarray:
-    """Makes a smooth texture with a camera's noise, uint8 [size, size, 3].
+    """Makes a smooth texture with camera noise, uint8 [size, size, 3].
 
-    A PNG file of it is as large as that of a photograph with such noise, so that it takes as
-    long to read.
+    As a PNG file it is as large, and takes as long to read, as a photograph with such noise.
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / 256
@@ -235,7 +238,7 @@ def make_photograph(size: int, seed: int) -> np.ndarray:
 
 
 def run_alone(weights: pathlib.Path, size: int) -> Alone:
-    """Times the model and the restorer on what lies in memory, with as many images."""
+    """Times the model and the restorer on the same number of images in memory."""
     cores.prepare()
     compilation.use_cache()
     loaded = restorer.load(weights)
@@ -248,7 +251,7 @@ def run_alone(weights: pathlib.Path, size: int) -> Alone:
     apply = sharded.divided(loaded.model, loaded.variables)
 
     def model() -> None:
-        # As the restorer does: the next one is sent, then the one before is waited for.
+        # Like the restorer, which dispatches a batch before it waits for the previous one.
         found = apply(on_device)
         for _ in range(_BATCHES - 1):
             before, found = found, apply(on_device)
@@ -268,7 +271,7 @@ def run_alone(weights: pathlib.Path, size: int) -> Alone:
 
 
 def _time(work: Callable[[], None], images: float) -> Spent:
-    work()  # compiles, and finds the memory that is used again
+    work()  # compiles, and allocates memory that is then reused
     processor, began = time.process_time(), time.perf_counter()
     work()
     seconds = time.perf_counter() - began
@@ -278,17 +281,17 @@ def _time(work: Callable[[], None], images: float) -> Spent:
 def run_folder(
     place: pathlib.Path, weights: pathlib.Path, photographs: pathlib.Path, settled: int
 ) -> Run:
-    """Runs the command on a folder and looks on.
+    """Runs the command on a folder and monitors it.
 
     Args:
-        place: a folder for what it says and writes.
-        weights: the file of the model.
+        place: folder for its output and messages.
+        weights: the weights file of the model.
         photographs: the folder of images, from `make_folder`.
-        settled: images after which start-up is over.
+        settled: number of images after which start-up is over.
 
     Raises:
-        UsageError: for no more images than that.
-        RunError: where the command fails, or its images are none.
+        UsageError: there are no more images than that.
+        RunError: the command fails, or does not restore the images.
     """
     sources = sorted(photographs.iterdir())
     if len(sources) <= settled:
@@ -304,10 +307,10 @@ def run_folder(
 
 
 def check_restored(path: pathlib.Path, source: pathlib.Path) -> None:
-    """Checks that a restoration is an image as large as its source, and another one.
+    """Checks that a restored image has the size of its source and differs from it.
 
     Raises:
-        RunError: where it is not.
+        RunError: it does not.
     """
     with Image.open(path) as restored, Image.open(source) as image:
         if restored.size != image.size:
@@ -318,13 +321,13 @@ def check_restored(path: pathlib.Path, source: pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """What a look at the process found.
+    """One observation of the process.
 
     Attributes:
-        at: seconds since the command.
-        processor_s: that it had spent.
-        resident: bytes that it held in memory.
-        done: images that were there.
+        at: seconds since the command was started.
+        processor_s: processor time so far, in seconds.
+        resident: resident memory in bytes.
+        done: number of restored images.
     """
 
     at: float
@@ -339,18 +342,18 @@ def _watch(
     settled: int,
     place: pathlib.Path,
 ) -> Run:
-    """Looks at a process until its images are there and it has ended.
+    """Monitors a process until it has written all images and has ended.
 
-    All but the first are removed. They are looked for in their order, which the command keeps
-    but for the few that are written at the same time.
+    All images but the first are deleted. They are expected in order, which the command keeps
+    except for the few that it writes concurrently.
     """
     began = time.perf_counter()
-    noted: list[_Look] = []  # whenever there are more images
+    noted: list[_Look] = []  # one entry whenever there are new images
     spent, held, peak, done, written = 0.0, 0, 0, 0, 0
     while done < len(targets):
         ended = process.poll() is not None
         if not ended:
-            # A process that has just ended holds nothing: what counts is what it held before.
+            # A process that has just ended has no usage; the last known one is kept.
             spent, held = _usage(process.pid) or (spent, held)
         peak = max(peak, held)
         at, before = time.perf_counter() - began, done
@@ -388,10 +391,10 @@ def _watch(
 
 
 def _usage(process: int) -> tuple[float, int] | None:
-    """Returns a process's processor time, s, and its bytes in memory; None when it is over."""
+    """Returns a process's processor time (s) and resident bytes; None if it has ended."""
     files = pathlib.Path(f"/proc/{process}")
     pages = int((files / "statm").read_text().split()[1])
-    # After its name, which may have blanks, and eleven fields: user and system time.
+    # User and system time follow the name, which may contain blanks, and eleven fields.
     ticks = (files / "stat").read_text().rpartition(")")[2].split()[11:13]
     if not pages:
         return None

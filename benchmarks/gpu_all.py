@@ -1,20 +1,21 @@
-"""Measures everything worth measuring on a GPU machine in one call of under eight minutes.
+"""Runs all benchmarks that matter on a GPU machine, in one call of less than eight minutes.
 
     python -m benchmarks.gpu_all
     python -m benchmarks.gpu_all --minutes=7 --output=results.jsonl
-    python -m benchmarks.gpu_all --list         # the parts, in order
-    python -m benchmarks.gpu_all --first=9      # those that a call before left out
-    python -m benchmarks.gpu_all --tiny         # the smallest of each kind: does it run at all?
+    python -m benchmarks.gpu_all --list         # list the parts, in order
+    python -m benchmarks.gpu_all --first=9      # continue with those that did not fit
+    python -m benchmarks.gpu_all --tiny         # smoke test: the smallest part of each kind
 
-It needs JAX, Flax, optax, dm-pix, ml-collections and absl; for the comparison PyTorch; for the
-whole run Orbax, tensorboard, tqdm and Matplotlib; no TensorFlow. A machine that cannot reach a
-package index can be given what it lacks as a folder:
+Requires JAX, Flax, optax, dm-pix, ml-collections and absl; PyTorch for the comparison; Orbax,
+tensorboard, tqdm and Matplotlib for the whole run; no TensorFlow. For a machine without access
+to a package index, put missing packages into a folder:
 
-    pip install --no-deps --target=carried dm-pix ml-collections      # where there is an index
-    PYTHONPATH=carried python -m benchmarks.gpu_all                   # where there is none
+    pip install --no-deps --target=carried dm-pix ml-collections      # with a package index
+    PYTHONPATH=carried python -m benchmarks.gpu_all                   # without
 
-One JSON line per figure (see `benchmarks.common`), the most important first. What does not fit
-into the time is named in the last line, and so is what failed, which stops nothing else.
+One JSON line per figure (see `benchmarks.common`), the most important first. The last line
+names the parts that did not fit into the time and those that failed; a failure does not stop
+the others.
 """
 
 import argparse
@@ -35,17 +36,17 @@ Part = tuple[str, Callable[[], Iterator[Mapping[str, Any]]]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the parts in order while there is time."""
+    """Runs the parts in order until the time is up."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=7.0, help="starts nothing after that")
-    parser.add_argument("--output", type=pathlib.Path, help="a file for the lines, too")
-    parser.add_argument("--size", type=int, default=256, help="side of the images, px")
+    parser.add_argument("--minutes", type=float, default=7.0, help="start no part after that")
+    parser.add_argument("--output", type=pathlib.Path, help="also write the lines here")
+    parser.add_argument("--size", type=int, default=256, help="side length, px")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--first", type=int, default=0, help="number of the part to begin with")
+    parser.add_argument("--first", type=int, default=0, help="number of the first part to run")
     parser.add_argument("--list", action="store_true", help="only name the parts")
-    parser.add_argument("--tiny", action="store_true", help="the smallest of each kind")
+    parser.add_argument("--tiny", action="store_true", help="run the smallest parts only")
     given = parser.parse_args(argv)
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if given.output:
             given.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    # The next call need not compile what this one did.
+    # A later call reuses the programs compiled here.
     from restore_jax.parallel import compilation  # noqa: PLC0415
 
     compilation.use_cache()
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(planned: list[Part], seconds: float, emit: Callable[[Mapping[str, Any]], None]) -> None:
-    """Emits the records of the parts, and at last what was left out or failed."""
+    """Emits the records of the parts and, at the end, what was left out or failed."""
     end = time.monotonic() + seconds
     left_out, failed = [], {}
     for name, measure in planned:
@@ -84,22 +85,22 @@ def run(planned: list[Part], seconds: float, emit: Callable[[Mapping[str, Any]],
             for record in measure():
                 emit(record)
         except Exception as error:
-            # A form that one machine cannot run must not cost the other figures.
+            # A part that this machine cannot run must not prevent the others.
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     emit({"op": "gpu_all", "left_out": left_out, "failed": failed})
 
 
 def parts(size: int, rounds: int) -> list[Part]:
-    """Lists what is measured, the most important first."""
-    # Only now: a machine that lacks a module shall get one line.
+    """Lists the parts, the most important first."""
+    # Imported late, so that a missing module leads to a one-line message.
     from benchmarks import infer, resident, ssim, train_step  # noqa: PLC0415
     from benchmarks.common import Task  # noqa: PLC0415
 
     has_torch = importlib.util.find_spec("torch") is not None
     peers = ("channels_last", "compiled") if has_torch else ()
     best = peers[-1:]
-    # JAX alone first: PyTorch's compiler may take longer than all of the time there is, and a
-    # part says nothing before it has measured all of its peers.
+    # JAX alone first: PyTorch's compiler may take longer than the whole time, and a part emits
+    # nothing before all of its peers are measured.
     tasks: list[tuple[Any, Task]] = [
         (resident, Task("sca_unet", size, 64, "bfloat16", rounds)),
         (resident, Task("sca_unet", size, 8, "bfloat16", rounds)),
@@ -111,7 +112,7 @@ def parts(size: int, rounds: int) -> list[Part]:
         (resident, Task("sca_unet", size, 64, "float32", rounds, best)),
         (train_step, Task("rcan", size, 16, "bfloat16", rounds, best)),
     ]
-    # From here on how cost grows with the batch, JAX alone, and the other models' rest.
+    # Then growth with the batch size, for JAX alone, and the remaining models.
     tasks += [
         (resident, Task("sca_unet", size, batch, "bfloat16", rounds)) for batch in (16, 32, 128)
     ]
@@ -128,7 +129,7 @@ def parts(size: int, rounds: int) -> list[Part]:
         (f"{module.__name__} {task}", functools.partial(_measured, module.measure, task))
         for module, task in tasks
     ]
-    # The reports' training, second in importance; with a larger batch, after all others.
+    # The reports' whole training comes second, and with a larger batch last.
     for place, batch in ((1, 8), (len(planned) + 1, 64)):
         task = Task("sca_unet", size, batch, "bfloat16")
         part = f"benchmarks.whole_run {task}", functools.partial(_whole_run, task)
@@ -137,14 +138,14 @@ def parts(size: int, rounds: int) -> list[Part]:
 
 
 def _whole_run(task: Any, **options: Any) -> Iterator[Mapping[str, Any]]:
-    # Only now: it needs more than the others, which do not fail for want of it.
+    # Imported late, since it needs more packages than the others, which run without them.
     from benchmarks import whole_run  # noqa: PLC0415
 
     yield from whole_run.measure(task, **options)
 
 
 def tiny_parts() -> list[Part]:
-    """Lists one part of each kind, so small that a CPU goes through them."""
+    """Lists one part of each kind, small enough for a CPU."""
     from benchmarks import infer, resident, ssim  # noqa: PLC0415
     from benchmarks.common import Task  # noqa: PLC0415
 
@@ -165,11 +166,11 @@ def tiny_parts() -> list[Part]:
 def _measured(
     measure: Callable[..., Any], task: Any, **options: Any
 ) -> Iterator[Mapping[str, Any]]:
-    """Yields a task's records; without `torch.compile` where that fails, and the reason."""
+    """Yields a task's records; if `torch.compile` fails, the reason, then those without it."""
     try:
         yield from list(measure(task, **options))
     except Exception as error:
-        # It needs a compiler, which a machine may lack; the other figures need none.
+        # `torch.compile` needs a compiler, which may be missing; the other peers do not.
         if "compiled" not in task.peers:
             raise
         others = tuple(form for form in task.peers if form != "compiled")

@@ -1,34 +1,34 @@
-"""How the cost of a model grows: with the image, the batch, the devices, the number of images.
+"""Measures how the cost of a model grows with image size, batch, devices and number of images.
 
     python -m benchmarks.growth > growth.jsonl
     python -m benchmarks.growth --ops=restorer --sides=256,512,1024 --batches= --devices=
     python -m benchmarks.growth --lines=growth.jsonl --plot=growth.png --table
 
-Three pieces of work, `--ops`, each grows along some axes; a list that is empty leaves one out:
+Three operations (`--ops`) are measured along several axes; an empty list skips an axis:
 
-    restore       images in one piece                side, batch, devices
-    train_step    loss, gradients, Adam, figures     side, batch, devices
-    restorer      `restore_jax.Restorer`, in tiles   side, images (one after the other)
+    restore       whole images, untiled                side, batch, devices
+    train_step    loss, gradients, Adam, metrics       side, batch, devices
+    restorer      `restore_jax.Restorer`, with tiles   side, images (one after the other)
 
-Along `side` it is one image at a time, elsewhere `--size` is the side; along `devices`,
-`--batch` images are divided among them. Devices of a CPU share its cores: with them it shows
-what dividing costs, not what more devices gain. One JSON line per point:
+Along `side`, the batch is one image; on the other axes, `--size` is the side. Along `devices`,
+`--batch` images are divided among the devices. CPU devices share the CPU's cores, so they show
+the overhead of sharding and not the gain of more devices. One JSON line per point:
 
     op, axis, value, model, size, batch, devices, images, dtype, rounds   what was measured
-    device           on what; None where the point failed
+    device           kind of device; None if the point failed
     ms_per_image     median over the rounds; ms_low and ms_high are the quartiles
     images_per_s     1000 / ms_per_image
-    peak_mb          10⁶ bytes. On a CPU: most resident memory of the process; on a GPU: most
-                     memory in use on the first device. Compiling is not in it.
-    base_mb          the same before the work began: JAX loaded, the device open
-    exponent         time per image grew as value^exponent from the point before
-    memory_exponent  the same of peak_mb less base_mb
+    peak_mb          10⁶ bytes. On a CPU: peak resident memory of the process; on a GPU: peak
+                     memory in use on the first device. Compilation is not included.
+    base_mb          the same before the work: JAX loaded and the device initialised
+    exponent         time per image grew as value^exponent since the previous point
+    memory_exponent  the same for peak_mb - base_mb
     failed           why there are no figures: out of memory, longer than `--limit` seconds, or
-                     what the process said last; None where there are
+                     the last message of the process; None if there are figures
 
-Each point has two processes of its own: the first compiles, the second is measured. What is
-larger than a point that failed is not tried. `--lines` takes the lines of an earlier run in
-place of measuring. It takes no TensorFlow.
+Each point runs in two processes: the first compiles, the second is measured. Points larger than
+a failed one are skipped. `--lines` reads the lines of an earlier run instead of measuring.
+TensorFlow is not needed.
 """
 
 import argparse
@@ -68,7 +68,7 @@ AXES = {
     "devices": ("restore", "train_step"),
     "images": ("restorer",),
 }
-# Of what is free when a point begins; the rest is for those who share the machine.
+# Share of the free memory that a point may use; the rest is left to other processes.
 _SHARE_OF_MEMORY = 0.9
 _FIGURES = (
     *("device", "ms_per_image", "ms_low", "ms_high", "images_per_s", "peak_mb", "base_mb"),
@@ -78,19 +78,19 @@ _FIGURES = (
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A piece of work to measure; it travels to another process as JSON.
+    """One measurement; sent to another process as JSON.
 
     Attributes:
-        op: which, a key of `WORK`.
-        axis: along which it grows, a key of `AXES`.
-        value: how far; it stands in one of `size`, `batch`, `devices` and `images` as well.
+        op: the operation, a key of `WORK`.
+        axis: the axis that is varied, a key of `AXES`.
+        value: value on that axis, repeated in `size`, `batch`, `devices` or `images`.
         model: name of an experiment in `configs`.
-        size: side of the images, px.
-        batch: images at once.
-        devices: that the batch is divided among.
-        images: of a call.
-        dtype: of the arithmetic.
-        rounds: how often it is timed.
+        size: side length of the images in px.
+        batch: batch size.
+        devices: number of devices that the batch is divided among.
+        images: images per call.
+        dtype: precision of the arithmetic.
+        rounds: how often the call is timed.
     """
 
     op: str
@@ -106,12 +106,12 @@ class Point:
 
     @property
     def task(self) -> common.Task:
-        """What the other benchmarks would call it."""
+        """The same as a task of the other benchmarks."""
         return common.Task(self.model, self.size, self.batch, self.dtype, self.rounds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures or reads the lines, then draws and prints what the flags ask for."""
+    """Measures or reads the lines, then plots and tabulates them as the flags ask."""
     given = parser().parse_args(argv)
     try:
         if given.plot and given.plot.suffix.lower() != ".png":
@@ -143,14 +143,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batches", type=_numbers, default="1,2,4,8,16")
     made.add_argument("--devices", type=_numbers, default="1,2")
     made.add_argument("--images", type=_numbers, default="1,10,100")
-    made.add_argument("--size", type=int, default=256, help="side on the other axes, px")
-    made.add_argument("--batch", type=int, default=8, help="images divided among the devices")
-    made.add_argument("--dtype", choices=common.DTYPES, default="float32", help="arithmetic")
+    made.add_argument("--size", type=int, default=256, help="side length on the other axes, px")
+    made.add_argument("--batch", type=int, default=8, help="batch size on the axis of devices")
+    made.add_argument("--dtype", choices=common.DTYPES, default="float32", help="precision")
     made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--limit", type=float, default=600.0, help="seconds of a point")
-    made.add_argument("--lines", type=pathlib.Path, help="a file of lines, not to be measured")
-    made.add_argument("--plot", type=pathlib.Path, metavar="FILE.png", help="a picture of them")
-    made.add_argument("--table", action="store_true", help="prints them in Markdown at the end")
+    made.add_argument("--limit", type=float, default=600.0, help="seconds per point")
+    made.add_argument("--lines", type=pathlib.Path, help="file of lines to read, not measure")
+    made.add_argument("--plot", type=pathlib.Path, metavar="FILE.png", help="plot of the lines")
+    made.add_argument("--table", action="store_true", help="print the lines as Markdown")
     return made
 
 
@@ -162,10 +162,10 @@ def _numbers(text: str) -> list[int]:
 
 
 def series(given: argparse.Namespace) -> list[list[Point]]:
-    """Lists what the flags ask for: the points of each piece of work and axis, from small on.
+    """Lists the points of each operation and axis in increasing order, according to the flags.
 
     Raises:
-        UsageError: for a model or work that does not exist, or a value out of range.
+        UsageError: a model or operation does not exist, or a value is out of range.
     """
     ops = [op for op in given.ops.split(",") if op]
     for op in ops:
@@ -181,7 +181,7 @@ def series(given: argparse.Namespace) -> list[list[Point]]:
                 "multiple of each of --devices"
             )
     same = {name: getattr(given, name) for name in ("model", "size", "dtype", "rounds")}
-    common.make_config(common.Task(given.model))  # says now what is wrong with it
+    common.make_config(common.Task(given.model))  # refuses an unknown model at once
     of_axis = {
         "side": {value: {"size": value} for value in given.sides},
         "batch": {value: {"batch": value} for value in given.batches},
@@ -200,12 +200,12 @@ def series(given: argparse.Namespace) -> list[list[Point]]:
 
 
 def measure_all(planned: Sequence[Sequence[Point]], limit: float) -> Iterator[dict[str, Any]]:
-    """Yields the lines of all points, each measured in processes of its own."""
+    """Yields the records of all points, each measured in its own processes."""
     with tempfile.TemporaryDirectory() as cache:
         for points in planned:
             before, failed = None, None
             for point in points:
-                # A batch divided among more devices needs less of each.
+                # A batch divided among more devices needs less memory on each.
                 if failed is not None and point.axis != "devices":
                     found = {"failed": f"not tried, as {point.axis} {failed} failed"}
                 else:
@@ -221,10 +221,10 @@ def measure_all(planned: Sequence[Sequence[Point]], limit: float) -> Iterator[di
 
 
 def _in_processes(point: Point, limit: float, cache: str) -> dict[str, Any]:
-    """Returns the figures of a point, or why there are none."""
+    """Returns the figures of a point, or the reason for its failure."""
     end = time.monotonic() + limit
     try:
-        # The first compiles, which takes more memory than much of the work.
+        # The first compiles, which can take more memory than the work itself.
         for part in ("prepare", "measure"):
             done = _process(point, part, end - time.monotonic(), cache)
             if done.returncode:
@@ -246,7 +246,7 @@ def _process(
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    # A killed process says nothing; those short of memory are what a system kills.
+    # A killed process leaves no message; the system kills those that exhaust the memory.
     text = done.stderr.lower()
     if done.returncode == -9 or "out of memory" in text or "bad_alloc" in text:
         return "out of memory"
@@ -254,7 +254,7 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def report(part: str, argument: str) -> None:
-    """Does a point's work once ("prepare"), or measures it and prints its figures as JSON."""
+    """Runs a point's work once ("prepare") or measures it, and prints the figures as JSON."""
     point = Point(**json.loads(argument))
     jax.config.update("jax_num_cpu_devices", point.devices)
     host_memory.keep_freed()  # as a training does
@@ -262,13 +262,13 @@ def report(part: str, argument: str) -> None:
 
 
 def measure(point: Point, once: bool = False) -> dict[str, Any]:
-    """Measures a point in this process; its peak is of all that the process has done.
+    """Measures a point in this process; the peak memory covers the process's whole life.
 
     Args:
         point: what to measure.
-        once: does the work once, and measures nothing.
+        once: whether to run the work once without measuring.
     """
-    jnp.zeros(1).block_until_ready()  # the device is open before the work begins
+    jnp.zeros(1).block_until_ready()  # initialises the device before the work begins
     base = peak_bytes() / 1e6
     there = len(jax.devices())
     if there < point.devices:
@@ -299,12 +299,12 @@ def measure(point: Point, once: bool = False) -> dict[str, Any]:
 
 
 def _bound_memory() -> None:
-    """Makes an allocation beyond the free memory fail, so that no process has to be killed."""
+    """Limits allocations to the free memory, so that they fail instead of killing a process."""
     free, own = pathlib.Path("/proc/meminfo"), pathlib.Path("/proc/self/status")
     if jax.default_backend() != "cpu" or not free.exists():
         return
     available = _kilobytes(free, "MemAvailable") * _SHARE_OF_MEMORY
-    # Reserved addresses count, too, and the process has some that it will never fill.
+    # The limit counts reserved addresses too, some of which the process will never use.
     most = int(1024 * (_kilobytes(own, "VmData") + available))
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
@@ -330,7 +330,7 @@ def _restoring(point: Point) -> Callable[[], Any]:
 
 
 def _training(point: Point) -> Callable[[], Any]:
-    """Returns a call that takes one step after the other on a batch divided among devices."""
+    """Returns a call that takes the next training step, on a batch divided among devices."""
     config = common.make_config(point.task)
     learner = state.make_learner(config)
     mesh = device_mesh.make_mesh(jax.devices()[: point.devices])
@@ -350,7 +350,7 @@ def _training(point: Point) -> Callable[[], Any]:
 
 
 def _tiling(point: Point) -> Callable[[], Any]:
-    """Returns a call that restores images of their own, none of which is kept."""
+    """Returns a call that restores `point.images` new images and discards the results."""
     config = common.make_config(point.task)
     model = models.from_config(config)
     restorer = Restorer(model, _variables(model), config)
@@ -366,7 +366,7 @@ def _tiling(point: Point) -> Callable[[], Any]:
 
 
 def _drawn(shapes: Any) -> Any:
-    """Fills a tree as if from a file: for JAX to draw the numbers takes memory, too."""
+    """Fills a tree with random numbers by NumPy, since drawing them in JAX takes memory."""
     rng = np.random.default_rng(2)
     return jax.tree.map(
         lambda leaf: rng.uniform(-0.05, 0.05, leaf.shape).astype(leaf.dtype), shapes
@@ -375,7 +375,7 @@ def _drawn(shapes: Any) -> Any:
 
 def _variables(model: nn.Module) -> Any:
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    # A normalisation's variances are positive.
+    # The variances of normalisation layers must be positive.
     return jax.tree.map(np.abs, _drawn(shapes)) | {"params": _drawn(shapes["params"])}
 
 

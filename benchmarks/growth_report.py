@@ -1,4 +1,4 @@
-"""A table and a picture of the lines of `benchmarks.growth`."""
+"""Tabulates and plots the lines of `benchmarks.growth`."""
 
 import json
 import math
@@ -16,12 +16,12 @@ from restore_jax.errors import UsageError
 
 Line = Mapping[str, Any]
 
-# Of a line, those that are read here.
+# The keys of a line that are used here.
 _KEYS = {
     *("op", "axis", "value", "model", "size", "batch", "dtype", "device", "ms_per_image"),
     *("images_per_s", "peak_mb", "base_mb", "exponent", "memory_exponent", "failed"),
 }
-# Okabe and Ito's, which the colour-blind tell apart; so do the markers.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, with different markers.
 _STYLES = {
     "restore": {"color": "#0072B2", "marker": "o", "label": "restoring in one piece"},
     "train_step": {"color": "#D55E00", "marker": "s", "label": "training step"},
@@ -34,7 +34,7 @@ _TITLES = {
     "images": ("{size}×{size} px, one by one", "images"),
 }
 _PANELS = {"ms_per_image": "time per image (ms)", "work_mb": "memory of the work (MB)"}
-# How a cost grows that is in proportion: slope on logarithmic axes.
+# Slope of a proportional cost on logarithmic axes.
 _SLOPES = {("ms_per_image", "side"): 2, ("work_mb", "side"): 2, ("work_mb", "batch"): 1}
 _PROPORTION = {"color": "#777777", "lw": 1, "ls": ":"}
 _FAILED = {"color": "#777777", "marker": "x", "ls": "", "ms": 6, "mew": 2}
@@ -46,11 +46,11 @@ def work_mb(line: Line) -> float:
 
 
 def exponents(before: Line, line: Line) -> dict[str, float | None]:
-    """Returns how time per image and memory grew between two lines of a series."""
+    """Returns the exponents of time per image and memory between two lines of a series."""
     further = math.log(line["value"] / before["value"])
 
     def of(first: float, second: float) -> float | None:
-        # Less memory than the idle process has: too little to be told from chance.
+        # No more memory than the idle process: too little to be measured.
         return round(math.log(second / first) / further, 2) if min(first, second) > 0 else None
 
     return {
@@ -60,10 +60,10 @@ def exponents(before: Line, line: Line) -> dict[str, float | None]:
 
 
 def read(path: pathlib.Path) -> list[Line]:
-    """Reads the lines of an earlier run; a table below them is no matter.
+    """Reads the lines of an earlier run; a table below them is ignored.
 
     Raises:
-        UsageError: for a file that is none of such lines.
+        UsageError: the file does not hold such lines.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -76,7 +76,7 @@ def read(path: pathlib.Path) -> list[Line]:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Returns the lines as a Markdown table; – where there is no figure."""
+    """Returns the lines as a Markdown table, with – for missing figures."""
     heads = (
         *("work", "grows with", "value", "ms per image", "images/s", "peak, MB"),
         *("of the work, MB", "time ∝ value^", "memory ∝ value^"),
@@ -100,19 +100,19 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def _three_digits(value: float) -> str:
-    """Writes a figure with three digits that count, and never as a power of ten."""
+    """Formats a number with three significant digits, never in exponent notation."""
     return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def draw(lines: Sequence[Line], path: pathlib.Path) -> None:
-    """Draws time and memory against each axis, on logarithmic axes.
+    """Plots time and memory against each axis, on logarithmic scales.
 
     Args:
-        lines: of one model, type of arithmetic and device.
+        lines: lines of one model, precision and device.
         path: the PNG to write.
 
     Raises:
-        UsageError: where the lines are of several.
+        UsageError: the lines are of several models, precisions or devices.
     """
     names = {(line["model"], line["dtype"]) for line in lines}
     devices = {line["device"] for line in lines if line["device"] is not None}
@@ -149,7 +149,7 @@ def draw(lines: Sequence[Line], path: pathlib.Path) -> None:
 
 
 def _draw_panel(axes: Any, lines: Sequence[Line], name: str) -> None:
-    """Draws one figure of the lines of an axis, and marks the points that have none."""
+    """Plots one quantity of the lines of an axis, and marks the points that failed."""
     axes.set(xscale="log", yscale="log", ymargin=0.2)
     first = []
     for place, (op, style) in enumerate(_STYLES.items()):
@@ -159,13 +159,13 @@ def _draw_panel(axes: Any, lines: Sequence[Line], name: str) -> None:
             for line in own
             if line["failed"] is None
         ]
-        # A logarithm has no place for memory that cannot be told from the idle process's.
+        # A logarithmic axis cannot show points without measurable memory.
         points = [point for point in points if point[1] > 0]
         if points:
             first.append(points[0])
             axes.plot(*zip(*points, strict=True), lw=1.6, ms=5, **style)
         failed = [line["value"] for line in own if line["failed"] is not None]
-        # Along the upper edge, one below the other: they have no height of their own.
+        # Along the upper edge, one operation below the other, since they have no value.
         axes.plot(
             *(failed, [0.95 - 0.07 * place] * len(failed)),
             transform=axes.get_xaxis_transform(),
@@ -186,7 +186,7 @@ def _draw_panel(axes: Any, lines: Sequence[Line], name: str) -> None:
 
 
 def _handles(lines: Sequence[Line]) -> list[Line2D]:
-    """Returns what the legend explains: what there is in the lines, and no more."""
+    """Returns the legend entries for what occurs in the lines."""
     ops = {line["op"] for line in lines}
     handles = [Line2D([], [], ms=5, **style) for op, style in _STYLES.items() if op in ops]
     if any((name, line["axis"]) in _SLOPES for name in _PANELS for line in lines):

@@ -1,9 +1,9 @@
-"""Times the restoring of a batch of images that lies on the device.
+"""Times restoring a batch of images in device memory.
 
     python -m benchmarks.infer
     python -m benchmarks.infer --model=rcan --batch=1 --peers=channels_last,compiled
 
-One JSON line per framework; `benchmarks.common` says what the keys mean. No TensorFlow.
+One JSON line per framework; `benchmarks.common` documents the keys. TensorFlow is not needed.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from restore_jax.inference import sharded
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:
-    """Yields the limits of the device and a line for each framework."""
+    """Yields the limits of the device and a record for each framework."""
     model = models.from_config(common.make_config(task))
     images = common.make_batch(task)["degraded"]
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     restore = sharded.divided(model, variables)
     calls = {"jax": lambda: restore(images)}
     if task.peers:
-        # Only where it is asked for: PyTorch is no requirement.
+        # Imported on demand, since PyTorch is not a requirement.
         from benchmarks import torch_peer  # noqa: PLC0415
 
         calls |= torch_peer.restoring(task)

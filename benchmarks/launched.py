@@ -1,4 +1,4 @@
-"""What the benchmarks of launch.py share: its commands run as a user runs them."""
+"""Shared by the benchmarks of launch.py: runs its commands as a user does."""
 
 import concurrent.futures
 import contextlib
@@ -25,9 +25,9 @@ Result = TypeVar("Result")
 def running(
     flags: Sequence[str], place: pathlib.Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen]:
-    """Runs launch.py, which says things into the files "said" and "errors" of a folder.
+    """Runs launch.py, with its output in the files "said" and "errors" of a folder.
 
-    It is killed where it is left before its end.
+    On exit from the context, the process is killed if it is still running.
     """
     command = [sys.executable, str(ROOT / "launch.py"), *flags]
     with (
@@ -44,17 +44,17 @@ def running(
 
 
 def failure(process: subprocess.Popen, place: pathlib.Path) -> RunError:
-    """Returns the error of a command that ended before its work was done."""
+    """Returns the error for a command that ended before its work was done."""
     said = (place / "errors").read_text(errors="replace").strip().splitlines()
     last = said[-1] if said else "it said nothing"
     return RunError(f"launch.py ended with status {process.returncode}: {last}")
 
 
 def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Calls a function in a process of its own, which leaves the device to the next one.
+    """Calls a function in a new process, which frees the device when it ends.
 
     Raises:
-        UsageError, RunError: those of the function.
+        UsageError, RunError: as raised by the function.
     """
     fresh = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, fresh) as process:
@@ -62,7 +62,7 @@ def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result
 
 
 def save_untrained(task: Task, path: pathlib.Path) -> None:
-    """Writes a model's first parameters to a file of weights."""
+    """Writes the initial parameters of a model to a weights file."""
     config = common.make_config(task)
     model = models.from_config(config)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))

@@ -1,21 +1,23 @@
-"""The least that a model must do per image: arithmetic, and traffic with the memory.
+"""Lower bounds on the cost of a model per image: arithmetic and memory traffic.
 
 Arithmetic: the multiply-accumulates of `metrics.cost`, two operations each. A training step
-takes three times those of the forward pass (the result, the gradient by the input and that by
-the kernel), less the gradient by the image, which nobody asks for. What is done per element
-(biases, activations, gates, pooling, resampling, the loss) is left out: on the way it is free.
-Convolutions count as written; where they are computed with fewer multiplications
-(`restore_jax.models.conv_cpu.winograd`), the share of this limit can exceed 1.
+takes three times those of the forward pass (the output, the gradient with respect to the input
+and that with respect to the kernel), minus the gradient with respect to the image, which is not
+needed. Elementwise work (biases, activations, gates, pooling, resampling, the loss) is left
+out: fused into other operations, it is free. Convolutions are counted directly; where they are
+computed with fewer multiplications (`restore_jax.models.conv_cpu.winograd`), the share of this
+limit can exceed 1.
 
-Traffic: convolutions and dense layers meet their neighbours in memory, and everything between
-two of them is taken as fused into one or the other. Forward, each layer's input is read once
-(once by several layers that share it) and its result written once. Backward, the input is read
-again for the kernel's gradient, the result's gradient read once for both gradients, and the
-input's gradient written once. The image itself has no gradient. Attention between positions is
-taken as fused: its weights never leave the chip. Activations have the size of `dtype`. Per
-step, not per image, come the float32 parameters: read forward and backward, gradients written,
-and Adam, which reads gradient, two moments and parameter and writes the last three; ten
-accesses of 4 bytes. A program may do with less by recomputing across layers; none here does.
+Traffic: convolutions and dense layers exchange their inputs and outputs through memory, and
+everything between two of them is assumed to be fused into one or the other. In the forward
+pass, each layer's input is read once (once in total by layers that share it) and its output
+written once. In the backward pass, the input is read again for the kernel's gradient, the
+output's gradient is read once for both gradients, and the input's gradient is written once. The
+image itself has no gradient. Attention between positions is assumed to be fused, so that its
+weights never leave the chip. Activations have the size of `dtype`. Per step rather than per
+image, there are the float32 parameters: read in the forward and backward pass, gradients
+written, and Adam, which reads gradient, two moments and parameter and writes the last three:
+ten accesses of 4 bytes. A program could need less by recomputing across layers; none here does.
 """
 
 import dataclasses
@@ -36,11 +38,11 @@ _LAYERS = (nn.Conv, nn.Dense, layers.TransposedConv2)
 
 @dataclasses.dataclass(frozen=True)
 class Least:
-    """What a piece of work takes at the least, per image.
+    """The minimum cost of a piece of work per image.
 
     Attributes:
-        operations: arithmetic.
-        bytes: read from and written to the memory.
+        operations: arithmetic operations.
+        bytes: bytes read from and written to memory.
     """
 
     operations: float
@@ -48,7 +50,7 @@ class Least:
 
 
 def restoring(model: nn.Module, size: int, batch: int, dtype: str) -> Least:
-    """Returns the least of restoring an image of `size`×`size` px, in a batch."""
+    """Returns the minimum cost of restoring an image of `size`×`size` px, in a batch."""
     variables, read, written, _ = _trace(model, size)
     macs = cost.model_macs(model, variables, size, size)
     parameters = 4.0 * parameter_count(variables["params"]) / batch
@@ -56,18 +58,18 @@ def restoring(model: nn.Module, size: int, batch: int, dtype: str) -> Least:
 
 
 def training(model: nn.Module, size: int, batch: int, dtype: str) -> Least:
-    """Returns the least of an image's share of a training step with Adam."""
+    """Returns the minimum cost of a training step with Adam, per image of the batch."""
     variables, read, written, first_macs = _trace(model, size)
     macs = 3 * cost.model_macs(model, variables, size, size) - first_macs
     image = 3 * size * size
     moved = 3 * read - image + 2 * written
     parameters = 4.0 * _ADAM_STEP * parameter_count(variables["params"]) / batch
-    # Besides what the layers move, the loss reads the clean image.
+    # In addition to the layers' traffic, the loss reads the clean image.
     return Least(2.0 * macs, jnp.dtype(dtype).itemsize * moved + 4.0 * image + parameters)
 
 
 def similarity(size: int) -> Least:
-    """Returns the least of the SSIM of two images: five windowed means along both axes."""
+    """Returns the minimum cost of the SSIM of two images: five separable windowed means."""
     values = 3.0 * size * size
     return Least(2.0 * 2 * 5 * gaussian_window.SSIM_WINDOW * values, 2 * 4 * values)
 
@@ -76,12 +78,12 @@ def _trace(model: nn.Module, size: int) -> tuple[Mapping[str, Any], int, int, in
     """Traces a model on one image.
 
     Returns:
-        The shapes of its variables; the values that layers read and that they write, each
-        tensor once; and the multiply-accumulates of the layers that see the image itself.
+        The shapes of its variables; the number of values that layers read and that they write,
+        each tensor once; and the multiply-accumulates of the layers whose input is the image.
     """
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    # Held until the end: an object that is gone may leave its identity to another.
+    # Arrays are kept alive to the end, since `id` may be reused once an object is gone.
     read: dict[int, jax.Array] = {}
     written: dict[int, jax.Array] = {}
     first = 0

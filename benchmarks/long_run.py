@@ -1,21 +1,21 @@
-"""Whether a long training keeps its memory and its open files: a JSON line every so many steps.
+"""Checks a long training for memory and file leaks; prints a JSON line at regular intervals.
 
     python -m benchmarks.long_run
     python -m benchmarks.long_run --model=rcan --option=width=8 --option=blocks=2 --steps=5000
 
-It trains on rendered images in a temporary workdir, with all that a training does: it validates
-and saves after every epoch, saves within epochs, writes its logs and draws its curves. Only on
-Linux.
+It trains on rendered images in a temporary workdir, like any training: it validates and saves
+after every epoch, saves within epochs, writes logs and plots curves. Linux only.
 
-    op, model, size, batch, dtype, step   what was measured, and when
-    resident_mb     10⁶ bytes of the process in memory
-    open_files      files, pipes and sockets that it has open
-    threads         that it runs
-    ms_per_image    of training, validation and saves since the line before; images_per_s
+    op, model, size, batch, dtype, step   what was measured, and at which step
+    resident_mb     resident memory of the process, 10⁶ bytes
+    open_files      number of open files, pipes and sockets
+    threads         number of threads
+    ms_per_image    of training, validation and saves since the previous line; images_per_s
 
-The last line, op "long_run", compares what came after the first 200 steps with that step:
-`resident_growth_percent` and `open_files_growth_percent` to the highest figure, and
-`resident_drift_percent` from the median of the first quarter to that of the last.
+The last line, op "long_run", covers the time after the first 200 steps:
+`resident_growth_percent` and `open_files_growth_percent` are the growth from there to the
+maximum, and `resident_drift_percent` that from the median of the first quarter to the median of
+the last.
 """
 
 import argparse
@@ -43,18 +43,20 @@ from restore_jax.parallel import compilation, host_memory
 from restore_jax.train import loop
 
 SETTLED = 200
-"""Steps after which nothing should grow any more."""
+"""Number of steps after which nothing should grow any more."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains as the flags say and prints what it took."""
+    """Trains according to the flags and prints the lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="sca_unet", help="an experiment of configs/")
-    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of its model")
-    parser.add_argument("--size", type=int, default=32, help="side of the images, px")
+    parser.add_argument(
+        "--option", action="append", default=[], help="NAME=VALUE of config.model"
+    )
+    parser.add_argument("--size", type=int, default=32, help="side length, px")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--steps", type=int, default=2000, help="at least so many")
+    parser.add_argument("--steps", type=int, default=2000, help="minimum number of steps")
     parser.add_argument("--every", type=int, default=50, help="steps between the lines")
     given = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)
@@ -114,7 +116,7 @@ def measure(config: ConfigDict, given: argparse.Namespace) -> list[dict[str, Any
 
 
 def usage() -> dict[str, float]:
-    """Returns what this process holds now."""
+    """Returns the current resource usage of this process."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return {
         "resident_mb": round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1),
@@ -124,7 +126,7 @@ def usage() -> dict[str, float]:
 
 
 def compare(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Compares what came after `SETTLED` steps with what was held then."""
+    """Summarises the growth of resource usage after `SETTLED` steps."""
     settled = [record for record in records if record["step"] >= SETTLED]
     if not settled:
         return {"op": "long_run", "steps": 0}

@@ -1,13 +1,13 @@
-"""Makes a compact file of pairs of MVTec AD, to be carried to a machine without TensorFlow.
+"""Makes a compact file of pairs from MVTec AD, for machines without TensorFlow.
 
     python -m benchmarks.make_pairs --root=DIR --size=256 --split=all --output=pairs256.zip
     python -m benchmarks.make_pairs --root=DIR --size=512 --output=pairs512.zip --quality=95
     python -m benchmarks.make_pairs --root=DIR --size=0 --output=native.zip --quality=87
 
-The pairs come from the project's own pipeline under the law `kla`; what is stored of them, and
-how, says `benchmarks.compact_pairs`. Without `--quality` it is lossless. Prints a JSON line
-with the numbers of photographs and the size of the file. It takes TensorFlow, and for a moment
-the plain file's room beside the output: 200 MB for 314 photographs at 256×256.
+The pairs come from the project's own pipeline under the law `kla`; `benchmarks.compact_pairs`
+documents the format. Without `--quality`, the file is lossless. Prints a JSON line with the
+numbers of photographs and the size of the file. Requires TensorFlow and, temporarily, space for
+the plain file beside the output: 200 MB for 314 photographs at 256×256.
 """
 
 import argparse
@@ -30,15 +30,15 @@ from restore_jax.train.on_device import dataset, pairs_file
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Makes the file that the flags ask for."""
+    """Makes a file according to the flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", required=True, help="MVTec AD: its folder or its archives")
-    parser.add_argument("--size", type=int, default=256, help="side, px; 0: as they are")
+    parser.add_argument("--root", required=True, help="MVTec AD: its folder or archives")
+    parser.add_argument("--size", type=int, default=256, help="side length, px; 0: native")
     parser.add_argument("--split", default="all", help="as config.data.split")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="the file, new")
-    parser.add_argument("--quality", type=int, help="of lossy WebP, 0 to 100")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="the new file")
+    parser.add_argument("--quality", type=int, help="lossy WebP quality, 0 to 100")
     given = parser.parse_args(argv)
     try:
         line = make(given.root, given.size, given.split, given.output, given.quality)
@@ -51,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make(
     root: str, size: int, split: str, output: pathlib.Path, quality: int | None = None
 ) -> dict[str, object]:
-    """Makes a compact file of pairs; returns what it holds.
+    """Makes a compact file of pairs and returns a record of its contents.
 
     Args:
         root: as `config.data.root`.
-        size: side of the images, px.
+        size: side length of the images in px; 0: native size.
         split: as `config.data.split`.
-        output: the file.
-        quality: of WebP; None: lossless.
+        output: the file to create.
+        quality: WebP quality; None: lossless.
 
     Raises:
-        UsageError: for a wrong value, a file that exists or photographs that cannot be read.
+        UsageError: a value is wrong, the file exists, or the photographs cannot be read.
     """
     if output.exists():
         raise UsageError(f"--output={output}: exists; take another name")
@@ -80,7 +80,7 @@ def make(
         pairs = _native(config)
         compact_pairs.write(pairs, output, quality)
         return _line(output, size, split, quality, {k: len(v) for k, v in pairs.splits.items()})
-    # Beside the output: a folder for temporary files may lie in memory.
+    # Beside the output, since the system's temporary folder may be in memory.
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         config.data.resident_file = str(pathlib.Path(folder) / "plain.safetensors")
         with contextlib.redirect_stdout(sys.stderr):
@@ -93,8 +93,8 @@ def make(
 
 
 def _native(config: ConfigDict) -> pairs_file.Pairs:
-    """Reads photographs of their native size."""
-    # Only now: they take TensorFlow.
+    """Reads the native photographs."""
+    # Imported on demand, since they need TensorFlow.
     from data import export_pairs, pipeline  # noqa: PLC0415
 
     config, law, sources = pipeline.load(config)

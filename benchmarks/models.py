@@ -1,26 +1,26 @@
-"""What each experiment's model costs to restore an image with: one JSON line per model.
+"""Measures the cost of restoring an image with each model; prints one JSON line per model.
 
     python -m benchmarks.models
     python -m benchmarks.models --model=sca_unet,rcan --size=512 --dtype=bfloat16 --rounds=20
     python -m benchmarks.models --model=pexels_unet --option=bottleneck=1024
 
-All models are timed in turn, round by round, so that a busy spell of the machine meets them
-all. Memory is measured before that, each model in processes of its own. It takes no TensorFlow.
+All models are timed in turn, round by round, so that other load on the machine affects them
+equally. Memory is measured before, each model in its own processes. TensorFlow is not needed.
 
     op, model, options, size, batch, dtype, device   what was measured, and on what
-    parameters          trainable values; of a GAN, those of the generator
+    parameters          number of trainable values; for a GAN, of the generator
     gmac                10⁹ multiply-accumulates per image
-    receptive_field     side in px of the square that local operations reach
-    global              whether each pixel depends on the whole image besides
+    receptive_field     side length in px of the receptive field of local operations
+    global              whether each pixel also depends on the whole image
     ms_per_image        median over the rounds; ms_low and ms_high are the quartiles
     images_per_s        1000 / ms_per_image
-    peak_memory_mb      10⁶ bytes. On a CPU: most resident memory of a process that restores a
-                        batch with a program compiled before, less that of an idle process with
-                        JAX loaded. On a GPU: most memory in use on the device.
-    compiling_peak_mb   the same of the first process, which compiles the program
-    program_memory_mb   what the compiled program alone asks for: its arguments (parameters and
-                        images), result and intermediate arrays, by XLA's plan; the scratch
-                        space of library kernels is not in it
+    peak_memory_mb      10⁶ bytes. On a CPU: peak resident memory of a process that restores a
+                        batch with a precompiled program, minus that of an idle process with
+                        JAX loaded. On a GPU: peak memory in use on the device.
+    compiling_peak_mb   the same for the first process, which compiles the program
+    program_memory_mb   memory of the compiled program alone by XLA's plan: arguments
+                        (parameters and images), result and intermediate arrays, without the
+                        scratch space of library kernels
 """
 
 import ast
@@ -56,14 +56,14 @@ EXPERIMENTS = sorted(
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A model to measure, and on what; it travels to other processes as JSON.
+    """A model to measure and its input; sent to other processes as JSON.
 
     Attributes:
         model: name of an experiment.
         options: changes to its `config.model`.
-        size: side of the images, px.
-        batch: images at once.
-        dtype: of the arithmetic, float32 or bfloat16.
+        size: side length of the images in px.
+        batch: batch size.
+        dtype: precision of the arithmetic, float32 or bfloat16.
     """
 
     model: str
@@ -84,19 +84,19 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Task], int]:
-    """Turns a command line into what to measure, and how often to time it.
+    """Parses a command line into the tasks and the number of rounds.
 
     Raises:
-        UsageError: for a flag, model or option that does not exist, or a value out of range.
+        UsageError: a flag, model or option does not exist, or a value is out of range.
     """
-    values = flags.FlagValues()  # not absl's global ones, which others in the process define
+    values = flags.FlagValues()  # not absl's global flags, which other modules define
     of = {"flag_values": values}
     flags.DEFINE_list("model", ["all"], "Names of configs/, or all.", **of)
-    flags.DEFINE_multi_string("option", [], "NAME=VALUE in config.model, for each.", **of)
-    flags.DEFINE_integer("size", 256, "Side of the images, px.", 1, **of)
-    flags.DEFINE_integer("batch", 1, "Images at once.", 1, **of)
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Arithmetic.", **of)
-    flags.DEFINE_integer("rounds", 10, "How often to time each.", 1, **of)
+    flags.DEFINE_multi_string("option", [], "NAME=VALUE in config.model, for all models.", **of)
+    flags.DEFINE_integer("size", 256, "Side length of the images, px.", 1, **of)
+    flags.DEFINE_integer("batch", 1, "Batch size.", 1, **of)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision.", **of)
+    flags.DEFINE_integer("rounds", 10, "How often to time each model.", 1, **of)
     flags.DEFINE_bool("help", False, "Shows this.", short_name="h", **of)
     try:
         rest = values(argv)
@@ -114,7 +114,7 @@ def parse(argv: Sequence[str]) -> tuple[list[Task], int]:
     options = dict(_option(text) for text in values.option)
     tasks = [Task(name, options, values.size, values.batch, values.dtype) for name in names]
     for task in tasks:
-        make_model(task)  # says what is wrong before anything is measured
+        make_model(task)  # refuses wrong options before anything is measured
     return tasks, values.rounds
 
 
@@ -129,10 +129,10 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def make_model(task: Task) -> nn.Module:
-    """Makes the architecture of a task.
+    """Makes the model of a task.
 
     Raises:
-        UsageError: for an option or a value that it does not have.
+        UsageError: the model does not have an option or accept its value.
     """
     config: ConfigDict = importlib.import_module(f"configs.{task.model}").get_config()
     config.dtype = task.dtype
@@ -142,19 +142,19 @@ def make_model(task: Task) -> nn.Module:
 
 
 def measure(tasks: Sequence[Task], rounds: int) -> list[dict[str, Any]]:
-    """Measures models side by side.
+    """Measures several models.
 
     Args:
-        tasks: of the same size and batch, each model once.
-        rounds: how often each is timed.
+        tasks: tasks of the same size and batch, each model once.
+        rounds: how often each model is timed.
 
     Returns:
-        A record for each, in their order; the keys are explained above.
+        A record for each task, in order; the module's docstring documents the keys.
 
     Raises:
-        RunError: where a process that measures memory fails.
+        RunError: a process that measures memory fails.
     """
-    # First the other processes: on a GPU this one would keep the memory that they need.
+    # Memory first, in other processes: on a GPU, this process would hold the memory they need.
     memory = peak_memory(tasks)
     compilation.use_cache()
     shape = (tasks[0].batch, tasks[0].size, tasks[0].size, 3)
@@ -190,13 +190,13 @@ def measure(tasks: Sequence[Task], rounds: int) -> list[dict[str, Any]]:
 
 
 def peak_memory(tasks: Sequence[Task]) -> list[dict[str, float]]:
-    """Measures the memory of restoring a batch, each model in processes of its own.
+    """Measures the memory of restoring a batch, each model in its own processes.
 
     Returns:
-        `peak_memory_mb`, `compiling_peak_mb` and `program_memory_mb` of each.
+        `peak_memory_mb`, `compiling_peak_mb` and `program_memory_mb` of each task.
 
     Raises:
-        RunError: where such a process fails.
+        RunError: such a process fails.
     """
     with tempfile.TemporaryDirectory() as cache:
         idle = _in_a_process(None, cache)["peak_mb"]
@@ -228,10 +228,10 @@ def _in_a_process(task: Task | None, cache: str) -> dict[str, float]:
 def run_script(
     script: str, *arguments: str, cache: str, timeout: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs lines of Python in a process of its own, which keeps what it compiles in `cache`.
+    """Runs Python code in a new process, with its compilation cache in the folder `cache`.
 
     Raises:
-        subprocess.TimeoutExpired: where it takes more seconds than `timeout`.
+        subprocess.TimeoutExpired: it takes longer than `timeout` seconds.
     """
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
@@ -250,10 +250,10 @@ def run_script(
 
 
 def report_memory(argument: str) -> None:
-    """Restores a batch and prints this process's peak memory as JSON; does nothing for null."""
+    """Restores a batch (nothing for null) and prints this process's peak memory as JSON."""
     task = json.loads(argument)
     program = 0.0
-    jnp.zeros(1).block_until_ready()  # an idle process has opened the device too
+    jnp.zeros(1).block_until_ready()  # an idle process has initialised the device, too
     if task is not None:
         program = _restore_twice(Task(**task)) / 1e6
     print(json.dumps({"peak_mb": peak_bytes() / 1e6, "program_mb": program}))
@@ -263,7 +263,7 @@ def _restore_twice(task: Task) -> int:
     model = make_model(task)
     images = jnp.full((task.batch, task.size, task.size, 3), 0.5)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images[:1, :32, :32])
-    # As if read from a file: a program that draws parameters would take memory, too.
+    # Constants, as a program that draws random parameters would take memory, too.
     variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), shapes)
     restore = jax.jit(model.apply).lower(variables, images).compile()
     for _ in range(2):
@@ -273,13 +273,13 @@ def _restore_twice(task: Task) -> int:
 
 
 def peak_bytes() -> int:
-    """Returns the most memory that this process had: on its device, or resident on a CPU."""
+    """Returns the peak memory of this process: on its device or, for a CPU, resident."""
     statistics = jax.devices()[0].memory_stats()
     if statistics:
         return statistics["peak_bytes_in_use"]
     status = pathlib.Path("/proc/self/status")
     if status.exists():
-        # Not ru_maxrss: on Linux a process takes that over from the one that started it.
+        # Not ru_maxrss, which a process inherits from its parent on Linux.
         for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])

@@ -1,31 +1,33 @@
-"""Times the batches of the host's pipeline, without a training.
+"""Times the batches of the host's pipeline without training.
 
     python -m benchmarks.pipeline
     python -m benchmarks.pipeline --size=256 --photograph=1024 --batch=8 --rounds=10
     python -m benchmarks.pipeline --device_rate=1200       # images/s that a device trains
 
-Rendered photographs of `--photograph` px on a side (by default four times `--size`: 1024 px, as
-those of MVTec AD, for 256 px) are degraded by the `kla` law at that size. One JSON line each;
-`benchmarks.common` says what the keys mean:
+Rendered photographs with a side of `--photograph` px (by default four times `--size`: 1024 px,
+like those of MVTec AD, for 256 px) are degraded by the `kla` law at that size. One JSON line
+each; `benchmarks.common` documents the keys:
 
-    pipeline_fresh    decoded, degraded and resized anew for every epoch
-    pipeline_cached   fixed pairs, kept as 8-bit pixels after the first epoch
+    pipeline_fresh    decoded, degraded and resized anew in every epoch
+    pipeline_cached   fixed pairs, cached as 8-bit pixels after the first epoch
     resident_fresh    gain and noise drawn by JAX at the working size, on pairs in device
                       memory, and fetched from there
-    resident_cached   fixed pairs in device memory, drawn and fetched
+    resident_cached   fixed pairs drawn from device memory and fetched
 
-`cores` is how many there are, and `images_per_s_per_core` the speed divided by it. Besides:
+Additional keys:
 
-    photograph                   side of the photographs, px
-    cpu_ms_per_image             processor time of the process, all its threads
-    cores_busy                   processor seconds per second: the cores that it kept busy
-    images_per_s_per_busy_core   the speed divided by these: 1000 / cpu_ms_per_image
+    cores                        number of available cores
+    images_per_s_per_core        the speed divided by this number
+    photograph                   side length of the photographs in px
+    cpu_ms_per_image             processor time of all threads of the process
+    cores_busy                   processor seconds per second: number of busy cores
+    images_per_s_per_busy_core   the speed divided by this number: 1000 / cpu_ms_per_image
     device_rate                  as given, 5000 images/s by default
-    wait_share                   of its time that a device which trains so many would wait for
-                                 input from this host: 1 - images_per_s / device_rate, at least
-                                 0; None for resident pairs, which no host makes
+    wait_share                   fraction of its time that a device with that rate would wait
+                                 for input from this host: 1 - images_per_s / device_rate, at
+                                 least 0; None for resident pairs, which need no host
 
-The model plays no part. It takes TensorFlow.
+The choice of the model does not matter. Requires TensorFlow.
 """
 
 import argparse
@@ -47,19 +49,19 @@ from restore_jax.errors import UsageError
 
 DEVICE_RATE = 5000.0
 
-# Of each round: so many batches at the least, and for so long that few are no matter.
+# Minimum number of batches and minimum seconds of each round.
 _BATCHES = 4
 _SECONDS = 0.5
-# What was fetched ahead is gone after that, or makes no difference.
+# Seconds after which the prefetched batches are used up or no longer matter.
 _DRAIN = 0.25
-# Streams fetch ahead while others have their turn; longer than this nothing waits for them.
+# Maximum seconds to wait for streams to finish prefetching while others have their turn.
 _SETTLE = 30.0
 
 Stream = Iterator[Mapping[str, Any]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures what the flags ask for: those of all benchmarks, and two of its own."""
+    """Measures according to the common flags and two of its own."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--photograph", type=int)
     parser.add_argument("--device_rate", type=float, default=DEVICE_RATE)
@@ -70,15 +72,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(
     task: Task, photograph: int | None = None, device_rate: float = DEVICE_RATE
 ) -> Iterator[dict[str, Any]]:
-    """Yields a line for each way to make pairs, timed in turn.
+    """Yields a record for each way to make pairs, timed in turn.
 
     Args:
         task: what to measure.
-        photograph: side of the photographs in px; None: four times the images'.
-        device_rate: images per second that a device would train.
+        photograph: side length of the photographs in px; None: four times `task.size`.
+        device_rate: images per second that a device would train on.
 
     Raises:
-        UsageError: for a rate that cannot be.
+        UsageError: the rate is not positive.
     """
     if device_rate <= 0:
         raise UsageError(f"--device_rate={device_rate:g}: must be above 0, in images/s")
@@ -125,15 +127,15 @@ def _batches(
     config.data.resident = resident
     config.data.cache_dir = cache
     batches = launch.make_data(config).train_batches(0)
-    next(batches)  # renders the photographs, and fills the cache
+    next(batches)  # renders the photographs and fills the cache
     return batches
 
 
 def _milliseconds(batches: Stream) -> tuple[float, float]:
-    """Takes batches for a while; returns what one image took, of time and of the processor's.
+    """Takes batches for a while; returns wall time and processor time per image in ms.
 
-    Those that were fetched ahead while other streams had their turn cost nothing now: they come
-    first, and are not counted.
+    Batches that were prefetched while other streams had their turn would cost nothing now, so
+    they are taken first and not counted.
     """
     _settle()
     start = time.perf_counter()
@@ -148,7 +150,7 @@ def _milliseconds(batches: Stream) -> tuple[float, float]:
 
 
 def _settle() -> None:
-    """Waits until no stream fetches ahead any more: the processor is idle."""
+    """Waits until no stream is prefetching any more, which shows by an idle processor."""
     end = time.perf_counter() + _SETTLE
     while time.perf_counter() < end:
         start, spent = time.perf_counter(), time.process_time()

@@ -1,11 +1,12 @@
-"""Times a step of training divided among processes on this machine, and what they exchange.
+"""Times a training step divided among processes on this machine, and their communication.
 
     python -m benchmarks.processes --processes=1,2,4 --size=64 --batch=8
 
-One JSON line per number of processes: `step_ms`, a step of the SCA U-Net on the whole batch,
-median over the rounds; `sum_ms`, the sum over the processes of as many float32 as it has
-parameters; `mb`, their size; and `asked_ms`, the agreement on whether to stop. Their cores are
-the same, so this tells what the exchange costs, and not what more machines gain.
+One JSON line per number of processes: `step_ms`, a step of the SCA U-Net on the global batch,
+median over the rounds; `sum_ms`, an all-reduce over the processes of as many float32 values as
+the model has parameters; `mb`, their size; and `asked_ms`, the agreement on whether to stop.
+The processes share the cores of this machine, so this shows the cost of communication and not
+the gain of more machines.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from restore_jax.train import steps
 
 
 def measure(task: common.Task) -> dict[str, Any]:
-    """Measures what the module's docstring names, in each process of a job at once."""
+    """Measures the figures of the module's docstring, in all processes of a job together."""
     config = common.make_config(task)
     mesh = device_mesh.make_mesh()
     learner = state.make_learner(config)
@@ -74,15 +75,15 @@ def _median_ms(work: Callable[[], Any], rounds: int) -> float:
 
 
 def main(argv: list[str]) -> None:
-    """Starts the processes of each number in turn, and prints what the first one measured."""
+    """Runs each number of processes in turn, and prints what their first process measured."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processes", default="1,2,4", help="how many, one number or more")
-    parser.add_argument("--size", type=int, default=64, help="side of images, px")
-    parser.add_argument("--batch", type=int, default=8, help="images of all processes")
+    parser.add_argument("--processes", default="1,2,4", help="numbers of processes")
+    parser.add_argument("--size", type=int, default=64, help="side length, px")
+    parser.add_argument("--batch", type=int, default=8, help="global batch size")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--job", help=argparse.SUPPRESS)  # INDEX,COUNT,PORT of a started one
+    parser.add_argument("--job", help=argparse.SUPPRESS)  # INDEX,COUNT,PORT of a child process
     given = parser.parse_args(argv)
     task = common.Task(size=given.size, batch=given.batch, rounds=given.rounds)
     if given.job:

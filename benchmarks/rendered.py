@@ -1,6 +1,6 @@
-"""Pairs of rendered images, native crops of which are trained on; made on the spot.
+"""Makes pairs of rendered images on demand, for training on native crops.
 
-They need no TensorFlow, nothing carried, and nobody's licence.
+They need neither TensorFlow nor data files, and have no licence restrictions.
 """
 
 import concurrent.futures
@@ -17,14 +17,14 @@ from restore_jax.train.on_device import pairs_file
 
 
 def make_pairs(preset: str, clean_share: float, side: int, count: int) -> pairs_file.Pairs:
-    """Renders the images of the data `sample` and divides them.
+    """Renders the images of the data `sample` and splits them.
 
     Args:
-        preset: of the degradation.
-        clean_share: of the images that are left as they are.
-        side: of the images, px.
-        count: of each type of defect, and of each category without; a tenth, but one at least,
-            is kept for validation.
+        preset: preset of the degradation law.
+        clean_share: fraction of the images that are not degraded.
+        side: side length of the images in px.
+        count: images per defect type, and per category without defects; a tenth, but at least
+            one, is held out for validation.
     """
     held_out = max(1, count // 10)
     listed = sample.listing(count)

@@ -1,16 +1,16 @@
-"""Times training on pairs in device memory: many steps per dispatch, their input included.
+"""Times training on pairs in device memory: many steps per dispatch, including their input.
 
     python -m benchmarks.resident
     python -m benchmarks.resident --batch=64 --dtype=bfloat16 --peers=channels_last,compiled
 
-One JSON line per way, with `steps_per_dispatch`; `benchmarks.common` says what the keys mean.
+One JSON line per way, with `steps_per_dispatch`; `benchmarks.common` documents the keys.
 
-    train_resident         fixed pairs, drawn and flipped within the step
-    train_resident_fresh   noise and gain drawn anew within the step, too
-    train_step             JAX and forms of PyTorch on one batch in device memory, nothing drawn
+    train_resident         fixed pairs, sampled and flipped within the step
+    train_resident_fresh   also draws fresh noise and gain within the step
+    train_step             JAX and variants of PyTorch on one fixed batch in device memory
 
-`relative_time` is to that of "train_step" in JAX. The pixels are random; model, loss and
-optimizer are those of the experiment. No TensorFlow.
+`relative_time` is relative to "train_step" in JAX. The pixels are random; model, loss and
+optimizer are those of the experiment. TensorFlow is not needed.
 """
 
 import pathlib
@@ -28,9 +28,9 @@ from restore_jax.parallel import device_mesh
 from restore_jax.train.on_device import dataset, pairs_file, resident
 
 IMAGES = 932
-"""As many as the reports trained on."""
+"""Number of images that the reports trained on."""
 
-# As data/degrade.py has the preset "kla".
+# The preset "kla" of `restore_jax.degradation.definition`.
 _LAW = {
     "blur": ["gaussian"], "sigma_x": [10.0, 10.0], "sigma_y": [2.0, 2.0],
     "noise_sigma": [50.0, 80.0], "poisson_peak": [0.0, 0.0], "gain": [0.9, 1.1],
@@ -39,13 +39,13 @@ _LAW = {
 
 
 def make_pairs(size: int, images: int, held_out: int, draws: int) -> pairs_file.Pairs:
-    """Makes pairs of random pixels, as a file would hold them.
+    """Makes pairs of random pixels, in the form of a file of pairs.
 
     Args:
-        size: side, px.
-        images: to train on.
-        held_out: to validate on.
-        draws: fixed ones of each image; 0: drawn within the step.
+        size: side length in px.
+        images: number of training images.
+        held_out: number of validation images.
+        draws: number of fixed draws per image; 0: drawn within the step.
     """
     rng = np.random.default_rng(0)
 
@@ -84,12 +84,12 @@ def make_pairs(size: int, images: int, held_out: int, draws: int) -> pairs_file.
 
 
 def measure(task: Task, images: int = IMAGES) -> Iterator[dict[str, Any]]:
-    """Yields the limits of the device and a line for each way."""
+    """Yields the limits of the device and a record for each way."""
     config = common.make_config(task)
     count = max(1, min(config.train.log_every_steps, images // task.batch))
     calls = {"jax": _repeated(train_step.make_step(task), count)}
     if task.peers:
-        # Only where it is asked for: PyTorch is no requirement.
+        # Imported on demand, since PyTorch is not a requirement.
         from benchmarks import torch_peer  # noqa: PLC0415
 
         calls |= {
@@ -106,7 +106,7 @@ def measure(task: Task, images: int = IMAGES) -> Iterator[dict[str, Any]]:
 
 
 def make_dispatch(task: Task, pairs: pairs_file.Pairs, count: int) -> Callable[[], Any]:
-    """Returns a call that takes `count` steps in one dispatch, over and over in one epoch."""
+    """Returns a call that takes `count` steps in one dispatch, repeatedly in the same epoch."""
     config = common.make_config(task)
     config.data.resident = True
     config.data.augment = "flips"

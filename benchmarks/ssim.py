@@ -1,10 +1,10 @@
-"""Times the structural similarity of a batch of pairs, and its gradient.
+"""Times the structural similarity (SSIM) of a batch of pairs, and its gradient.
 
     python -m benchmarks.ssim --size=1024 --batch=1
 
-One JSON line each for "ssim" and "ssim_gradient"; `benchmarks.common` says what the keys mean.
-"dm_pix" is the library's own window, which convolves. No model takes part and `dtype` is
-float32, as in training and evaluation, whatever the flags say. No TensorFlow.
+One JSON line each for "ssim" and "ssim_gradient"; `benchmarks.common` documents the keys.
+"dm_pix" is that library's implementation, whose window is a convolution. There is no model, and
+`dtype` is always float32, as in training and evaluation. TensorFlow is not needed.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from restore_jax.metrics import fidelity
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:
-    """Yields the limits of the device and the lines of both, with both windows."""
+    """Yields the limits of the device and the records of both, by both implementations."""
     task = dataclasses.replace(task, model="none", dtype="float32")
     batch = common.make_batch(task)
     pair = batch["degraded"], batch["clean"]

@@ -1,32 +1,32 @@
-"""Times what passes before the first step of a training, and before the first restored image.
+"""Times the start-up of training, to its first step, and of restoring, to the first image.
 
     python -m benchmarks.start_up
     python -m benchmarks.start_up --model=rcan --rounds=1
 
-Every figure is of fresh processes, the median of `--rounds`; the commands are those of
-launch.py, looked at from without. JSON lines with `op`, `rounds`, `seconds`, `seconds_low` and
+Every figure is the median over `--rounds` fresh processes, which run the commands of launch.py
+and are observed from outside. JSON lines with `op`, `rounds`, `seconds`, `seconds_low` and
 `seconds_high` (the quartiles), and
 
-    import                `module`: seconds of importing it. "restore_jax" imports what it has
-                          only when that is asked for; "restore_jax.inference.folders" is
-                          what restoring takes, "restore_jax.train.loop" what training
-                          takes, and "data.pipeline" what its data add
+    import                `module`: seconds to import it. "restore_jax" imports its contents
+                          lazily; "restore_jax.inference.folders" is what restoring imports,
+                          "restore_jax.train.loop" what training imports, and "data.pipeline"
+                          what its data add
     train_first_step      from the command to the record of the first step: an epoch of the
                           `sample` data is a single step of 16 images
     restore_first_image   from the command to the first restored image
 
-The last two come once with `cache` "cold", with an empty folder for all that this project and
-others keep in the user's cache (compiled programs, lists of fonts), and once "warm", with what
-the cold one left there. Python's compiled modules and the system's cache of files are warm in
-both. `parts` of a training are the seconds between what can be seen of it (of a restoring,
-nothing can be seen before its image):
+The last two are measured with `cache` "cold", with an empty user cache for this project and
+others (compiled programs, font lists), and with `cache` "warm", with what the cold run left
+there. Python's compiled modules and the operating system's file cache are warm in both. `parts`
+of a training are the seconds between the events that can be observed (restoring has none before
+its image):
 
-    data          imports, and the data: until it says how many images there are
-    first_batch   until it claims its workdir, with the first batch made
-    state         until it opens its records: the first parameters
-    step          until the record of the first step: compiling, and the step itself
+    data          imports and data: until it prints the number of images
+    first_batch   until it claims its workdir, when the first batch has been made
+    state         until it opens its log of records: initial parameters
+    step          until the record of the first step: compilation and the step itself
 
-The images have `--size` px, so small that it is the start which is timed. Only on Linux.
+The images are so small (`--size`) that start-up dominates. Linux only.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from benchmarks import ROOT, common, folder, launched
 from benchmarks.common import Task
 from restore_jax.errors import RunError, UsageError
 
-# What the smallest sample has of images without defects to train on.
+# Number of training images without defects in the smallest `sample` data.
 BATCH = 16
 
 _IMPORTS = {
@@ -67,13 +67,13 @@ Events = Mapping[str, Callable[[], bool]]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Starts what the flags say and prints how long it took."""
+    """Measures according to the flags and prints the lines."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="sca_unet", help="an experiment of configs/")
-    parser.add_argument("--size", type=int, default=64, help="side of the images, px")
-    parser.add_argument("--dtype", choices=common.DTYPES, default="float32", help="arithmetic")
+    parser.add_argument("--size", type=int, default=64, help="side length, px")
+    parser.add_argument("--dtype", choices=common.DTYPES, default="float32", help="precision")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(argv)
     if min(given.size, given.rounds) < 1:
@@ -88,13 +88,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:
-    """Yields the lines of the module's docstring.
+    """Yields the records described in the module's docstring.
 
     Raises:
-        UsageError: for a model that does not exist.
-        RunError: where a command fails.
+        UsageError: the model does not exist.
+        RunError: a command fails.
     """
-    common.make_config(task, "sample")  # a wrong name is told at once
+    common.make_config(task, "sample")  # refuses an unknown model at once
     for module, statement in _IMPORTS.items():
         seconds = [_time_import(statement) for _ in range(task.rounds)]
         yield {"op": "import", "module": module, **_summary(seconds)}
@@ -128,12 +128,12 @@ def _time_import(statement: str) -> float:
 def _starts(
     op: str, task: Task, command: Callable[[pathlib.Path], tuple[list[str], Events]]
 ) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a command, cold and warm.
+    """Yields the records of a command with a cold and a warm cache.
 
     Args:
-        op: what it does.
-        task: to what.
-        command: for a folder of its own, its flags and what tells how far it is.
+        op: name of the measurement.
+        task: what to measure.
+        command: returns, for a temporary folder, the command's flags and the events to observe.
     """
     found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
     for _ in range(task.rounds):
@@ -153,7 +153,7 @@ def _starts(
             "size": task.size,
             "batch": task.batch,
             "dtype": task.dtype,
-            # Asked for only now: the commands had the device for themselves.
+            # Queried last, since it opens the device, which the commands need.
             "device": jax.devices()[0].device_kind,
             **_summary([sum(one.values()) for one in times]),
             "parts": parts if len(parts) > 1 else None,
@@ -204,12 +204,12 @@ def _look(
 ) -> dict[str, float]:
     """Starts a command and returns the seconds to its first event, and from each to the next.
 
-    It is ended when the last one has come.
+    The command is killed after the last event.
 
     Raises:
-        RunError: where it ends before that.
+        RunError: the command ends before that.
     """
-    # Its compiled programs lie in the user's cache only where no other folder is asked for.
+    # Compiled programs go to the user's cache only if no other folder is set.
     own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     own |= {"XDG_CACHE_HOME": cache, "PYTHONUNBUFFERED": "1"}
     found: dict[str, float] = {}

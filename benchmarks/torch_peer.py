@@ -1,12 +1,13 @@
-"""PyTorch's counterparts of the SCA U-Net and the RCAN, to compare speed and weights with.
+"""PyTorch counterparts of the SCA U-Net and the RCAN, to compare speed and weights with.
 
 Written from their published descriptions: Sarvesan and Mendhe (SCA U-Net) and Mahesh, Malapaka,
-Garimella and Singh (RCAN), IIT Madras 2024; the tensors are named as in the published files.
-A training step computes the experiment's loss, its gradient, Adam, and the PSNR and SSIM that
-JAX's step computes too.
+Garimella and Singh (RCAN), IIT Madras 2024; tensors are named as in the published files. A
+training step computes the experiment's loss, its gradient, Adam, and PSNR and SSIM, like the
+step in JAX.
 
-Forms: "eager", "channels_last" (the memory layout that its convolutions prefer), "compiled"
-(that, and `torch.compile`). bfloat16 is by autocast: parameters and loss stay float32.
+Variants: "eager", "channels_last" (the memory layout that its convolutions prefer), "compiled"
+(both channels_last and `torch.compile`). bfloat16 uses autocast: parameters and loss stay
+float32.
 """
 
 from collections.abc import Callable
@@ -80,7 +81,7 @@ class NonLocal(nn.Module):
         scores = theta.transpose(1, 2) @ phi  # [B, HW, HW]
         if self.released:
             y = (scores / (h * w)) @ g.transpose(1, 2)
-            y = y.reshape(b, -1, h, w)  # where a transpose was meant
+            y = y.reshape(b, -1, h, w)  # the released code lacks the transpose that was meant
         else:
             y = torch.softmax(scores, -1) @ g.transpose(1, 2)
             y = y.transpose(1, 2).reshape(b, -1, h, w)
@@ -154,12 +155,12 @@ class RCAN(nn.Module):
 
 
 def similarity(restored: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """Mean SSIM of [B, 3, H, W], as `fidelity.unclipped_ssim_map` has it."""
+    """Returns the mean SSIM of [B, 3, H, W], computed like `fidelity.unclipped_ssim_map`."""
     offsets = torch.arange(SSIM_WINDOW, device=restored.device) - SSIM_WINDOW // 2
     taps = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     window = taps / taps.sum()
     x, y = restored, clean
-    # All five at once, a channel each: one pass along the columns and one along the rows.
+    # All five planes at once, as channels: one pass along the columns, one along the rows.
     planes = torch.cat([x, y, x * x, y * y, x * y], 1)
     count = planes.shape[1]
     for shape in ((1, 1, SSIM_WINDOW, 1), (1, 1, 1, SSIM_WINDOW)):
@@ -180,7 +181,7 @@ def _charbonnier(difference: torch.Tensor) -> torch.Tensor:
 def sca_unet_loss(
     restored: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """The loss of the SCA U-Net's report."""
+    """Returns the loss of the SCA U-Net's report."""
     d = restored - clean
     p = F.pad(d, (1, 1, 1, 1), mode="replicate")
     around = p[..., :-2, 1:-1] + p[..., 2:, 1:-1] + p[..., 1:-1, :-2] + p[..., 1:-1, 2:]
@@ -189,7 +190,7 @@ def sca_unet_loss(
 
 
 def rcan_loss(restored: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The loss of the RCAN's report."""
+    """Returns the loss of the RCAN's report."""
     squared = (restored - clean) ** 2
     masked = (mask * squared).mean()
     return MASKED_MSE_ALPHA * squared.mean() + (1.0 - MASKED_MSE_ALPHA) * masked
@@ -200,7 +201,7 @@ _LEARNING_RATES = {"sca_unet": 1e-3, "rcan": 1e-4}
 
 
 def restoring(task: Task) -> dict[str, Callable[[], Any]]:
-    """Returns a call per form of `task.peers` that restores a batch, by "torch FORM"."""
+    """Returns calls that restore a batch, one per variant of `task.peers`, by "torch FORM"."""
 
     def make(form: str) -> Callable[[], Any]:
         net, (images, _, _), autocast = _prepare(task, form)
@@ -217,7 +218,7 @@ def restoring(task: Task) -> dict[str, Callable[[], Any]]:
 
 
 def training(task: Task) -> dict[str, Callable[[], Any]]:
-    """Returns a call per form of `task.peers` that takes a training step, by "torch FORM"."""
+    """Returns calls that take a training step, one per variant of `task.peers`."""
 
     def make(form: str) -> Callable[[], Any]:
         net, (images, clean, mask), autocast = _prepare(task, form)
@@ -247,7 +248,7 @@ def training(task: Task) -> dict[str, Callable[[], Any]]:
 
 
 def _prepare(task: Task, form: str) -> tuple[nn.Module, list[torch.Tensor], Callable[[], Any]]:
-    """Makes the network, a batch (degraded, clean, mask), and the context of its arithmetic."""
+    """Makes the network, a batch (degraded, clean, mask), and the autocast context."""
     if task.model not in _LOSSES:
         raise UsageError(f"--peers: PyTorch has no {task.model} here, only {list(_LOSSES)}")
     if form not in FORMS:
@@ -256,7 +257,7 @@ def _prepare(task: Task, form: str) -> tuple[nn.Module, list[torch.Tensor], Call
     layout = torch.contiguous_format if form == "eager" else torch.channels_last
     torch.manual_seed(0)
     if device == "cuda":
-        # TF32, as JAX's default precision has it; that of convolutions is on already.
+        # TF32 for matrix products, like JAX's default; convolutions use it already.
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     net = SCAUNet(released=False) if task.model == "sca_unet" else RCAN()

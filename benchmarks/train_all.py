@@ -1,23 +1,23 @@
-"""Trains every model in one call on a GPU machine, the most important first, in ten minutes.
+"""Trains all models in one call on a GPU machine, the most important first, in ten minutes.
 
     python -m benchmarks.train_all --pairs pairs256.zip pairs512.zip --output=trained
-    python -m benchmarks.train_all --list            # what is trained, in its order
-    python -m benchmarks.train_all --tiny            # a rehearsal on a CPU, in a minute
+    python -m benchmarks.train_all --list            # list the experiments, in order
+    python -m benchmarks.train_all --tiny            # trial run on a CPU, in a minute
 
-It takes compact files of pairs (`benchmarks.make_pairs`), JAX, Flax, optax, Orbax, dm-pix,
+Requires compact files of pairs (`benchmarks.make_pairs`), JAX, Flax, optax, Orbax, dm-pix,
 ml-collections, absl, safetensors, Pillow, SciPy, Matplotlib, tensorboard and tqdm; no
-TensorFlow. Put `JAX_PLATFORMS=cuda` before it, so that it does not fall back to a CPU.
+TensorFlow. Set `JAX_PLATFORMS=cuda` to prevent a fallback to the CPU.
 
-First it looks for ten seconds whether everything is there: imports, the configurations and
-their models, the pairs, the output. Then each experiment of `benchmarks.experiments` is trained
-in a process of its own, which on a GPU prepares (imports, compiles) while the one before it
-trains. It measures how long an epoch takes and chooses as many as end in its share of the time
-that is left, so that the cosine of its learning rate ends at zero; what it does not need is
-left to the next ones. One that fails, hangs or crashes is reported, and the next one starts.
+First, imports, configurations, models, pairs and the output are checked, which takes about ten
+seconds. Then each experiment of `benchmarks.experiments` is trained in its own process; with
+`--ahead`, the next ones prepare (import, compile) in the meantime. Each process measures the
+time per epoch and chooses the number of epochs that fits its share of the remaining time, so
+that its cosine schedule ends at zero; time that it does not need goes to the next ones. A
+process that fails, hangs or crashes is reported, and the next one starts.
 
-As soon as a model is trained, its figures on the validation photographs, in full float32, are a
-line of `results.jsonl` and its weights a `.safetensors` file in the output, or an entry of
-`others.zip`: at most eight files. `log.txt` has what the trainings say.
+As soon as a model is trained, its metrics on the validation photographs, in full float32, are
+appended to `results.jsonl`, and its weights are written to the output as a `.safetensors` file
+or an entry of `others.zip`: at most eight files. `log.txt` has the messages of the trainings.
 """
 
 import argparse
@@ -43,19 +43,19 @@ _NEEDED = (
     *("jax", "flax", "optax", "orbax.checkpoint", "dm_pix", "ml_collections", "absl"),
     *("safetensors", "PIL", "scipy", "matplotlib", "tensorboard", "tqdm", "numpy"),
 )
-# Seconds: kept free at the end; the least worth starting with; of the longest preparation;
-# that a training may take beyond its share before it is ended.
+# Seconds: reserve at the end; minimum needed to start a training; maximum preparation; how long
+# a training may exceed its share before it is stopped.
 _RESERVE, _LEAST, _PREPARATION, _GRACE = 8.0, 4.0, 200.0, 20.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains what the flags say; exit status 1 where nothing could be trained."""
+    """Trains according to the flags; the exit status is 1 if nothing could be trained."""
     began = time.monotonic()
     given = _parse(argv)
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if missing:
         _refuse(f"not installed: {', '.join(missing)}; see --help")
-    # Only now: a machine that lacks a module shall get one line.
+    # Imported late, so that a missing module leads to a one-line message.
     from benchmarks import compact_pairs, experiments  # noqa: PLC0415
     from restore_jax.errors import UsageError  # noqa: PLC0415
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _refuse(f"--only: no experiment {unknown[0]!r}; there are {', '.join(names)}")
     if not given.pairs and not given.tiny:
         _refuse("--pairs: missing; give files of python -m benchmarks.make_pairs, or --tiny")
-    # An exit, so that the processes that were started end as well.
+    # Exits normally on SIGTERM, so that the child processes are ended as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
@@ -101,18 +101,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--pairs", type=pathlib.Path, nargs="+", default=[], help="compact files, one a size")
+    add("--pairs", type=pathlib.Path, nargs="+", default=[], help="compact files, one per size")
     folder = pathlib.Path(os.environ.get("OUT") or "trained")
-    add("--output", type=pathlib.Path, default=folder, help="a folder; else $OUT, or trained")
-    add("--minutes", type=float, default=10.0, help="everything has ended by then")
-    add("--only", nargs="+", help="names of experiments, as --list has them")
-    add("--images", nargs="+", default=[], help="to be seen at most, as NAME=COUNT")
-    add("--ahead", type=int, default=0, help="that prepare beside the one that trains")
-    add("--size", type=int, help="of all images, px, for a rehearsal; else each its own")
-    add("--dtype", choices=("float32", "bfloat16"), default="", help="else by the device")
-    add("--largest_mib", type=float, default=16.0, help="of a file of weights that is kept")
-    add("--list", action="store_true", help="only name the experiments")
-    add("--tiny", action="store_true", help="a rehearsal")
+    add("--output", type=pathlib.Path, default=folder, help="folder; default: $OUT or trained")
+    add("--minutes", type=float, default=10.0, help="total time limit")
+    add("--only", nargs="+", help="names of experiments, see --list")
+    add("--images", nargs="+", default=[], help="limits on images, NAME=COUNT")
+    add("--ahead", type=int, default=0, help="processes that prepare meanwhile")
+    add("--size", type=int, help="one image size for all, px, for a trial run")
+    add("--dtype", choices=("float32", "bfloat16"), default="", help="default: by device")
+    add("--largest_mib", type=float, default=16.0, help="limit on a weights file")
+    add("--list", action="store_true", help="only list the experiments")
+    add("--tiny", action="store_true", help="trial run")
     return parser.parse_args(argv)
 
 
@@ -129,7 +129,7 @@ def _refuse(text: str) -> NoReturn:
 
 
 def _with_images(planned: Sequence[Any], given: Sequence[str]) -> list[Any]:
-    """Returns the experiments with the images that --images gives some of them."""
+    """Returns the experiments with the limits on images given by --images."""
     images = dict(text.partition("=")[::2] for text in given)
     names = [experiment.name for experiment in planned]
     for name, count in images.items():
@@ -149,17 +149,17 @@ def _tiny_pairs(path: pathlib.Path) -> pathlib.Path:
 
 
 def command_of(*arguments: str) -> list[str]:
-    """Returns the command of a process that trains or checks."""
+    """Returns the command line of a process that trains or checks."""
     return [sys.executable, "-m", "benchmarks.train_one", *arguments]
 
 
 def checked(tasks: Sequence["Task"], store: Store) -> list["Task"]:
-    """Returns the tasks that nothing stops; says what stops the others.
+    """Returns the tasks that can be trained, and reports the problems of the others.
 
-    It ends the program where not even the modules can be imported.
+    Exits the program if the check itself fails, for example on an import.
     """
     texts = [task.as_json() for task in tasks]
-    # It builds nothing but shapes, and the GPU is not its own.
+    # The check only needs shapes and must not occupy the GPU.
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     fit = []
     with tempfile.TemporaryDirectory() as folder:
@@ -184,18 +184,18 @@ def run(
     command: Callable[["Task"], Sequence[str]] = lambda task: command_of(task.as_json()),
     ahead: int = 0,
 ) -> list[str]:
-    """Trains one after the other until a time; others prepare meanwhile.
+    """Trains tasks one after the other until a deadline, while others prepare.
 
     Args:
-        tasks: in their order.
-        end: of `time.monotonic`, by which everything has ended.
-        store: takes the records and the weights.
-        command: of a task's process.
-        ahead: how many prepare beside the one that trains. On a GPU what they compile is no
-            burden to it; on a CPU the cores are one's own.
+        tasks: the tasks, in order.
+        end: deadline, in the time of `time.monotonic`.
+        store: receives the records and the weights.
+        command: returns the command line of a task's process.
+        ahead: number of processes that prepare beside the one that trains. Their compilation
+            does not slow down training on a GPU, but it does on a CPU.
 
     Returns:
-        The names of those that were trained.
+        The names of the trained experiments.
     """
     trained, waiting = [], deque(tasks)
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
@@ -206,10 +206,10 @@ def run(
             task = waiting.popleft()
             log = pathlib.Path(folder) / task.experiment.name
             environment = {
-                # Two processes have the device at once.
+                # Several processes use the device at once.
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-                # A program found in another run's cache would tell nothing of what compiling
-                # takes, by which each plans its time.
+                # Not the user's cache: a program found there would hide the time of
+                # compilation, by which each process plans its epochs.
                 "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder) / "cache"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
                 **os.environ,
@@ -226,7 +226,7 @@ def run(
             task, process, log = started.popleft()
             try:
                 left = end - time.monotonic()
-                # A slow machine that has hours needs more.
+                # With hours of time, a slow machine may take longer to prepare.
                 process.hear(min(left, max(_PREPARATION, left / 3)))
                 left = end - time.monotonic()
                 behind = [t for t, *_ in started]

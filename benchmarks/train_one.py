@@ -1,12 +1,13 @@
-"""One training of `benchmarks.train_all`, in a process of its own.
+"""Runs one training of `benchmarks.train_all` in its own process.
 
     python -m benchmarks.train_one TASK          # JSON of an `experiments.Task`
     python -m benchmarks.train_one --check TASK…
 
-It speaks in lines of JSON: `{"event": "ready"}` when everything is compiled; then it waits for
-a line `{"seconds": …, "limit": …}` on its standard input, the time that it has and the one at
-which it is ended; `{"event": "training", …}`; and at last its record. What the library prints
-goes to standard error. With `--check` it trains nothing and says what is wrong with each task.
+It communicates in lines of JSON: it prints `{"event": "ready", …}` when everything is compiled,
+waits for a line `{"seconds": …, "limit": …}` on standard input (the time to plan for, and the
+time after which it is killed), prints `{"event": "training", …}` and finally its record. The
+library's messages go to standard error. With `--check` it trains nothing and prints what is
+wrong with each task.
 """
 
 import contextlib
@@ -45,18 +46,18 @@ from restore_jax.train.on_device import dataset, resident
 from restore_jax.train.on_device.pairs_file import Pairs
 
 HALF_COSTS_DB = 0.01
-"""Weights are stored as float16 where that costs less."""
+"""Weights are stored as float16 if that lowers the PSNR by less than this."""
 
-# Of the time for the steps; the rest is for whatever else slows them.
+# Share of the time planned for steps; the rest is a margin for slowdowns.
 _MARGIN = 0.93
-# What an epoch takes beside its steps: its line in the logs.
+# Overhead per epoch besides its steps: its line in the logs.
 _EPOCH_S = 0.015
-# What a training takes before its first step and after its last one.
+# Overhead of a training before its first step and after its last one.
 _START_S = 4.0
 
 
 class Costs(NamedTuple):
-    """Seconds: of an epoch's steps, of compiling them, of a validation, of what comes last."""
+    """Seconds for an epoch's steps, compiling them, a validation and the final measuring."""
 
     epoch: float
     compiling: float
@@ -65,7 +66,7 @@ class Costs(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    """Trains, or checks; a mistake is one line on standard error."""
+    """Trains or checks; user errors are one line on standard error."""
     compilation.use_cache()
     out = sys.stdout
 
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
 
 
 def check(task: Task) -> dict[str, Any]:
-    """Says what would stop a task, without training: its configuration, model, pairs."""
+    """Checks a task's configuration, model and pairs without training; returns a record."""
     try:
         if task.experiment.rendered:
             importlib.import_module("benchmarks.rendered")
@@ -98,13 +99,13 @@ def check(task: Task) -> dict[str, Any]:
         loss_terms.weighted_sum(config.loss)
         state.abstract_state(state.make_learner(config, 1, 1), None)
     except Exception as error:
-        # Whatever it is, the other experiments can be trained.
+        # Any error, since the other experiments can still be trained.
         return {"name": task.experiment.name, "problem": one_line(error)}
     return {"name": task.experiment.name, "problem": None}
 
 
 def one_line(error: BaseException) -> str:
-    """Returns what an error says, with its type unless it was made for a user."""
+    """Returns an error's message on one line, with its type unless it is meant for users."""
     text = " ".join(str(error).split())[:300]
     told = isinstance(error, (UsageError, RunError))
     return text if told else f"{type(error).__name__}: {text}"
@@ -115,16 +116,16 @@ def run(
     say: Callable[[Mapping[str, Any]], None],
     wait: Callable[[], Mapping[str, float]],
 ) -> None:
-    """Prepares, waits for its time, trains and reports.
+    """Prepares, waits for its turn, trains and reports.
 
     Args:
-        task: what to do.
+        task: the task.
         say: sends a record.
-        wait: returns when it is this process's turn, with "seconds" and "limit".
+        wait: blocks until it is this process's turn; returns "seconds" and "limit".
 
     Raises:
-        UsageError: for a task that cannot be done.
-        RunError: for a training that fails, or has no time for a single epoch.
+        UsageError: the task is invalid.
+        RunError: the training fails, or there is no time for a single epoch.
     """
     began = time.monotonic()
     device = jax.devices()[0]
@@ -140,7 +141,7 @@ def run(
 
     given = wait()
     began = time.monotonic()
-    # Once more, now that nothing else is trained meanwhile.
+    # Timed again, now that no other training is running.
     costs = costs._replace(epoch=time_epoch())
     del time_epoch  # it holds the pairs on the device
     seconds = given["seconds"] - (time.monotonic() - began)
@@ -183,10 +184,10 @@ def run(
 
 
 def read_pairs(task: Task) -> tuple[Pairs, bool]:
-    """Reads a task's pairs, or renders them; and whether they are the pipeline's to the bit."""
+    """Reads or renders a task's pairs; also returns whether they are exactly the pipeline's."""
     if not (count := task.experiment.rendered):
         return compact_pairs.read(pathlib.Path(task.pairs))
-    # Only now: the others do without it.
+    # Imported on demand, since most tasks do not need it.
     rendered = importlib.import_module("benchmarks.rendered")
     settings = experiments.make_config(task.experiment, 1, "float32").data
     law = settings.degradation
@@ -196,16 +197,16 @@ def read_pairs(task: Task) -> tuple[Pairs, bool]:
 def prepare(
     config: ConfigDict, data: batches.Data, mesh: Mesh
 ) -> tuple[Costs, Callable[[], float]]:
-    """Compiles and measures what a training takes; no step of it is kept.
+    """Compiles and times the parts of a training; its steps are discarded.
 
     Args:
-        config: all fields. That of a training of the most epochs has its very program, which
-            need not be compiled again if it turns out that there is time for as many.
+        config: the configuration for the maximum number of epochs. If there turns out to be
+            time for all of them, the program compiled here is used again.
         data: the data.
         mesh: the device.
 
     Returns:
-        What it costs, and what times an epoch's steps once more.
+        The costs, and a function that times an epoch's steps again.
     """
     steps = math.ceil(data.train_images / config.train.batch_size)
     config = with_dispatches(config, mesh)
@@ -241,20 +242,20 @@ def prepare(
             measured(config, state.inference_variables(now), data, mesh)
 
     compiling = timed(dispatch)
-    # The first of each compiles. What is added is for the checkpoint, and for the file.
+    # The first call of each compiles. The constants allow for the checkpoint and the file.
     times = [[timed(work) for _ in range(2)][1] for work in (validate, measure_twice)]
     return Costs(time_epoch(), compiling, times[0] + 0.5, times[1] + 1.0), time_epoch
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Returns the seconds that some work takes."""
+    """Returns the seconds that a call takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def with_dispatches(config: ConfigDict, mesh: Mesh) -> ConfigDict:
-    """Has a device take an epoch at a time, which is one program to compile."""
+    """Sets one dispatch per epoch (not on a CPU), so that there is one program to compile."""
     config = config.copy_and_resolve_references()
     if mesh.devices.flat[0].platform != "cpu":
         config.train.steps_per_dispatch = 1_000_000
@@ -262,17 +263,22 @@ def with_dispatches(config: ConfigDict, mesh: Mesh) -> ConfigDict:
 
 
 def fitting_epochs(seconds: float, most: int, costs: Costs) -> int:
-    """Returns for how many epochs there is time, everything before and after them included.
+    """Returns the number of epochs that fit into the time, with all overhead included.
+
+    Args:
+        seconds: the available time.
+        most: maximum number of epochs.
+        costs: the measured costs.
 
     Raises:
-        RunError: where there is none for a single one.
+        RunError: there is no time for a single epoch.
     """
     epoch = (costs.epoch + _EPOCH_S) / _MARGIN
     room = seconds - _START_S - costs.last
     validations = experiments.VALIDATIONS
     if room >= most * epoch + min(most, validations) * costs.validation:
         return most
-    # The schedule is another one, so that its program has to be compiled.
+    # With fewer epochs the schedule changes, so the program has to be compiled again.
     room -= costs.compiling
     fitting = int(room / (epoch + costs.validation))  # validated after each
     if fitting > validations:
@@ -291,13 +297,13 @@ def train_until(
     workdir: pathlib.Path,
     mesh: Mesh,
 ) -> tuple[state.TrainState, int, bool]:
-    """Trains; after so many seconds it is stopped.
+    """Trains, and stops after `limit` seconds.
 
     Returns:
-        The last state, its epochs, and whether these are all.
+        The last state, the number of its epochs, and whether training was completed.
     """
     config = with_dispatches(config, mesh)
-    # Only the loop itself heeds it: before and after, nothing happens.
+    # Ignored before and after the loop, which installs its own handler.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ended = threading.Event()
 
@@ -318,7 +324,7 @@ def train_until(
         found, *_ = checkpoint.newest_whole(workdir, template)
         if found is None:
             raise
-        # By its steps: the last epoch may lack its validation alone, and is then not recorded.
+        # From its steps: an epoch that lacks only its validation has no record.
         steps_per_epoch = math.ceil(data.train_images / config.train.batch_size)
         return found, int(found.step) // steps_per_epoch, False
     finally:
@@ -346,7 +352,7 @@ def finish(
     data: batches.Data,
     mesh: Mesh,
 ) -> dict[str, Any]:
-    """Measures a trained model and writes its weights; returns what it found."""
+    """Measures a trained model and writes its weights; returns fields of the record."""
     variables = jax.device_get(variables)
     figures = fidelity.summarise(measured(config, variables, data, mesh))
     with np.errstate(over="ignore"):
@@ -358,7 +364,7 @@ def finish(
         rows = measured(config, {**variables, "params": halved}, data, mesh)
         costs = figures["micro"]["psnr"] - fidelity.summarise(rows)["micro"]["psnr"]
         stored = "float16" if costs < HALF_COSTS_DB else "float32"
-    # As it was measured; a program that trains on may choose another.
+    # The precision it was measured with; further training may choose another.
     config = config.copy_and_resolve_references()
     config.dtype = "float32"
     path = restore_jax.save_weights(task.weights, variables, config, dtype=stored)
@@ -373,7 +379,7 @@ def finish(
 
 
 def rounded(value: Any) -> Any:
-    """Rounds the numbers of a record to five digits."""
+    """Rounds the numbers of a record to five significant digits."""
     if isinstance(value, Mapping):
         return {name: rounded(entry) for name, entry in value.items()}
     return float(f"{value:.5g}") if isinstance(value, float) else value

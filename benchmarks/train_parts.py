@@ -1,4 +1,4 @@
-"""The processes of `benchmarks.train_all`, and the folder that takes what they made."""
+"""The child processes of `benchmarks.train_all`, and the folder of their results."""
 
 import contextlib
 import json
@@ -16,16 +16,16 @@ from restore_jax.files import replacing
 
 
 class Failed(Exception):
-    """A process has ended, or says nothing; the message is the reason."""
+    """A process has ended or does not respond; the message is the reason."""
 
 
 class Process:
-    """A process that is talked to in lines of JSON; a context manager, which ends it.
+    """A child process that communicates in lines of JSON; a context manager that kills it.
 
     Args:
-        command: its command line.
-        environment: its variables.
-        log: the file that takes its standard error.
+        command: command line.
+        environment: environment variables.
+        log: file for its standard error.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Process:
         """Waits for a record.
 
         Raises:
-            Failed: where it ends without one, or none comes in time.
+            Failed: the process ends without one, or none arrives in time.
         """
         try:
             line = self._lines.get(timeout=max(0.0, seconds))
@@ -72,7 +72,7 @@ class Process:
         """Sends a record.
 
         Raises:
-            Failed: where the process has ended.
+            Failed: the process has ended.
         """
         assert self._process.stdin is not None
         try:
@@ -82,7 +82,7 @@ class Process:
             raise Failed(self._reason()) from None
 
     def _reason(self) -> str:
-        """The last line that it wrote, and how it ended."""
+        """Returns the last line of its log and its exit status."""
         status = self._process.wait()
         said = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
         last = next(
@@ -94,28 +94,28 @@ class Process:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """As `close`."""
+        """Calls `close`."""
         self.close()
 
     def close(self) -> None:
-        """Ends the process, whatever it is at."""
+        """Kills the process."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
-            # What was not yet sent cannot be sent any more.
+            # Closing flushes unsent data, which fails now.
             with contextlib.suppress(OSError):
                 stream.close()
 
 
 class Store:
-    """The output: `results.jsonl`, `log.txt`, files of weights, and `others.zip`.
+    """The output folder: `results.jsonl`, `log.txt`, weights files and `others.zip`.
 
     Args:
-        folder: made where there is none.
-        largest: bytes of a file of weights; a larger one is left out.
+        folder: the folder, created if it does not exist.
+        largest: maximum size of a weights file in bytes; larger files are not kept.
 
     Raises:
-        UsageError: for a folder that holds results already, or cannot be written.
+        UsageError: the folder already holds results, or is not writable.
     """
 
     def __init__(self, folder: pathlib.Path, largest: float) -> None:
@@ -145,7 +145,7 @@ class Store:
         print(line, flush=True)
 
     def keep(self, weights: pathlib.Path, bundled: bool) -> dict[str, Any]:
-        """Takes a file of weights; returns where it is now, and why if nowhere."""
+        """Stores a weights file; returns its place, or None with the reason."""
         size = weights.stat().st_size
         if size > self._largest:
             largest = f"{self._largest / 2**20:g} MiB"
@@ -156,7 +156,7 @@ class Store:
             return {"file": weights.name}
         archive = self._folder / "others.zip"
         with replacing(archive) as temporary:
-            # Anew each time, so that it is whole whenever this is ended.
+            # A complete new archive each time, so that it is valid whenever this is killed.
             if archive.exists():
                 temporary.write_bytes(archive.read_bytes())
             with zipfile.ZipFile(temporary, "a", zipfile.ZIP_DEFLATED) as file:

@@ -1,10 +1,10 @@
-"""Times a step of training: forward, loss, gradients, Adam and the step's figures.
+"""Times a training step: forward pass, loss, gradients, Adam and the step's metrics.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --model=rcan --batch=4 --peers=channels_last,compiled
 
-One JSON line per framework; `benchmarks.common` says what the keys mean. The loss, optimizer
-and figures are those of the experiment, and PyTorch computes the same. No TensorFlow.
+One JSON line per framework; `benchmarks.common` documents the keys. Loss, optimizer and metrics
+are those of the experiment, and PyTorch computes the same. TensorFlow is not needed.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,12 +21,12 @@ from restore_jax.train import steps
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:
-    """Yields the limits of the device and a line for each framework."""
+    """Yields the limits of the device and a record for each framework."""
     config = common.make_config(task)
     model = state.make_learner(config).model
     calls = {"jax": make_step(task)}
     if task.peers:
-        # Only where it is asked for: PyTorch is no requirement.
+        # Imported on demand, since PyTorch is not a requirement.
         from benchmarks import torch_peer  # noqa: PLC0415
 
         calls |= torch_peer.training(task)
@@ -36,7 +36,7 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
 
 
 def make_step(task: Task) -> Callable[[], Any]:
-    """Returns a call that takes one step after the other on one batch."""
+    """Returns a call that takes the next training step, always on the same batch."""
     config = common.make_config(task)
     learner = state.make_learner(config)
     mesh = device_mesh.make_mesh(device_mesh.fitting_devices(task.batch))

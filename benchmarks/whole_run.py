@@ -1,22 +1,22 @@
-"""Times the reports' whole training on pairs in device memory: 932 images, 250 epochs.
+"""Times the reports' complete training on pairs in device memory: 932 images, 250 epochs.
 
     python -m benchmarks.whole_run --dtype=bfloat16
     python -m benchmarks.whole_run --epochs=3 --images=40 --size=64
 
-Everything that a training does: steps, validation on 88 images after every epoch, checkpoints
-with their digests, logs and curves, in a temporary folder. The pixels are random. Short runs
-come first, of 1 epoch and of `--warm` more, which compile and tell how long an epoch takes; if
-all epochs would take longer than `--limit` seconds, they are not taken and the line says so.
-One JSON line:
+This includes all that training does: steps, validation on 88 images after every epoch,
+checkpoints with their digests, logs and curves, in a temporary folder. The pixels are random.
+Short runs of 1 epoch and of `--warm` more epochs come first, to compile and to measure the time
+per epoch; if all epochs would take longer than `--limit` seconds, the result is extrapolated
+from them. One JSON line:
 
     op, model, size, batch, dtype, device, images, validation_images, epochs
-    seconds           of the whole run, from call to return; what it compiles is in the cache
-    measured          false: extrapolated from the short runs
-    epoch_s           of an epoch with its validation and checkpoint
-    first_run_s       of the first short run: with compilation, where nothing was cached
-    images_per_s      of training, all that is between included
+    seconds           of the whole run, from call to return, with compiled programs cached
+    measured          false if extrapolated from the short runs
+    epoch_s           per epoch, with its validation and checkpoint
+    first_run_s       of the first short run, with compilation if nothing was cached
+    images_per_s      training images per second of the whole run
 
-No TensorFlow.
+TensorFlow is not needed.
 """
 
 import argparse
@@ -40,12 +40,12 @@ from restore_jax.train.on_device import dataset
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains as the flags say and prints what it took."""
+    """Trains according to the flags and prints the line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="sca_unet", help="an experiment of configs/")
-    parser.add_argument("--size", type=int, default=256, help="side of the images, px")
+    parser.add_argument("--size", type=int, default=256, help="side length, px")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", choices=common.DTYPES, default="float32")
     parser.add_argument("--images", type=int, default=resident.IMAGES)
@@ -70,7 +70,7 @@ def measure(
     warm: int = 3,
     limit: float = 150.0,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the one line, see the module's docstring for the arguments."""
+    """Yields the one record; the module's docstring explains the arguments."""
     logging.set_verbosity(logging.ERROR)
     pairs = resident.make_pairs(task.size, images, held_out, 1)
     first = _train(task, pairs, 1)
@@ -99,13 +99,13 @@ def measure(
 
 
 def _train(task: Task, pairs: Any, epochs: int) -> float:
-    """Trains in a temporary workdir; returns the seconds it took."""
+    """Trains in a temporary workdir and returns the seconds it took."""
     config = common.make_config(task)
     config.data.resident = True
     config.data.augment = "none"
     config.train.epochs = epochs
     data = dataset.as_data(pairs, config)
-    # What a training says is not for those who read the lines.
+    # The messages of training must not mix with the JSON line.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         began = time.perf_counter()
         loop.train(config, pathlib.Path(folder) / "run", lambda _: data, jax.devices()[:1])

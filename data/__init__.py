@@ -1,4 +1,4 @@
-"""Everything that needs TensorFlow: photographs, their degradation, and batches of both."""
+"""Everything that needs TensorFlow: sources of photographs, degradation and batching."""
 
 import contextlib
 import os
@@ -6,12 +6,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-# Only errors; before TensorFlow is first imported, which is below.
+# Logs errors only; must be set before TensorFlow is first imported (below).
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# What TensorFlow writes at every start: before its log levels count, and about processors
-# without AVX-512 as if it were an error, of which nobody has to know.
-_GREETINGS = (
+# Lines that TensorFlow prints at every start although they are of no use to anyone: those it
+# logs before its log level takes effect, and a notice about processors without AVX-512 that it
+# logs as an error.
+_STARTUP_LINES = (
     b"oneDNN custom operations are on",
     b"before absl::InitializeLog()",
     b"oneDNN supports DT_",
@@ -19,8 +20,8 @@ _GREETINGS = (
 
 
 @contextlib.contextmanager
-def _without_greetings() -> Iterator[None]:
-    """Holds back TensorFlow's greetings; everything else goes to stderr after all."""
+def _without_startup_lines() -> Iterator[None]:
+    """Filters TensorFlow's start-up lines out of stderr; everything else is passed on."""
     try:
         kept = os.dup(2)
     except OSError:  # a process without stderr
@@ -37,18 +38,18 @@ def _without_greetings() -> Iterator[None]:
             os.close(kept)
             held.seek(0)
             for line in held:
-                if not any(greeting in line for greeting in _GREETINGS):
+                if not any(known in line for known in _STARTUP_LINES):
                     os.write(2, line)
 
 
-with _without_greetings(), contextlib.suppress(ImportError):
-    # The rendered images need no TensorFlow; whatever does need it says so when it is imported.
+with _without_startup_lines(), contextlib.suppress(ImportError):
+    # Rendered images do not need TensorFlow; modules that do will fail on their own import.
     import tensorflow as tf
 
     try:
-        # JAX has the GPUs; said before the first operation, which is the next.
+        # The GPUs are left to JAX; must precede the first operation (the next one).
         tf.config.set_visible_devices([], "GPU")
-        # Says once in a process what it has to say about the processor.
+        # Triggers the notice about the processor, which is logged once per process.
         tf.function(tf.transpose, autograph=False)(tf.zeros((2, 2), tf.uint8))
-    except (RuntimeError, tf.errors.OpError):  # someone has used it before
+    except (RuntimeError, tf.errors.OpError):  # TensorFlow is already initialised
         pass

@@ -1,7 +1,7 @@
-"""The pairs of every split as arrays, for a training that keeps them in device memory.
+"""Exports the pairs of every split as arrays, for training runs that keep them on the device.
 
-Everything comes from the host's pipeline, so that the pixels are the very same.
-`restore_jax.train.on_device.pairs_file` says what the arrays are.
+All arrays are made by the host's pipeline, so that their pixels are identical to its own.
+`restore_jax.train.on_device.pairs_file` documents the arrays.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ __all__ = ["Realised", "load", "load_loss_params", "whole"]
 
 
 class Realised(NamedTuple):
-    """What a configuration's data become.
+    """The data of a configuration, whose arrays are made on demand.
 
     Attributes:
-        images: a digest of all photographs.
+        images: digest of all photographs.
         law: the fields of the degradation.
-        symmetries: the flips that it allows, see `definition.symmetries`.
-        draws: fixed draws of each photograph of training; 0: a new one in every epoch.
+        symmetries: the augmentation that the law allows, see `definition.symmetries`.
+        draws: number of fixed draws per training photograph; 0: a new draw in every epoch.
         realise: makes the arrays of each split, with lists of "id", "category" and
-            "defect_type"; takes as long as an epoch of the pipeline, or a few.
+            "defect_type"; takes as long as one or a few epochs of the pipeline.
     """
 
     images: str
@@ -47,14 +47,14 @@ class Realised(NamedTuple):
 
 
 def load(config: ConfigDict) -> Realised:
-    """Reads the photographs of a configuration once, and says what they can become.
+    """Reads the photographs of a configuration once and describes the data made of them.
 
     Raises:
-        UsageError: for a wrong field, or data that cannot be kept in device memory.
+        UsageError: a field is invalid, or the data cannot be kept in device memory.
     """
     if not config.data.image_size and config.data.realisations:
         raise UsageError(
-            "config.data.resident: crops of native photographs are degraded anew in each step; "
+            "config.data.resident: crops of native photographs are degraded anew at each step; "
             "set config.data.realisations=0, or config.data.resident=False"
         )
     config, law, sources = pipeline.load(config)
@@ -73,7 +73,7 @@ def load(config: ConfigDict) -> Realised:
 
 
 def whole(config: ConfigDict) -> batches.Data:
-    """Returns the host's data: native photographs are evaluated as wholes."""
+    """Returns the data of the host's pipeline, which evaluates whole native photographs."""
     return pipeline.make_data(config)
 
 
@@ -86,7 +86,7 @@ def _splits(
 
 
 def _digest(sources: dict[str, records.Records]) -> str:
-    """A digest of all photographs, as they are encoded, with their names."""
+    """Returns a digest of all encoded photographs and their names."""
     digest = hashlib.sha256()
     for split, source in sorted(sources.items()):
         digest.update(split.encode())
@@ -100,7 +100,7 @@ def _digest(sources: dict[str, records.Records]) -> str:
 def _split(
     split: str, source: records.Records, config: ConfigDict, law: definition.Law
 ) -> dict[str, Any]:
-    """Realises a split as the host's pipeline does."""
+    """Makes the arrays of a split at the working size, as the host's pipeline does."""
     settings, count, side = config.data, source.count, config.data.image_size
     trained = split == "train" and settings.realisations > 0
     if split == "reference":
@@ -120,7 +120,7 @@ def _split(
     names = ("id", "category", "defect_type")
     found |= {name: [] for name in names}
     for number, draw in enumerate(draws):
-        for i, pair in enumerate(_shown(draw, count, f"{settings.name}, {split}")):
+        for i, pair in enumerate(_with_progress(draw, count, f"{settings.name}, {split}")):
             found["degraded"][number * count + i] = pair["degraded"]
             if number == 0:
                 for name in ("clean", "mask", "has_mask"):
@@ -137,16 +137,16 @@ def _split(
 def _native_split(
     split: str, source: records.Records, config: ConfigDict, law: definition.Law
 ) -> dict[str, Any]:
-    """Photographs of their native size to train on; or the middles of those to validate on."""
+    """Returns the native photographs of "train", or central crops of those of "val"."""
     if split == "train":
         return native_photographs(split, source, config)
     settings = config.data
     pairs = pipeline.realise(source.dataset, settings, law, pipeline.EVAL_SEED, 0)
-    rows = list(_shown(pairs, source.count, f"{settings.name}, {split}"))
-    found = _described(rows)
+    rows = list(_with_progress(pairs, source.count, f"{settings.name}, {split}"))
+    found = _metadata(rows)
     side = crops.validation_side(found.pop("native"))
     for name in ("degraded", "clean", "mask"):
-        found[name] = np.stack([_middle(row[name], side) for row in rows])
+        found[name] = np.stack([_central_crop(row[name], side) for row in rows])
     found[batches.CONTEXT] = np.stack([_thumbnail(row["degraded"]) for row in rows])
     return found
 
@@ -154,18 +154,18 @@ def _native_split(
 def native_photographs(
     split: str, source: records.Records, config: ConfigDict
 ) -> dict[str, Any]:
-    """Returns the photographs of a split in their corners, as `pairs_file` has them."""
+    """Returns the photographs of a split, padded to one size as `pairs_file` describes."""
     pairs = pipeline.clean_pairs(source.dataset, config.data)
-    rows = list(_shown(pairs, source.count, f"{config.data.name}, {split}"))
-    found = _described(rows)
+    rows = list(_with_progress(pairs, source.count, f"{config.data.name}, {split}"))
+    found = _metadata(rows)
     side = int(found["native"].max())
     for name in ("clean", "mask"):
         found[name] = crops.in_corners([row[name] for row in rows], side)
     return found
 
 
-def _described(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is known of native pairs besides their pixels."""
+def _metadata(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns everything about native pairs but their pixels."""
     names = ("id", "category", "defect_type")
     found: dict[str, Any] = {name: [row[name].decode() for row in rows] for name in names}
     found["has_mask"] = np.array([row["has_mask"] for row in rows], np.uint8)
@@ -173,7 +173,7 @@ def _described(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _middle(image: np.ndarray, side: int) -> np.ndarray:
+def _central_crop(image: np.ndarray, side: int) -> np.ndarray:
     top, left = ((length - side) // 2 for length in image.shape[:2])
     return image[top : top + side, left : left + side]
 
@@ -184,7 +184,7 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def _native_sizes(source: records.Records) -> np.ndarray:
-    """Heights and widths of the photographs, int32 [N, 2]."""
+    """Returns the heights and widths of the photographs, int32 [N, 2]."""
     shapes = source.dataset.map(
         lambda record: tf.shape(images.decode(record["image"], 3))[:2],
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -193,18 +193,21 @@ def _native_sizes(source: records.Records) -> np.ndarray:
 
 
 def _fixed_blur(source: records.Records, settings: ConfigDict, law: definition.Law) -> Arrays:
-    """The blurred photographs that draws within a step start from, where blur is not drawn."""
+    """Returns the blurred photographs if their blur is constant, else nothing.
+
+    The draws within a training step then only add noise and gain to them.
+    """
     fixed = all(low == high for low, high in (law.sigma_x, law.sigma_y))
     if set(law.blur) != {"gaussian"} or not fixed:
         return {}
     only_blur = definition.Law(law.blur, law.sigma_x, law.sigma_y)
     blurred = pipeline.realise(source.dataset, settings, only_blur, 0, 0)
-    rows = _shown(blurred, source.count, f"{settings.name}, blurred")
+    rows = _with_progress(blurred, source.count, f"{settings.name}, blurred")
     return {"blurred": np.stack([pair["degraded"] for pair in rows])}
 
 
-def _shown(dataset: tf.data.Dataset, count: int, name: str) -> Iterator[dict[str, Any]]:
-    """Iterates over pairs and shows on stderr how many have gone by."""
+def _with_progress(dataset: tf.data.Dataset, count: int, name: str) -> Iterator[dict[str, Any]]:
+    """Iterates over pairs with a progress bar on stderr."""
     yield from progress.bar(
         pipeline.as_numpy(dataset), total=count, title=f"{name}: prepared for the device"
     )

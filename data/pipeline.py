@@ -1,10 +1,10 @@
 """From records to batches: decode, degrade, resize, cache, shuffle, augment, batch.
 
-A source yields *records*: encoded photographs with their masks. The pipeline degrades each at
-its native size, unless the record brings a degraded one of its own, resizes the pair and keeps
-it as 8-bit pixels in memory. Every random draw is stateless, keyed on the seed, the image's id
-and the number of the draw, so the same step of the same run sees the same batch, whenever it is
-asked for.
+A source yields *records*: encoded photographs with their masks. The pipeline degrades each
+photograph at its native size (unless the record has its own degraded version), resizes the
+pair and keeps its 8-bit pixels in memory. Every random draw is stateless, keyed on the seed,
+the image's id and the number of the draw, so that a given step of a run always sees the same
+batch, also after a restart.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from restore_jax.batches import ALL, Batch, Data, Share
 from restore_jax.degradation import definition
 from restore_jax.errors import RunError, UsageError
 
-# The seed of the draws of evaluation, whatever the run's own: figures of runs that differ in
-# their seed are of the same degraded images.
+# Seed of the draws for evaluation, independent of the run's seed, so that runs with different
+# seeds are measured on the same degraded images.
 EVAL_SEED = 20_240_613
 
 _STRINGS = ("category", "defect_type", "id")
 
-# A pair of 8-bit images, as it is kept and batched.
+# A pair of 8-bit images, as it is cached and batched.
 _PAIR = {
     "degraded": tf.TensorSpec([None, None, 3], tf.uint8),
     "clean": tf.TensorSpec([None, None, 3], tf.uint8),
@@ -39,48 +39,49 @@ _PAIR = {
     **{name: tf.TensorSpec([], tf.string) for name in _STRINGS},
 }
 
-# Beside the streams of the degradation, which have the numbers from 0 on.
+# Stream of the random recolouring; the streams of the degradation are numbered from 0.
 _RECOLOURS = 100
 _CONTEXT = {"context": tf.TensorSpec([None, None, 3], tf.uint8)}
 
-# Makes the pair of a record and the number of its draw.
+# Makes a pair from a record and the number of its draw.
 MakePair = Callable[[dict[str, tf.Tensor], tf.Tensor], dict[str, tf.Tensor]]
 
-# Stands where a fixed draw has its number; the epoch takes its place.
-_EVERY_EPOCH_ANEW = -1
+# Placeholder for the number of a draw that is not fixed: it is replaced by the epoch.
+_FRESH_EVERY_EPOCH = -1
 
 
 def make_data(config: ConfigDict, share: Share = ALL) -> Data:
-    """Makes the data that a configuration asks for; nothing is decoded yet.
+    """Makes the data of a configuration; nothing is decoded yet.
 
     Args:
-        config: all fields; `config.data`, `config.seed` and the batch sizes matter.
-        share: what of them this process reads: its rows of the batches that one process would
-            train on, and every so many-th image to evaluate.
+        config: the whole configuration; `config.data`, `config.seed` and the batch sizes are
+            used.
+        share: the part of the data that this process reads: its rows of each global training
+            batch, and every `share.count`-th image of an evaluation.
 
     Returns:
-        The data, with its batches as `restore_jax.batches` describes them.
+        The data; `restore_jax.batches` documents its batches.
 
     Raises:
-        UsageError: for a wrong field, or a root without data.
+        UsageError: a field is invalid, or the root has no data.
     """
     config, law, sources = load(config)
     settings, train = config.data, sources["train"]
     if settings.crops_per_image > 1 and share.count > 1:
         raise UsageError(
-            f"config.data.crops_per_image: {settings.crops_per_image} is for one process; "
-            "several take 1"
+            f"config.data.crops_per_image: {settings.crops_per_image} needs a single process; "
+            "use 1 with several processes"
         )
     pairs = {}
     for split, source in sources.items():
-        own = process_rows.to_evaluate(source, share)
+        own = process_rows.eval_records(source, share)
         if split == "reference":
             pairs[split] = clean_pairs(own, settings).map(_as_floats)
             continue
-        # Of fixed pairs that a run trained on, these are the very same ones.
+        # With fixed draws, evaluating "train" uses exactly the pairs that were trained on.
         seed = config.seed if split == "train" and settings.realisations else EVAL_SEED
         realised = realise(own, settings, law, seed, realisation=0)
-        # Kept once it was gone over, unless the photographs have their native size.
+        # Cached after the first pass, except at native size, where the images are too large.
         pairs[split] = (realised.cache() if settings.image_size else realised).map(_as_floats)
 
     def train_batches(step: int) -> Iterator[Batch]:
@@ -106,29 +107,29 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
 
 
 def load(config: ConfigDict) -> tuple[ConfigDict, definition.Law, dict[str, records.Records]]:
-    """Checks what a configuration asks for and loads its records.
+    """Checks the data fields of a configuration and loads its records.
 
     Returns:
-        The configuration, with one draw of each photograph where the records bring a degraded
-        one of their own; the law; the records by part.
+        The configuration, with `data.realisations` set to 1 if the records have their own
+        degraded photographs; the degradation law; the records by split.
 
     Raises:
         UsageError: as `make_data`.
     """
-    # TensorFlow only reads and degrades; the GPU's memory is JAX's.
-    with contextlib.suppress(RuntimeError):  # a notebook may have used TensorFlow before
+    # TensorFlow only reads and degrades on the CPU; the GPU's memory is left to JAX.
+    with contextlib.suppress(RuntimeError):  # TensorFlow is already in use, as in a notebook
         tf.config.set_visible_devices([], "GPU")
     law = definition.law_from_config(config.data.degradation)
-    _check(config.data, law)
+    _check_fields(config.data, law)
     sources = records.load(config.data)
     if "degraded" in sources["train"].dataset.element_spec:
-        # There is one photograph of each, and the law is not applied.
+        # There is one degraded version of each photograph, and the law is not applied.
         config = config.copy_and_resolve_references()
         config.data.realisations = 1
     return config, law, sources
 
 
-def _check(settings: ConfigDict, law: definition.Law) -> None:
+def _check_fields(settings: ConfigDict, law: definition.Law) -> None:
     field = "image_size" if settings.image_size else "crop_size"
     if settings[field] < batches.MIN_SIZE:
         raise UsageError(
@@ -139,21 +140,21 @@ def _check(settings: ConfigDict, law: definition.Law) -> None:
         raise UsageError(f"config.data.resize: {settings.resize!r} is not bilinear or area")
     if settings.references < 0:
         raise UsageError(
-            f"config.data.references: {settings.references} is negative; 0 leaves the "
-            "detectability out"
+            f"config.data.references: {settings.references} is negative; 0 switches the "
+            "detectability off"
         )
     if settings.crops_per_image < 1 or (settings.crops_per_image > 1 and settings.image_size):
         raise UsageError(
             f"config.data.crops_per_image: {settings.crops_per_image} must be at least 1, and "
-            "just 1 unless config.data.image_size is 0"
+            "exactly 1 unless config.data.image_size is 0"
         )
     if settings.realisations < 0:
         raise UsageError(
-            f"config.data.realisations: {settings.realisations} is negative; 0 is a new draw "
-            "every epoch"
+            f"config.data.realisations: {settings.realisations} is negative; 0 means a new "
+            "draw every epoch"
         )
-    # It is asked of pairs that come ready as well: nothing tells which way theirs are blurred
-    # but what the configuration says, and by default that only allows flips.
+    # Also checked for ready-made pairs: the direction of their blur is known only from the
+    # configuration, whose default law allows flips but no rotations.
     definition.check_augmentation(settings.augment, definition.symmetries(law))
 
 
@@ -166,7 +167,7 @@ def _to_bytes(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
 
 
-def _pair(
+def _make_pair(
     record: dict[str, tf.Tensor],
     settings: ConfigDict,
     law: definition.Law,
@@ -174,13 +175,13 @@ def _pair(
     realisation: tf.Tensor | int,
     recolours: bool = False,
 ) -> dict[str, tf.Tensor]:
-    """Degrades one photograph at native size and resizes the pair, all in 8 bits.
+    """Degrades one photograph at native size and resizes the pair, to uint8.
 
-    A record with a degraded photograph of its own is only resized.
+    A record that has its own degraded photograph is only resized.
     """
     clean, mask = _decode(record)
     if recolours and "degraded" not in record:
-        # A stream of its own, so that noise and blur are drawn as without it.
+        # A separate stream, so that noise and blur are the same as without recolouring.
         key = _fold_in(degrade.draw_seed(seed, record["id"], realisation), _RECOLOURS)
         clean = recolour.recolour(clean, key)
     if "degraded" in record:
@@ -188,10 +189,10 @@ def _pair(
     else:
         key = degrade.draw_seed(seed, record["id"], realisation)
         degraded = degrade.degrade(clean, law, key)
-    return _resized(record, degraded, clean, mask, settings)
+    return _resize_pair(record, degraded, clean, mask, settings)
 
 
-def _resized(
+def _resize_pair(
     record: dict[str, tf.Tensor],
     degraded: tf.Tensor,
     clean: tf.Tensor,
@@ -218,20 +219,20 @@ def realise(
     seed: int,
     realisation: tf.Tensor | int,
 ) -> tf.data.Dataset:
-    """Makes the pairs of a draw: uint8 images of the working size, with the other fields."""
+    """Makes the pairs of one draw: uint8 images of the working size, with the other fields."""
     return source.map(
-        lambda record: _pair(record, settings, law, seed, realisation),
+        lambda record: _make_pair(record, settings, law, seed, realisation),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
 
 
 def clean_pairs(source: tf.data.Dataset, settings: ConfigDict) -> tf.data.Dataset:
-    """Pairs whose degraded image is the clean one."""
+    """Makes pairs whose degraded image is the clean one."""
 
     def pair(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         clean, mask = _decode(record)
-        return _resized(record, clean, clean, mask, settings)
+        return _resize_pair(record, clean, clean, mask, settings)
 
     return source.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
@@ -245,7 +246,7 @@ def _as_floats(pair: dict[str, Any]) -> dict[str, Any]:
 def _augment(
     pair: dict[str, tf.Tensor], settings: ConfigDict, seed: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Crops, flips and rotates the three images of a pair alike.
+    """Crops, flips and rotates the images of a pair and its mask identically.
 
     Args:
         pair: uint8 images of one pair, with its other fields.
@@ -253,8 +254,9 @@ def _augment(
         seed: int64 [2], of this pair in this epoch.
 
     Returns:
-        The pair, its images cropped to the crop size if the image size is the native one, when
-        its "context", the thumbnail of the whole degraded photograph, is turned alike.
+        The augmented pair. At native size (`settings.image_size` 0), its images are cropped to
+        `settings.crop_size`, and its "context", the thumbnail of the whole degraded photograph,
+        is flipped and rotated with them.
     """
     if settings.image_size and settings.augment == "none":
         return pair
@@ -263,27 +265,27 @@ def _augment(
     stack = tf.concat([pair["degraded"], pair["clean"], pair["mask"]], axis=-1)
     found = {}
     if not settings.image_size:
-        found["context"] = _turned(pair["context"], settings.augment, draws)
-        stack = _cropped(stack, settings.crop_size, draws, pair["id"])
-    stack = _turned(stack, settings.augment, draws)
+        found["context"] = _flip_and_transpose(pair["context"], settings.augment, draws)
+        stack = _random_crop(stack, settings.crop_size, draws, pair["id"])
+    stack = _flip_and_transpose(stack, settings.augment, draws)
     degraded, clean, mask = tf.split(stack, channels, axis=-1)
     return pair | found | {"degraded": degraded, "clean": clean, "mask": mask}
 
 
-def _cropped(stack: tf.Tensor, side: int, draws: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
-    """Cuts a square out of an image at a place drawn by the first two of `draws`."""
+def _random_crop(stack: tf.Tensor, side: int, draws: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
+    """Crops a square from an image, at the position given by the first two of `draws`."""
     room = tf.shape(stack)[:2] - side
     enough = tf.reduce_all(room >= 0)
     refusal = tf.strings.join(["config.data.crop_size: ", str(side), " is larger than ", name])
     with tf.control_dependencies([tf.debugging.Assert(enough, [refusal])]):
         start = tf.cast(draws[:2] * tf.cast(room + 1, tf.float32), tf.int32)
-    # A draw next to 1 can round up to the excluded end.
+    # A draw just below 1 can round up to the excluded upper end.
     start = tf.minimum(start, room)
     return tf.slice(stack, [start[0], start[1], 0], [side, side, stack.shape[-1]])
 
 
-def _turned(stack: tf.Tensor, augment: str, draws: tf.Tensor) -> tf.Tensor:
-    """Flips an image, and transposes it for "all8", where the last three of `draws` say so."""
+def _flip_and_transpose(stack: tf.Tensor, augment: str, draws: tf.Tensor) -> tf.Tensor:
+    """Flips an image, and for "all8" transposes it, each if its draw (2, 3, 4) is below 0.5."""
     if augment != "none":
         stack = tf.cond(draws[2] < 0.5, lambda: tf.reverse(stack, [0]), lambda: stack)
         stack = tf.cond(draws[3] < 0.5, lambda: tf.reverse(stack, [1]), lambda: stack)
@@ -292,10 +294,10 @@ def _turned(stack: tf.Tensor, augment: str, draws: tf.Tensor) -> tf.Tensor:
     return stack
 
 
-def _crops(
+def _augmented_crops(
     pair: dict[str, tf.Tensor], settings: ConfigDict, seed: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Takes `settings.crops_per_image` crops of one photograph; each field gains an axis."""
+    """Takes `settings.crops_per_image` crops of one photograph, stacked on a new first axis."""
     seeds = [_fold_in(seed, number) for number in range(settings.crops_per_image)]
     crops = [_augment(pair, settings, seed) for seed in seeds]
     return {name: tf.stack([crop[name] for crop in crops]) for name in crops[0]}
@@ -309,18 +311,18 @@ def _train_batches(
     config: ConfigDict, law: definition.Law, source: records.Records, step: int, share: Share
 ) -> Iterator[Batch]:
     settings, batch_size = config.data, config.train.batch_size
-    draws = range(settings.realisations) if settings.realisations else (_EVERY_EPOCH_ANEW,)
+    draws = range(settings.realisations) if settings.realisations else (_FRESH_EVERY_EPOCH,)
     count, crops = source.count * len(draws), settings.crops_per_image
-    # Native photographs are large: they stay encoded.
-    realised = settings.image_size > 0 and settings.realisations > 0
+    # Whether pairs are cached in memory; native photographs are large and stay encoded.
+    caches_pairs = settings.image_size > 0 and settings.realisations > 0
 
     def pair_of(record: dict[str, tf.Tensor], draw: tf.Tensor) -> dict[str, tf.Tensor]:
         recolours = settings.get("recolour", False)
-        return _pair(record, settings, law, config.seed, draw, recolours)
+        return _make_pair(record, settings, law, config.seed, draw, recolours)
 
-    def kept(pair_of: MakePair, items: tf.data.Dataset) -> tf.data.Dataset:
-        """What stays in memory of records with their draws."""
-        if not realised:
+    def cached_items(pair_of: MakePair, items: tf.data.Dataset) -> tf.data.Dataset:
+        """Returns the pairs of (record, draw), or these themselves if pairs are not cached."""
+        if not caches_pairs:
             return items
         return items.map(pair_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
@@ -329,14 +331,14 @@ def _train_batches(
         return _fold_in(seed, epoch)
 
     def shuffled(items: tf.data.Dataset, key: tf.Tensor) -> tf.data.Dataset:
-        # Drawn, since no single half of a key differs from all others'.
+        # `shuffle` takes a single integer, and neither half of a key is unique on its own.
         order = tf.random.stateless_uniform([], key, None, None, tf.int64, alg="philox")
         return items.shuffle(count, seed=order, reshuffle_each_iteration=False)
 
     def prepare(
         pair_of: MakePair, epoch: tf.Tensor, key: tf.Tensor, position: tf.Tensor, item: Any
     ) -> Any:
-        if realised:
+        if caches_pairs:
             pair = item
         else:
             record, draw = item
@@ -345,16 +347,25 @@ def _train_batches(
             whole = resize.resize(pair["degraded"], batches.CONTEXT_SIZE, "bilinear")
             pair["context"] = _to_bytes(whole)
         seed = _fold_in(key, position)
-        return _augment(pair, settings, seed) if crops == 1 else _crops(pair, settings, seed)
+        return (
+            _augment(pair, settings, seed)
+            if crops == 1
+            else _augmented_crops(pair, settings, seed)
+        )
 
     steps_per_epoch = math.ceil(count * crops / batch_size)
     first_epoch, first_step = divmod(step, steps_per_epoch)
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    once = tf.function(pair_of)  # traced once, not for every epoch
+    traced_pair_of = tf.function(pair_of)  # traced once rather than for every epoch
     numbers = tf.data.Dataset.range(count)
     orders = epochs.flat_map(lambda epoch: shuffled(numbers, key_of(epoch)).batch(count))
     rows = process_rows.Rows(
-        source, draws, functools.partial(kept, once), as_numpy, share, batch_size
+        source,
+        draws,
+        functools.partial(cached_items, traced_pair_of),
+        as_numpy,
+        share,
+        batch_size,
     )
 
     prepared_spec = _PAIR if settings.image_size else _PAIR | _CONTEXT
@@ -368,33 +379,35 @@ def _train_batches(
     def prepared(epoch: tf.Tensor, positions: tf.Tensor, items: Any) -> Any:
         key = key_of(epoch)
         return tf.map_fn(
-            lambda row: prepare(once, epoch, key, *row),
+            lambda row: prepare(traced_pair_of, epoch, key, *row),
             (positions, items),
             fn_output_signature=prepared_spec,
         )
 
-    # The first epoch of one process, too: each photograph is read when its batch is asked for,
-    # where a shuffled set would have to be read to its end before the first batch.
+    # All epochs of several processes, but also the first epoch of a single one: photographs
+    # are read batch by batch, whereas shuffling a dataset of them would first read them all.
     for epoch, order in enumerate(as_numpy(orders), first_epoch):
         if share.count == 1 and epoch > first_epoch:
             break
-        # So many photographs give so many batches, each with one crop of each of them.
+        # A block of `batch_size` photographs makes `crops` batches, each with one crop of every
+        # photograph; `ahead` batches of the first block are skipped.
         done, ahead = divmod(first_step, crops) if epoch == first_epoch else (0, 0)
-        for positions, items, valid in rows.of_epoch(order, done):
-            with _refusals_told():
-                # Floats outside of the program, which would multiply where others divide.
+        for positions, items, valid in rows.epoch_rows(order, done):
+            with _tensorflow_errors_as_lines():
+                # Converted to floats outside the graph, which would replace the division by a
+                # multiplication.
                 block = _as_floats(prepared(tf.constant(epoch, tf.int64), positions, items))
             if crops == 1:
                 batch = {name: value.numpy() for name, value in block.items()}
-                yield fill_up(batch, len(valid)) | {"valid": valid}
+                yield pad_batch(batch, len(valid)) | {"valid": valid}
                 continue
             joined = {
-                name: _joined_crops(value[: np.count_nonzero(valid)]).numpy()
+                name: _flatten_crops(value[: np.count_nonzero(valid)]).numpy()
                 for name, value in block.items()
             }
             for start in range(ahead * batch_size, len(joined["id"]), batch_size):
                 batch = {n: value[start : start + batch_size] for n, value in joined.items()}
-                yield fill_up(batch, batch_size)
+                yield pad_batch(batch, batch_size)
             ahead = 0
 
     stored = rows.all().cache()
@@ -413,86 +426,86 @@ def _train_batches(
         if crops > 1:
             pairs = pairs.batch(batch_size).flat_map(
                 lambda block: tf.data.Dataset.from_tensor_slices(
-                    {name: _joined_crops(values) for name, values in block.items()}
+                    {name: _flatten_crops(values) for name, values in block.items()}
                 )
             )
         return pairs.batch(batch_size).map(_as_floats)
 
     for batch in as_numpy(epochs.skip(1).flat_map(epoch_of)):
-        yield fill_up(batch, batch_size)
+        yield pad_batch(batch, batch_size)
 
 
-def _joined_crops(values: tf.Tensor) -> tf.Tensor:
-    """Joins [photographs, crops, …] to [crops · photographs, …], photographs side by side."""
+def _flatten_crops(values: tf.Tensor) -> tf.Tensor:
+    """Reshapes [photographs, crops, …] to [crops · photographs, …], first crops first."""
     axes = [1, 0, *range(2, values.shape.rank)]
     return tf.reshape(tf.transpose(values, axes), tf.concat([[-1], tf.shape(values)[2:]], 0))
 
 
 def as_numpy(dataset: tf.data.Dataset) -> Iterator[Any]:
-    """Iterates over a set in NumPy; what TensorFlow refuses becomes one clear line."""
-    with _refusals_told():
+    """Iterates over a dataset in NumPy; TensorFlow's errors become UsageError or RunError."""
+    with _tensorflow_errors_as_lines():
         yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
 @contextlib.contextmanager
-def _refusals_told() -> Iterator[None]:
+def _tensorflow_errors_as_lines() -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        raise _refusal(error) from error
+        raise _one_line_error(error) from error
 
 
-def _refusal(error: tf.errors.OpError) -> Exception:
-    """Finds the line that was meant for the user in what TensorFlow says of a failed check."""
+def _one_line_error(error: tf.errors.OpError) -> Exception:
+    """Finds the line meant for the user in TensorFlow's message, or makes one of it."""
     for line in error.message.splitlines():
         if "config.data." in line:
             return UsageError(line[line.index("config.data.") :].rstrip("'] "))
     reason = error.message.splitlines()[0]
     if isinstance(error, tf.errors.DataLossError):
         return RunError(
-            f"config.data.cache_dir: what is prepared there is damaged ({reason}); delete it "
-            "(by default restore_jax/tfds in the user's cache folder), and it is prepared anew"
+            f"config.data.cache_dir: the prepared data set is damaged ({reason}); delete it "
+            "(by default restore_jax/tfds in the user's cache folder) to have it prepared again"
         )
     return RunError(f"an image could not be read: {reason}")
 
 
-def fill_up(batch: Batch, batch_size: int) -> Batch:
-    """Fills up a batch to its size with copies of its last row, which are not valid."""
+def pad_batch(batch: Batch, batch_size: int) -> Batch:
+    """Pads a batch to its full size with copies of its last row, marked as not valid."""
     count = len(batch["id"])
     rows = np.minimum(np.arange(batch_size), count - 1)
-    filled = {
+    padded = {
         name: value[rows] if count < batch_size else value for name, value in batch.items()
     }
-    # Not `astype(str)`, which knows ASCII alone.
-    strings = {name: np.array([text.decode() for text in filled[name]]) for name in _STRINGS}
-    return filled | strings | {"valid": np.arange(batch_size) < count}
+    # Not `astype(str)`, which decodes ASCII only.
+    strings = {name: np.array([text.decode() for text in padded[name]]) for name in _STRINGS}
+    return padded | strings | {"valid": np.arange(batch_size) < count}
 
 
 def group_by_size(pairs: Iterator[dict[str, np.ndarray]], batch_size: int) -> Iterator[Batch]:
-    """Batches pairs, those of one image size together; the last batch of a size is filled up.
+    """Batches pairs by image size; the last batch of each size is padded.
 
     Args:
-        pairs: pairs of one image each, of any sizes.
-        batch_size: images of a batch.
+        pairs: single pairs, of any image sizes.
+        batch_size: images per batch.
 
     Yields:
-        Batches as `restore_jax.batches` describes them.
+        Batches as documented in `restore_jax.batches`.
 
     Raises:
-        UsageError: for an image that is too small to be measured.
+        UsageError: an image is too small for the SSIM to be computed.
     """
     waiting: dict[tuple[int, ...], list[dict[str, np.ndarray]]] = {}
 
     def batch_of(group: list[dict[str, np.ndarray]]) -> Batch:
         stacked = {name: np.stack([pair[name] for pair in group]) for name in group[0]}
-        return fill_up(stacked, batch_size)
+        return pad_batch(stacked, batch_size)
 
     for pair in pairs:
         height, width = pair["clean"].shape[:2]
         if min(height, width) < batches.MIN_SIZE:
             raise UsageError(
                 f"{pair['id'].decode()}: {width}×{height} px is too small, SSIM needs "
-                f"{batches.MIN_SIZE} px; take it out of the data or set config.data.image_size"
+                f"{batches.MIN_SIZE} px; remove it from the data or set config.data.image_size"
             )
         group = waiting.setdefault(pair["clean"].shape, [])
         group.append(pair)

@@ -1,10 +1,10 @@
-"""What a process reads when: its rows of a training, its images of an evaluation.
+"""Divides the data among processes: rows of training batches, images of an evaluation.
 
-The order of an epoch is that of one process: each knows all of it, as numbers, and takes the
-rows of every batch that its devices get. So the batches are the same however many processes
-there are. The price is that after some epochs a process has met nearly every image, and keeps
-it in memory as one process would. A fixed part of the images for each would keep fewer, but
-then a run would depend on the number of its processes.
+Every process computes the order of the whole epoch, as row numbers, and reads those rows of
+each batch that belong to its own devices. The batches are therefore the same for any number of
+processes. The price is that, after some epochs, a process has read nearly every image and
+keeps as many in memory as a single process would. A fixed subset of the images per process
+would need less memory, but then a run would depend on the number of its processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +17,8 @@ from data.records import Records
 from restore_jax.batches import Share
 
 
-def with_draw(source: tf.data.Dataset, draw: int) -> tf.data.Dataset:
-    """Puts the number of a fixed draw beside every record."""
-    return source.map(lambda record: (record, tf.constant(draw, tf.int64)))
-
-
-def to_evaluate(source: Records, share: Share) -> tf.data.Dataset:
-    """Returns the records of a part that a process evaluates: every so many-th one."""
+def eval_records(source: Records, share: Share) -> tf.data.Dataset:
+    """Returns the records that a process evaluates: every `share.count`-th one."""
     if share.count == 1:
         return source.dataset
     positions = range(share.index, source.count, share.count)
@@ -31,75 +26,77 @@ def to_evaluate(source: Records, share: Share) -> tf.data.Dataset:
 
 
 class Rows:
-    """The rows of a process in the batches of all.
+    """The rows of the global batches that one process reads.
 
-    An image is read and realised when the process first meets it, and kept.
+    A row is one draw of one photograph. Its item is made when the process first needs it, and
+    then kept in memory.
 
     Args:
         source: the photographs.
-        draws: the numbers of the fixed draws of each.
-        kept: makes what is kept of records with their draws.
-        iterate: over a set, in NumPy.
-        share: whose rows.
-        batch_size: rows of a batch of all processes.
+        draws: the numbers of the fixed draws of each photograph.
+        make_items: maps a dataset of (record, draw) to the items that are kept.
+        iterate: iterates over a dataset in NumPy.
+        share: the part of the process.
+        batch_size: rows of a global batch, over all processes.
     """
 
     def __init__(
         self,
         source: Records,
         draws: Sequence[int],
-        kept: Callable[[tf.data.Dataset], tf.data.Dataset],
+        make_items: Callable[[tf.data.Dataset], tf.data.Dataset],
         iterate: Callable[[tf.data.Dataset], Iterator[Any]],
         share: Share,
         batch_size: int,
     ) -> None:
         self._source = source
         self._draws = draws
-        self._make = kept
+        self._make_items = make_items
         self._iterate = iterate
         self._own = share.of(batch_size)
         self._batch_size = batch_size
-        self._kept: dict[int, Any] = {}
+        self._items: dict[int, Any] = {}
 
-    def of_epoch(
+    def epoch_rows(
         self, order: np.ndarray, done: int
     ) -> Iterator[tuple[np.ndarray, Any, np.ndarray]]:
-        """Yields the rows of an epoch that are still to come, a batch at a time.
+        """Yields the remaining rows of an epoch, one batch at a time.
 
         Args:
-            order: the numbers of all rows, of draw after draw of all photographs.
-            done: batches of the epoch that were before.
+            order: the numbers of all rows in the order of the epoch; row number
+                `draw · photographs + photograph`.
+            done: number of batches of the epoch to skip.
 
         Yields:
-            The position of each row in the epoch; what is kept of each, stacked; and which of
-            them are not past the epoch's end, where its last row stands again.
+            The position of each row in the epoch; the items of the rows, stacked; and which
+            rows are valid: those past the end of the epoch repeat its last row.
         """
         starts = np.arange(done * self._batch_size, len(order), self._batch_size)
         rows = starts[:, None] + np.arange(self._batch_size)[self._own]
         positions = np.minimum(rows, len(order) - 1)
         numbers = order[positions]
-        missing = [n for n in dict.fromkeys(numbers.ravel().tolist()) if n not in self._kept]
+        missing = [n for n in dict.fromkeys(numbers.ravel().tolist()) if n not in self._items]
         made = self._iterate(self._read(missing)) if missing else iter(())
         for row, position, of_batch in zip(rows, positions, numbers.tolist(), strict=True):
             for number in of_batch:
-                if number not in self._kept:
-                    self._kept[number] = next(made)
-            items = [self._kept[number] for number in of_batch]
+                if number not in self._items:
+                    self._items[number] = next(made)
+            items = [self._items[number] for number in of_batch]
             yield position, tf.nest.map_structure(_stack, *items), row < len(order)
 
     def all(self) -> tf.data.Dataset:
-        """Returns what is kept of every image, in the order of their numbers.
+        """Returns the items of all rows, in the order of their numbers.
 
-        Images that this process has not met yet are read. The set is for one pass, which lets
-        go of them one by one, so that no image is in memory twice.
+        Images that this process has not read yet are read. The dataset is for a single pass,
+        which releases the kept items one by one, so that no image is in memory twice.
         """
         signature = self._read([0]).element_spec
 
         def generate() -> Iterator[Any]:
-            missing = [n for n in range(self._count) if n not in self._kept]
+            missing = [n for n in range(self._count) if n not in self._items]
             made = self._iterate(self._read(missing)) if missing else iter(())
             for number in range(self._count):
-                item = self._kept.pop(number) if number in self._kept else next(made)
+                item = self._items.pop(number) if number in self._items else next(made)
                 yield tf.nest.map_structure(_as_array, item)
 
         return tf.data.Dataset.from_generator(generate, output_signature=signature)
@@ -111,15 +108,15 @@ class Rows:
     def _read(self, numbers: Sequence[int]) -> tf.data.Dataset:
         draws, positions = np.divmod(np.array(numbers), self._source.count)
         chosen = self._source.pick(positions.tolist())
-        of_each = tf.data.Dataset.from_tensor_slices(np.array(self._draws, np.int64)[draws])
-        return self._make(tf.data.Dataset.zip((chosen, of_each)))
+        numbered = tf.data.Dataset.from_tensor_slices(np.array(self._draws, np.int64)[draws])
+        return self._make_items(tf.data.Dataset.zip((chosen, numbered)))
 
 
 def _as_array(value: Any) -> np.ndarray:
-    # As objects: NumPy's own strings lose the zeros at their end.
+    # As objects: NumPy's byte strings drop trailing zero bytes.
     return np.array(value, object) if isinstance(value, bytes) else value
 
 
 def _stack(*values: Any) -> np.ndarray:
-    # As objects: NumPy's own strings lose the zeros at their end.
+    # As objects: NumPy's byte strings drop trailing zero bytes.
     return np.array(values, object) if isinstance(values[0], bytes) else np.stack(values)

@@ -1,4 +1,4 @@
-"""Other colours for photographs to train on, in the host's pipeline; see `recolouring`."""
+"""Colour augmentation of training photographs in the host's pipeline; see `recolouring`."""
 
 import tensorflow as tf
 
@@ -6,14 +6,14 @@ from restore_jax.degradation.recolouring import EXPONENT, FACTOR, KEPT
 
 
 def recolour(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Swaps the channels of a photograph and gives each another tone curve.
+    """Permutes the channels of a photograph and changes the tone curve of each.
 
     Args:
         image: uint8 [H, W, 3].
         seed: integer [2].
 
     Returns:
-        uint8 [H, W, 3]; a quarter of the photographs as they were.
+        uint8 [H, W, 3]; a quarter of the photographs are returned unchanged.
     """
     draws = tf.random.stateless_uniform([8], seed, alg="philox")
     low, high = FACTOR

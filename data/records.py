@@ -1,9 +1,9 @@
-"""The sources of photographs, by the name that `config.data.name` gives.
+"""The sources of photographs, by `config.data.name`.
 
-A record is a dict of scalars: `image` and `mask`, encoded pictures of one size; `has_mask`,
-bool, false where the mask is not known and therefore black; `id`, `category` and `defect_type`,
-strings. Where a source brings its own degraded photographs, every record of it also has
-`degraded`, encoded and of the same size; it is then used in place of one made here.
+A record is a dict of scalars: `image` and `mask`, encoded images of the same size; `has_mask`,
+bool, false if the mask is unknown and therefore black; `id`, `category` and `defect_type`,
+strings. If a source provides its own degraded photographs, all its records also have
+`degraded`, encoded and of the same size, which is then used instead of degrading `image`.
 """
 
 import functools
@@ -22,14 +22,14 @@ from restore_jax.image_io import limits
 
 
 class Records(NamedTuple):
-    """The records of one part, in the order of their ids, and how many there are.
+    """The records of one split, in the order of their ids.
 
     Attributes:
-        dataset: all of them.
-        count: their number.
-        pick: those of some positions among them, of one at least, in the order given and again
-            where a position comes again; the others are not decoded.
-        sizes: the id of each, with the bytes that its files take, 0 where it has none.
+        dataset: all records.
+        count: number of records.
+        pick: returns the records at the given positions (at least one), in the order given and
+            with repetitions; other records are not decoded.
+        sizes: the id of each record and the size of its files in bytes, 0 if it has no files.
     """
 
     dataset: tf.data.Dataset
@@ -62,12 +62,12 @@ def _load_inspection(settings: ConfigDict) -> dict[str, Records]:
 
 
 def _skips_bad(settings: ConfigDict) -> bool:
-    # Runs of before that field stop at an image that cannot be read.
+    # Older runs lack this field; they stop at an image that cannot be read.
     return settings.get("skip_bad", False)
 
 
 def _max_pixels(settings: ConfigDict) -> int:
-    # Runs of before that field have none.
+    # Older runs lack this field.
     megapixels = settings.get("max_megapixels", limits.MAX_MEGAPIXELS)
     if megapixels < 1:
         raise UsageError(f"config.data.max_megapixels: {megapixels} is below 1")
@@ -78,7 +78,7 @@ def _load_sample(settings: ConfigDict) -> dict[str, Records]:
     for field, least in (("sample_size", sample.MIN_SIZE), ("sample_count", 2)):
         if settings[field] < least:
             raise UsageError(f"config.data.{field}: {settings[field]} is below {least}")
-    # Named as MVTec AD names its files, so that the same splits apply.
+    # The ids follow MVTec AD's layout, so that the same splits apply.
     listing = {}
     for category, defect_type, index in sample.listing(settings.sample_count):
         if defect_type == sample.GOOD:
@@ -87,14 +87,14 @@ def _load_sample(settings: ConfigDict) -> dict[str, Records]:
         listing[f"{category}/test/{defect_type}/{index:03d}"] = index
     parts = splits.parts(listing, settings.split, settings.references)
     return {
-        part: _render([(i, listing[i]) for i in ids], settings.sample_size)
+        part: _rendered([(i, listing[i]) for i in ids], settings.sample_size)
         for part, ids in parts.items()
         if ids
     }
 
 
-def _render(listed: Sequence[tuple[str, int]], size: int) -> Records:
-    """Renders the sample's images, by their ids and numbers, as they are read."""
+def _rendered(listed: Sequence[tuple[str, int]], size: int) -> Records:
+    """Returns records of rendered images, given by id and index; each is rendered when read."""
 
     def generate() -> Iterator[dict[str, Any]]:
         for image_id, index in listed:
@@ -117,7 +117,7 @@ def _render(listed: Sequence[tuple[str, int]], size: int) -> Records:
     )
 
     def pick(positions: Sequence[int]) -> tf.data.Dataset:
-        return _render([listed[position] for position in positions], size).dataset
+        return _rendered([listed[position] for position in positions], size).dataset
 
     sizes = [(image_id, 0) for image_id, _ in listed]
     return Records(dataset.cache(), len(listed), pick, sizes)
@@ -143,13 +143,15 @@ SOURCES: dict[str, Callable[[ConfigDict], dict[str, Records]]] = {
 
 
 def load(settings: ConfigDict) -> dict[str, Records]:
-    """Loads the records that `config.data` asks for, by part.
+    """Loads the records that `config.data` selects.
 
-    Those of "train" and "val"; and, where the source has any, two parts without defects that
-    are in neither: "reference", to fit detectors on, and "good", to test.
+    Returns:
+        The records by split: "train" and "val" and, if the source has any, two splits without
+        defects that are disjoint from both: "reference", to fit detectors on, and "good", to
+        test them.
 
     Raises:
-        UsageError: for an unknown name or split, or a root without data.
+        UsageError: the name or the split is unknown, or the root has no data.
     """
     if settings.name not in SOURCES:
         raise UsageError(
@@ -159,10 +161,10 @@ def load(settings: ConfigDict) -> dict[str, Records]:
 
 
 def identity(sources: Mapping[str, Records]) -> dict[str, str]:
-    """Tells the images that are trained on and validated on from others.
+    """Identifies the images of "train" and "val", to recognise a run's data set.
 
     Returns:
-        Digests of their ids and of the sizes of their files, by what is digested.
+        Digests: "names" of the ids, "sizes" of the ids and the sizes of their files.
     """
     listed = {part: list(sources[part].sizes) for part in ("train", "val") if part in sources}
     of_ids = {part: [image_id for image_id, _ in sizes] for part, sizes in listed.items()}

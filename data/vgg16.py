@@ -1,8 +1,8 @@
-"""The fixed parameters of the perceptual loss: VGG16's, trained on ImageNet by its authors.
+"""The fixed parameters of the perceptual loss: VGG16 as trained on ImageNet by its authors.
 
-Keras Applications has them; they are fetched once, converted, and kept as a NumPy archive in
-the user's cache. The archive, or Keras's own file, may also be carried to a machine without a
-network.
+They are downloaded once from Keras Applications, converted, and cached as a NumPy archive in
+the user's cache folder. For a machine without a network, copy that archive or Keras's own file
+to it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from restore_jax.errors import UsageError
 
 Params = dict[str, dict[str, np.ndarray]]
 
-# Channels and number of the 3×3 convolutions of each block.
+# Channels and number of 3×3 convolutions of each block.
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 _KERAS_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -32,17 +32,17 @@ _REMEDY = (
 
 
 class _BadFile(Exception):
-    """What is wrong with a file of weights, in words."""
+    """A weights file cannot be used; the message says why, without the file's name."""
 
 
 def load_loss_params(config: ConfigDict) -> dict[str, Params]:
-    """Loads the parameters that terms of the loss need and that are not trained.
+    """Loads the parameters that loss terms need and that are not trained.
 
     Args:
-        config: all fields; `config.loss` and `config.vgg16_weights` matter.
+        config: the whole configuration; `config.loss` and `config.vgg16_weights` are read.
 
     Returns:
-        By the name of the term: `{"perceptual": …}`, or `{}` where it has no weight.
+        `{"perceptual": …}`, keyed by loss term, or `{}` if that term has no weight.
 
     Raises:
         UsageError: as `load`.
@@ -56,19 +56,19 @@ def load(path: str = "") -> Params:
     """Loads the parameters of VGG16's thirteen convolutions.
 
     Args:
-        path: `config.vgg16_weights`: a file of Keras's VGG16 without its top (`.h5`, also
-            `.weights.h5`), or an archive that this function left in the cache (`.npz`). "" is
-            that archive, `restore_jax/vgg16_imagenet.npz` in the user's cache folder
-            (`$XDG_CACHE_HOME`, else `~/.cache`); where there is none, Keras downloads the
-            weights (59 MB) and it is made.
+        path: `config.vgg16_weights`: a weights file of Keras's VGG16 without its top (`.h5` or
+            `.weights.h5`), or an archive that this function wrote to the cache (`.npz`). ""
+            selects the cached archive, `restore_jax/vgg16_imagenet.npz` in the user's cache
+            folder (`$XDG_CACHE_HOME`, else `~/.cache`); if it does not exist, it is made from
+            the weights that Keras downloads (59 MB).
 
     Returns:
         `{"block1_conv1": {"kernel": [3, 3, 3, 64], "bias": [64]}, …}` to `block5_conv3`,
         float32.
 
     Raises:
-        UsageError: The file is missing or is no such file, nothing can be downloaded, or the
-            cache cannot be written to.
+        UsageError: the file is missing or not a valid weights file, the download fails, or the
+            cache is not writable.
     """
     if path:
         file = Path(path).expanduser()
@@ -81,14 +81,14 @@ def load(path: str = "") -> Params:
         try:
             return _check(_read(archive))
         except _BadFile as error:
-            raise UsageError(f"{archive}: {error}; delete it, to have it made again") from error
+            raise UsageError(f"{archive}: {error}; delete it to have it made again") from error
     params = _check(_download())
     _write(archive, params)
     return params
 
 
 def _layers() -> dict[str, dict[str, tuple[int, ...]]]:
-    """The shapes of kernel and bias of each convolution, in the network's order."""
+    """Returns the shapes of kernel and bias of each convolution, in network order."""
     shapes, channels = {}, 3
     for block, (features, count) in enumerate(_BLOCKS, start=1):
         for number in range(1, count + 1):
@@ -116,10 +116,10 @@ def _read(file: Path) -> Params:
 
 def _read_archive(file: Path) -> Params:
     try:
-        # Opened here: NumPy leaves a file open that it takes for an archive and is none.
+        # Opened here because NumPy does not close a file that looks like an archive but is not.
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             flat = {name: arrays[name] for name in arrays.files}
-    # The errors of zipfile and NumPy; TypeError: one bare array under an archive's name.
+    # Errors of zipfile and NumPy; TypeError for a single array with an archive's suffix.
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise _BadFile(f"not a NumPy archive ({_one_line(error)})") from error
     params: Params = {}
@@ -134,7 +134,7 @@ def _read_keras(file: Path) -> Params:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             model.load_weights(file)
-    except Exception as error:  # whatever h5py and Keras meet in a file that is something else
+    except Exception as error:  # h5py and Keras raise all kinds on a wrong file
         raise _BadFile(
             f"not the weights of Keras's VGG16 without its top ({_one_line(error)})"
         ) from error
@@ -142,10 +142,10 @@ def _read_keras(file: Path) -> Params:
 
 
 def _download() -> Params:
-    print("getting VGG16's ImageNet weights (59 MB) from Keras ...", file=sys.stderr)
+    print("downloading VGG16's ImageNet weights (59 MB) from Keras ...", file=sys.stderr)
     try:
         model = _keras_model(weights="imagenet")
-    except Exception as error:  # Keras raises just that where its address cannot be reached
+    except Exception as error:  # Keras raises a bare Exception if the URL is unreachable
         raise UsageError(
             "config.loss.perceptual: the ImageNet weights of VGG16 cannot be downloaded"
             f" ({_one_line(error)}); {_REMEDY}"
@@ -154,10 +154,10 @@ def _download() -> Params:
 
 
 def _keras_model(weights: str | None) -> Any:
-    # Imported here: a run without the perceptual loss has no use for Keras.
+    # Imported here because only runs with the perceptual loss need Keras.
     import tensorflow as tf  # noqa: PLC0415
 
-    with contextlib.suppress(RuntimeError):  # a notebook may have used TensorFlow before
+    with contextlib.suppress(RuntimeError):  # TensorFlow is already in use, as in a notebook
         tf.config.set_visible_devices([], "GPU")
     # Keras prints a progress bar.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -165,7 +165,7 @@ def _keras_model(weights: str | None) -> Any:
 
 
 def from_keras(model: Any) -> Params:
-    """Takes the parameters out of a Keras VGG16, as `load` returns them."""
+    """Extracts the parameters of a Keras VGG16 in the form that `load` returns."""
     params = {}
     for name in _layers():
         layer = model.get_layer(name)
@@ -174,7 +174,10 @@ def from_keras(model: Any) -> Params:
 
 
 def _check(params: Mapping[str, Mapping[str, np.ndarray]]) -> Params:
-    """The parameters of the thirteen layers in float32, each of its shape and finite."""
+    """Returns the parameters of the thirteen layers as float32, or raises _BadFile.
+
+    Every array must be floating-point, finite and of the expected shape.
+    """
     checked: Params = {}
     for layer, shapes in _layers().items():
         checked[layer] = {}
@@ -193,7 +196,7 @@ def _check(params: Mapping[str, Mapping[str, np.ndarray]]) -> Params:
 
 
 def _write(archive: Path, params: Params) -> None:
-    """Writes the archive in one step: another process sees all of it or nothing."""
+    """Writes the archive atomically: other processes see all of it or nothing."""
     flat = {
         f"{layer}/{kind}": values
         for layer, kinds in params.items()
@@ -209,7 +212,7 @@ def _write(archive: Path, params: Params) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
-            f"{archive}: VGG16's weights cannot be kept there ({error.strerror}): choose"
+            f"{archive}: VGG16's weights cannot be saved there ({error.strerror}): choose"
             " another cache folder with XDG_CACHE_HOME"
         ) from error
 

@@ -1,1 +1,1 @@
-"""Rendered photographs of surfaces and parts with defects."""
+"""Procedurally rendered photographs of surfaces and parts with defects."""

@@ -1,8 +1,8 @@
-"""What goes wrong with surfaces and parts, one function per shape of defect.
+"""Renders defects of surfaces and parts, one function per kind of defect.
 
-Each takes an undamaged scene, a generator and the name of one of the scene's spots, and returns
-the damaged image, of the shape of `scene.image`. Which pixels count as defective is not decided
-here: the caller compares the two.
+Each function takes an undamaged scene, a random generator and the name of one of the scene's
+spots, and returns the damaged image, of the shape of `scene.image`. Which pixels count as
+defective is decided by the caller, who compares the two images.
 """
 
 import functools
@@ -15,15 +15,15 @@ from data.rendered.textures import (
     Array,
     axes,
     colour,
-    cover,
+    coverage,
     grain,
     line_noise,
     lookup,
     mix,
     ramp,
+    rotated,
     slope,
     stroke,
-    turned,
     value_noise,
 )
 
@@ -31,14 +31,14 @@ Colour = tuple[float, float, float]
 
 
 def _frame(scene: Scene, spot: str, turn: float = 0.0) -> tuple[Array, Array]:
-    """Returns coordinates along and across the spot's direction plus `turn`, from the spot."""
+    """Returns coordinates relative to a spot, along and across its direction plus `turn`."""
     x, y = axes(len(scene.image))
     left, top, angle = scene.spots[spot]
-    return turned(x - float(left), y - float(top), angle + turn)
+    return rotated(x - float(left), y - float(top), angle + turn)
 
 
 def _paint(scene: Scene, image: Array, paint: Array | Colour, share: Array) -> Array:
-    """Lays a colour or an image over `image` where `share` [S, S] says, on the part alone."""
+    """Blends a colour or image over `image` with opacity `share` [S, S], on the part only."""
     paint = np.asarray(paint, np.float32)
     if image.shape[-1] == 1:
         paint = paint.mean(axis=-1, keepdims=True)
@@ -46,14 +46,14 @@ def _paint(scene: Scene, image: Array, paint: Array | Colour, share: Array) -> A
 
 
 def _shade(scene: Scene, image: Array, change: Array) -> Array:
-    """Scales brightness by 1 + `change` [S, S], on the part alone."""
+    """Scales brightness by 1 + `change` [S, S], on the part only."""
     return image * (1 + change[..., None] * scene.solid)
 
 
 def _blob(
     rng: np.random.Generator, along: Array, across: Array, radius: float, ragged: float = 0.1
 ) -> Array:
-    """Signed distance, roughly, to an irregular blob of about `radius` around the origin."""
+    """Returns the approximate signed distance to an irregular blob of about `radius`."""
     stretch = rng.uniform(0.75, 1.3)
     distance = np.sqrt((along * stretch) ** 2 + (across / stretch) ** 2) - radius
     around = np.arctan2(across, along) * (0.5 / np.pi) + 0.5
@@ -64,29 +64,29 @@ def _blob(
 def _polygon(
     rng: np.random.Generator, along: Array, across: Array, radius: float, sides: int
 ) -> Array:
-    """Signed distance, exact but near the corners' outside, to a convex polygon."""
+    """Returns the signed distance to a convex polygon, inexact only outside near corners."""
     first = rng.uniform(0, 2 * np.pi)
     planes = []
     for side in range(sides):
         angle = first + (side + rng.uniform(-0.3, 0.3)) * 2 * np.pi / sides
-        planes.append(turned(along, across, angle)[0] - radius * rng.uniform(0.65, 1))
+        planes.append(rotated(along, across, angle)[0] - radius * rng.uniform(0.65, 1))
     return functools.reduce(np.maximum, planes)
 
 
 def _thinnest(size: int) -> float:
-    """Half width of the thinnest line drawn, 0.7 pixels across: finer ones would vanish."""
+    """Returns the half width of the thinnest line, 0.7 px wide: finer ones would vanish."""
     return 0.7 / size
 
 
 def _wander(rng: np.random.Generator, along: Array, length: float, bend: float) -> Array:
-    """Offset of a smoothly curved line at each position along it."""
+    """Returns the offset of a smoothly curved line at each position along it."""
     return bend * lookup(line_noise(rng, 4), along * (0.5 / length) + 0.5)
 
 
 def scratch(
     scene: Scene, rng: np.random.Generator, spot: str, *, length: float = 0.4, tone: float = 0.3
 ) -> Array:
-    """One to four thin scratches side by side, 1 to 3 pixels wide at 256 pixels.
+    """Draws one to four thin scratches side by side, 1 to 3 px wide in a 256 px image.
 
     `length` is the longest half length; `tone` is how much brighter (darker if negative) the
     furrow is than the surface.
@@ -119,7 +119,7 @@ def crack(
     length: float = 1.2,
     tone: float = 0.04,
 ) -> Array:
-    """A jagged crack with up to two branches, at most `length` long, filled with `tone`."""
+    """Draws a jagged crack with up to two branches, at most `length` long, of grey `tone`."""
     size = len(scene.image)
     gap = lip = trunk = np.float32(0)
     turn, width = rng.uniform(-np.pi, np.pi), max(rng.uniform(0.006, 0.011), _thinnest(size))
@@ -131,7 +131,7 @@ def crack(
             fork = rng.uniform(0.25, 0.75)
             bend = rng.uniform(0.5, 1.0) * rng.choice([-1.0, 1.0])
             origin = float(lookup(trunk, np.float32(fork)))
-            line = turned(along - fork * reach, across - origin, bend)
+            line = rotated(along - fork * reach, across - origin, bend)
             own_reach, own_width = reach * rng.uniform(0.25, 0.5), width * 0.75
         else:
             line, own_reach, own_width = (along, across), reach, width
@@ -150,7 +150,7 @@ def crack(
 
 
 def cut(scene: Scene, rng: np.random.Generator, spot: str, *, length: float = 0.3) -> Array:
-    """A slit that gapes: dark inside, one lip lit and the other in shade."""
+    """Draws a gaping slit: dark inside, one lip lit and the other in shade."""
     size = len(scene.image)
     along, across = _frame(scene, spot)
     reach = length * rng.uniform(0.6, 1)
@@ -172,9 +172,9 @@ def hole(
     count: int = 1,
     fray: float = 0.0,
 ) -> Array:
-    """Up to `count` holes: dark, their far wall lit, a bruised rim.
+    """Draws up to `count` dark holes with a lit far wall and a bruised rim.
 
-    `fray` is how far upright and level threads reach in, in radii.
+    `fray` is how far vertical and horizontal threads reach into the hole, in radii.
     """
     size = len(scene.image)
     image = scene.image
@@ -189,7 +189,7 @@ def hole(
         image = _shade(scene, image, -0.35 * rim * rng.uniform(0.4, 1))
         wall = np.clip(0.5 + along / own, 0, 1)[..., None]
         deep = image * (0.10 + 0.22 * wall) if scene.beneath is None else scene.beneath
-        image = _paint(scene, image, deep, cover(distance, size))
+        image = _paint(scene, image, deep, coverage(distance, size))
         along, across = along - rng.uniform(-0.3, 0.3), across - rng.uniform(-0.3, 0.3)
     return image
 
@@ -204,7 +204,7 @@ def stain(
     soft: float = 0.03,
     rim: float = 0.2,
 ) -> Array:
-    """A translucent stain: the surface times `hue`, denser by `rim` along its border."""
+    """Draws a translucent stain: the surface times `hue`, denser by `rim` along its border."""
     along, across = _frame(scene, spot)
     distance = _blob(rng, along, across, radius * rng.uniform(0.6, 1.1), 0.12)
     share = ramp(soft, -soft, distance) * rng.uniform(0.45, 1)
@@ -217,7 +217,7 @@ def stain(
 def discolour(
     scene: Scene, rng: np.random.Generator, spot: str, *, radius: float = 0.2
 ) -> Array:
-    """Annealing colours of overheated steel: straw, brown, then blue in the middle."""
+    """Draws annealing colours of overheated steel: straw, brown, then blue in the middle."""
     along, across = _frame(scene, spot)
     radius = radius * rng.uniform(0.6, 1.1)
     distance = _blob(rng, along, across, radius, 0.08) / radius
@@ -228,13 +228,13 @@ def discolour(
 
 
 def loose_thread(scene: Scene, rng: np.random.Generator, spot: str, *, hue: Colour) -> Array:
-    """A stray twisted thread lying on the surface, with its shadow."""
+    """Draws a stray twisted thread lying on the surface, with its shadow."""
     size = len(scene.image)
     along, across = _frame(scene, spot)
     reach = rng.uniform(0.3, 0.6)
     across = across - _wander(rng, along, reach, 0.09)
     width = rng.uniform(0.011, 0.018)
-    ends = cover(np.abs(along) - reach, size)
+    ends = coverage(np.abs(along) - reach, size)
     shadow = ramp(2.2 * width, 0.4 * width, np.abs(across - 0.02)) * ends
     image = _shade(scene, scene.image, -0.4 * shadow)
     side = np.clip(across / width, -1, 1)
@@ -246,7 +246,7 @@ def loose_thread(scene: Scene, rng: np.random.Generator, spot: str, *, hue: Colo
 
 
 def fold(scene: Scene, rng: np.random.Generator, spot: str) -> Array:
-    """A soft crease: a ridge, lit on one flank and dark on the other, pale along its top."""
+    """Draws a soft crease: a ridge with a lit and a dark flank, worn pale along its top."""
     size = len(scene.image)
     along, across = _frame(scene, spot)
     reach = rng.uniform(0.3, 0.6)
@@ -259,7 +259,7 @@ def fold(scene: Scene, rng: np.random.Generator, spot: str) -> Array:
 
 
 def dents(scene: Scene, rng: np.random.Generator, spot: str, *, radius: float = 0.05) -> Array:
-    """One to three pricks: small pits, lit on the far wall, with a bulged rim."""
+    """Draws one to three dents: small pits with a lit far wall and a bulging rim."""
     image = scene.image
     along, across = _frame(scene, spot)
     for _ in range(rng.integers(1, 4)):
@@ -283,9 +283,9 @@ def bent(
     sideways: bool = False,
     sheen: float = 0.0,
 ) -> Array:
-    """Pushes what lies around the spot by about `push`, against or across the spot's direction.
+    """Displaces the surroundings of a spot by about `push`, against its direction or sideways.
 
-    `sheen` brightens it, as metal that was bent catches the light.
+    `sheen` brightens them, as bent metal catches the light.
     """
     size = len(scene.image)
     along, across = _frame(scene, spot)
@@ -295,12 +295,12 @@ def bent(
     share = share[rows, columns]
     push = push * rng.uniform(0.75, 1.2) * size / 2
     direction = scene.spots[spot][2] + (rng.choice([-1.0, 1.0]) * np.pi / 2 if sideways else 0)
-    there = np.mgrid[rows, columns].astype(np.float32)
-    there[0] += share * float(push * np.sin(direction))
-    there[1] += share * float(push * np.cos(direction))
+    origin = np.mgrid[rows, columns].astype(np.float32)
+    origin[0] += share * float(push * np.sin(direction))
+    origin[1] += share * float(push * np.cos(direction))
 
     def moved(layer: Array) -> Array:
-        return ndimage.map_coordinates(layer, there, order=1, mode="nearest")
+        return ndimage.map_coordinates(layer, origin, order=1, mode="nearest")
 
     image = scene.image.copy()
     for channel in range(image.shape[-1]):
@@ -313,11 +313,11 @@ def bent(
 
 
 def broken_wire(scene: Scene, rng: np.random.Generator, spot: str) -> Array:
-    """A stretch of wire missing: what lies beneath shows, up to the torn ends."""
+    """Removes a stretch of wire between torn ends, so that `scene.beneath` is visible."""
     along, across = _frame(scene, spot)
     size = len(scene.image)
     torn = np.abs(along) + rng.uniform(-0.5, 0.5) * across - rng.uniform(0.14, 0.4)
-    share = cover(torn + 0.01 * value_noise(rng, size, 60, 60), size)
+    share = coverage(torn + 0.01 * value_noise(rng, size, 60, 60), size)
     return _paint(scene, scene.image, scene.beneath, share * (np.abs(across) < 0.075))
 
 
@@ -329,23 +329,23 @@ def chip(
     radius: float = 0.14,
     tone: float = 0.45,
 ) -> Array:
-    """A piece broken out: a polygon of shell-like facets, rough and of mean grey `tone`."""
+    """Breaks out a piece: a polygon of rough, shell-like facets of mean grey `tone`."""
     size = len(scene.image)
     along, across = _frame(scene, spot)
     distance = _polygon(rng, along, across, radius * rng.uniform(0.6, 1.1), rng.integers(5, 8))
     distance = distance + 0.008 * value_noise(rng, size, 40, 40)
     facets = np.float32(tone)
     for _ in range(4):
-        # A fracture surface is a few planes, each of one brightness, with ripples.
-        plane, _ = turned(along, across, rng.uniform(-np.pi, np.pi))
-        beyond = cover(radius * rng.uniform(-0.4, 0.4) - plane, size)
+        # A fracture surface consists of a few planes of uniform brightness, with ripples.
+        plane, _ = rotated(along, across, rng.uniform(-np.pi, np.pi))
+        beyond = coverage(radius * rng.uniform(-0.4, 0.4) - plane, size)
         facets = facets + 0.35 * tone * rng.uniform(-1, 1) * beyond
     ripple = np.sin(np.hypot(along - radius, across) * rng.uniform(60, 110))
     facets = np.clip(facets, 0.5 * tone, 1.35 * tone)
     rough = facets * (1 + 0.06 * ripple + 0.15 * value_noise(rng, size, 60, 60))
     rough = rough * (1 + 0.06 * value_noise(rng, size, 110, 110) + 0.05 * grain(rng, size))
     rough = rough[..., None] * np.ones(3, np.float32)
-    image = _paint(scene, scene.image, rough, cover(distance, size))
+    image = _paint(scene, scene.image, rough, coverage(distance, size))
     edge = ramp(0.022, 0, np.abs(distance))
     return _shade(scene, image, edge * np.clip(along / radius, -0.5, 0.4))
 
@@ -359,7 +359,7 @@ def deposit(
     radius: float = 0.10,
     opacity: float = 0.85,
 ) -> Array:
-    """Foreign matter: a lumpy drop or crumb of colour `hue`, with its shadow."""
+    """Draws foreign matter: a lumpy drop or crumb of colour `hue`, with its shadow."""
     size = len(scene.image)
     along, across = _frame(scene, spot)
     distance = _blob(rng, along, across, radius * rng.uniform(0.5, 1.1), 0.2)
@@ -369,4 +369,4 @@ def deposit(
     image = _shade(scene, scene.image, -0.3 * shadow)
     tone = np.clip(0.75 + 6 * relief + 0.05 * grain(rng, size), 0.15, 1.5)
     lump = tone[..., None] * np.asarray(hue, np.float32)
-    return _paint(scene, image, lump, opacity * cover(distance, size))
+    return _paint(scene, image, lump, opacity * coverage(distance, size))

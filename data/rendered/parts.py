@@ -1,6 +1,6 @@
-"""Undamaged parts as an inspection camera sees them, one function per category.
+"""Renders undamaged parts as an inspection camera sees them, one function per category.
 
-Like `surfaces`, but what is photographed has an outline, and a background around it.
+Like `surfaces`, but the objects have an outline and a background around it.
 """
 
 import functools
@@ -12,7 +12,7 @@ from data.rendered.surfaces import Scene, Spot
 from data.rendered.textures import (
     axes,
     colour,
-    cover,
+    coverage,
     fractal_noise,
     grain,
     lighting,
@@ -20,9 +20,9 @@ from data.rendered.textures import (
     lookup,
     mix,
     ramp,
+    rotated,
     slope,
     stroke,
-    turned,
     value_noise,
 )
 
@@ -33,7 +33,7 @@ def _on_circle(rng: np.random.Generator, left: float, top: float, radius: float)
 
 
 def metal_part(rng: np.random.Generator, size: int) -> Scene:
-    """A turned flange nut on a dark mat, lit from one side."""
+    """Renders a turned flange nut on a dark mat, lit from one side."""
     x, y = axes(size)
     scale = rng.uniform(0.92, 1.04)
     left, top = rng.uniform(-0.05, 0.05, 2).tolist()
@@ -42,11 +42,11 @@ def metal_part(rng: np.random.Generator, size: int) -> Scene:
     radius = np.sqrt(x * x + y * y)
     angle = np.arctan2(y, x)
     towards = np.cos(angle - lamp)
-    flats = (np.abs(turned(x, y, spin + k * np.pi / 3)[0]) for k in range(3))
+    flats = (np.abs(rotated(x, y, spin + k * np.pi / 3)[0]) for k in range(3))
     hexagon = functools.reduce(np.maximum, flats)
-    flange, bore = cover(radius - 0.84, size), cover(radius - 0.30, size)
-    head = cover(np.maximum(hexagon - 0.52, radius - 0.585), size)
-    # Tool marks: rings that change little along the way round.
+    flange, bore = coverage(radius - 0.84, size), coverage(radius - 0.30, size)
+    head = coverage(np.maximum(hexagon - 0.52, radius - 0.585), size)
+    # Tool marks: rings that vary little along their circumference.
     turn = (angle + np.pi) * (40 / (2 * np.pi))
     table = rng.standard_normal((42, 180), dtype=np.float32)
     table[40:] = table[:2]
@@ -82,7 +82,7 @@ def metal_part(rng: np.random.Generator, size: int) -> Scene:
     )
 
 
-# From the middle outwards: radius (1 is the outer edge of the glass), red, green, blue.
+# From the centre outwards: radius (1 is the outer edge of the glass), red, green, blue.
 _BOTTLE_RINGS = np.array(
     [
         [0.00, 0.085, 0.078, 0.085],
@@ -113,12 +113,12 @@ _BOTTLE_RINGS = np.array(
 
 
 def bottle_mouth(rng: np.random.Generator, size: int) -> Scene:
-    """The mouth of an amber bottle from above, before a light table: concentric rings."""
+    """Renders the mouth of an amber bottle from above, on a light table: concentric rings."""
     x, y = axes(size)
     scale = rng.uniform(0.86, 0.92)
     left, top = rng.uniform(-0.03, 0.03, 2).tolist()
     x, y = (x - left) / scale, (y - top) / scale
-    # The camera is never quite above the axis, so what lies deeper is displaced.
+    # The camera is never exactly above the axis, so deeper parts are displaced.
     lean = rng.uniform(-0.06, 0.06, 2).tolist()
     depth = np.clip(1 - np.sqrt(x * x + y * y), 0, 1)
     dx, dy = x - lean[0] * depth, y - lean[1] * depth
@@ -154,19 +154,19 @@ def bottle_mouth(rng: np.random.Generator, size: int) -> Scene:
 
 
 def screw(rng: np.random.Generator, size: int) -> Scene:
-    """A countersunk wood screw lying on a pale plate, from a grey camera."""
+    """Renders a countersunk wood screw lying on a pale plate, from a greyscale camera."""
     x, y = axes(size)
     angle = rng.uniform(-np.pi, np.pi)
     scale = rng.uniform(0.9, 1.05)
     left, top = rng.uniform(-0.06, 0.06, 2).tolist()
-    along, across = turned((x - left) / scale, (y - top) / scale, angle)
+    along, across = rotated((x - left) / scale, (y - top) / scale, angle)
     # Half width along the axis: head, cone, shank, thread core, tip.
     fine = np.linspace(-1.5, 1.5, 1024)
     knots = [-0.80, -0.75, -0.58, -0.52, 0.50, 0.72, 0.82]
     outline = np.interp(fine, knots, [0.19, 0.20, 0.085, 0.078, 0.066, 0.03, 0])
     core = lookup(outline.astype(np.float32), along / 3 + 0.5)
     side = np.clip(across / np.maximum(core, 0.02), -1, 1)
-    # One turn of the helix is half a pitch further on the other side.
+    # The helix advances by half a pitch from one side of the screw to the other.
     pitch = rng.uniform(0.092, 0.105)
     helix = along / pitch + 0.25 * side
     crest = 1 - 2 * np.abs(helix - np.floor(helix) - 0.5)
@@ -174,7 +174,7 @@ def screw(rng: np.random.Generator, size: int) -> Scene:
     width = core + 0.042 * crest
     outside = np.maximum(np.abs(across) - width, np.abs(along) - 0.8)
     steep = np.hypot(slope(outside, 0), slope(outside, np.pi / 2)) * np.float32(size / 2)
-    body = cover(outside / np.maximum(steep, 0.5), size)
+    body = coverage(outside / np.maximum(steep, 0.5), size)
     lamp = float(np.sin(rng.uniform(-np.pi, np.pi)))
     round_ = np.clip(across / np.maximum(width, 0.02), -1, 1)
     facing = np.sqrt(1 - round_ * round_)
@@ -186,7 +186,7 @@ def screw(rng: np.random.Generator, size: int) -> Scene:
     lit = lit - 0.10 * stroke(along + 0.75, 0.008, size) + 0.10 * ramp(-0.74, -0.76, along)
     lit = lit + 0.05 * fractal_noise(rng, size, 20, 0.7) + 0.02 * grain(rng, size)
     plate = rng.uniform(0.68, 0.78) + 0.006 * fractal_noise(rng, size, 16, 1.0)
-    fall_x, fall_y = turned(np.float32(0.05), np.float32(0.03), angle)
+    fall_x, fall_y = rotated(np.float32(0.05), np.float32(0.03), angle)
     away = np.clip(np.abs(across - fall_y) - core, 0, 1) ** 2
     away = np.sqrt(away + np.clip(np.abs(along - fall_x) - 0.77, 0, 1) ** 2)
     plate = plate * (1 - 0.32 * ramp(0.13, 0, away))

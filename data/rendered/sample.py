@@ -1,8 +1,8 @@
 """The `sample` data: procedural inspection photographs with true defect masks.
 
-Made on the spot from nothing but numbers, so that a fresh machine can train and look at results
-within minutes. Eight categories of surfaces and parts, each with defects that suit it. Two of
-them (`grid`, `screw`) come from grey cameras and have three equal channels.
+They are rendered on demand and need no download, so that a fresh machine can train and show
+results within minutes. There are eight categories of surfaces and parts, each with its typical
+defects. Two of them (`grid`, `screw`) simulate greyscale cameras and have three equal channels.
 """
 
 import functools
@@ -18,7 +18,7 @@ from restore_jax.errors import UsageError
 GOOD = "good"
 MIN_SIZE = 32
 
-# A pixel is defective where some channel changed by more than this, in grey levels.
+# A pixel is defective if any channel changed by more than this, in grey levels.
 _THRESHOLD = 5
 
 _Defect = Callable[[surfaces.Scene, np.random.Generator], np.ndarray]
@@ -113,7 +113,7 @@ def _quantise(image: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 
 def _changed(damaged: np.ndarray, undamaged: np.ndarray) -> np.ndarray:
-    """Returns the mask [S, S] of visible change, without pinholes and single pixels."""
+    """Returns the mask [S, S] of visible changes, without isolated pixels and pinholes."""
     change = np.abs(np.clip(damaged, 0, 1) - np.clip(undamaged, 0, 1)) > _THRESHOLD / 255
     mask = functools.reduce(np.logical_or, np.moveaxis(change, -1, 0))
     neighbours = ndimage.uniform_filter(mask.astype(np.float32), 3, mode="constant") * 9
@@ -156,21 +156,22 @@ def _render_pair(
 def render(
     category: str, defect_type: str, index: int, size: int = 256, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Renders one photograph and its mask, a function of the arguments alone.
+    """Renders one photograph and its mask, deterministically from the arguments.
 
-    Every (category, defect type, index, seed) is a piece of its own: no two show the same
-    surface. The size changes the resolution, not the scene.
+    Every (category, defect type, index, seed) shows a different object. The size changes the
+    resolution, not the scene.
 
     Args:
         category: a key of `CATEGORIES`.
         defect_type: one of that category's defect types, or "good".
-        index: which one, 0 or more.
-        size: height and width in pixels, at least 32.
+        index: number of the object, 0 or more.
+        size: height and width in px, at least 32.
         seed: 0 or more.
 
     Returns:
-        The image uint8 [size, size, 3] and the mask uint8 [size, size, 1] in {0, 1}: 1 where
-        the defect visibly changed the undamaged image, which is untouched everywhere else.
+        The image, uint8 [size, size, 3], and the mask, uint8 [size, size, 1] in {0, 1}: 1 where
+        the defect visibly changes the undamaged image. All other pixels are those of the
+        undamaged image.
 
     Raises:
         UsageError: an argument is unknown or out of range.
@@ -180,7 +181,10 @@ def render(
 
 
 def listing(per_type: int) -> list[tuple[str, str, int]]:
-    """Lists (category, defect type, index), sorted: `per_type` of each type, "good" included.
+    """Lists all (category, defect type, index), sorted.
+
+    Args:
+        per_type: images per category and defect type, "good" included; at least 1.
 
     Raises:
         UsageError: `per_type` is below 1.

@@ -1,6 +1,6 @@
-"""Undamaged surfaces as an inspection camera sees them, one function per category.
+"""Renders undamaged surfaces as an inspection camera sees them, one function per category.
 
-Each function draws pose, colour and light anew from its generator and returns a `Scene`. All
+Each function draws pose, colour and lighting from its generator and returns a `Scene`. All
 tones and colours are display values in [0, 1].
 """
 
@@ -18,9 +18,9 @@ from data.rendered.textures import (
     lighting,
     mix,
     ramp,
+    rotated,
     slope,
     stroke,
-    turned,
     value_noise,
 )
 
@@ -29,13 +29,14 @@ Spot = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """An undamaged photograph and what a defect has to know of it.
+    """An undamaged photograph and what defects need to know about it.
 
     Attributes:
-        image: float32 [S, S, 3], or [S, S, 1] from a grey camera; nominally in [0, 1].
+        image: float32 [S, S, 3], or [S, S, 1] from a greyscale camera; nominally in [0, 1].
         spots: named places for defects, each (x, y, direction in radians).
-        solid: float32 [S, S, 1], share of each pixel covered by the part, or 1.0 everywhere.
-        beneath: what shows where something has broken away, like `image`; None if nothing does.
+        solid: float32 [S, S, 1], fraction of each pixel covered by the part, or 1.0 everywhere.
+        beneath: what is visible where material is missing, shaped like `image`; None if there
+            is nothing beneath.
     """
 
     image: Array
@@ -49,10 +50,10 @@ def _anywhere(rng: np.random.Generator) -> Spot:
 
 
 def woven(rng: np.random.Generator, size: int) -> Scene:
-    """Plain-woven cloth of two yarns, of uneven thickness and tone."""
+    """Renders plain-woven cloth of two yarns, of uneven thickness and tone."""
     x, y = axes(size)
     threads = rng.uniform(32, 38)
-    u, v = turned(x, y, rng.uniform(-0.08, 0.08))
+    u, v = rotated(x, y, rng.uniform(-0.08, 0.08))
     u = u * (threads / 2) + 0.5 * value_noise(rng, size, 3, 3)
     v = v * (threads / 2) + 0.5 * value_noise(rng, size, 3, 3)
     u = u + 0.1 * value_noise(rng, size, 30, 30)
@@ -61,7 +62,7 @@ def woven(rng: np.random.Generator, size: int) -> Scene:
     across_u, across_v = u - i - 0.5, v - j - 0.5
     thick_u = 2.25 + 0.30 * value_noise(rng, size, 6, 40)
     thick_v = 2.25 + 0.30 * value_noise(rng, size, 40, 6)
-    # Each yarn is a bump across itself that rises and dips along itself, over and under.
+    # A yarn's height is a bump across it and a wave along it, over and under the other yarns.
     height_u = 1 - (thick_u * across_u) ** 2 + 0.6 * np.sin(np.pi * (v + i))
     height_v = 1 - (thick_v * across_v) ** 2 - 0.6 * np.sin(np.pi * (u + j))
     yarn_u = 1 + 0.17 * value_noise(rng, size, 7, 40) + 0.15 * value_noise(rng, size, 40, 120)
@@ -78,7 +79,7 @@ def woven(rng: np.random.Generator, size: int) -> Scene:
 
 
 def _wires(offset: Array, width: float, lamp: float, size: int) -> tuple[Array, Array]:
-    """Coverage and tone of round wires; `offset` is the distance across the nearest one."""
+    """Returns coverage and tone of round wires; `offset` is the distance to a wire's axis."""
     side = np.clip(offset / width, -1, 1)
     facing = np.sqrt(1 - side * side)
     glint = np.clip(0.8 * facing + lamp * side, 0, 1) ** 12
@@ -87,13 +88,13 @@ def _wires(offset: Array, width: float, lamp: float, size: int) -> tuple[Array, 
 
 
 def grid(rng: np.random.Generator, size: int) -> Scene:
-    """A woven wire mesh before a pale plate, from a grey camera."""
+    """Renders a woven wire mesh in front of a pale plate, from a greyscale camera."""
     x, y = axes(size)
     count = rng.uniform(9, 11)
     pitch, width = 2 / count, rng.uniform(0.026, 0.032)
     angle = rng.uniform(0.6, 0.95)
-    u = turned(x, y, angle)[0] + 0.012 * value_noise(rng, size, 4, 4)
-    v = turned(x, y, angle + rng.uniform(1.35, 1.75))[0] + 0.012 * value_noise(rng, size, 4, 4)
+    u = rotated(x, y, angle)[0] + 0.012 * value_noise(rng, size, 4, 4)
+    v = rotated(x, y, angle + rng.uniform(1.35, 1.75))[0] + 0.012 * value_noise(rng, size, 4, 4)
     i, j = np.floor(u / pitch), np.floor(v / pitch)
     bend = rng.uniform(0.03, 0.08) * pitch
     across_u = u - (i + 0.5) * pitch + bend * np.cos(np.pi * v / pitch)
@@ -111,7 +112,7 @@ def grid(rng: np.random.Generator, size: int) -> Scene:
     lower = mix(plate, np.where(over, tone_v, tone_u), np.where(over, cover_v, cover_u))
     tone = mix(lower, np.where(over, tone_u, tone_v), np.where(over, cover_u, cover_v))
     light = lighting(rng, size, 0.2)
-    # A place on one of the first family's wires, for what happens to a single wire.
+    # A place on one of the wires of constant u, for defects of a single wire.
     wire = (np.floor(rng.uniform(-0.5, 0.5) / pitch) + 0.5) * pitch
     along = rng.uniform(-0.5, 0.5)
     place = (
@@ -127,10 +128,10 @@ def grid(rng: np.random.Generator, size: int) -> Scene:
 
 
 def wood(rng: np.random.Generator, size: int) -> Scene:
-    """Planed oak: growth rings in long arches, fibres, dark open pores."""
+    """Renders planed oak: growth rings in long arches, fibres, dark open pores."""
     x, y = axes(size)
     lean = x + rng.uniform(-0.12, 0.12) * y + 0.05 * value_noise(rng, size, 3, 3)
-    # A plank cuts the cone of growth rings: hyperbolas, upright far from the middle.
+    # A plank cuts the cone of growth rings in hyperbolas, vertical far from the middle.
     middle, tip = rng.uniform(-1.5, 1.5), rng.uniform(-3, 3)
     radius = np.sqrt((lean - middle) ** 2 + (0.13 * (y - tip)) ** 2)
     phase = radius * rng.uniform(7, 11) + 0.35 * value_noise(rng, size, 2, 9)
@@ -148,7 +149,7 @@ def wood(rng: np.random.Generator, size: int) -> Scene:
 
 
 def tile(rng: np.random.Generator, size: int) -> Scene:
-    """Polished stone tile: pale ground, clustered dark grains and lighter chips."""
+    """Renders a polished stone tile: pale ground, clustered dark grains and lighter chips."""
     dense = 0.25 * value_noise(rng, size, 12, 12)
     blots = value_noise(rng, size, 56, 56) + 0.3 * value_noise(rng, size, 100, 100)
     blots = ramp(0.75, 1.35, blots + dense)
@@ -163,10 +164,10 @@ def tile(rng: np.random.Generator, size: int) -> Scene:
 
 
 def leather(rng: np.random.Generator, size: int) -> Scene:
-    """Dyed leather: pebbles parted by creases, pores, raking light."""
+    """Renders dyed leather: pebbles separated by creases, pores, raking light."""
     x, y = axes(size)
     count = rng.uniform(20, 25)
-    u, v = turned(x, y, rng.uniform(-np.pi, np.pi))
+    u, v = rotated(x, y, rng.uniform(-np.pi, np.pi))
     u = u * count + 0.6 * value_noise(rng, size, 8, 8) + 0.25 * value_noise(rng, size, 40, 40)
     v = v * count * rng.uniform(0.7, 0.9) + 0.6 * value_noise(rng, size, 8, 8)
     near, edge, kind = cells(rng, u, v)

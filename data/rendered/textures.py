@@ -1,7 +1,7 @@
-"""Pieces that procedural photographs are made of: noise, cells, anti-aliased shapes, light.
+"""Building blocks of procedural photographs: noise, cells, anti-aliased shapes, lighting.
 
-All arrays are float32. Positions run over [-1, 1] from edge to edge, x to the right and y
-downwards, so lengths are in half image widths and a scene looks the same at every size.
+All arrays are float32. Coordinates span [-1, 1] from edge to edge, x to the right and y
+downwards, so that lengths are in half image widths and a scene looks the same at every size.
 Distances are signed: negative inside a shape.
 """
 
@@ -14,41 +14,43 @@ Array = np.ndarray
 
 @functools.lru_cache(maxsize=8)
 def axes(size: int) -> tuple[Array, Array]:
-    """Returns pixel centres as x [1, size] and y [size, 1], to be broadcast."""
+    """Returns the pixel centres as x [1, size] and y [size, 1], for broadcasting."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
     line.flags.writeable = False
     return line[None, :], line[:, None]
 
 
-def turned(x: Array, y: Array, angle: float) -> tuple[Array, Array]:
+def rotated(x: Array, y: Array, angle: float) -> tuple[Array, Array]:
     """Returns coordinates along and across a direction `angle` radians from the x axis."""
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     return x * cos + y * sin, y * cos - x * sin
 
 
-def cover(distance: Array, size: int) -> Array:
-    """Share of each pixel inside a shape: the shape's edge drawn anti-aliased."""
+def coverage(distance: Array, size: int) -> Array:
+    """Returns the fraction of each pixel inside a shape, given the signed distance to it."""
     return np.clip(0.5 - distance * np.float32(size / 2), 0, 1)
 
 
 def stroke(offset: Array, half_width: Array | float, size: int) -> Array:
-    """Share of each pixel covered by a line, exact for lines thinner than a pixel too."""
-    return cover(np.abs(offset) - half_width, size) - cover(np.abs(offset) + half_width, size)
+    """Returns the fraction of each pixel covered by a line, exact even for sub-pixel widths."""
+    return coverage(np.abs(offset) - half_width, size) - coverage(
+        np.abs(offset) + half_width, size
+    )
 
 
 def ramp(low: float, high: float, value: Array) -> Array:
-    """Smooth step from 0 at `low` to 1 at `high` (`low` may be the larger one)."""
+    """Returns a smooth step from 0 at `low` to 1 at `high` (`low` may be the larger one)."""
     t = np.clip((value - low) * (1 / (high - low)), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def mix(first: Array | float, second: Array | float, share: Array) -> Array:
-    """`first` where `share` is 0, `second` where it is 1."""
+    """Interpolates linearly from `first` (`share` 0) to `second` (`share` 1)."""
     return first + (second - first) * share
 
 
 def colour(value: Array, *stops: tuple[float, float, float]) -> Array:
-    """Maps a tone in [0, 1] ([H, W]) to [H, W, 3] through evenly spaced colour stops."""
+    """Maps tones in [0, 1], [H, W], to colours [H, W, 3] through evenly spaced colour stops."""
     table = np.asarray(stops, np.float32)
     knots = np.linspace(0, 1, len(stops))
     fine = np.linspace(0, 1, 512)
@@ -57,16 +59,17 @@ def colour(value: Array, *stops: tuple[float, float, float]) -> Array:
 
 
 def lookup(table: Array, position: Array) -> Array:
-    """Reads `table` at `position`, where 0 is its first and 1 its last entry (nearest)."""
+    """Looks up the nearest entry of `table`; position 0 is its first entry, 1 its last."""
     index = (position * (len(table) - 1) + 0.5).astype(np.int32)
     return table.take(index, axis=0, mode="clip")
 
 
 @functools.lru_cache(maxsize=256)
 def _spline(size: int, cells: int) -> tuple[Array, Array]:
-    """Cubic B-spline taps: lattice rows [4, size] and weights [4, size, 1] of unit energy.
+    """Returns cubic B-spline taps: lattice rows [4, size] and weights [4, size, 1].
 
-    Unit energy turns white noise on the lattice into noise of variance 1 at every pixel.
+    The squared weights sum to one, so that white noise on the lattice becomes noise of variance
+    1 at every pixel.
     """
     position = (np.arange(size) + 0.5) * (cells / size)
     first = np.minimum(position.astype(int), cells - 1)
@@ -81,8 +84,8 @@ def _spline(size: int, cells: int) -> tuple[Array, Array]:
 def _upsample(lattice: Array, size: int) -> Array:
     """Interpolates the rows of `lattice` [cells + 3, N] to [size, N].
 
-    Four taps rather than a product of matrices: as quick, and BLAS would add in an order of its
-    own, so that no two machines agreed to the last bit.
+    Four taps are as fast as a matrix product, whose order of summation in BLAS differs between
+    machines and with it the last bits of the result.
     """
     rows, weights = _spline(size, len(lattice) - 3)
     total = lattice[rows[0]] * weights[0]
@@ -92,19 +95,19 @@ def _upsample(lattice: Array, size: int) -> Array:
 
 
 def value_noise(rng: np.random.Generator, size: int, rows: int, columns: int) -> Array:
-    """Smooth noise [size, size] of mean 0 and variance 1 with `rows` × `columns` cells.
+    """Returns smooth noise [size, size] of mean 0 and variance 1 with `rows` × `columns` cells.
 
-    Unequal counts give streaks: few rows and many columns are upright fibres.
+    Unequal numbers give streaks: few rows and many columns make vertical fibres.
     """
     lattice = rng.standard_normal((rows + 3, columns + 3), dtype=np.float32)
     return _upsample(np.ascontiguousarray(_upsample(lattice.T, size).T), size)
 
 
 def fractal_noise(rng: np.random.Generator, size: int, cells: int, gain: float = 0.6) -> Array:
-    """Octaves of value noise from `cells` cells up to 2 pixels a cell; variance 1.
+    """Returns octaves of value noise, from `cells` cells up to 2 pixels per cell; variance 1.
 
-    The octaves come from a generator of their own: their number grows with the size, and what
-    is drawn after them must not.
+    The octaves use a generator of their own: their number grows with the size, and draws from
+    `rng` after this call must not depend on the size.
     """
     own = np.random.default_rng(int(rng.integers(2**32)))
     total = value_noise(own, size, cells, cells)
@@ -117,7 +120,7 @@ def fractal_noise(rng: np.random.Generator, size: int, cells: int, gain: float =
 
 
 def line_noise(rng: np.random.Generator, cells: int, closed: bool = False) -> Array:
-    """Smooth one-dimensional noise as a table [1024] for `lookup`; `closed` joins its ends."""
+    """Returns smooth 1-D noise as a table [1024] for `lookup`; `closed` makes it periodic."""
     lattice = rng.standard_normal(cells + 3, dtype=np.float32)
     if closed:
         lattice[cells:] = lattice[:3]
@@ -125,26 +128,26 @@ def line_noise(rng: np.random.Generator, cells: int, closed: bool = False) -> Ar
 
 
 def grain(rng: np.random.Generator, size: int) -> Array:
-    """White noise [size, size], one draw a pixel: detail at the limit of the resolution."""
+    """Returns white noise [size, size], drawn per pixel: detail at the resolution limit."""
     own = np.random.default_rng(int(rng.integers(2**32)))
     return own.standard_normal((size, size), dtype=np.float32)
 
 
-# Cells repeat after this many, far outside any picture.
+# Period of the cells, larger than any image; a power of two.
 _TABLE = 64
 
 
 def cells(rng: np.random.Generator, u: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Cells around jittered lattice points (Worley noise), one point a unit square of (u, v).
+    """Returns Worley noise: cells around random points, one per unit square of (u, v).
 
     Returns:
-        The distance to the nearest point, by how much the second nearest is farther (0 on the
-        border between cells), and one random number in [0, 1) a cell; all [H, W].
+        The distance to the nearest point, how much farther the second nearest point is (0 on
+        the border between cells), and one random number in [0, 1) per cell; all [H, W].
     """
     first_column, first_row = np.floor(u), np.floor(v)
     across, down = u - first_column, v - first_row
     table = rng.random((3, _TABLE * _TABLE), dtype=np.float32)
-    # Both wrap around the table; its side is a power of two.
+    # Indices wrap around the table by a bit mask, since its side is a power of two.
     columns = [(first_column.astype(np.int32) + k) & (_TABLE - 1) for k in (-1, 0, 1)]
     rows = [((first_row.astype(np.int32) + k) & (_TABLE - 1)) * _TABLE for k in (-1, 0, 1)]
     nearest = np.full(u.shape, np.inf, np.float32)
@@ -163,7 +166,7 @@ def cells(rng: np.random.Generator, u: Array, v: Array) -> tuple[Array, Array, A
 
 
 def slope(height: Array, angle: float) -> Array:
-    """How much `height` rises per pixel towards `angle`: shades a relief lit from there."""
+    """Returns the rise of `height` per pixel towards `angle`: shading for light from there."""
     right = np.empty_like(height)
     right[:, 1:] = height[:, 1:] - height[:, :-1]
     right[:, 0] = right[:, 1]
@@ -174,9 +177,9 @@ def slope(height: Array, angle: float) -> Array:
 
 
 def lighting(rng: np.random.Generator, size: int, strength: float = 0.12) -> Array:
-    """Uneven light [size, size, 1] around 1: a lamp to one side, vignetting, exposure."""
+    """Returns uneven light [size, size, 1] around 1: lamp at one side, vignetting, exposure."""
     x, y = axes(size)
-    along, _ = turned(x, y, rng.uniform(-np.pi, np.pi))
+    along, _ = rotated(x, y, rng.uniform(-np.pi, np.pi))
     level = rng.uniform(0.94, 1.06)
     fall = (
         1

@@ -1,1 +1,1 @@
-"""Data sets on disk: where their photographs and masks lie."""
+"""Data sets on disk: finding and reading their photographs and masks."""

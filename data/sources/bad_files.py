@@ -1,4 +1,4 @@
-"""Finding the images that cannot be read before a training begins, to leave them out of it."""
+"""Finds and reports images that cannot be read, so that training can leave them out."""
 
 import collections
 import concurrent.futures
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from restore_jax import progress
 
-SHOWN = 3  # files that a line names
+SHOWN = 3  # number of files that a message names
 THREADS = 4
 
 Item = TypeVar("Item")
@@ -17,14 +17,14 @@ Result = TypeVar("Result")
 def in_parallel(
     function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[concurrent.futures.Future[Result]]:
-    """Applies a function to items in threads, a few ahead of what is asked for.
+    """Applies a function to items in threads, a few items ahead of the consumer.
 
     Args:
-        function: lets other threads run, as decoders do.
-        items: taken from as there is room; a large photograph takes megabytes.
+        function: should release the GIL, as image decoders do.
+        items: consumed lazily, since a large photograph takes megabytes.
 
     Yields:
-        What became of each item, in their order.
+        The completed or pending future of each item, in order.
     """
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
         waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
@@ -36,40 +36,40 @@ def in_parallel(
 
 
 def with_progress(items: Iterable[Item], total: int, name: str) -> Iterable[Item]:
-    """Shows how many of a data set's files were read."""
+    """Iterates over items with a progress bar for reading a data set's images."""
     return progress.bar(items, total=total, title=f"{name}: reading every image once")
 
 
 def report(name: str, problems: Sequence[str], total: int) -> None:
-    """Prints how many images are left out, if any are, and the first of them.
+    """Prints how many images are left out, if any, and names the first few.
 
     Args:
-        name: of the data.
+        name: name of the data set.
         problems: for each image that is left out, its file and what is wrong with it.
-        total: the images there were.
+        total: number of images, including those left out.
     """
     if problems:
         print(
-            f"{name}: {len(problems)} of {total} images left out, they cannot be read: "
-            f"{_some(problems)}"
+            f"{name}: {len(problems)} of {total} images cannot be read and are left out: "
+            f"{_first_few(problems)}"
         )
 
 
 def report_blank(name: str, files: Sequence[str], total: int) -> None:
-    """Prints how many masks show nothing of a defect that there is, if any do.
+    """Prints how many defective photographs have a blank mask, if any.
 
     Args:
-        name: of the data.
-        files: the masks.
-        total: defective photographs there are.
+        name: name of the data set.
+        files: the blank masks.
+        total: number of defective photographs.
     """
     if files:
         print(
             f"{name}: {len(files)} of {total} defective photographs have a blank mask, which "
-            f"counts as not known: {_some(files)}"
+            f"counts as unknown: {_first_few(files)}"
         )
 
 
-def _some(texts: Sequence[str]) -> str:
+def _first_few(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return f"{', '.join(sorted(texts)[:SHOWN])}{more}"

@@ -1,4 +1,4 @@
-"""A photograph and the files that belong to it: checking them, and reading them as records."""
+"""Photographs and the files that belong to them: checks them and reads them as records."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from data.sources import bad_files, images
 from restore_jax import batches
 from restore_jax.errors import UsageError
 
-# The records of photographs, their number, those of some positions among them, and the id of
-# each with the bytes that its files take.
+# The fields of `data.records.Records`: the dataset, the number of records, a function that
+# picks records by position, and the id of each record with the size of its files in bytes.
 FromFiles = tuple[
     tf.data.Dataset,
     int,
@@ -23,7 +23,7 @@ FromFiles = tuple[
     Sequence[tuple[str, int]],
 ]
 Read = TypeVar("Read", images.EncodedImage, images.Mask)
-# What is wrong, with the files it is wrong with.
+# The faulty files, by kind of fault.
 Faults = dict[str, list[str]]
 
 
@@ -33,13 +33,14 @@ class Example:
 
     Attributes:
         id: relative path without suffix, with forward slashes.
-        category: whose figures it counts in.
-        defect_type: "" where nothing tells.
+        category: category that the photograph counts towards in the metrics.
+        defect_type: "" if unknown.
         image: the clean photograph.
-        degraded: the same, degraded; None where it is to be degraded here.
-        mask: its defects; None where they are not known.
-        more_masks: of other defects in it, where each has a file of its own.
-        is_good: whether it is known to have no defect, so that its mask is known and empty.
+        degraded: the degraded photograph; None if the pipeline is to degrade the clean one.
+        mask: mask of the defects; None if unknown.
+        more_masks: masks of further defects, if each defect has its own file.
+        is_good: whether the photograph is known to have no defect; its mask is then known to be
+            empty.
     """
 
     id: str
@@ -53,12 +54,12 @@ class Example:
 
     @property
     def masks(self) -> tuple[Path, ...]:
-        """All files of its defects."""
+        """All mask files."""
         return () if self.mask is None else (self.mask, *self.more_masks)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that it is read from."""
+        """All files of the photograph, masks included."""
         degraded = () if self.degraded is None else (self.degraded,)
         return (self.image, *degraded, *self.masks)
 
@@ -71,33 +72,36 @@ def check(
     skip_bad: bool = False,
     max_pixels: int = images.MAX_PIXELS,
 ) -> set[str]:
-    """Looks at all files: each an image, those of one photograph of one size.
+    """Checks that all files are images and that those of one photograph have the same size.
 
     Args:
-        name: of the data.
+        name: name of the data set.
         examples: the photographs.
-        root: what the names of faulty files are relative to.
-        faults: gains what is wrong.
-        skip_bad: whether photographs with a file that cannot be read are no fault. Every file
-            is then read to its end, and else its header alone.
-        max_pixels: how many each may have.
+        root: folder that the names of faulty files are given relative to.
+        faults: faults found so far; those found here are added.
+        skip_bad: whether to leave out photographs with an unreadable file instead of treating
+            this as a fault. Every file is then decoded completely; otherwise only headers are
+            read.
+        max_pixels: maximum number of pixels per file.
 
     Returns:
         The ids of the photographs to leave out; their number is printed.
 
     Raises:
-        UsageError: something is wrong, here or before; it names the first files of each kind.
+        UsageError: there are faults, found here or before; names the first files of each kind.
     """
-    looks: Iterable[_Look]
+    inspections: Iterable[_Inspection]
     if skip_bad:
         done = bad_files.in_parallel(
-            lambda example: _look(example, root, max_pixels, decode=True), examples
+            lambda example: _inspect(example, root, max_pixels, decode=True), examples
         )
-        looks = (look.result() for look in bad_files.with_progress(done, len(examples), name))
+        inspections = (
+            future.result() for future in bad_files.with_progress(done, len(examples), name)
+        )
     else:
-        looks = (_look(example, root, max_pixels, decode=False) for example in examples)
+        inspections = (_inspect(e, root, max_pixels, decode=False) for e in examples)
     left_out: dict[str, str] = {}
-    for example, (sizes, unreadable) in zip(examples, looks, strict=True):
+    for example, (sizes, unreadable) in zip(examples, inspections, strict=True):
         if unreadable and skip_bad:
             left_out[example.id] = " and ".join(unreadable)
             continue
@@ -106,16 +110,16 @@ def check(
             faults["differently sized"].append(
                 " and ".join(f"{name_in(p, root)} {w}×{h}" for p, (h, w) in sizes.items())
             )
-    said = []
+    messages = []
     for kind, files in faults.items():
         more = (
             f" and {len(files) - bad_files.SHOWN} more" if len(files) > bad_files.SHOWN else ""
         )
         if files:
-            said.append(f"{kind}: {', '.join(sorted(files)[: bad_files.SHOWN])}{more}")
-    if said:
+            messages.append(f"{kind}: {', '.join(sorted(files)[: bad_files.SHOWN])}{more}")
+    if messages:
         raise UsageError(
-            f"config.data.root={str(root)!r}: {'; '.join(said)}. Add, mend or remove these"
+            f"config.data.root={str(root)!r}: {'; '.join(messages)}. Add, repair or remove them"
         )
     bad_files.report(name, list(left_out.values()), len(examples))
     return set(left_out)
@@ -127,17 +131,17 @@ def with_known_masks(
     root: Path,
     max_pixels: int = images.MAX_PIXELS,
 ) -> dict[str, list[Example]]:
-    """Takes blank masks of defective photographs for what they are: masks that say nothing.
+    """Treats blank masks of defective photographs as unknown.
 
     Args:
-        name: of the data.
-        members: the photographs of each part, checked.
-        root: what the names of files are relative to.
-        max_pixels: how many each file may have.
+        name: name of the data set.
+        members: the checked photographs of each split.
+        root: folder that the names of files are given relative to.
+        max_pixels: maximum number of pixels per file.
 
     Returns:
-        The same photographs; those with a defect type and a blank mask have none. Their number
-        is printed.
+        The same photographs, without the masks of those that have a defect type but a blank
+        mask. Their number is printed.
     """
     defective = [
         example
@@ -146,8 +150,8 @@ def with_known_masks(
         if example.defect_type not in ("", batches.GOOD)
     ]
     listed = [example for example in defective if example.mask is not None]
-    looks = bad_files.in_parallel(lambda example: _is_blank(example.masks, max_pixels), listed)
-    blank = {e.id: e for e, look in zip(listed, looks, strict=True) if look.result()}
+    found = bad_files.in_parallel(lambda example: _is_blank(example.masks, max_pixels), listed)
+    blank = {e.id: e for e, future in zip(listed, found, strict=True) if future.result()}
     bad_files.report_blank(
         name, [name_in(e.mask, root) for e in blank.values()], len(defective)
     )
@@ -163,15 +167,15 @@ def with_known_masks(
 def _is_blank(masks: Sequence[Path], max_pixels: int) -> bool:
     try:
         return all(images.encode_mask(path, max_pixels).blank for path in masks)
-    except images.ImageError:  # told when it is read, with its name
+    except images.ImageError:  # reported, with its name, when the file is read
         return False
 
 
-# The size of each file of a photograph that can be read, and what is wrong with the others.
-_Look = tuple[dict[Path, tuple[int, int]], list[str]]
+# The (height, width) of each readable file of a photograph, and the problems of the others.
+_Inspection = tuple[dict[Path, tuple[int, int]], list[str]]
 
 
-def _look(example: Example, root: Path, max_pixels: int, decode: bool) -> _Look:
+def _inspect(example: Example, root: Path, max_pixels: int, decode: bool) -> _Inspection:
     sizes, unreadable = {}, []
     for path in example.files:
         encode = images.encode_mask if path in example.masks else images.encode
@@ -187,9 +191,9 @@ def _look(example: Example, root: Path, max_pixels: int, decode: bool) -> _Look:
 def from_files(
     examples: Sequence[Example], paired: bool, max_pixels: int = images.MAX_PIXELS
 ) -> FromFiles:
-    """Returns the records of photographs, all and some, and the bytes of their files.
+    """Returns the fields of `data.records.Records` for photographs.
 
-    The arguments are `as_dataset`'s.
+    The arguments are those of `as_dataset`.
     """
 
     def pick(positions: Sequence[int]) -> tf.data.Dataset:
@@ -202,29 +206,29 @@ def from_files(
 def _bytes_of(example: Example) -> int:
     try:
         return sum(path.stat().st_size for path in example.files)
-    except OSError:  # told when it is read, with its name
+    except OSError:  # reported, with its name, when the file is read
         return 0
 
 
 def as_dataset(
     examples: Sequence[Example], paired: bool, max_pixels: int = images.MAX_PIXELS
 ) -> tf.data.Dataset:
-    """Makes the records of photographs; each is read when its record is.
+    """Makes a dataset of the records of photographs; files are read lazily.
 
     Args:
-        examples: the photographs, checked before.
+        examples: the photographs, which have been checked.
         paired: whether the records have `degraded`.
-        max_pixels: how many each file may have.
+        max_pixels: maximum number of pixels per file.
 
     Returns:
-        Records as `data.records` describes them. A file that turns out to be damaged stops the
-        reading with a line that names it.
+        Records as documented in `data.records`. A file that turns out to be damaged stops the
+        iteration with a message that names it.
     """
     encoded = ("image", "mask", *(("degraded",) if paired else ()))
 
     def read(index: np.ndarray) -> list[np.ndarray]:
         files = _read(examples[index], max_pixels)
-        # As objects: NumPy's own strings lose the zeros at their end.
+        # As objects: NumPy's byte strings drop trailing zero bytes.
         return [np.array(files[name], dtype=object) for name in encoded]
 
     def record(row: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -239,14 +243,14 @@ def as_dataset(
     }
     rows["has_mask"] = tf.constant([e.is_good or bool(e.masks) for e in examples], tf.bool)
     rows["index"] = tf.range(len(examples))
-    # In parallel: Pillow lets other threads go on while it decodes.
+    # In parallel: Pillow releases the GIL while it decodes.
     return tf.data.Dataset.from_tensor_slices(rows).map(
         record, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
 
 
 def _read(example: Example, max_pixels: int) -> dict[str, bytes]:
-    """Reads the files of a photograph; they may have changed since they were checked."""
+    """Reads the files of a photograph, which may have changed since they were checked."""
     image = _encoded(images.encode, example.image, max_pixels)
     files, size = {"image": image.data}, image.size
     if example.degraded is not None:
@@ -258,7 +262,7 @@ def _read(example: Example, max_pixels: int) -> dict[str, bytes]:
     masks = [_encoded(images.encode_mask, path, max_pixels) for path in example.masks]
     for path, mask in zip(example.masks, masks, strict=True):
         _check_size(path, mask.size, example.image, size)
-    return files | {"mask": images.united(masks)}
+    return files | {"mask": images.union(masks)}
 
 
 def _encoded(read: Callable[[Path, int], Read], path: Path, max_pixels: int) -> Read:
@@ -275,5 +279,5 @@ def _check_size(path: Path, size: tuple[int, int], of: Path, expected: tuple[int
 
 
 def name_in(path: Path, root: Path) -> str:
-    """Returns a file's path within a folder, or all of it where it is elsewhere."""
+    """Returns a file's path relative to a folder, or the full path if it is elsewhere."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -1,13 +1,13 @@
-"""Folders of the user's own images: pairs of degraded and clean ones, or clean ones alone.
+"""Folders of the user's own images: pairs of degraded and clean images, or clean images only.
 
-    root/{train,val}/{degraded,clean[,mask]}/**     pairs, divided by their folders
-    root/{degraded,clean[,mask]}/**                 pairs, divided here
+    root/{train,val}/{degraded,clean[,mask]}/**     pairs, split by their folders
+    root/{degraded,clean[,mask]}/**                 pairs, split by hash
     root/{train,val}/**  or  root/**                clean images
 
 Below these, the first folder is the category and the second, if any, the defect type. The files
-of a pair have the same folders and name but for the suffix and the form in which Unicode writes
-accents; a mask may have `_mask` after its name. What is divided here is divided by a hash of
-folders and name, about 91/9 per category.
+of a pair have the same folders and name, except for the suffix and the Unicode normalization
+form; the name of a mask may end in `_mask`. Without `train` and `val` folders, images are split
+by a hash of their folders and name, about 91/9 per category.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from restore_jax.errors import UsageError
 from restore_jax.image_io import image_paths
 
 PARTS = ("train", "val")
-# What no folder of photographs is called.
+# Names of folders that hold masks rather than photographs.
 _MASK_FOLDERS = (
     "ground_truth", "groundtruth", "gt", "gt_mask", "mask", "masks", "defect_mask",
     "defect_masks",
@@ -49,31 +49,32 @@ def load_pairs(
 ) -> Loaded:
     """Finds pairs of degraded and clean photographs.
 
-    Every file's header is read here; pixels only with the records, but for `skip_bad`.
+    The header of every file is read here. Pixels are decoded only when a record is read, unless
+    `skip_bad` is set.
 
     Args:
         root: `config.data.root`, with one of the layouts above.
-        split: `config.data.split`, which has to be left at its default.
-        skip_bad: `config.data.skip_bad`: reads every file to its end and leaves out the pairs
-            of which one cannot be read, after they were divided.
-        max_pixels: how many a file may have, `config.data.max_megapixels` in pixels.
+        split: `config.data.split`, which must be left at its default.
+        skip_bad: `config.data.skip_bad`: decodes every file and leaves out pairs with an
+            unreadable file, after the split.
+        max_pixels: maximum number of pixels per file, from `config.data.max_megapixels`.
 
     Returns:
-        For `train` and `val`, the records (see `data.records`) in the order of their ids, with
-        `degraded`, their number, and how to read some of them.
+        For `train` and `val`, the fields of `data.records.Records`. The records have
+        `degraded`.
 
     Raises:
-        UsageError: there are no such pairs, nothing to train or to validate on, or files that
-            have no partner, cannot be read or differ in size, the first of which it names.
+        UsageError: there are no such pairs; there is nothing to train or to validate on; or
+            files have no counterpart, cannot be read or differ in size (names the first ones).
     """
-    _check_split(split, "pairs")
+    _check_default_split(split, "pairs")
     layout = "{train,val}/{degraded,clean} or {degraded,clean}"
     folder = open_root(root, f"the folder of {layout}")
     flat = all((folder / name).is_dir() for name in ("degraded", "clean"))
     parts = [part for part in PARTS if (folder / part).is_dir()]
     if flat == (len(parts) == len(PARTS)):
         problem = f"holds both layouts of {layout}" if flat else f"holds no {layout}"
-        raise UsageError(f"config.data.root={root!r}: {problem}; bring the pairs into one")
+        raise UsageError(f"config.data.root={root!r}: {problem}; use one of them")
     faults: Faults = collections.defaultdict(list)
     found = {}
     for part in ("",) if flat else PARTS:
@@ -83,7 +84,7 @@ def load_pairs(
                 raise UsageError(f"config.data.root={root!r}: there is no {part}/{name}")
         matched = match(below["clean"], below["degraded"], below["mask"], folder, faults)
         found[part] = [_example(folder, part, key, *files) for key, files in matched.items()]
-    return _finish("pairs", folder, found, faults, skip_bad, max_pixels)
+    return _check_and_split("pairs", folder, found, faults, skip_bad, max_pixels)
 
 
 def load_clean(
@@ -92,22 +93,22 @@ def load_clean(
     skip_bad: bool = False,
     max_pixels: int = images.MAX_PIXELS,
 ) -> Loaded:
-    """Finds clean photographs, to be degraded by the law of the configuration.
+    """Finds clean photographs, which the pipeline degrades by the configuration's law.
 
     Args:
-        root: `config.data.root`: any folder. If it holds both, its folders `train` and `val`
-            say which photographs are for what.
-        split: `config.data.split`, which has to be left at its default.
+        root: `config.data.root`: any folder. If it has the two folders `train` and `val`, these
+            define the split.
+        split: `config.data.split`, which must be left at its default.
         skip_bad: as for `load_pairs`.
         max_pixels: as for `load_pairs`.
 
     Returns:
-        As `load_pairs`, without `degraded` and with masks that are not known.
+        As `load_pairs`, without `degraded` and with unknown masks.
 
     Raises:
         UsageError: as `load_pairs`.
     """
-    _check_split(split, "clean")
+    _check_default_split(split, "clean")
     folder = open_root(root, "a folder of photographs")
     divided = all((folder / part).is_dir() for part in PARTS)
     faults: Faults = collections.defaultdict(list)
@@ -122,22 +123,22 @@ def load_clean(
             f" and {len(masks) - bad_files.SHOWN} more" if len(masks) > bad_files.SHOWN else ""
         )
         print(
-            f"clean: warning: {some}{more} left out, by name folders of masks and not of "
-            "photographs; the data inspection read BTAD, VisA, MVTec AD 2 and MVTec LOCO with "
-            "their masks"
+            f"clean: warning: {some}{more} left out: by their names, these folders hold masks, "
+            "not photographs; for BTAD, VisA, MVTec AD 2 and MVTec LOCO with their masks, use "
+            "the data set inspection"
         )
-    return _finish("clean", folder, found, faults, skip_bad, max_pixels)
+    return _check_and_split("clean", folder, found, faults, skip_bad, max_pixels)
 
 
 def open_root(root: str, wanted: str) -> Path:
-    """Returns `config.data.root` as a folder that is there.
+    """Returns `config.data.root` as the path of an existing folder.
 
     Args:
-        root: what the user gave.
-        wanted: what it has to name, for the message.
+        root: the value given by the user.
+        wanted: description of the expected folder, for the error message.
 
     Raises:
-        UsageError: it is empty, or there is no such folder.
+        UsageError: the value is empty, or there is no such folder.
     """
     if not root.strip():
         raise UsageError(f"config.data.root: is empty; name {wanted}")
@@ -146,7 +147,7 @@ def open_root(root: str, wanted: str) -> Path:
         if not folder.is_dir():
             there = "is a file" if folder.exists() else "there is no such folder"
             raise UsageError(f"config.data.root={root!r}: {there}; name {wanted}")
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home of that user
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: unknown user in ~user
         raise UsageError(f"config.data.root={root!r}: cannot be read: {error}") from error
     return folder
 
@@ -154,18 +155,18 @@ def open_root(root: str, wanted: str) -> Path:
 def list_images(
     folder: Path, root: Path, faults: Faults, masks: list[Path] | None = None
 ) -> dict[str, Path]:
-    """Lists the image files in a folder and below, by relative path without suffix.
+    """Lists the image files in a folder and its subfolders, by relative path without suffix.
 
-    The paths are in Unicode's composed form (NFC), whichever form the file system keeps: a
-    folder that went through macOS may have the same names decomposed.
+    The keys are in Unicode's composed form (NFC), whatever the file system uses: a folder that
+    was copied from macOS may have the same names in decomposed form.
 
     Args:
-        folder: where to look; links are followed. Hidden files are passed over, and so are
-            those without the suffix of an image.
-        root: what the names of faulty files are relative to.
-        faults: gains what is wrong.
-        masks: gains the folders below that are called as those of masks are, which are then
-            passed over; None: they are looked into.
+        folder: the folder to search; links are followed. Hidden files and files without an
+            image suffix are skipped.
+        root: folder that the names of faulty files are given relative to.
+        faults: faults found so far; those found here are added.
+        masks: receives the subfolders that are named like mask folders, which are then skipped;
+            None: such folders are searched as well.
     """
     found: dict[str, Path] = {}
     for path in _files(folder, root, faults, masks) if folder.is_dir() else ():
@@ -179,7 +180,7 @@ def list_images(
             if unicodedata.is_normalized("NFC", both[0]) != unicodedata.is_normalized(
                 "NFC", both[1]
             ):
-                both = [ascii(name) for name in both]  # they look the same otherwise
+                both = [ascii(name) for name in both]  # otherwise they look the same
             faults["of one name but for the suffix"].append(" and ".join(both))
         else:
             found[key] = path
@@ -193,9 +194,9 @@ def _files(
     masks: list[Path] | None,
     above: frozenset[str] = frozenset(),
 ) -> Iterator[Path]:
-    """The files in a folder and below but hidden ones; `above` are the folders it is in."""
+    """Yields the files below a folder but hidden ones; `above` holds its parent folders."""
     resolved = os.path.realpath(folder)
-    if resolved in above:  # a link back up
+    if resolved in above:  # a link to a parent folder
         return
     try:
         with os.scandir(folder) as entries:
@@ -222,18 +223,18 @@ def _entry_name(entry: os.DirEntry[str]) -> str:
 def match(
     clean: Path, degraded: Path, mask: Path, root: Path, faults: Faults
 ) -> dict[str, tuple[Path, Path, Path | None]]:
-    """Brings together the files of each pair.
+    """Matches the files of each pair by name.
 
     Args:
-        clean: the folder of the clean photographs.
-        degraded: that of the degraded ones.
-        mask: that of the masks; it may be missing.
-        root: what the names of faulty files are relative to.
-        faults: gains what is wrong.
+        clean: folder of the clean photographs.
+        degraded: folder of the degraded photographs.
+        mask: folder of the masks; may be missing.
+        root: folder that the names of faulty files are given relative to.
+        faults: faults found so far; those found here are added.
 
     Returns:
-        By relative path without suffix, in its order: the clean photograph, the degraded one
-        and the mask, if there is one.
+        The clean photograph, the degraded photograph and the mask (or None) of each pair, keyed
+        and sorted by relative path without suffix.
     """
     cleans, degradeds, masks = (
         list_images(folder, root, faults) for folder in (clean, degraded, mask)
@@ -241,7 +242,7 @@ def match(
     for ours, theirs, where in ((degradeds, cleans, clean), (cleans, degradeds, degraded)):
         for key in ours.keys() - theirs.keys():
             faults["unmatched"].append(
-                f"{name_in(ours[key], root)} (nothing of that name in {name_in(where, root)})"
+                f"{name_in(ours[key], root)} (no file of that name in {name_in(where, root)})"
             )
     mask_of: dict[str, Path] = {}
     for key, path in masks.items():
@@ -273,7 +274,7 @@ def _example(root: Path, part: str, key: str, *files: Path | None) -> Example:
     )
 
 
-def _finish(
+def _check_and_split(
     name: str,
     root: Path,
     found: Mapping[str, list[Example]],
@@ -281,11 +282,11 @@ def _finish(
     skip_bad: bool,
     max_pixels: int,
 ) -> Loaded:
-    """Checks what was found and divides it, unless folders have done so."""
+    """Checks the photographs found and splits them, unless their folders do."""
     examples = [example for members in found.values() for example in members]
     left_out = check(name, examples, root, faults, skip_bad, max_pixels)
     if "" in found:
-        divided, where = _divide(found[""]), dict.fromkeys(PARTS, root)
+        divided, where = _split_by_hash(found[""]), dict.fromkeys(PARTS, root)
     else:
         divided, where = found, {part: root / part for part in PARTS}
     kept = {part: [e for e in divided[part] if e.id not in left_out] for part in PARTS}
@@ -293,7 +294,9 @@ def _finish(
         if not members:
             problem = "there are no images"
             if divided["train"] and "" in found:
-                problem = "no category (the first folder) has two images, one to validate on"
+                problem = (
+                    "no category (first folder) has two images, so that one can be validated on"
+                )
             if divided[part]:
                 problem = f"none of the images for {part} can be read"
             raise UsageError(f"config.data.root={str(where[part])!r}: {problem}; add some")
@@ -301,8 +304,8 @@ def _finish(
     return {part: from_files(m, name == "pairs", max_pixels) for part, m in known.items()}
 
 
-def _divide(examples: Iterable[Example]) -> dict[str, list[Example]]:
-    """Divides photographs by the hash that divides MVTec AD, whatever the root is called."""
+def _split_by_hash(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """Splits photographs by the same hash as MVTec AD, independently of the root's name."""
     named = {}
     for example in examples:
         category = example.id.split("/")[0] if "/" in example.id else ""
@@ -311,9 +314,9 @@ def _divide(examples: Iterable[Example]) -> dict[str, list[Example]]:
     return {"train": [named[name] for name in train], "val": [named[name] for name in val]}
 
 
-def _check_split(split: str, name: str) -> None:
+def _check_default_split(split: str, name: str) -> None:
     if split != "defects":
         raise UsageError(
-            f"config.data.split: {split!r} is not for {name!r}, which its folders train and val"
-            " divide, or else a hash of the names; leave it at 'defects'"
+            f"config.data.split: {split!r} does not apply to {name!r}, which is split by its"
+            " folders train and val, or by a hash of the names; leave it at 'defects'"
         )

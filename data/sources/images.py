@@ -1,7 +1,7 @@
-"""Reading image files of any common format and pixel type as RGB (or a mask) in 8 bits.
+"""Reads image files of any common format and pixel type as 8-bit RGB, or as masks.
 
-Pillow reads, and what comes out is an encoded PNG or JPEG that `decode` turns into pixels in
-`tf.data`. A file that is one already and needs no change stays as it is.
+Pillow reads the file, and the result is an encoded PNG or JPEG that `decode` turns into pixels
+in `tf.data`. A PNG or JPEG file that needs no conversion is passed through.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from restore_jax.image_io import limits, png_chunks
 
 MAX_PIXELS = limits.MAX_MEGAPIXELS * 1_000_000
 
-# Those of `image_io.image_paths` by Pillow's names. Given, so that a file in disguise never
-# reaches the formats that run other programs. Those of cameras with several pictures in a JPEG
-# file ("MPO" once opened) come with JPEG.
+# The formats of `image_io.image_paths`, by Pillow's names. Restricted, so that a file with a
+# false suffix never reaches formats whose decoders run other programs. JPEG includes the files
+# of cameras that hold several pictures ("MPO" once opened).
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 
-# Those that have a meaning in RGB; not floats, of which nobody knows what white is.
+# Pixel types that convert to RGB; floats do not, since their white level is undefined.
 _MODES = (
     "1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I",
     "I;16", "I;16B", "I;16L", "I;16N",
@@ -36,7 +36,7 @@ class ImageError(Exception):
 
 
 class EncodedImage(NamedTuple):
-    """An encoded picture and its size in px, (height, width), as it is displayed."""
+    """An encoded image and its displayed size in px, (height, width)."""
 
     data: bytes
     size: tuple[int, int]
@@ -46,53 +46,53 @@ def decode(encoded: tf.Tensor | bytes, channels: int) -> tf.Tensor:
     """Decodes a PNG or JPEG file.
 
     Args:
-        encoded: the file, string scalar.
+        encoded: string scalar, the contents of the file.
         channels: 3 for RGB (grey is repeated), 1 for grey.
 
     Returns:
         uint8 [H, W, channels].
     """
-    # Takes PNG as well. JPEG is decoded as Pillow does, to the bit; TensorFlow's default, a
-    # faster arithmetic, is only within 47 dB of that, which shows in the PSNR of a good model.
+    # Decodes PNG as well. This DCT method gives the same bits as Pillow; TensorFlow's faster
+    # default is only within 47 dB of them, which shows in the PSNR of a good model.
     image = tf.io.decode_jpeg(encoded, channels=channels, dct_method="INTEGER_ACCURATE")
     return tf.ensure_shape(image, [None, None, channels])
 
 
 def measure(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Returns an image's (height, width) in px, as displayed; reads no more than its header.
+    """Returns an image's displayed (height, width) in px; reads the file's header only.
 
     Raises:
-        ImageError: for a file that is no image, has pixels of a kind that is not read, or has
-            more than `max_pixels`.
+        ImageError: the file is not an image, its pixel type is not supported, or it has more
+            than `max_pixels`.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata is no matter
+        warnings.simplefilter("ignore")  # about odd metadata, which does not matter here
         with _opened(path, max_pixels) as image:
             _check_mode(image)
-            # The base class's: that of PNG would decode the whole image.
-            turned = image.format != "TIFF" and _orientation(Image.Image.getexif(image)) >= 5
-            width, height = image.size  # in a TIFF file's size its orientation is accounted for
-            return (width, height) if turned else (height, width)
+            # The base class's method: that of PNG would decode the whole image.
+            sideways = image.format != "TIFF" and _orientation(Image.Image.getexif(image)) >= 5
+            width, height = image.size  # already as displayed for TIFF
+            return (width, height) if sideways else (height, width)
 
 
 def encode(path: Path, max_pixels: int = MAX_PIXELS) -> EncodedImage:
-    """Reads a photograph as an encoded PNG or JPEG that `decode` takes.
+    """Reads a photograph as an encoded PNG or JPEG for `decode`.
 
-    Alpha is dropped, 16 bits are scaled to 8 over their whole range (to the nearest for grey;
-    Pillow keeps the upper 8 of colour), the EXIF orientation is applied. Of a file with
-    several pages or frames, it is the first.
+    Alpha is dropped, 16 bits are scaled to 8 over their full range (rounded for grey; for
+    colour, Pillow keeps the upper 8 bits), and the EXIF orientation is applied. Of several
+    pages or frames, the first is read.
 
     Raises:
-        ImageError: for a file that is damaged, or that `measure` refuses.
+        ImageError: the file is damaged, or `measure` would refuse it.
     """
     with _opened(path, max_pixels) as image:
         _check_mode(image)
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
         if plain and _orientation(image.getexif()) == 1 and "transparency" not in image.info:
             data = path.read_bytes()
-            if image.format == "PNG":  # libpng finds some texts and profiles too long
+            if image.format == "PNG":  # some texts and profiles are too long for libpng
                 data = png_chunks.without(data, png_chunks.LONG)
-            # By the very decoder that it is for: each lets some damage pass that others refuse.
+            # Checked with the decoder that will be used: others accept other kinds of damage.
             height, width, _ = decode(data, 3).shape
             return EncodedImage(data, (height, width))
         ImageOps.exif_transpose(image, in_place=True)
@@ -100,7 +100,7 @@ def encode(path: Path, max_pixels: int = MAX_PIXELS) -> EncodedImage:
 
 
 class Mask(NamedTuple):
-    """A defect mask, as `Picture`; `blank` where there is no defect in it."""
+    """A defect mask, as `EncodedImage`; `blank` if it shows no defect."""
 
     data: bytes
     size: tuple[int, int]
@@ -108,14 +108,14 @@ class Mask(NamedTuple):
 
 
 def encode_mask(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> Mask:
-    """Reads a defect mask as an encoded PNG, 0 or 255: defect is whatever is above 0.
+    """Reads a defect mask as an encoded PNG of 0 and 255 (defect).
 
-    In a JPEG file it is what is above half: its compression blurs the edges. Alpha is no part
-    of the mask.
+    Values above 0 are defect; in a JPEG file, whose compression blurs the edges, those above
+    half. Alpha is ignored.
 
     Args:
-        file: its path, or what is in it.
-        max_pixels: how many it may have.
+        file: path or contents of the file.
+        max_pixels: maximum number of pixels.
 
     Raises:
         ImageError: as `encode`.
@@ -124,7 +124,7 @@ def encode_mask(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> Mask:
         _check_mode(image)
         threshold = 127 if image.format in ("JPEG", "MPO") else 0
         ImageOps.exif_transpose(image, in_place=True)
-        # Before any scaling: the defect may be the 1 of 16 bits.
+        # Not scaled to 8 bits: in a 16-bit mask, the defect may be marked by 1.
         if not image.mode.startswith("I"):
             image = _to_rgb(image)
         levels = np.asarray(image)
@@ -133,8 +133,8 @@ def encode_mask(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> Mask:
         return Mask(*picture, blank=not defect.any())
 
 
-def united(masks: Sequence[Mask]) -> bytes:
-    """Returns the encoded PNG of all defects of several masks, which are of one size."""
+def union(masks: Sequence[Mask]) -> bytes:
+    """Returns the union of several masks of one size, as an encoded PNG."""
     if len(masks) == 1:
         return masks[0].data
     levels = [np.asarray(Image.open(io.BytesIO(mask.data), formats=["PNG"])) for mask in masks]
@@ -142,21 +142,21 @@ def united(masks: Sequence[Mask]) -> bytes:
 
 
 def blank_mask(size: tuple[int, int]) -> bytes:
-    """Returns an encoded PNG without defect, of a size (height, width)."""
+    """Returns an empty mask of size (height, width), as an encoded PNG."""
     return _as_png(Image.new("L", (size[1], size[0]))).data
 
 
 @contextlib.contextmanager
 def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """Opens an image; whatever fails inside is an ImageError.
+    """Opens an image; any failure, also in the caller's block, becomes an ImageError.
 
     Args:
-        source: the file's path, or what is in it.
-        max_pixels: how many there may be.
+        source: path or contents of the file.
+        max_pixels: maximum number of pixels.
     """
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
-            raise ImageError("not a plain file")  # a named pipe would never end
+            raise ImageError("not a plain file")  # reading a named pipe would block
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             lifted = limits.PILLOWS_LIFTED
             with lifted, Image.open(file, formats=_FORMATS) as image:
@@ -171,7 +171,7 @@ def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         empty = not (source if isinstance(source, bytes) else source.stat().st_size)
         raise ImageError("the file is empty" if empty else "not an image file") from error
-    # Whatever a decoder stumbles over in a damaged file: struct.error, KeyError, …
+    # Decoders raise all kinds of errors on damaged files: struct.error, KeyError, …
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None
         if isinstance(error, tf.errors.OpError):
@@ -187,7 +187,7 @@ def _check_mode(image: Image.Image) -> None:
 
 
 def _orientation(exif: Image.Exif) -> int:
-    """The EXIF orientation; 1, upright, where there is none that means anything."""
+    """Returns the EXIF orientation; 1 (upright) if missing or invalid."""
     orientation = exif.get(ExifTags.Base.Orientation, 1)
     return orientation if orientation in range(1, 9) else 1
 
@@ -197,15 +197,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         levels = np.asarray(image).astype(np.int64)
         if levels.min() < 0 or levels.max() > 65535:
             raise ImageError("grey values beyond 16 bits; save it with 8 or 16 bits")
-        # To the nearest: 65535 is 255 · 257.
+        # Rounds to nearest: 65535 is 255 · 257.
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if image.mode == "P":
-        image = image.convert("RGBA")  # or Pillow warns of the transparency it leaves out
+        image = image.convert("RGBA")  # otherwise Pillow warns of dropped transparency
     return image.convert("RGB")
 
 
 def _as_png(image: Image.Image) -> EncodedImage:
     buffer = io.BytesIO()
-    # The quickest compression that does anything: it is decoded again within the minute.
+    # The fastest level that still compresses: the data are soon decoded again.
     image.save(buffer, "PNG", compress_level=1)
     return EncodedImage(buffer.getvalue(), (image.height, image.width))

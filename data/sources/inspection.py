@@ -1,4 +1,4 @@
-"""Other inspection data sets in their own layouts, which are found by looking.
+"""Other inspection data sets in their own layouts, which are detected.
 
     BTAD          <category>/{train/ok, test/{ok,ko}, ground_truth/ko/NNN.png}
     VisA          <category>/Data/{Images/{Normal,Anomaly}, Masks/Anomaly}, split_csv/1cls.csv
@@ -7,11 +7,11 @@
     MVTec LOCO    <category>/{train/good, validation/good, test/{good, <defect type>},
                   ground_truth/<defect type>/NNN/{000,001,...}.png}
 
-and, of any image format, MVTec AD's own, which VisA has as well once it was prepared for
-training: <category>/{train/good, test/{good,<defect type>}, ground_truth/<defect type>}.
+and MVTec AD's own layout with any image format, which VisA has as well after its preparation
+for training: <category>/{train/good, test/{good,<defect type>}, ground_truth/<defect type>}.
 
-Ids are those of MVTec AD, `<category>/<train|test>/<defect type or good>/<name>`, so that the
-same splits apply. Photographs of `validation/good` are good ones of the test.
+Ids follow MVTec AD, `<category>/<train|test>/<defect type or good>/<name>`, so that the same
+splits apply. Photographs of `validation/good` count as good test photographs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from restore_jax.batches import GOOD
 from restore_jax.errors import UsageError
 
 _WANTED = "the folder of BTAD, VisA, MVTec AD 2, MVTec LOCO or a set in MVTec AD's layout"
-# What photographs without defects are called.
+# Folder names of photographs without defects.
 _GOOD = ("good", "ok", "normal")
 
-# Of each photograph: its id, its file and the files of its masks.
+# The id, the file and the mask files of each photograph.
 _Found = Iterator[tuple[str, Path, tuple[Path, ...]]]
 
 
@@ -40,10 +40,10 @@ def load(
     skip_bad: bool = False,
     max_pixels: int = images.MAX_PIXELS,
 ) -> dict[str, examples.FromFiles]:
-    """Finds the photographs of an inspection data set and says which one it is.
+    """Finds the photographs of an inspection data set and prints which one it is.
 
     Args:
-        root: `config.data.root`: the folder of its categories, one that this is in, or one
+        root: `config.data.root`: the folder of the categories, its parent folder, or a single
             category.
         split: `config.data.split`, as for MVTec AD.
         references: `config.data.references` (`splits.parts`).
@@ -51,15 +51,15 @@ def load(
         max_pixels: as for `folders.load_pairs`.
 
     Returns:
-        For each part of `splits.parts` that has any, what `examples.from_files` makes of it.
+        The result of `examples.from_files` for each non-empty list of `splits.parts`.
 
     Raises:
-        UsageError: there is no such split or set, nothing to train or to validate on, or files
-            are faulty, the first of which it names.
+        UsageError: the split is unknown, there is no such data set, there is nothing to train
+            or to validate on, or files are faulty (names the first ones).
     """
     splits.check_split(split)
     folder = folders.open_root(root, _WANTED)
-    layout, categories = _look(folder)
+    layout, categories = _find_layout(folder)
     faults: examples.Faults = collections.defaultdict(list)
     listed = [
         _example(photograph, faults, folder)
@@ -88,8 +88,8 @@ def load(
     return {part: examples.from_files(m, False, max_pixels) for part, m in parts.items() if m}
 
 
-def _look(root: Path) -> tuple[str, list[Path]]:
-    """Finds the layout and its categories, in a folder, one below, or it alone."""
+def _find_layout(root: Path) -> tuple[str, list[Path]]:
+    """Finds the layout and the category folders, in a folder, its subfolders, or as itself."""
     below = _folders(root)
     for candidates in (below, [deep for folder in below for deep in _folders(folder)], [root]):
         found = {c: layout for c in candidates if (layout := layout_of(c)) is not None}
@@ -99,15 +99,15 @@ def _look(root: Path) -> tuple[str, list[Path]]:
             )
             raise UsageError(
                 f"config.data.root={str(root)!r}: several layouts ({named}); name the folder "
-                "of one set"
+                "of one data set"
             )
         if found:
             return next(iter(found.values())), sorted(found)
-    raise UsageError(f"config.data.root={str(root)!r}: no such set in there; name {_WANTED}")
+    raise UsageError(f"config.data.root={str(root)!r}: no such data set found; name {_WANTED}")
 
 
 def layout_of(category: Path) -> str | None:
-    """Names the data set that a folder is a category of; None for any other folder."""
+    """Returns the name of the data set that a folder is a category of; None if of none."""
     if (category / "Data" / "Images").is_dir():
         return "VisA"
     if (category / "test_public").is_dir():
@@ -125,7 +125,7 @@ def layout_of(category: Path) -> str | None:
 
 
 def _read_mvtec(category: Path, faults: examples.Faults, root: Path) -> _Found:
-    """The layout of MVTec AD, with any names of its folders; one mask file or several."""
+    """Reads MVTec AD's layout with any defect types and one or several masks per photograph."""
     masks = _masks(category / "ground_truth", faults, root)
     for section in ("train", "test", "validation"):
         for kind in _folders(category / section):
@@ -133,7 +133,7 @@ def _read_mvtec(category: Path, faults: examples.Faults, root: Path) -> _Found:
 
 
 def _read_mvtec_ad_2(category: Path, faults: examples.Faults, root: Path) -> _Found:
-    """Without its private tests, whose defects nobody knows."""
+    """Reads MVTec AD 2 without its private test sets, whose ground truth is not public."""
     public = category / "test_public"
     masks = _masks(public / "ground_truth", faults, root)
     for section in ("train", "validation"):
@@ -145,7 +145,7 @@ def _read_mvtec_ad_2(category: Path, faults: examples.Faults, root: Path) -> _Fo
 
 
 def _read_visa(category: Path, faults: examples.Faults, root: Path) -> _Found:
-    """Divided as its list says; without that, its good photographs are all for training."""
+    """Reads VisA with the split of its list; without it, all good photographs are "train"."""
     masks = {
         ("anomaly", key): (path,)
         for key, path in folders.list_images(
@@ -188,7 +188,7 @@ def _photographs(
 ) -> _Found:
     name = _kind(kind.name)
     for key, path in folders.list_images(kind, root, faults).items():
-        # A photograph of the same number may be in the tests.
+        # `test` may have a photograph of the same number.
         stem = f"validation_{key}" if section == "validation" else key
         part = "train" if section == "train" else "test"
         found = () if name == GOOD else masks.get((name, key), ())
@@ -198,14 +198,14 @@ def _photographs(
 def _masks(
     folder: Path, faults: examples.Faults, root: Path
 ) -> dict[tuple[str, str], tuple[Path, ...]]:
-    """The mask files of each photograph, by its defect type and name."""
+    """Returns the mask files of each photograph, by defect type and name."""
     found: dict[tuple[str, str], tuple[Path, ...]] = {}
     for kind in _folders(folder):
         for key, path in folders.list_images(kind, root, faults).items():
-            # NNN.png, NNN_mask.png, or a folder NNN of several.
+            # NNN.png, NNN_mask.png, or a folder NNN with several masks.
             owner = key.split("/")[0] if "/" in key else key.removesuffix("_mask")
-            place = _kind(kind.name), owner
-            found[place] = (*found.get(place, ()), path)
+            photograph = _kind(kind.name), owner
+            found[photograph] = (*found.get(photograph, ()), path)
     return found
 
 
@@ -230,7 +230,7 @@ def _example(
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name; none where there is no such folder."""
+    """Returns the subfolders of a folder, sorted by name; none if it does not exist."""
     if not folder.is_dir():
         return []
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))

@@ -1,11 +1,12 @@
 """The degraded photographs that the IIT Madras reports of 2024 used ("KLA set"; not public).
 
-It comes in two forms, under a folder or two of its archive, or none:
+It comes in two forms, directly below the root or up to two folders deeper, as in its archive:
 
     <category>/{Train,Val}/{GT_clean_image,Degraded_image,Defect_mask}/<defect type>/NNN.png
     <category>/Test/{Clean,Noise,GT_mask}/<defect type>/NNN.png
 
-The masks of the first are named NNN_mask.png. Both hold defective photographs of MVTec AD only.
+The masks of the first form are named NNN_mask.png. Both contain only defective photographs of
+MVTec AD.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from restore_jax.image_io import image_paths
 
 SPLITS = ("defects", "test")
 
-# Folders of the clean and the degraded photographs and the masks, by section.
+# Folders of the clean photographs, the degraded photographs and the masks, by section.
 _LAYOUT = {
     "Train": ("GT_clean_image", "Degraded_image", "Defect_mask"),
     "Val": ("GT_clean_image", "Degraded_image", "Defect_mask"),
@@ -32,7 +33,7 @@ _WANTED = (
     " <category>/Test/{Clean,Noise,GT_mask}"
 )
 
-# Folders between the root and a section, the category's included: the archive nests two more.
+# Folders between the root and a section: the category and the two that the archive adds.
 _DEPTH = 3
 
 
@@ -45,9 +46,9 @@ def load(
     """Finds the degraded photographs and prints how many each category has.
 
     Args:
-        root: `config.data.root`: the set's folder or one that it is in.
-        split: `config.data.split`: `defects` takes Train and Val, or where there is no more
-            than Test, that to validate on and nothing to train on; `test` takes Test alone.
+        root: `config.data.root`: the data set's folder or one of its parent folders.
+        split: `config.data.split`: `defects` uses Train and Val or, if there is only Test, uses
+            that for validation with nothing to train on; `test` uses only Test, for validation.
         skip_bad: `config.data.skip_bad`, as for `folders.load_pairs`.
         max_pixels: as for `folders.load_pairs`.
 
@@ -55,8 +56,8 @@ def load(
         As `folders.load_pairs`. Ids are `<category>/<Train|Val|Test>/<defect type>/NNN`.
 
     Raises:
-        UsageError: there is no such split, no such set, nothing to validate on, or files are
-            faulty, the first of which it names.
+        UsageError: the split is unknown, there is no such data set, there is nothing to
+            validate on, or files are faulty (names the first ones).
     """
     if split not in SPLITS:
         raise UsageError(
@@ -65,7 +66,9 @@ def load(
     folder = folders.open_root(root, _WANTED)
     sections = _sections(folder)
     if not sections:
-        raise UsageError(f"config.data.root={root!r}: it is not in there; name {_WANTED}")
+        raise UsageError(
+            f"config.data.root={root!r}: the KLA set was not found; name {_WANTED}"
+        )
     names = {section for _, section in sections}
     use_test = split == "test" or names == {"Test"}
     wanted = {"val": "Test"} if use_test else {"train": "Train", "val": "Val"}
@@ -90,7 +93,7 @@ def load(
     found = examples.with_known_masks("kla", found, folder, max_pixels)
     print(_counts(found, use_test))
     if "Test" in names and not use_test:
-        print("kla: its Test photographs are left alone; --config.data.split=test takes them")
+        print("kla: the Test photographs are not used; --config.data.split=test selects them")
     return {part: examples.from_files(m, True, max_pixels) for part, m in found.items()}
 
 
@@ -111,7 +114,7 @@ def _examples(
 
 
 def _sections(root: Path) -> dict[tuple[str, str], Path]:
-    """Finds the sections in and below a folder, by category and name."""
+    """Finds the sections in a folder and its subfolders, by category and section name."""
     found: dict[tuple[str, str], Path] = {}
     level = [root]
     for _ in range(_DEPTH + 1):
@@ -127,7 +130,7 @@ def _sections(root: Path) -> dict[tuple[str, str], Path]:
                 if key in found:
                     raise UsageError(
                         f"config.data.root={str(root)!r}: {found[key]} and {place} are of two"
-                        " sets; name the folder of one"
+                        " data sets; name the folder of one"
                     )
                 found[key] = place
             if not here:
@@ -137,7 +140,7 @@ def _sections(root: Path) -> dict[tuple[str, str], Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name; none where it cannot be looked into."""
+    """Returns the subfolders of a folder, sorted by name; none if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir())

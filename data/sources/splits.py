@@ -1,10 +1,10 @@
-"""Which photographs are trained on and which are validated on, decided by their ids alone.
+"""Splits photographs into training and validation sets, based on their ids alone.
 
 An id is a path in MVTec AD's layout: `<category>/<train|test>/<defect type or good>/<name>`.
 
-The reports used MVTec AD's defective test photographs alone, 932 for training and 88 for
-validation, with metal_nut's `flip` (the whole nut on its other side, no local defect) left out.
-Their list is not public, so the same shares are drawn here by a hash of the id.
+The reports used only MVTec AD's defective test photographs, 932 for training and 88 for
+validation, without metal_nut's `flip` (the whole nut turned over, which is no local defect).
+Their list is not public, so the same proportions are drawn here by a hash of the id.
 """
 
 from __future__ import annotations
@@ -23,35 +23,36 @@ def check_split(split: str) -> None:
     """Refuses an unknown value of `config.data.split`.
 
     Raises:
-        UsageError: It is none of `SPLITS`.
+        UsageError: the value is none of `SPLITS`.
     """
     if split not in SPLITS:
         raise UsageError(f"config.data.split={split!r} is none of {', '.join(SPLITS)}")
 
 
 def category(example: str) -> str:
-    """Returns the category in an id, such as `bottle`."""
+    """Returns the category of an id, such as `bottle`."""
     return example.split("/", maxsplit=1)[0]
 
 
 def defect_type(example: str) -> str:
-    """Returns the defect type in an id, such as `broken_large`, or `good`."""
+    """Returns the defect type of an id, such as `broken_large`, or `good`."""
     return example.split("/")[2]
 
 
 def parts(ids: Iterable[str], split: str, references: int) -> dict[str, list[str]]:
-    """Divides photographs into all that training and evaluation ask for.
+    """Divides photographs into the sets that training and evaluation need.
 
     Args:
         ids: as for `divide`.
         split: as for `divide`.
-        references: at most so many of a category.
+        references: maximum number of reference photographs per category.
 
     Returns:
-        `train` and `val` as `divide` has them, and two lists of photographs without defects,
-        each sorted: `reference`, to fit a detector on, of train/good; `good`, neither trained
-        on nor validated on nor a reference, of test/good. Where train/good has not the two that
-        a detector needs at least, test/good gives the references.
+        `train` and `val` as returned by `divide`, and two sorted lists of photographs without
+        defects: `reference`, from train/good, to fit a detector on; and `good`, from test/good,
+        which are neither trained on nor validated on nor references. In a category with fewer
+        than two photographs in train/good, the minimum for a detector, the references come from
+        test/good as well.
     """
     ids = sorted(ids)
     train, val = divide(ids, split)
@@ -75,12 +76,13 @@ def divide(ids: Iterable[str], split: str) -> tuple[list[str], list[str]]:
 
     Args:
         ids: `<category>/<train|test>/<defect type or good>/<name>`.
-        split: `defects`: defective photographs but `flip`, about 91/9 in each category;
-            `good`: training on train/good, validation on all defective photographs, so that
-            no defect is ever trained on; `all`: every photograph, about 91/9 in each category.
+        split: `defects`: defective photographs except `flip`, about 91/9 in each category;
+            `good`: training on train/good and validation on all defective photographs, so that
+            no defect is ever seen in training; `all`: all photographs, about 91/9 in each
+            category.
 
     Returns:
-        The ids for training and those for validation, each sorted; no id is in both.
+        The sorted ids for training and those for validation, which are disjoint.
 
     Raises:
         UsageError: `split` is none of `SPLITS`.
@@ -97,7 +99,7 @@ def divide(ids: Iterable[str], split: str) -> tuple[list[str], list[str]]:
 
 
 def _held_out(ids: list[str]) -> set[str]:
-    """Draws the validation share of each category by a hash, whatever the other categories."""
+    """Draws the validation share of each category by hash, independently of the others."""
     categories: dict[str, list[str]] = collections.defaultdict(list)
     for example in ids:
         categories[category(example)].append(example)

@@ -346,7 +346,7 @@ def test_a_crops_context_is_the_thumbnail_of_its_whole_photograph():
     ("changes", "message"),
     [
         ({"crops_per_image": 0}, "crops_per_image: 0 must be at least 1"),
-        ({"image_size": 16}, "crops_per_image: 3 must be at least 1, and just 1 unless"),
+        ({"image_size": 16}, "crops_per_image: 3 must be at least 1, and exactly 1 unless"),
     ],
 )
 def test_a_number_of_crops_that_cannot_be_is_refused(changes, message):

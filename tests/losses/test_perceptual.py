@@ -346,5 +346,5 @@ def test_spoilt_archive_in_the_cache_is_named():
 def test_cache_that_cannot_be_written_is_named(tmp_path, keras_vgg16, monkeypatch):
     monkeypatch.setattr(tf.keras.applications, "VGG16", lambda **_: keras_vgg16)
     (tmp_path / "cache").write_text("a file where a folder should be")
-    with pytest.raises(UsageError, match=r"vgg16_imagenet\.npz: .* cannot be kept there"):
+    with pytest.raises(UsageError, match=r"vgg16_imagenet\.npz: .* cannot be saved there"):
         vgg16.load()

@@ -1,9 +1,9 @@
-"""Reads tar archives that come from the network, as a stream and without extracting them.
+"""Reads tar archives of unknown origin as a stream, without extracting them.
 
-Such an archive is not trusted: nothing in it is ever written under a name it chose. A member
-that points outside, is not a plain file or folder, has holes, or is far larger than any
-photograph is refused, and so is an archive that claims more than any data set has, or one that
-ends early, which `tarfile` alone takes for a complete one.
+Such archives are not trusted: nothing is ever written under a name taken from one. A member is
+refused if it points outside the archive, is not a regular file or folder, is sparse, or is far
+larger than any photograph. An archive is refused if it claims to be larger than any data set,
+or if it is truncated, which `tarfile` on its own does not notice.
 """
 
 from __future__ import annotations
@@ -24,32 +24,36 @@ SUFFIXES = (".tar.xz", ".tar.gz", ".tar", ".txz", ".tgz")
 # MVTec AD's largest photograph takes about 3 MB, and the whole set has about 7,000 members.
 MAX_MEMBER_BYTES = 64 << 20
 MAX_MEMBERS = 100_000
-MAX_BYTES = 64 << 30  # of all members together, uncompressed; MVTec AD has 5 GB
+MAX_BYTES = 64 << 30  # all members together, uncompressed; MVTec AD has 5 GB
 MAX_NAME = 1_000  # characters
-# All headers of one member; `tarfile` reads what they claim and follows where they lead.
+# All headers of one member; `tarfile` trusts their sizes and follows chains of them.
 MAX_HEADER_BYTES = 16 << 10
 
 _MAGIC_BYTES = 6
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file's name is that of an archive that can be read here."""
+    """Returns whether a file has the name of a supported archive."""
     return not path.name.startswith(".") and path.name.lower().endswith(SUFFIXES)
 
 
 def refused(path: Path, problem: str) -> UsageError:
-    """The error that names an archive and what is wrong with it."""
+    """Returns the error for an archive and what is wrong with it."""
     return UsageError(
         f"config.data.root: the archive {str(path)!r} was refused: {problem};"
-        " get it again from its official page"
+        " download it again from its official page"
     )
 
 
 def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """Yields the name of every file in an archive, with its bytes where it is wanted.
+    """Yields the name of every file in an archive, with its contents if wanted, else None.
+
+    Args:
+        path: the archive.
+        wanted: whether to read the file of a given name.
 
     Raises:
-        UsageError: The archive cannot be read to its end, or a member is refused.
+        UsageError: the archive cannot be read to its end, or a member is refused.
     """
     seen: set[str] = set()
     claimed = 0
@@ -62,7 +66,7 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
                     member = tar.next()
                     if member is None:
                         break
-                    # Neither list is needed, and what is hostile could fill the memory with it.
+                    # Neither is needed, and a hostile archive could fill the memory with them.
                     tar.members.clear()
                     tar.pax_headers.clear()
                     if count >= MAX_MEMBERS:
@@ -74,7 +78,7 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
                     if member.isdir():
                         continue
                     if name in seen:
-                        raise refused(path, f"it has {name!r} twice")
+                        raise refused(path, f"it contains {name!r} twice")
                     seen.add(name)
                     content = None
                     if wanted(name):
@@ -83,20 +87,20 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
                     yield name, content
             if guarded.last != bytes(tarfile.BLOCKSIZE):
                 raise refused(path, "it has no end mark: it is cut short or damaged")
-    # Of a header that makes no sense, `tarfile` lets through whatever it stumbled over.
+    # On an invalid header, `tarfile` raises whatever error it runs into.
     except (
         tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError,
         ValueError, LookupError, OverflowError, RecursionError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200]
-        raise refused(path, f"it cannot be read to its end, is it whole? ({reason})") from error
+        raise refused(path, f"it cannot be read to its end ({reason})") from error
 
 
 class _Guarded:
-    """The file under `tarfile`: bounds what is read of a member and remembers the last block.
+    """File object for `tarfile` that limits the bytes read and remembers the last block.
 
-    `tarfile` reads extended headers whole, whatever size they claim and however many there are,
-    and takes a header it cannot read for the end of the archive.
+    `tarfile` reads extended headers completely, whatever their claimed size and number, and
+    takes an unreadable header for the end of the archive.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -107,11 +111,15 @@ class _Guarded:
         self.tell = stream.tell
 
     def allow(self, count: int) -> None:
-        """Sets how many bytes may be read from here on."""
+        """Sets the number of bytes that may be read from now on."""
         self._allowed = count
 
     def read(self, size: int) -> bytes:
-        """Reads up to so many bytes."""
+        """Reads up to `size` bytes.
+
+        Raises:
+            tarfile.ReadError: `size` exceeds what is allowed.
+        """
         if not 0 <= size <= self._allowed:
             raise tarfile.ReadError(f"a header claims {size:,} bytes")
         self._allowed -= size
@@ -121,7 +129,7 @@ class _Guarded:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    """Opens an archive for reading, through the decompressor its first bytes ask for."""
+    """Opens an archive for reading, decompressed according to its first bytes."""
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(path.open("rb"))
         magic = stream.read(_MAGIC_BYTES)
@@ -134,7 +142,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _checked_name(path: Path, member: tarfile.TarInfo) -> str:
-    """The member's name without `./`, once it is known to be a harmless file or folder."""
+    """Checks that a member is a harmless file or folder and returns its name without `./`."""
     if len(member.name) > MAX_NAME:
         raise refused(path, f"the name of a member has {len(member.name):,} characters")
     parts = member.name.split("/")
@@ -143,7 +151,7 @@ def _checked_name(path: Path, member: tarfile.TarInfo) -> str:
     if not (member.isfile() or member.isdir()):
         raise refused(path, f"its member {member.name!r} is a link or a device")
     if member.issparse():
-        raise refused(path, f"its member {member.name!r} is a file with holes")
+        raise refused(path, f"its member {member.name!r} is a sparse file")
     if not 0 <= member.size <= MAX_MEMBER_BYTES:
         raise refused(
             path,

@@ -1,8 +1,8 @@
 """TensorFlow Datasets builder of MVTec AD, from a local folder or its archives; no download.
 
-`data.sources.mvtec_ad.load` is what this project reads it with. On its own the builder works
-like any other: `tfds.load("mvtec_ad", builder_kwargs={"root": ROOT})`, or without `root` from
-TensorFlow Datasets' folder for data fetched by hand.
+This project reads it with `data.sources.mvtec_ad.load`. The builder also works on its own, like
+any other: `tfds.load("mvtec_ad", builder_kwargs={"root": ROOT})`, or without `root` from
+TensorFlow Datasets' folder for manual downloads.
 """
 
 from __future__ import annotations
@@ -39,43 +39,43 @@ _CITATION = """\
 }
 """
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# TensorFlow Datasets sorts what exceeds 1 GB in files of equal shares of the 128-bit keys, all
-# open at once. 64 of them stay clear of the limit on open files and small in memory.
-_SORTING_FILES_BITS = 6
+# Beyond 1 GB, TensorFlow Datasets sorts examples in bucket files, each covering an equal range
+# of the 128-bit keys and all open at once. 64 buckets stay below the limit on open files and
+# are each small enough for memory.
+_BUCKET_BITS = 6
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """MVTec AD with its own splits, `train` and `test`, in the order of the ids.
 
-    Features: `image`, the photograph as its original PNG file, [H, W, 3] uint8 once decoded
+    Features: `image`, the original PNG file of the photograph, [H, W, 3] uint8 when decoded
     (grey ones with three equal channels); `mask`, [H, W, 1] uint8, positive on the defect and
     zero elsewhere; `has_mask`, whether the mask is known: True for photographs without defects
-    (it is empty) and for those with a mask file that shows any, False for other defective ones
-    (its zeros mean nothing); `category`; `defect_type`, `good` where there is none; `id`,
-    `<category>/<train|test>/<defect type>/<name>`.
+    (their mask is empty) and for those whose mask file is not blank, False for other defective
+    ones (their zeros are meaningless); `category`; `defect_type`, `good` if there is none;
+    `id`, `<category>/<train|test>/<defect type>/<name>`.
 
-    `info.metadata["ids"]` lists the ids of each split in the order of the records, and
-    `info.metadata["left_out"]` those that the source leaves out, `info.metadata["blank_masks"]`
-    those of defective photographs whose mask file shows nothing; `info.metadata["bytes"]` is
-    what the files of each photograph take. A split of which it has no
+    `info.metadata` has `ids`, the ids of each split in the order of the records; `left_out`,
+    the ids that the source leaves out; `blank_masks`, the ids of defective photographs with a
+    blank mask file; and `bytes`, the size of the files of each photograph. A split without
     photographs does not exist.
 
     Args:
-        root: The data set's folder or archive, or what `source.find` made of it; None: the
-            folder for data fetched by hand.
-        max_pixels: How many a file may have: a small one can claim any size, and decoding it
-            takes that much memory.
-        **kwargs: As for `tfds.core.GeneratorBasedBuilder`.
+        root: the data set's folder or archive, or the result of `source.find`; None: the
+            folder for manual downloads.
+        max_pixels: maximum number of pixels per file: even a small file can claim any size,
+            and decoding it takes the corresponding memory.
+        **kwargs: as for `tfds.core.GeneratorBasedBuilder`.
     """
 
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "Initial release.",
-        "1.1.0": "Masks are 0 or 255, whatever their files have; blank ones are not known.",
+        "1.1.0": "Masks are 0 or 255, whatever their files contain; blank ones are unknown.",
     }
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        f"Get MVTec AD from {source.HOMEPAGE} (CC BY-NC-SA 4.0) and put its archive, those of"
-        " its categories or what they hold there; nothing needs to be extracted."
+        f"Download MVTec AD from {source.HOMEPAGE} (CC BY-NC-SA 4.0) and put its archive, the"
+        " archives of its categories or their contents there; nothing needs to be extracted."
     )
 
     def __init__(
@@ -146,24 +146,24 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 def unreadable(
     found: source.Tree | source.Archives, max_pixels: int = images.MAX_PIXELS
 ) -> dict[str, str]:
-    """Decodes every file once, to find those that cannot be; shows its progress on stderr.
+    """Decodes every file once to find unreadable ones; shows a progress bar on stderr.
 
     Args:
-        found: where they are.
-        max_pixels: how many a file may have.
+        found: the data set.
+        max_pixels: maximum number of pixels per file.
 
     Returns:
-        For the id of each photograph that cannot be read, or whose mask cannot, the file and
-        what is wrong with it.
+        The file and what is wrong with it, by the id of each photograph that is unreadable or
+        has an unreadable mask.
 
     Raises:
-        UsageError: An archive as a whole is damaged or unsafe.
+        UsageError: an archive as a whole is damaged or unsafe.
     """
     problems = {}
     records = (record for split in ("train", "test") for record in found.read(split))
-    looks = bad_files.in_parallel(lambda record: _problem(record, max_pixels), records)
-    for look in bad_files.with_progress(looks, len(found.photographs), "mvtec_ad"):
-        example, problem = look.result()
+    checks = bad_files.in_parallel(lambda record: _problem(record, max_pixels), records)
+    for check in bad_files.with_progress(checks, len(found.photographs), "mvtec_ad"):
+        example, problem = check.result()
         if problem:
             problems[example] = problem
     return problems
@@ -174,7 +174,7 @@ class _Unreadable(UsageError):
 
 
 def _problem(record: source.Record, max_pixels: int) -> tuple[str, str]:
-    """The id of a photograph, and what is wrong with a file of it; "" if nothing is."""
+    """Returns the id of a photograph and the problem with one of its files, "" if none."""
     photograph, image, mask = record
     try:
         _decoded_size(image, max_pixels)
@@ -186,12 +186,12 @@ def _problem(record: source.Record, max_pixels: int) -> tuple[str, str]:
 
 
 def _sorting_key(rank: int, count: int) -> int:
-    """The key that sorts an example to its rank, spread over the 128 bits a key may have."""
-    return ((rank << _SORTING_FILES_BITS) // count << (128 - _SORTING_FILES_BITS)) + rank
+    """Returns a key that sorts an example to its rank, spread over all 128 bits of a key."""
+    return ((rank << _BUCKET_BITS) // count << (128 - _BUCKET_BITS)) + rank
 
 
 class _Checked(NamedTuple):
-    """The features of a photograph, the bytes of its files, and whether its mask is blank."""
+    """The features of a photograph, its files' size in bytes, and whether its mask is blank."""
 
     features: dict[str, Any]
     size: int
@@ -199,10 +199,10 @@ class _Checked(NamedTuple):
 
 
 def _example(record: source.Record, max_pixels: int) -> _Checked:
-    """The features of one photograph, whose files are decoded once to know that they can be.
+    """Returns the features of one photograph; decodes its files to check them.
 
     Raises:
-        UsageError: A file is no PNG that can be decoded, or the mask is of another size.
+        UsageError: a file is not a decodable PNG, or the mask has another size.
     """
     photograph, image, mask_file = record
     size = _decoded_size(image, max_pixels)
@@ -210,7 +210,7 @@ def _example(record: source.Record, max_pixels: int) -> _Checked:
     if mask is not None and mask.size != size:
         raise UsageError(
             f"{mask_file.where}: the mask has {mask.size[0]} rows and {mask.size[1]} columns,"
-            f" its photograph {size[0]} and {size[1]}"
+            f" but its photograph {size[0]} and {size[1]}"
         )
     blank = mask is not None and mask.blank
     known = mask is not None and not blank
@@ -227,7 +227,7 @@ def _example(record: source.Record, max_pixels: int) -> _Checked:
 
 
 def _decoded_size(picture: source.FileBytes, max_pixels: int) -> tuple[int, int]:
-    """Height and width of a photograph that the training pipeline's decoder accepts."""
+    """Returns height and width of a photograph, decoded as in the training pipeline."""
     _check_png(picture, max_pixels)
     try:
         height, width, _ = tf.io.decode_png(picture.data, channels=3).shape
@@ -237,7 +237,7 @@ def _decoded_size(picture: source.FileBytes, max_pixels: int) -> tuple[int, int]
 
 
 def _mask(picture: source.FileBytes, max_pixels: int) -> images.Mask:
-    """A mask as it is for every source of data."""
+    """Decodes a mask in the same way as the other data sources."""
     _check_png(picture, max_pixels)
     try:
         return images.encode_mask(picture.data, max_pixels)
@@ -247,13 +247,13 @@ def _mask(picture: source.FileBytes, max_pixels: int) -> images.Mask:
 
 def _undecodable(picture: source.FileBytes) -> _Unreadable:
     return _Unreadable(
-        f"{picture.where}: not a PNG file that can be decoded (cut short or damaged?),"
-        " get it again"
+        f"{picture.where}: not a PNG file that can be decoded (truncated or damaged?),"
+        " download it again"
     )
 
 
 def _check_png(picture: source.FileBytes, max_pixels: int) -> None:
-    """Refuses what does not begin as a PNG file does, or has too many pixels."""
+    """Refuses a file that does not start like a PNG file or has too many pixels."""
     if picture.problem:
         raise _Unreadable(f"{picture.where}: {picture.problem}")
     start = picture.data[:24]

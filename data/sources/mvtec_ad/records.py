@@ -1,4 +1,4 @@
-"""MVTec AD as records for training: prepared once on disk, then read in order of the ids."""
+"""MVTec AD as records: prepared once on disk, then read in the order of the ids."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from data.sources.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
 from restore_jax import files
 from restore_jax.errors import RunError, UsageError
 
-# Small files: a share of the photographs is then read without passing over the others.
+# Small shards, so that a subset of the photographs can be read without reading the others.
 _SHARD_BYTES = 32 << 20
-# The records of a part, their number, those of some positions among them, and the id of each
-# with the bytes that its files take.
+# The fields of `data.records.Records`: the dataset, the number of records, a function that
+# picks records by position, and the id of each record with the size of its files in bytes.
 Part = tuple[
     tf.data.Dataset,
     int,
@@ -33,7 +33,7 @@ Part = tuple[
     Sequence[tuple[str, int]],
 ]
 
-_NEEDED = 1.1  # disk space to prepare, as a multiple of the data set's size
+_DISK_FACTOR = 1.1  # disk space for the prepared data, as a multiple of the data set's size
 
 
 def load(
@@ -46,36 +46,35 @@ def load(
 ) -> dict[str, Part]:
     """Reads MVTec AD for training and evaluation.
 
-    The first call on a data set copies its files, checked and undecoded, into a folder of the
-    cache that belongs to just this content (names, sizes and times of change), so a changed or
-    another data set never meets records of the old one. That takes as much disk space as the
-    data set; the folder may be deleted at any time. Later calls only list the data set's files.
-    Several processes may call at once: one prepares and the others wait for it.
+    The first call for a data set checks its files and copies them, undecoded, into a folder of
+    the cache that is specific to its content (names, sizes and modification times), so that
+    another or a changed data set never uses outdated records. The copy takes as much disk space
+    as the data set and may be deleted at any time. Later calls only list the data set's files.
+    Several processes may call concurrently: one prepares and the others wait for it.
 
     Args:
         root: `config.data.root`: the extracted data set or its archives (`source.find`).
         split: `config.data.split`: `defects`, `good` or `all` (`splits.divide`).
-        cache_dir: Where to keep prepared data; None: `restore_jax/tfds` in the user's cache
-            folder (`$XDG_CACHE_HOME`, else `~/.cache`).
+        cache_dir: folder for prepared data; None: `restore_jax/tfds` in the user's cache folder
+            (`$XDG_CACHE_HOME`, else `~/.cache`).
         references: `config.data.references` (`splits.parts`).
-        skip_bad: `config.data.skip_bad`: leaves out photographs of which a file cannot be
-            read, after they were divided, and prints how many. What is prepared without them
-            has a folder of its own in the cache.
-        max_pixels: `config.data.max_megapixels` in pixels: how many a file may have that is
-            prepared.
+        skip_bad: `config.data.skip_bad`: leaves out photographs with an unreadable file, after
+            the split, and prints their number. The data prepared without them have their own
+            folder in the cache.
+        max_pixels: maximum number of pixels per file during preparation, from
+            `config.data.max_megapixels`.
 
     Returns:
-        For each part of `splits.parts` that has any (`train` and `val` always do), the records
-        in the order of their ids, their number, what reads those of some positions among them
-        without decoding others, and the bytes that the files of each take. A record is a dict
-        of scalars: `image` and `mask`, encoded PNG files; `has_mask`, bool, whether the mask is
-        known (it is, and empty, for photographs without defects); `id`, `category` and
+        For each non-empty list of `splits.parts` (`train` and `val` always are), the fields of
+        `data.records.Records`, in the order of the ids. A record is a dict of scalars: `image`
+        and `mask`, encoded PNG files; `has_mask`, bool, whether the mask is known (for
+        photographs without defects it is known to be empty); `id`, `category` and
         `defect_type`, strings.
 
     Raises:
-        UsageError: There is no such split, no MVTec AD at `root` or no photographs in it that
-            the split asks for, a file cannot be decoded, or the cache cannot be written to.
-        RunError: Preparing failed for want of disk space or the like.
+        UsageError: the split is unknown, there is no MVTec AD at `root` or it has no
+            photographs for the split, a file cannot be decoded, or the cache is not writable.
+        RunError: the preparation failed, for example because the disk is full.
     """
     splits.check_split(split)
     found = source.find(root)
@@ -97,19 +96,19 @@ def load(
     bad_files.report("mvtec_ad", list(left_out.values()), len(positions) + len(left_out))
     blank = builder.info.metadata.get("blank_masks", [])
     bad_files.report_blank("mvtec_ad", blank, sum(_is_defective(i) for i in positions))
-    # Divided with those that are left out: none of the others changes its part.
+    # Split including those left out, so that the others stay in the same part.
     parts = splits.parts([*positions, *left_out], split, references)
-    _check_some(parts["train"], parts["val"], split, root)
+    _check_split_not_empty(parts["train"], parts["val"], split, root)
     parts = {part: [i for i in of if i not in left_out] for part, of in parts.items()}
     for part in ("train", "val"):
         if not parts[part]:
             raise UsageError(
                 f"config.data.root={root!r} with config.data.split={split!r}: none of the"
-                f" photographs for {part} can be read: get them again"
+                f" photographs for {part} can be read: download them again"
             )
     with _quiet():
         return {
-            part: _all_and_some(builder, members, positions)
+            part: _record_fields(builder, members, positions)
             for part, members in parts.items()
             if members
         }
@@ -118,8 +117,8 @@ def load(
 def _prepare_readable(
     root: str, found: source.Tree | source.Archives, folder: Path, max_pixels: int
 ) -> Builder | None:
-    """Prepares what can be read of a damaged data set; None where nothing is damaged."""
-    # With another limit, others are left out.
+    """Prepares the readable part of a damaged data set; None if nothing is damaged."""
+    # The limit decides which photographs are left out.
     folder = folder.with_name(f"{folder.name}-readable-{max_pixels}")
     with _quiet():
         builder = _prepared(folder)
@@ -134,8 +133,8 @@ def _prepare_readable(
     return builder
 
 
-def _check_some(train: list[str], val: list[str], split: str, root: str) -> None:
-    """Refuses a data set of which a split leaves nothing to train on or to validate on."""
+def _check_split_not_empty(train: list[str], val: list[str], split: str, root: str) -> None:
+    """Refuses a data set if the split leaves nothing to train on or to validate on."""
     where = f"config.data.root={root!r} with config.data.split={split!r}"
     if split == "good" and not train:
         raise UsageError(
@@ -149,8 +148,8 @@ def _check_some(train: list[str], val: list[str], split: str, root: str) -> None
         )
     if not val:
         raise UsageError(
-            f"{where}: no category has two photographs, one to train on and one to validate"
-            " on: add photographs"
+            f"{where}: no category has two photographs, one for training and one for"
+            " validation: add photographs"
         )
 
 
@@ -165,7 +164,7 @@ def _cache(cache_dir: str | None) -> Path:
 
 
 def _prepared(folder: Path) -> Builder | None:
-    """The builder of what is prepared in a folder; None unless all of it is there."""
+    """Returns the builder of the data prepared in a folder; None if they are incomplete."""
     if not (folder / Builder.name / str(Builder.VERSION) / "dataset_info.json").exists():
         return None
     builder = Builder(data_dir=files.plain_path(folder))
@@ -175,13 +174,13 @@ def _prepared(folder: Path) -> Builder | None:
 
 
 def _prepare(root: str, found: source.Source, folder: Path, max_pixels: int) -> Builder:
-    """Prepares the data set in a folder, unless another process does so meanwhile."""
+    """Prepares the data set in a folder, unless another process has done so meanwhile."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
     except OSError as error:
         raise UsageError(
-            f"{folder}: prepared data cannot be kept there ({error.strerror}):"
+            f"{folder}: prepared data cannot be saved there ({error.strerror}):"
             " choose another cache folder"
         ) from error
     with lock:
@@ -190,9 +189,9 @@ def _prepare(root: str, found: source.Source, folder: Path, max_pixels: int) -> 
             if builder := _prepared(folder):
                 return builder
         version = folder / Builder.name / str(Builder.VERSION)
-        # What a killed process left behind, or a preparation with files deleted since.
+        # Remains of a killed process, or of prepared data that were partly deleted.
         shutil.rmtree(version.parent if alone else version, ignore_errors=True)
-        free, needed = shutil.disk_usage(folder).free, _NEEDED * found.bytes
+        free, needed = shutil.disk_usage(folder).free, _DISK_FACTOR * found.bytes
         if free < needed:
             raise UsageError(
                 f"{folder}: {free / 1e9:.1f} GB are free and preparing mvtec_ad takes about"
@@ -211,9 +210,9 @@ def _prepare(root: str, found: source.Source, folder: Path, max_pixels: int) -> 
                         try_download_gcs=False, num_shards=_shards(found)
                     )
                 )
-            # RuntimeError: what TensorFlow Datasets makes of the others at the end of a split.
+            # TensorFlow Datasets turns some of these errors into a RuntimeError.
             except (OSError, tf.errors.OpError, RuntimeError) as error:
-                # Where locks do not work, another process may have been the first to finish.
+                # Without working locks, another process may have finished first.
                 builder = _prepared(folder)
                 if builder is None:
                     reason = " ".join(str(error).split())[:300]
@@ -222,7 +221,7 @@ def _prepare(root: str, found: source.Source, folder: Path, max_pixels: int) -> 
 
 
 def _locked(file: IO[str]) -> bool:
-    """Waits until this process alone has the lock; False where files cannot be locked."""
+    """Waits for the exclusive lock; returns False if the file system does not support locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:
@@ -231,12 +230,12 @@ def _locked(file: IO[str]) -> bool:
 
 
 def _shards(found: source.Source) -> int:
-    """Into how many files each split goes: none may be left empty."""
+    """Returns the number of shards per split, none of which may be empty."""
     per_split = collections.Counter(p.split for p in found.photographs)
     return max(1, min(found.bytes // _SHARD_BYTES, *per_split.values()))
 
 
-def _all_and_some(
+def _record_fields(
     builder: Builder, ids: Sequence[str], position_of: Mapping[str, tuple[str, int]]
 ) -> Part:
     positions = [position_of[example] for example in ids]
@@ -262,13 +261,13 @@ def _read(builder: Builder, positions: list[tuple[str, int]]) -> tf.data.Dataset
     return builder.as_dataset(
         split=_sum(instructions),
         decoders={"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()},
-        # What is worth keeping in memory is for the pipeline that decodes to say.
+        # Caching is left to the pipeline, which decodes.
         read_config=tfds.ReadConfig(try_autocache=False, skip_prefetch=True),
     )
 
 
 def _sum(instructions: list[Any]) -> Any:
-    """Adds in halves: a sum is nested as deep as it was added up, and there may be hundreds."""
+    """Adds instructions pairwise: added in sequence, hundreds would nest too deeply."""
     if len(instructions) == 1:
         return instructions[0]
     half = len(instructions) // 2
@@ -277,7 +276,7 @@ def _sum(instructions: list[Any]) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back TensorFlow Datasets' progress bars, printed notices and log lines."""
+    """Silences TensorFlow Datasets' progress bars, printed notices and log messages."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()

@@ -24,7 +24,7 @@ from restore_jax.errors import UsageError
 from restore_jax.image_io import image_paths
 
 HOMEPAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
-MAX_MASK_BYTES = 1 << 30  # all masks of an archive together; MVTec AD's take a few MB
+MAX_MASK_BYTES = 1 << 30  # all masks of an archive; MVTec AD's take a few MB
 
 _WHOLE_ARCHIVE = "mvtec_anomaly_detection."
 _SECTIONS = ("train", "test", "ground_truth")
@@ -39,8 +39,8 @@ class Entry:
 
     Attributes:
         id: `<category>/<train|test>/<defect type>/<file name without .png>`.
-        file: Its name within the folder or the archive.
-        mask_file: That of its defect mask; None where there is none.
+        file: name of the file within the folder or archive.
+        mask_file: name of the mask file; None if there is none.
     """
 
     id: str
@@ -49,27 +49,27 @@ class Entry:
 
     @property
     def category(self) -> str:
-        """First part of the id, such as `bottle`."""
+        """The category, such as `bottle`."""
         return self.id.split("/")[0]
 
     @property
     def split(self) -> str:
-        """`train` or `test`, as MVTec AD divides it."""
+        """MVTec AD's own split: `train` or `test`."""
         return self.id.split("/")[1]
 
     @property
     def defect_type(self) -> str:
-        """Folder under the split, such as `broken_large`, or `good`."""
+        """The defect type, such as `broken_large`, or `good`."""
         return self.id.split("/")[2]
 
 
 class FileBytes(NamedTuple):
-    """A file's encoded bytes.
+    """The contents of a file.
 
     Attributes:
-        where: the words that tell a user where it is.
-        data: what is in it.
-        problem: why it could not be read; "" where it was.
+        where: location of the file, for error messages.
+        data: the encoded bytes.
+        problem: why the file could not be read; "" if it was.
     """
 
     where: str
@@ -81,17 +81,17 @@ Record = tuple[Entry, FileBytes, FileBytes | None]
 
 
 def find(root: str | os.PathLike[str]) -> Tree | Archives:
-    """Looks for MVTec AD at `root`; archives are listed here but not opened.
+    """Finds MVTec AD at `root`; archives are listed but not opened.
 
     Args:
-        root: The extracted data set, a folder with its archives (the whole one, one per
-            category, or both; ignored where there is an extracted tree), or one archive.
+        root: the extracted data set, a folder with archives (the complete one, one per
+            category, or both; ignored if there is an extracted data set), or a single archive.
 
     Raises:
-        UsageError: There is no MVTec AD at `root`.
+        UsageError: there is no MVTec AD at `root`.
     """
     if not os.fspath(root).strip():
-        raise _not_found(root, "is empty: it has to name the data set's folder or archive")
+        raise _not_found(root, "is empty: give the data set's folder or archive")
     path = Path(root)
     try:
         path = path.expanduser()
@@ -105,14 +105,14 @@ def find(root: str | os.PathLike[str]) -> Tree | Archives:
         if files := _list_tree(path):
             return Tree(path, files)
         if archives := [p for p in path.iterdir() if archive.is_archive(p) and p.is_file()]:
-            # The whole archive first: a category that is in two archives is taken from it.
+            # The complete archive takes precedence for categories that are in two archives.
             whole_first = sorted(archives, key=lambda p: (_WHOLE_ARCHIVE not in p.name, p.name))
             return Archives(whole_first)
         if not any(path.iterdir()):
             raise _not_found(path, "the folder is empty")
         if (path / "test").is_dir() or (path / "train").is_dir():
             raise _not_found(path, "this is a single category: name the folder above it")
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home for that `~user`
+    except (OSError, RuntimeError) as error:  # RuntimeError: unknown user in ~user
         raise UsageError(f"config.data.root={str(path)!r}: cannot be read: {error}") from error
     raise _not_found(
         path,
@@ -133,7 +133,7 @@ class Tree:
         self.summary = f"{len(self.photographs)} photographs"
 
     def fingerprint(self) -> str:
-        """Stands for every file's relative name, size and time of change."""
+        """Returns a hash of every file's relative name, size and modification time."""
         return _fingerprint(self._files)
 
     def read(self, split: Split) -> Iterator[Record]:
@@ -146,7 +146,7 @@ class Tree:
     def _picture(self, name: str) -> FileBytes:
         path = self._root / name
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would never end
+            if not stat.S_ISREG(path.stat().st_mode):  # reading a named pipe would block
                 return FileBytes(str(path), b"", "cannot be read: not a plain file")
             return FileBytes(str(path), path.read_bytes())
         except OSError as error:
@@ -164,15 +164,15 @@ class Archives:
         self.summary = f"{len(paths)} archive{plural}, {self.bytes / 1e9:.1f} GB"
 
     def fingerprint(self) -> str:
-        """Stands for every archive's name, size and time of change."""
+        """Returns a hash of every archive's name, size and modification time."""
         return _fingerprint(self._stats)
 
     @property
     def photographs(self) -> list[Entry]:
-        """All of them, sorted by id. The first use reads every archive once from end to end.
+        """All photographs, sorted by id. The first access reads every archive completely.
 
         Raises:
-            UsageError: An archive is damaged or unsafe, or has no photographs of MVTec AD.
+            UsageError: an archive is damaged or unsafe, or has no photographs of MVTec AD.
         """
         listed = [p for _, photographs, _ in self._index for p in photographs.values()]
         return sorted(listed, key=lambda photograph: photograph.id)
@@ -181,7 +181,7 @@ class Archives:
         """Yields the photographs of a split with their masks, in the order of the archives.
 
         Raises:
-            UsageError: An archive is damaged, unsafe, or not what it was when it was indexed.
+            UsageError: an archive is damaged or unsafe, or has changed since it was indexed.
         """
         for path, photographs, masks in self._index:
             wanted = {name for name, p in photographs.items() if p.split == split}
@@ -202,13 +202,13 @@ class Archives:
 
     @functools.cached_property
     def _index(self) -> list[tuple[Path, dict[str, Entry], dict[str, bytes]]]:
-        """Each archive with its photographs by member, and with its masks."""
+        """Each archive with its photographs and the contents of its masks, by member name."""
         index = []
         taken: set[str] = set()
         for path in self._paths:
             names: list[str] = []
-            # Kept from this first pass, the masks are at hand when their photographs come by,
-            # whatever the order in the archive.
+            # Kept in memory from this first pass, so that each mask is available when its
+            # photograph is read, whatever their order in the archive.
             masks: dict[str, bytes] = {}
             held = 0
             for name, data in archive.members(path, _is_mask):
@@ -229,11 +229,12 @@ class Archives:
 
 
 class Readable:
-    """What is left of MVTec AD without photographs of which a file cannot be read.
+    """MVTec AD without the photographs that have an unreadable file.
 
     Args:
-        found: where they are.
-        left_out: for the id of each, the file and what is wrong with it.
+        found: the complete data set.
+        left_out: the unreadable file and what is wrong with it, by the id of each photograph
+            to leave out.
     """
 
     def __init__(self, found: Tree | Archives, left_out: Mapping[str, str]) -> None:
@@ -244,7 +245,7 @@ class Readable:
         self.summary = found.summary
 
     def read(self, split: Split) -> Iterator[Record]:
-        """Yields the others as the source does."""
+        """Yields the remaining photographs of a split in the order of the complete data set."""
         return (record for record in self._found.read(split) if self._has(record[0]))
 
     def _has(self, photograph: Entry) -> bool:
@@ -255,19 +256,19 @@ Source = Tree | Archives | Readable
 
 
 def parse_layout(names: Iterable[str], where: str) -> list[Entry]:
-    """Reads MVTec AD's layout off file names and returns its photographs, sorted by id.
+    """Infers MVTec AD's photographs from file names and returns them sorted by id.
 
-    Files elsewhere than in `train`, `test` and `ground_truth` are passed over, and so are those
-    that are no images, hidden ones and what network storage keeps beside them (`@eaDir`). A
-    photograph without a mask file, and a mask without a photograph, are no mistake: small parts
-    of the set have them.
+    Files outside `train`, `test` and `ground_truth` are skipped, and so are files that are not
+    images, hidden files and those that network storage adds (`@eaDir`). A photograph without a
+    mask file and a mask without a photograph are accepted, since subsets of the data set have
+    them.
 
     Args:
-        names: Names relative to the folder or archive, with forward slashes.
-        where: The folder or archive, for messages.
+        names: file names relative to the folder or archive, with forward slashes.
+        where: the folder or archive, for messages.
 
     Raises:
-        UsageError: An image within the layout is where it cannot be understood.
+        UsageError: the place of an image is not part of the layout.
     """
     placed: dict[tuple[str, ...], list[tuple[str, list[str]]]] = collections.defaultdict(list)
     for name in names:
@@ -286,8 +287,8 @@ def parse_layout(names: Iterable[str], where: str) -> list[Entry]:
     if () not in placed and len(placed) > 1:
         found = ", ".join(repr("/".join(prefix)) for prefix in sorted(placed)[:3])
         raise UsageError(
-            f"config.data.root={where!r}: more than one data set is in there ({found}):"
-            " name the folder of one"
+            f"config.data.root={where!r}: there is more than one data set ({found}):"
+            " give the folder of one"
         )
     placed_here = placed.get((), next(iter(placed.values()), []))
 
@@ -326,7 +327,7 @@ def _is_mask(name: str) -> bool:
 def _not_found(path: str | os.PathLike[str], problem: str) -> UsageError:
     return UsageError(
         f"config.data.root={os.fspath(path)!r}: {problem}; MVTec AD (CC BY-NC-SA 4.0,"
-        f" non-commercial) is at {HOMEPAGE}, and this needs no download:"
+        f" non-commercial) is at {HOMEPAGE}; this command needs no download:"
         " python launch.py --config=configs/sca_unet.py:sample"
     )
 
@@ -337,9 +338,12 @@ def _fingerprint(files: dict[str, os.stat_result]) -> str:
 
 
 def _list_tree(root: Path) -> dict[str, os.stat_result]:
-    """Files of all categories in `root`, or else of those one folder deeper, by relative name.
+    """Lists the image files of all categories in `root`, or else one folder deeper.
 
-    Only folders that the layout has are looked into: `root` may be somebody's home.
+    Only folders of the layout are searched, since `root` may be somebody's home folder.
+
+    Returns:
+        The files by name relative to `root`.
     """
     for above in ([root], _folders(root)):
         files = [
@@ -357,7 +361,7 @@ def _list_tree(root: Path) -> dict[str, os.stat_result]:
 
 
 def _stat(path: Path) -> os.stat_result:
-    """That of the link where nothing is behind one; what is wrong is told on reading."""
+    """Returns the status of a file, or of a broken link, which is reported when it is read."""
     try:
         return path.stat()
     except OSError:
@@ -369,7 +373,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name; nothing where there is none or it cannot be looked into."""
+    """Returns a folder's entries, sorted by name; none if it is missing or cannot be read."""
     try:
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not image_paths.is_hidden(entry.name)]

@@ -422,7 +422,7 @@ def test_a_blank_mask_of_a_defect_is_reported_and_not_known(tmp_path, capsys):
         "train/a/scratch/1": False,
     }
     assert capsys.readouterr().out == (
-        "pairs: 1 of 2 defective photographs have a blank mask, which counts as not known: "
+        "pairs: 1 of 2 defective photographs have a blank mask, which counts as unknown: "
         "train/mask/a/scratch/1.png\n"
     )
 
@@ -488,10 +488,10 @@ def test_faulty_files_are_listed_by_kind(tmp_path):
     text = refusal(folders.load_pairs, tmp_path)
     assert text == (
         f"config.data.root={str(tmp_path)!r}: unmatched: "
-        "clean/b/alone.png (nothing of that name in degraded), "
-        "degraded/a/lost0.png (nothing of that name in clean), "
-        "degraded/a/lost1.png (nothing of that name in clean) and 4 more. "
-        "Add, mend or remove these"
+        "clean/b/alone.png (no file of that name in degraded), "
+        "degraded/a/lost0.png (no file of that name in clean), "
+        "degraded/a/lost1.png (no file of that name in clean) and 4 more. "
+        "Add, repair or remove them"
     )
 
 
@@ -613,7 +613,7 @@ def test_wrong_roots_of_pairs(tmp_path):
         "no_clean": "there is no val/clean",
         "no_val": "no_val/val': there are no images",
         "hollow": "there are no images",
-        "single": "no category (the first folder) has two images",
+        "single": "no category (first folder) has two images",
     }.items():
         text = refusal(folders.load_pairs, tmp_path / name)
         assert message in text

@@ -165,7 +165,7 @@ def test_blank_masks_and_faulty_files_are_reported(tmp_path, capsys):
 
 def test_what_is_no_such_set_is_refused(tmp_path):
     photograph(tmp_path / "a/b.png")
-    with pytest.raises(UsageError, match="no such set in there; name the folder of BTAD"):
+    with pytest.raises(UsageError, match="no such data set found; name the folder of BTAD"):
         inspection.load(str(tmp_path))
     write_btad(tmp_path / "both")
     write_loco(tmp_path / "both")
@@ -181,6 +181,6 @@ def test_clean_leaves_masks_out_and_says_so(write, tmp_path, capsys):
     loaded = folders.load_clean(str(tmp_path))
     said = capsys.readouterr().out
     assert "clean: warning: " in said
-    assert "left out, by name folders of masks" in said
+    assert "left out: by their names, these folders hold masks" in said
     private = 6 * (write is write_mvtec_ad_2)
     assert sum(number for _, number, *_ in loaded.values()) == count + private

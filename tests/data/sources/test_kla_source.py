@@ -107,7 +107,7 @@ def test_a_root_with_both_forms(tmp_path, capsys, places):
     assert_as_written(read(found["val"]), part(trained, "Val"))
     assert capsys.readouterr().out == (
         "kla (train/val): bottle 3/1, metal_nut 2/2; together 5/3\n"
-        "kla: its Test photographs are left alone; --config.data.split=test takes them\n"
+        "kla: the Test photographs are not used; --config.data.split=test selects them\n"
     )
     found = kla.load(str(tmp_path), "test")
     assert_as_written(read(found["val"]), tested)
@@ -166,10 +166,10 @@ def test_wrong_roots_and_splits(tmp_path):
     for root, split, message in (
         ("", "defects", "is empty"),
         (tmp_path / "nowhere", "defects", "no such folder"),
-        (tmp_path / "empty", "defects", "it is not in there"),
+        (tmp_path / "empty", "defects", "the KLA set was not found"),
         (tmp_path / "no_val", "defects", "there are no Val photographs"),
         (tmp_path / "trained", "test", "there are no Test photographs"),
-        (tmp_path / "twice", "defects", "are of two sets"),
+        (tmp_path / "twice", "defects", "are of two data sets"),
         (tmp_path / "trained", "good", "'good' is none of defects, test"),
     ):
         text = refusal(root, split)
