@@ -203,7 +203,7 @@ def test_a_process_that_dies_ends_the_others_and_a_restart_goes_on(shared, victi
     steps = (p.name for p in (folder / "checkpoints").iterdir())
     saved = max(int(name) for name in steps if name.isdecimal())
     processes = children(shared, 2, *arguments, "--epochs=2000")
-    going_on = re.compile(r"going on from step (\d+)")
+    going_on = re.compile(r"resuming from step (\d+)")
     wait_for(lambda: going_on.search(processes.outputs[0].read_text()), processes)
     assert int(going_on.search(processes.outputs[0].read_text())[1]) == saved
     for process in processes.running:
@@ -238,7 +238,7 @@ def test_a_run_goes_on_with_another_number_of_processes(shared, whole, two):
         if count == 1:
             run_alone(*arguments)
         else:
-            assert "going on from step 6" in run_children(shared, count, *arguments)[0]
+            assert "resuming from step 6" in run_children(shared, count, *arguments)[0]
         assert_same_run(whole, folder, epochs=3)
 
 
