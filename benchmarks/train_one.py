@@ -315,7 +315,7 @@ def train_until(
         template = state.abstract_state(
             state.make_learner(config), device_mesh.replicated(mesh)
         )
-        found, *_ = checkpoint.newest_whole(workdir, template)
+        found, *_ = checkpoint.newest_intact(workdir, template)
         if found is None:
             raise
         # By its steps: the last epoch may lack its validation alone, and is then not recorded.

@@ -135,7 +135,7 @@ def train(
     newest = processes.on_first(lambda: setup.check_workdir(folder, config))
     state, record, damaged = None, {"epoch": 0}, []
     if newest:
-        state, record, damaged = checkpoint.newest_whole(folder, template)
+        state, record, damaged = checkpoint.newest_intact(folder, template)
         reason = _why_finished(folder, config, record["epoch"])
         if reason:
             if damaged and processes.is_first():
@@ -341,7 +341,7 @@ def _save(run: _Run, position: _Position, metrics: Mapping[str, Any] | None = No
     if run.manager is None:
         return
     # A run stopped between an epoch's last step and its validation has already saved this step.
-    checkpoint.make_way(run.manager, run.folder, position.step)
+    checkpoint.remove_existing(run.manager, run.folder, position.step)
     checkpoint.save(
         run.manager,
         position.state,
