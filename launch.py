@@ -1,4 +1,4 @@
-"""Trains, evaluates and uses networks that restore images.
+"""Trains, evaluates and applies image restoration networks.
 
 python launch.py --config=configs/sca_unet.py:sample
 python launch.py --config=configs/sca_unet.py --config.data.root=DIR --workdir=runs/mine
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags; whatever is wrong with them is one line, exit status 2."""
+    """Parses the flags; on an error, prints one line and exits with status 2."""
     with errors.told():
         return flags.parse(argv)
 
 
 def make_data(config: "ConfigDict") -> "Data":
     """Makes the data that a configuration asks for."""
-    # Imported here: most commands wait for TensorFlow only if they need images to train on.
+    # Imported here, so that commands that need no such images do not wait for TensorFlow.
     if config.data.get("resident", False):
         from restore_jax.train.on_device import dataset  # noqa: PLC0415
 
@@ -45,11 +45,11 @@ def make_data(config: "ConfigDict") -> "Data":
 
 
 def main(_: Sequence[str]) -> None:
-    """Runs what the flags say; a mistake of the user's is one line."""
+    """Runs the command that the flags ask for; user errors are one line each."""
     if flags.joined_job() is not None:
         launcher.supervise()
     cores.prepare(in_job=flags.joined_job() is not None)
-    # Imported here: a wrong flag is told at once, without waiting for JAX.
+    # Imported here, so that a wrong flag is reported at once, without waiting for JAX.
     from restore_jax.cli import commands  # noqa: PLC0415
     from restore_jax.parallel import compilation, processes  # noqa: PLC0415
 

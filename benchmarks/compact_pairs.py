@@ -212,7 +212,7 @@ def _read_split(
     def images(kind: str) -> np.ndarray:
         encoded = [contents[_entry(name, kind, number)] for number in range(count)]
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            decoded = crops.in_corners(list(pool.map(_decode, encoded)), size)
+            decoded = crops.pad_to_square(list(pool.map(_decode, encoded)), size)
         if decoded.shape != (count, size, size, 3):
             raise ValueError(f"{name}/{kind} is {decoded.shape}")
         return decoded
@@ -248,7 +248,7 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
         whole = working_size.from_fields(fields, blurred=False)
     except UsageError:
         whole = None
-    drawing = crops.Drawing(
+    plan = crops.SamplingPlan(
         seed=_VALIDATION_SEED,
         images=len(split),
         crops_per_image=1,
@@ -260,14 +260,14 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
         whole=whole,
     )
     if whole is not None:
-        arrays |= crops.of_whole(arrays["clean"], arrays["native"])
+        arrays |= crops.thumbnail_inputs(arrays["clean"], arrays["native"])
     inputs = jax.device_put(arrays)
 
     @jax.jit
     def draw(number: jax.Array) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.key(_VALIDATION_SEED), number)
         start = (inputs["native"][number] - side) // 2
-        return crops.draw_crop(inputs, drawing, key, number, start)
+        return crops.draw_crop(inputs, plan, key, number, start)
 
     drawn = [jax.device_get(draw(number)) for number in range(len(split))]
     found = {name: np.stack([crop[name] for crop in drawn]) for name in drawn[0]}

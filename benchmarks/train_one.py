@@ -321,7 +321,7 @@ def train_until(
         template = state.abstract_state(
             state.make_learner(config), device_mesh.replicated(mesh)
         )
-        found, *_ = checkpoint.newest_whole(workdir, template)
+        found, *_ = checkpoint.newest_intact(workdir, template)
         if found is None:
             raise
         # From its steps: an epoch that lacks only its validation has no record.

@@ -1,1 +1,1 @@
-"""One file per experiment; `default` holds every field there is."""
+"""One file per experiment; `default` holds all fields."""

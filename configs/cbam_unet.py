@@ -3,9 +3,9 @@
     python launch.py --config=configs/cbam_unet.py --config.data.root=DIR
 
 27,949,319 parameters with two heads; with `--config.model.mask_attention=identity`, as in the
-released code, 27,949,124. Reported 26.09 dB / 0.74. The true mask is an input here, which
-nobody has who restores an image: training leaves it out half of the time, and evaluation always
-does unless `--config.eval.oracle_mask` gives it away.
+released code, 27,949,124. Reported 26.09 dB / 0.74. The network takes the true mask as input,
+which is not available in practice: training hides it half of the time, and evaluation hides it
+unless `--config.eval.oracle_mask` is set.
 
     python launch.py --config=configs/cbam_unet.py:sample
 
@@ -26,9 +26,9 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.model.name = "cbam_unet"
     config.model.widths = (64, 128, 256, 512, 1024)  # full resolution first, then bottleneck
     config.model.skips = (False, False, False, False)  # by stage, full resolution first
-    config.model.dropout = 0.15  # share of the channels dropped by each block in training
-    config.model.mask_attention = "blend"  # blend (two heads), or identity (no effect)
-    config.model.bottleneck_attention = False  # channel attention behind the bottleneck too
+    config.model.dropout = 0.15  # probability of dropping a channel, per block
+    config.model.mask_attention = "blend"  # blend (two heads) or identity (no effect)
+    config.model.bottleneck_attention = False  # channel attention after the bottleneck too
     config.loss.charbonnier = 0.0
     config.loss.defect = 0.25
     config.loss.ssim = 0.30

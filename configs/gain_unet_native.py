@@ -1,10 +1,10 @@
-"""The gain U-Net for photographs at their own size under the `kla` law.
+"""The gain U-Net for native-size photographs with the `kla` degradation.
 
     python launch.py --config=configs/gain_unet_native.py --config.data.root=DIR
 
-trains on crops of native photographs, each beside a thumbnail of its whole photograph, from
-which the gain is told. A blur of 10 px leaves no detail to single pixels, so that blocks of 4×4
-become channels.
+trains on crops of native-size photographs, each with a thumbnail of its whole photograph, from
+which the gain is estimated. A blur of 10 px leaves no detail in single pixels, so the network
+works on blocks of 4×4 pixels.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""One network for photographs of any camera, which leaves good ones alone; the default model.
+"""One network for photographs of any camera, which leaves good ones unchanged; the default.
 
     python launch.py --config=configs/general.py:sample
 
-trains at native size on crops of rendered images under the `wide` law: little or much blur of
-any kind and noise, and a quarter of the images left as they are. The colour is kept
-(see restore_jax/degradation/definition.py): a gain U-Net without the gain, trained on surfaces
-of any colour.
+trains at native size on crops of rendered images with the `wide` degradation: weak to strong
+blur of any kind and noise, and a quarter of the images not degraded. Colours are preserved
+(see restore_jax/degradation/definition.py): it is a gain U-Net without the gain, trained on
+surfaces of any colour.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.name = "general"
     config.model.gain = False
     config.loss.ssim = 0.0
-    config.loss.psnr = 0.005  # good photographs count as much as those beyond restoration
+    config.loss.psnr = 0.005  # weights good photographs as much as badly degraded ones
     config.train.epochs = 4
     config.train.batch_size = 8
     config.eval.every_epochs = 2

@@ -17,7 +17,7 @@ from configs import pexels_unet
 
 def get_config(data: str = "mvtec_ad") -> ConfigDict:
     """Returns the experiment's fields for the given data."""
-    config = pexels_unet.get_config(data)  # trained as the U-Net is
+    config = pexels_unet.get_config(data)  # trained like the U-Net
     config.name = "pexels_cnn"
     config.model = ConfigDict()
     config.model.name = "pexels_cnn"

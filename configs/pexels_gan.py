@@ -2,9 +2,9 @@
 
     python launch.py --config=configs/pexels_gan.py:pairs --config.data.root=DIR
 
-The report gives about 2,075,928 parameters and no layout; this one has 1,379,843 in the
-generator and 696,225 in the discriminator. The generator's loss is the weighted L1 error plus
-the non-saturating adversarial loss.
+The report gives about 2,075,928 parameters and no architecture; here the generator has
+1,379,843 and the discriminator 696,225. The generator's loss is the weighted L1 error plus the
+non-saturating adversarial loss.
 
     python launch.py --config=configs/pexels_gan.py:sample
 
@@ -19,11 +19,11 @@ from configs import pexels_unet
 
 def get_config(data: str = "mvtec_ad") -> ConfigDict:
     """Returns the experiment's fields for the given data."""
-    config = pexels_unet.get_config(data)  # trained as the U-Net is, but for the loss
+    config = pexels_unet.get_config(data)  # trained like the U-Net, except for the loss
     config.name = "pexels_gan"
     config.model = ConfigDict()
     config.model.name = "pexels_generator"
-    config.model.widths = (16, 32, 64, 128)  # full resolution first; the last at the bottom too
+    config.model.widths = (16, 32, 64, 128)  # full resolution first; the bottom has the last
     config.loss.mse = 0.0
     config.loss.l1 = 100.0  # not reported; the ratio of pix2pix (Isola et al., CVPR 2017)
     config.adversarial.weight = 1.0

@@ -1,4 +1,4 @@
-"""The SCA U-Net as Sarvesan and Mendhe report it (IIT Madras, 2024).
+"""The SCA U-Net as reported by Sarvesan and Mendhe (IIT Madras, 2024).
 
     python launch.py --config=configs/sca_unet.py --config.data.root=DIR
 
@@ -20,7 +20,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config = default.get_config(data)
     config.name = "sca_unet"
     config.model.name = "sca_unet"
-    config.model.variant = "report"  # report, or released for the published weights
+    config.model.variant = "report"  # report, or released (for the published weights)
     config.model.widths = (16, 32, 64, 128)  # channels per stage, full resolution first
     config.loss.charbonnier = 1.0
     config.loss.edge = 0.1

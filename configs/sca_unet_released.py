@@ -1,4 +1,4 @@
-"""The SCA U-Net as its released code has it, which the published weights were trained with.
+"""The SCA U-Net of the released code, with which the published weights were trained.
 
     python launch.py --config=configs/sca_unet_released.py --config.data.root=DIR
 

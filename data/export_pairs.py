@@ -160,7 +160,7 @@ def native_photographs(
     found = _metadata(rows)
     side = int(found["native"].max())
     for name in ("clean", "mask"):
-        found[name] = crops.in_corners([row[name] for row in rows], side)
+        found[name] = crops.pad_to_square([row[name] for row in rows], side)
     return found
 
 

@@ -132,8 +132,8 @@ def test_a_signal_ends_the_step_saves_and_the_run_goes_on_to_the_same_bits(
         run(config(), tmp_path / "run", disturbed(**where, act=send(number)))
     name = number.name
     assert re.fullmatch(
-        rf"stopped by {name} after step {saved}, in epoch {epoch} of 3; .*/run holds it all, "
-        "and the same command goes on from there",
+        rf"stopped by {name} after step {saved}, in epoch {epoch} of 3; everything is saved in "
+        ".*/run, and the same command resumes from there",
         str(stopped.value),
     )
     assert stopped.value.exit_status == {"SIGTERM": 143, "SIGINT": 130}[name]
@@ -203,7 +203,7 @@ def test_checkpoints_within_an_epoch_resume_there(whole, tmp_path, capsys, at_st
         run(config(every_steps=2), tmp_path / "run", stops(at_step))
     # Whether or not to save in between may be changed; of a crash the epoch's lines are gone.
     assert_ends_as(whole, tmp_path / "run", every_steps=1)
-    assert (f"going on from step {saved}" in capsys.readouterr().out) == (saved > 0)
+    assert (f"resuming from step {saved}" in capsys.readouterr().out) == (saved > 0)
 
 
 def test_a_checkpoint_within_an_epoch_is_due_where_no_validation_is(tmp_path):
@@ -269,8 +269,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_serves(
     damage(folder)
     assert_ends_as(whole, folder)
     out, err = capfd.readouterr()
-    assert re.search(r"checkpoints/9: damaged \(.*\); it lies in .*damaged/9 now\n", out)
-    assert "going on from step 6" in out
+    assert re.search(r"checkpoints/9: damaged \(.*\); moved to .*damaged/9\n", out)
+    assert "resuming from step 6" in out
     assert "Traceback" not in err
     assert (folder / "damaged/9").is_dir()
     damage(folder)
@@ -315,7 +315,7 @@ def test_a_run_without_its_records_goes_on(whole, tmp_path, capsys):
     (folder / "metrics.jsonl").unlink()
     shutil.rmtree(folder / "checkpoints/9")
     assert is_same(run(config(), folder), whole[1])
-    assert "metrics.jsonl: is not there" in capsys.readouterr().out
+    assert "metrics.jsonl: missing; a new one starts" in capsys.readouterr().out
 
 
 def test_a_run_killed_as_it_began_is_taken_up(whole, tmp_path):

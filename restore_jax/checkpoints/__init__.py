@@ -1,1 +1,1 @@
-"""States and weights as files: written, checked, read, imported."""
+"""Checkpoints and weights files: writing, checking, reading and importing them."""

@@ -1,10 +1,10 @@
-"""Checkpoints in a workdir: the latest states and the one of the best validation SSIM.
+"""Checkpoints in a workdir: the latest states and the one with the best validation SSIM.
 
-`checkpoints/STEP` holds the state and a record: how far the run was, the figures of the
-validation where there was one, and digests of the state and of the record itself. A file that
-was cut off or changed is so found out when the checkpoint is read.
+`checkpoints/STEP` holds the state and a record: the run's progress, the validation metrics if
+the state was validated, and digests of the state and of the record itself. Thus truncated or
+modified files are detected on reading.
 
-Of several processes the first one alone reads and writes: each holds the whole state.
+With several processes, each holds the whole state, and only the first reads and writes.
 """
 
 import hashlib
@@ -32,22 +32,22 @@ from restore_jax.parallel import processes
 
 Record = dict[str, Any]
 
-# The second one to go on from, should the first be damaged.
+# The second is a fallback in case the first is damaged.
 _LATEST = 2
-# Seconds to wait before reading once more what could not be read: a network file system that
-# stumbles is no reason to end a run, let alone to give up a checkpoint.
-_PAUSES = (0.2, 2.0)
-# TensorStore raises a ValueError for anything, and puts the system's error into its text.
+# Seconds to wait before each retry of a failed read: a passing failure of a network file system
+# must neither end a run nor cost a checkpoint.
+_RETRY_PAUSES = (0.2, 2.0)
+# TensorStore raises ValueError for any failure, with the system's error in the message.
 _SYSTEM_ERROR = re.compile(r"\[OS error (\d+)\b|\bRESOURCE_EXHAUSTED\b")
-# Bytes that a checkpoint takes beside its arrays, and that the logs may take meanwhile.
-_SLACK = 1 << 20
+# Bytes reserved for what a checkpoint holds besides arrays, and for logs written meanwhile.
+_MARGIN = 1 << 20
 
 
 class Damaged(RunError):
-    """A checkpoint is not as it was written.
+    """A checkpoint differs from what was written.
 
     Args:
-        folder: of the checkpoint.
+        folder: the checkpoint's folder.
         reason: what is wrong with it.
     """
 
@@ -58,99 +58,101 @@ class Damaged(RunError):
 
 
 class Unreadable(RunError):
-    """A checkpoint may be whole, but the system does not let it be read.
+    """A checkpoint may be intact, but the operating system fails to read it.
 
     Args:
-        folder: of the checkpoint.
-        reason: what the system says.
+        folder: the checkpoint's folder.
+        reason: the system's error.
     """
 
     def __init__(self, folder: pathlib.Path, reason: str) -> None:
         super().__init__(
-            f"{folder}: cannot be read ({reason}); everything is left as it is. Once that is "
-            "mended, the same command goes on; without this checkpoint, it does once you have "
-            "moved that folder away"
+            f"{folder}: cannot be read ({reason}); everything is left unchanged. Once that is "
+            "fixed, the same command resumes; to resume without this checkpoint, move its "
+            "folder away first"
         )
         self.reason = reason
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's manager, with failures that are told instead of thrown.
+    """Orbax's checkpoint manager, raising a RunError with a one-line message when it fails.
 
     Args:
-        folder: of the checkpoints, as the user calls it; Orbax may know it by another path.
-        options: as Orbax has them.
+        folder: the folder of the checkpoints as the user named it, for messages; Orbax gets
+            the path from `files.plain_path`.
+        options: Orbax's options.
     """
 
     def __init__(self, folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> None:
         self.folder = folder
-        # Whether a checkpoint that it wrote has been read back.
-        self.proven = False
+        # Whether the first checkpoint it wrote has been read back, see `save`.
+        self.verified = False
         super().__init__(files.plain_path(folder), options=options)
 
     def metrics(self, step: int) -> Record | None:
-        """Returns the record of a step; None where there is none that makes sense.
+        """Returns the record of a step; None if it is missing or damaged.
 
         Raises:
-            Unreadable: where the system does not let it be read: without its record, the best
-                checkpoint would be none, and removed.
+            Unreadable: if the system fails to read it. The best checkpoint without its record
+                would no longer count as the best, and be removed.
         """
-        for pause in (*_PAUSES, None):
+        for pause in (*_RETRY_PAUSES, None):
             try:
                 found = super().metrics(step)
                 break
-            except (*_ABSENT, ValueError):
+            except (*_MISSING, ValueError):
                 return None
             except OSError as error:
                 if pause is None:
-                    raise Unreadable(self.folder / str(step), _said(error)) from error
+                    raise Unreadable(self.folder / str(step), _os_reason(error)) from error
                 time.sleep(pause)
         if not isinstance(found, dict) or not isinstance(_ssim(found), (int, float)):
             return None
         return found
 
     def reached_preemption(self, step: int) -> bool:
-        """Tells that no host is about to be taken away: `signals` and `processes` see to that.
+        """Returns False: preemption is handled by `signals` and `processes`.
 
-        Some releases of Orbax ask a service of JAX's that is off in jobs of several processes.
+        Some releases of Orbax query JAX's preemption service, which is off in our jobs of
+        several processes.
         """
         del step
         return False
 
     def wait_until_finished(self) -> None:
-        """Waits for the save that is going on; a RunError where it failed."""
+        """Waits for the save in progress; raises a RunError if it failed."""
         try:
             super().wait_until_finished()
         except Exception as error:
-            raise _not_written(self.folder, _one_line(error)) from error
+            raise _write_error(self.folder, _one_line(error)) from error
 
     def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
-        """Starts a save; a RunError where it, or the one before, failed."""
+        """Starts a save; raises a RunError if it or the previous one failed."""
         try:
             return super().save(step, *args, **kwargs)
         except RunError:
             raise
         except Exception as error:
-            raise _not_written(self.folder, _one_line(error)) from error
+            raise _write_error(self.folder, _one_line(error)) from error
 
 
-# What says that a file is not there, where others say that it cannot be read.
-_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# Errors that mean a file does not exist, rather than that it cannot be read.
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-def _said(error: OSError) -> str:
+def _os_reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _not_written(folder: os.PathLike[str], reason: str) -> RunError:
+def _write_error(folder: os.PathLike[str], reason: str) -> RunError:
     return RunError(
-        f"{folder}: no checkpoint can be written ({reason}); the training stops and the "
-        "earlier ones are kept. Once that is mended, the same command goes on from the latest"
+        f"{folder}: no checkpoint can be written ({reason}); the training stops and earlier "
+        "checkpoints are kept. Once that is fixed, the same command resumes from the latest"
     )
 
 
 def _ssim(record: Mapping[str, Any]) -> float:
-    """What the best checkpoint has most of; one without a validation is never better."""
+    """Returns the SSIM that ranks checkpoints; without a validation, minus infinity."""
     return record.get("ssim", -math.inf)
 
 
@@ -159,17 +161,18 @@ def _one_line(error: Exception) -> str:
 
 
 def open_manager(workdir: pathlib.Path, read_only: bool = False) -> Manager:
-    """Opens the checkpoints of a workdir; `checkpoints/STEP` each.
+    """Opens the checkpoints of a workdir, in `checkpoints/STEP`.
 
-    Three are kept: the two latest, to go on from, and the one of the highest validation SSIM
-    (the later one of equals). Saves are asynchronous; close the manager to wait for them.
+    Up to three are kept: the two latest, to resume from, and the one with the highest
+    validation SSIM (the later one in a tie). Saves are asynchronous; closing the manager waits
+    for them.
 
     Args:
         workdir: the run's folder.
-        read_only: never writes or deletes, for a second process beside a running training.
+        read_only: never write or delete, for a second process beside a running training.
 
     Returns:
-        The manager; use it as a context manager. It raises a RunError where it cannot write.
+        The manager; use it as a context manager. It raises a RunError if it cannot write.
     """
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
@@ -180,15 +183,15 @@ def open_manager(workdir: pathlib.Path, read_only: bool = False) -> Manager:
         ]
     )
     folder = (workdir / "checkpoints").absolute()
-    alone = {jax.process_index()} if jax.process_count() > 1 else None
+    own_process = {jax.process_index()} if jax.process_count() > 1 else None
     options = ocp.CheckpointManagerOptions(
         best_fn=_ssim,
         create=False,
-        # With these it waits for no other process.
+        # These options keep Orbax from waiting for other processes.
         multiprocessing_options=ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
-            active_processes=alone,
-            barrier_sync_key_prefix=None if alone is None else "alone",
+            active_processes=own_process,
+            barrier_sync_key_prefix=None if own_process is None else "alone",
         ),
         **(
             {"read_only": True}
@@ -205,51 +208,51 @@ def open_manager(workdir: pathlib.Path, read_only: bool = False) -> Manager:
 def save(
     manager: Manager,
     state: TrainState,
-    figures: Mapping[str, Any],
+    metrics: Mapping[str, Any],
     progress: Mapping[str, Any] | None = None,
 ) -> None:
-    """Starts saving a state with the validation figures of that very state.
+    """Starts saving a state and the validation metrics of that state.
 
-    The first one that a manager saves is waited for and read back: whatever keeps checkpoints
-    from being read is known then, and not at the end of a long training.
+    The first checkpoint that a manager saves is waited for and read back, so that checkpoints
+    that cannot be read are noticed then and not at the end of a long training.
 
     Args:
         manager: from `open_manager`.
-        state: the state; it may be donated to the next step at once.
-        figures: "epoch", the epochs that are over; and "ssim" and the others, unless the state
-            was not validated.
-        progress: what else the run needs to go on, as JSON has it.
+        state: the state; it may be donated to the next step as soon as this returns.
+        metrics: "epoch", the number of completed epochs; and "ssim" and the other validation
+            metrics if the state was validated.
+        progress: what else the run needs to resume, as JSON values.
 
     Raises:
-        RunError: where this checkpoint, or the one before, cannot be written, or the first one
-            does not come back as it was.
+        RunError: if this checkpoint or the previous one cannot be written, or the first one
+            cannot be read back.
     """
     folder = manager.folder
-    # Orbax would find out as well, but in its threads and with a traceback for each array.
-    free, needed = shutil.disk_usage(folder).free, _SLACK + _size(state)
+    # Orbax would notice a full disk too, but in threads and with a traceback for each array.
+    free, needed = shutil.disk_usage(folder).free, _MARGIN + _size(state)
     if free < needed:
-        raise _not_written(folder, f"{free >> 10} KiB are free and it takes {needed >> 10}")
-    record: Record = {**figures, **(progress or {}), "digests": digests(vars(state))}
+        raise _write_error(folder, f"{free >> 10} KiB free, {needed >> 10} KiB needed")
+    record: Record = {**metrics, **(progress or {}), "digests": digests(vars(state))}
     record["digest"] = _digest_of_record(record)
     if jax.process_count() > 1:
-        # Orbax would have the others take part in writing what lies on their devices as well.
+        # As NumPy arrays: Orbax would otherwise have the other processes take part in the save.
         state = jax.tree.map(np.array, state)
     manager.save(
         int(state.step),
         args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
         metrics=record,
     )
-    if not manager.proven:
+    if not manager.verified:
         manager.wait_until_finished()
-        _prove(manager, int(state.step), state)
-        manager.proven = True
+        _verify_saved(manager, int(state.step), state)
+        manager.verified = True
 
 
-def _prove(manager: Manager, step: int, state: TrainState) -> None:
+def _verify_saved(manager: Manager, step: int, state: TrainState) -> None:
     """Reads back a checkpoint that was just written.
 
     Raises:
-        RunError: where it does not come back.
+        RunError: if that fails.
     """
     try:
         read(manager, step, state)
@@ -257,15 +260,15 @@ def _prove(manager: Manager, step: int, state: TrainState) -> None:
         reason = getattr(error, "reason", "it is gone")
         raise RunError(
             f"{manager.folder / str(step)}: was just written and cannot be read back "
-            f"({reason}); the training stops, since its checkpoints would be worth nothing. "
-            "Take a --workdir on another file system"
+            f"({reason}); the training stops, as its checkpoints would be useless. Take a "
+            "--workdir on another file system"
         ) from error
 
 
 def digests(parts: Mapping[str, Any]) -> dict[str, str]:
     """Returns a digest of each part of a state: "params", "opt_state" and so on.
 
-    It is over the names, types, shapes and bytes of the part's arrays.
+    The digest covers the names, dtypes, shapes and bytes of the part's arrays.
     """
     found = {}
     for name, part in parts.items():
@@ -279,12 +282,12 @@ def digests(parts: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def changed(record: Mapping[str, Any], parts: Mapping[str, Any]) -> list[str]:
-    """Names the parts of a state that are not those which a record was made of.
+def changed_parts(record: Mapping[str, Any], parts: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the parts of a state that do not match their recorded digests.
 
     Args:
-        record: of a checkpoint, from the manager's `metrics`; one of an earlier version, which
-            has no digests, cannot tell.
+        record: a checkpoint's record, from the manager's `metrics`. Earlier versions recorded
+            no digests; the result is then [].
         parts: some parts of the state by name, for example {"params": …}.
     """
     expected = record.get("digests")
@@ -303,7 +306,7 @@ def _digest_of_record(record: Mapping[str, Any]) -> str:
 
 
 def latest_step(workdir: pathlib.Path) -> int:
-    """Returns the step of the latest checkpoint; 0 where there is none."""
+    """Returns the step of the latest checkpoint; 0 if there is none."""
     if not (workdir / "checkpoints").is_dir():
         return 0
     with open_manager(workdir, read_only=True) as manager:
@@ -311,12 +314,12 @@ def latest_step(workdir: pathlib.Path) -> int:
 
 
 def exists(workdir: pathlib.Path, step: int) -> bool:
-    """Tells whether the checkpoint of a step is there (a training may remove it any time)."""
+    """Returns whether a step has a checkpoint; a running training may remove it at any time."""
     return (workdir / "checkpoints" / str(step)).is_dir()
 
 
 def epochs_done(workdir: pathlib.Path) -> int:
-    """Returns the epochs behind the latest checkpoint that tells; 0 where there is none."""
+    """Returns the largest number of completed epochs of any checkpoint; 0 if there is none."""
     if not (workdir / "checkpoints").is_dir():
         return 0
     with open_manager(workdir, read_only=True) as manager:
@@ -325,18 +328,18 @@ def epochs_done(workdir: pathlib.Path) -> int:
 
 
 def find_step(manager: Manager, which: str, workdir: pathlib.Path) -> int:
-    """Finds the step that a user means.
+    """Finds the step of the checkpoint that the user asks for.
 
     Args:
         manager: from `open_manager`.
         which: "best", "latest" or a step.
-        workdir: named in the message.
+        workdir: the workdir, for messages.
 
     Returns:
-        The step of a checkpoint that exists.
+        The step of an existing checkpoint.
 
     Raises:
-        UsageError: where there is none, with those there are.
+        UsageError: if there is no such checkpoint, with the existing ones.
     """
     steps = sorted(manager.all_steps())
     if not steps:
@@ -349,7 +352,7 @@ def find_step(manager: Manager, which: str, workdir: pathlib.Path) -> int:
     if which == "best":
         if best is None:
             raise UsageError(
-                f"--checkpoint=best: nothing in {workdir} was validated yet; take latest"
+                f"--checkpoint=best: nothing in {workdir} was validated yet; use latest"
             )
         return best
     if not which.isdecimal() or int(which) not in steps:
@@ -361,22 +364,22 @@ def find_step(manager: Manager, which: str, workdir: pathlib.Path) -> int:
 
 
 def restore(manager: Manager, step: int, template: TrainState) -> tuple[TrainState, Record]:
-    """Reads a checkpoint and checks that it is as it was written; with one process only.
+    """Reads a checkpoint and checks its digests; only with a single process.
 
     Args:
         manager: from `open_manager`.
         step: an existing step, from `find_step`.
-        template: a state of the same structure whose leaves have shape, dtype and sharding
-            (arrays, or `jax.ShapeDtypeStruct`); the result takes them on.
+        template: a state of the same structure whose leaves give shape, dtype and sharding
+            (arrays or `jax.ShapeDtypeStruct`).
 
     Returns:
-        The state, and the figures and progress it was saved with.
+        The state, and the metrics and progress it was saved with.
 
     Raises:
-        Damaged: where a file of it is missing, cut off or changed, as often as it is read.
-        Unreadable: where the system does not let it be read, as often as it is tried.
-        FileNotFoundError: where the whole checkpoint is gone: a running training removes the
-            older ones.
+        Damaged: if one of its files is missing, truncated or changed, on every attempt.
+        Unreadable: if the system fails to read it, on every attempt.
+        FileNotFoundError: if the whole checkpoint is gone; a running training removes older
+            ones.
     """
     state, record = read(manager, step, template)
     return to_devices(state, template), record
@@ -386,7 +389,7 @@ def to_devices(state: TrainState | None, template: TrainState) -> TrainState:
     """Puts a state on the devices of all processes.
 
     Args:
-        state: from `read`; only the first process has it.
+        state: from `read` in the first process; None in the others.
         template: as for `restore`.
     """
     state = processes.from_first(state, template)
@@ -396,56 +399,57 @@ def to_devices(state: TrainState | None, template: TrainState) -> TrainState:
             state,
             template,
         )
-    # Not in the memory it was read to: the step gives its state away.
+    # Must not alias the host memory it was read into: the train step donates the state.
     return jax.tree.map(
         lambda leaf, like: jax.device_put(leaf, like.sharding, may_alias=False), state, template
     )
 
 
 def read(manager: Manager, step: int, template: TrainState) -> tuple[TrainState, Record]:
-    """Reads a checkpoint into the host's memory; as `restore` otherwise."""
+    """Reads a checkpoint into host memory; otherwise like `restore`."""
     folder = manager.folder / str(step)
-    pauses = iter(_PAUSES)
+    pauses = iter(_RETRY_PAUSES)
     while True:
         try:
             return _read_checked(manager, step, template)
         except (MemoryError, Unreadable):
             raise
-        # A damaged file makes the libraries that read it raise nearly anything.
+        # On a damaged file, the libraries raise nearly anything.
         except Exception as error:
-            if _is_gone(folder):
+            if _is_removed(folder):
                 raise FileNotFoundError(f"{folder}: removed") from error
-            problem = _system_problem(error, folder)
+            problem = _system_error(error, folder)
             pause = next(pauses, None)
             if pause is None and problem:
                 raise Unreadable(folder, problem) from error
             if pause is None:
                 raise Damaged(folder, _one_line(error)) from error
-            # Damage is only what is found again and again.
+            # Only a failure of every attempt counts as damage.
             time.sleep(pause if problem else 0)
 
 
-def _is_gone(folder: pathlib.Path) -> bool:
-    """Tells that a folder is not there; one that cannot be looked at may be."""
+def _is_removed(folder: pathlib.Path) -> bool:
+    """Returns whether a folder is known not to exist; False if the system cannot tell."""
     try:
         folder.stat()
-    except _ABSENT:
+    except _MISSING:
         return True
     except OSError:
         pass
     return False
 
 
-def _system_problem(error: BaseException | None, folder: pathlib.Path) -> str | None:
-    """Says what the system has against reading a checkpoint; None: its files are read.
+def _system_error(error: BaseException | None, folder: pathlib.Path) -> str | None:
+    """Returns the system error that keeps a checkpoint from being read; None if none does.
 
     Args:
-        error: what a library made of it, which may be a cut-off file just as well.
-        folder: of the checkpoint; all that is in it is read once.
+        error: the exception of the library that failed to read it; it or one of its causes may
+            be a system error. A damaged file can be the reason as well.
+        folder: the checkpoint's folder; all its files are read once to find out.
     """
     while error is not None:
-        if isinstance(error, OSError) and not isinstance(error, _ABSENT):
-            return _said(error)
+        if isinstance(error, OSError) and not isinstance(error, _MISSING):
+            return _os_reason(error)
         if found := _SYSTEM_ERROR.search(str(error)):
             return os.strerror(int(found[1])) if found[1] else "out of memory"
         error = error.__cause__
@@ -455,10 +459,10 @@ def _system_problem(error: BaseException | None, folder: pathlib.Path) -> str | 
                 with pathlib.Path(above, name).open("rb") as file:
                     while file.read(1 << 24):
                         pass
-    except _ABSENT:
+    except _MISSING:
         return None
     except OSError as failure:
-        return _said(failure)
+        return _os_reason(failure)
     return None
 
 
@@ -469,7 +473,7 @@ def _raise(error: OSError) -> None:
 def _read_checked(
     manager: Manager, step: int, template: TrainState
 ) -> tuple[TrainState, Record]:
-    """Reads a checkpoint into the host's memory; any exception where it is damaged."""
+    """Reads a checkpoint into host memory and checks it; may raise any exception."""
     record = manager.metrics(step)
     if record is None or "epoch" not in record:
         raise ValueError("its record cannot be read")
@@ -482,48 +486,48 @@ def _read_checked(
         return state, record
     if _digest_of_record(record) != expected:
         raise ValueError("its record changed")
-    if names := changed(record, vars(state)):
+    if names := changed_parts(record, vars(state)):
         raise ValueError(f"its {', '.join(names)} changed")
     del record["digests"]
     return state, record
 
 
-def newest_whole(
+def newest_intact(
     workdir: pathlib.Path, template: TrainState
 ) -> tuple[TrainState | None, Record, list[Damaged]]:
-    """Reads the newest checkpoint that is not damaged, and looks whether the best one is.
+    """Reads the newest checkpoint that is not damaged, and checks the best one.
 
-    All processes call it at once, and get the same.
+    All processes must call this together, and get the same result.
 
     Args:
         workdir: the run's folder.
         template: as for `restore`.
 
     Returns:
-        The state and its record, None and {} where there is no checkpoint; and those found
-        damaged.
+        The state, its record, and the damaged checkpoints that were found. The state is None
+        and the record {} if there is no checkpoint.
 
     Raises:
-        RunError: where there are checkpoints and not one can be read.
+        RunError: if there are checkpoints and none can be read.
     """
     states: list[TrainState] = []
 
-    def read_it() -> tuple[Record | None, list[tuple[pathlib.Path, str]]]:
-        state, record, damaged = _newest_whole(workdir, template)
+    def read_newest() -> tuple[Record | None, list[tuple[pathlib.Path, str]]]:
+        state, record, damaged = _newest_intact(workdir, template)
         states.extend([state] if state is not None else [])
         return record if states else None, [(error.folder, error.reason) for error in damaged]
 
-    record, damaged = processes.on_first(read_it)
+    record, damaged = processes.on_first(read_newest)
     found = [Damaged(folder, reason) for folder, reason in damaged]
     if record is None:
         return None, {}, found
     return to_devices(states[0] if states else None, template), record, found
 
 
-def _newest_whole(
+def _newest_intact(
     workdir: pathlib.Path, template: TrainState
 ) -> tuple[TrainState | None, Record, list[Damaged]]:
-    """Reads it into the host's memory, as `newest_whole` otherwise."""
+    """Like `newest_intact`, into host memory and for a single process."""
     if not (workdir / "checkpoints").is_dir():
         return None, {}, []
     damaged: list[Damaged] = []
@@ -550,8 +554,8 @@ def _newest_whole(
     return None, {}, []
 
 
-def make_way(manager: Manager, workdir: pathlib.Path, step: int) -> None:
-    """Removes the checkpoint of a step, if there is one, so that it can be saved once more."""
+def remove_existing(manager: Manager, workdir: pathlib.Path, step: int) -> None:
+    """Removes the checkpoint of a step, if there is one, so that it can be saved again."""
     manager.wait_until_finished()
     if exists(workdir, step):
         workdirs.remove(workdir, workdir / "checkpoints" / str(step))

@@ -1,4 +1,4 @@
-"""Orbax's tracebacks of failures that are raised as well: kept off the terminal."""
+"""Filters for the tracebacks that Orbax prints of failures that it raises as well."""
 
 import logging
 import sys
@@ -6,19 +6,19 @@ from typing import Any
 
 
 def _is_worth_logging(entry: logging.LogRecord) -> bool:
-    """Leaves out the tracebacks of Orbax's failed saves, which are raised as well."""
+    """Returns False for tracebacks of Orbax's failed saves, which are raised as well."""
     from_orbax = "orbax" in entry.pathname or "OCDBT" in entry.getMessage()
     return not from_orbax or not entry.exc_info
 
 
 def _is_worth_showing(unraisable: Any) -> bool:
-    """Leaves out what Orbax's reads and writes complain about when one of them has failed."""
+    """Returns False for what Orbax's other reads and writes raise once one has failed."""
     name = getattr(unraisable.object, "__qualname__", "")
     return "Event loop is closed" not in str(unraisable.exc_value) and "serialize" not in name
 
 
 def quieten_orbax() -> None:
-    """Keeps tracebacks off the terminal of failures that are raised as well."""
+    """Keeps Orbax's tracebacks of failures that are raised as well off the terminal."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_worth_logging)
     shown = sys.unraisablehook

@@ -1,8 +1,8 @@
-"""Published PyTorch weights as parameters of the models here.
+"""Imports published PyTorch weights as parameters of this project's models.
 
 Sources of the tensors' names: the releases of the SCA U-Net (Sarvesan and Mendhe, IIT Madras
 2024) and of the RCAN-like network (Mahesh, Malapaka, Garimella and Singh, IIT Madras 2024).
-Nothing in a file is executed: it may come from a stranger.
+Files are read without executing anything in them, since they may come from a stranger.
 """
 
 import pathlib
@@ -25,16 +25,17 @@ from restore_jax.learner.state import TrainState, make_learner
 
 Tensors = dict[str, np.ndarray]
 
-# Under these keys training scripts keep the tensors beside the optimizer and the epoch.
+# Keys under which training scripts store the tensors, beside the optimizer and the epoch.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "params", "net")
-# Put before every name by DataParallel and by torch.compile.
+# Prefixes that DataParallel and torch.compile add to every name.
 _PREFIXES = ("module.", "_orig_mod.")
 
-_SHOWN = 3
+# Names listed in an error, per kind of mismatch.
+_MAX_LISTED = 3
 
 
 def _sca_unet_name(path: tuple[str, ...]) -> str:
-    """Returns the released name of a parameter of `SCAUNet`, without its last part."""
+    """Returns the published name of an `SCAUNet` parameter, without its last part."""
     block = path[0]
     if block == "output":
         return "conv_last"
@@ -52,7 +53,7 @@ def _sca_unet_name(path: tuple[str, ...]) -> str:
 
 
 def _rcan_name(path: tuple[str, ...]) -> str:
-    """Returns the released name of a parameter of `RCAN`, without its last part."""
+    """Returns the published name of an `RCAN` parameter, without its last part."""
     block = path[0]
     if block in ("input", "output"):
         return {"input": "initial_conv", "output": "final_conv"}[block]
@@ -72,18 +73,18 @@ _NAMES: dict[str, Callable[[tuple[str, ...]], str]] = {
 def read_tensors(path: pathlib.Path) -> Tensors:
     """Reads the tensors of a file by name.
 
-    Wrappers of training scripts ("state_dict", "model", …) and the prefixes of DataParallel and
-    torch.compile are taken off.
+    Unwraps what training scripts store ("state_dict", "model", …) and strips the prefixes of
+    DataParallel and torch.compile.
 
     Args:
         path: `.pth` or `.pt` (needs PyTorch), `.safetensors` or `.npz`.
 
     Returns:
-        Arrays by PyTorch's names; floating ones are float32.
+        Arrays by PyTorch's names; floating-point arrays as float32.
 
     Raises:
-        UsageError: for a file that is missing, damaged, of another kind, holds anything but
-            tensors, or needs a package that is not installed.
+        UsageError: for a file that is missing, damaged, of an unsupported type, holds anything
+            but tensors, or needs a package that is not installed.
     """
     readers = {
         ".pth": _read_pickle,
@@ -93,7 +94,7 @@ def read_tensors(path: pathlib.Path) -> Tensors:
     }
     if path.suffix.lower() not in readers:
         raise UsageError(
-            f"--weights={path}: not a kind of file that is read; there are {', '.join(readers)}"
+            f"--weights={path}: unsupported file type; supported are {', '.join(readers)}"
         )
     if not path.is_file():
         raise UsageError(f"--weights={path}: no such file")
@@ -114,13 +115,13 @@ def read_tensors(path: pathlib.Path) -> Tensors:
 def _refused(path: pathlib.Path, reader: str, error: Exception) -> UsageError:
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     return UsageError(
-        f"--weights={path}: {reader} refuses it ({reason[:150]}); give a file of plain tensors "
-        "(a state_dict), unharmed"
+        f"--weights={path}: {reader} refuses it ({reason[:150]}); give an undamaged file of "
+        "plain tensors (a state_dict)"
     )
 
 
 def _read_pickle(path: pathlib.Path) -> Any:
-    # PyTorch takes seconds to import and only these files need it.
+    # Imported here: PyTorch takes seconds to import, and only these files need it.
     import torch  # noqa: PLC0415
 
     def as_arrays(found: Any) -> Any:
@@ -133,7 +134,7 @@ def _read_pickle(path: pathlib.Path) -> Any:
 
     try:
         return as_arrays(torch.load(path, map_location="cpu", weights_only=True))
-    # A stranger's bytes can make the parser raise anything at all.
+    # An arbitrary file can make the parser raise anything.
     except Exception as error:
         raise _refused(path, "torch.load(weights_only=True)", error) from error
 
@@ -149,7 +150,7 @@ def _read_safetensors(path: pathlib.Path) -> Any:
 
 def _read_npz(path: pathlib.Path) -> Any:
     try:
-        # Opened here: NumPy leaves a file it refuses open.
+        # Opened here, since NumPy does not close a file that it fails to parse.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:
@@ -157,19 +158,19 @@ def _read_npz(path: pathlib.Path) -> Any:
 
 
 def _unwrapped(found: Any, path: pathlib.Path) -> Tensors:
-    """Returns the mapping of tensors within what a file holds."""
+    """Returns the mapping of tensors inside a file's content."""
     while isinstance(found, Mapping):
         inner = [key for key in _WRAPPERS if isinstance(found.get(key), Mapping)]
         if not inner:
             break
         found = found[inner[0]]
     if not isinstance(found, Mapping) or not found:
-        raise UsageError(f"--weights={path}: holds no tensors by name; give a state_dict")
+        raise UsageError(f"--weights={path}: holds no named tensors; give a state_dict")
     for name, value in found.items():
         if not isinstance(value, np.ndarray):
             raise UsageError(
-                f"--weights={path}: {name!r} is no tensor but {type(value).__name__}; give a "
-                "state_dict"
+                f"--weights={path}: {name!r} is not a tensor but {type(value).__name__}; give "
+                "a state_dict"
             )
     return {
         name: value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
@@ -180,24 +181,24 @@ def _unwrapped(found: Any, path: pathlib.Path) -> Tensors:
 def to_params(
     name: str, tensors: Mapping[str, np.ndarray], model: nn.Module, source: str = "weights"
 ) -> dict[str, Any]:
-    """Gives a model the published weights.
+    """Converts published weights to the parameters of a model.
 
     Args:
-        name: the model's, "sca_unet" or "rcan".
-        tensors: from `read_tensors`; kernels of convolutions [O, I, kH, kW].
-        model: the architecture, which decides on the shapes.
-        source: what messages call the tensors.
+        name: the model's name, "sca_unet" or "rcan".
+        tensors: from `read_tensors`; convolution kernels are [O, I, kH, kW].
+        model: the architecture, which determines the expected shapes.
+        source: what error messages call the tensors.
 
     Returns:
-        The "params" of `model.apply`, float32; kernels [kH, kW, I, O].
+        The "params" of `model.apply`, float32; convolution kernels are [kH, kW, I, O].
 
     Raises:
-        UsageError: for tensors that are missing, left over, of another shape or not finite.
+        UsageError: for tensors that are missing, unexpected, of the wrong shape or not finite.
     """
     if name not in _NAMES:
         raise UsageError(
-            f"config.model.name: there are published weights of {' and '.join(_NAMES)} only, "
-            f"not of {name}"
+            f"config.model.name: weights can only be imported for {' and '.join(_NAMES)}, not "
+            f"for {name}"
         )
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     flat = flax.traverse_util.flatten_dict(shapes["params"])
@@ -213,29 +214,31 @@ def to_params(
             continue
         tensor = tensors[released[path]]
         if len(leaf.shape) == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
-            tensor = tensor[:, :, 0, 0]  # a dense layer of ours, a convolution 1×1 of theirs
+            tensor = tensor[:, :, 0, 0]  # their 1×1 convolution is a dense layer here
         value = tensor.transpose((2, 3, 1, 0)[-tensor.ndim :]) if tensor.ndim == 4 else tensor.T
         if value.shape != leaf.shape:
             wrong.append(f"{released[path]} {list(tensors[released[path]].shape)}")
         params[path] = value
     problems = [
-        f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', …' * (len(names) > _SHOWN)})"
+        f"{len(names)} {what} ({', '.join(names[:_MAX_LISTED])}"
+        f"{', …' * (len(names) > _MAX_LISTED)})"
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
-            ("of another shape", wrong),
+            ("of the wrong shape", wrong),
         )
         if names
     ]
     if problems:
         raise UsageError(
-            f"{source}: not the weights of this {name}, by its tensors: {'; '.join(problems)}"
-            f"{_hint(tensors)}"
+            f"{source}: not the weights of this {name}, judging by its tensors: "
+            f"{'; '.join(problems)}{_hint(tensors)}"
         )
     for path, value in params.items():
         if not np.isfinite(value).all():
             raise UsageError(
-                f"{source}: {released[path]} holds values that are not finite; take a good file"
+                f"{source}: {released[path]} holds values that are not finite; take another "
+                "file"
             )
     return flax.traverse_util.unflatten_dict(
         {path: jnp.asarray(value, jnp.float32) for path, value in params.items()}
@@ -243,7 +246,7 @@ def to_params(
 
 
 def _hint(tensors: Mapping[str, np.ndarray]) -> str:
-    """Returns what to do, by what the tensors seem to be."""
+    """Returns a hint at the model that the tensors seem to belong to, for an error message."""
 
     def channels(name: str) -> int:
         return int(tensors[name].shape[0]) if tensors[name].ndim else 0
@@ -251,7 +254,7 @@ def _hint(tensors: Mapping[str, np.ndarray]) -> str:
     if "initial_conv.weight" in tensors:
         blocks = {m[1] for name in tensors if (m := re.match(r"res_blocks\.(\d+)\.", name))}
         return (
-            f"; they look like rcan's, with --config.model.width="
+            f"; they look like those of rcan, with --config.model.width="
             f"{channels('initial_conv.weight')} --config.model.blocks={len(blocks)}"
         )
     if "nl_block.theta.weight" in tensors:
@@ -261,26 +264,26 @@ def _hint(tensors: Mapping[str, np.ndarray]) -> str:
             if re.fullmatch(r"dconv_down\d\.conv_block\.0\.weight", name)
         )
         widths = tuple(channels(name) for name in firsts)
-        return f'; they look like sca_unet\'s, with --config.model.widths="{widths}"'
-    return "; they look like no model that is known here"
+        return f'; they look like those of sca_unet, with --config.model.widths="{widths}"'
+    return "; they look like those of no known model"
 
 
 def import_weights(config: ConfigDict, path: pathlib.Path, folder: pathlib.Path) -> str:
-    """Makes a workdir of published weights, which evaluates and restores as any other.
+    """Makes a workdir from published weights, for evaluation, restoration or fine-tuning.
 
-    Its checkpoint is that of step 1 within the first epoch, as step 0 is none: a training in
-    the workdir fine-tunes the weights, without the batch of the first step.
+    Its checkpoint is that of step 1, within the first epoch, because step 0 stands for no
+    checkpoint: a training in the workdir fine-tunes the weights and skips the first batch.
 
     Args:
-        config: all fields; the model is `config.model`'s.
-        path: see `read_tensors`.
+        config: all fields; `config.model` is the model.
+        path: the weights, see `read_tensors`.
         folder: the workdir to make.
 
     Returns:
-        A line that says what was made.
+        A line for the user on what was made.
 
     Raises:
-        UsageError: for a wrong file or field, or a workdir that has a checkpoint.
+        UsageError: for an invalid file or field, or a workdir that has a checkpoint.
     """
     workdir.check_finite(config)
     learner = make_learner(config)
@@ -303,11 +306,15 @@ def import_weights(config: ConfigDict, path: pathlib.Path, folder: pathlib.Path)
     with workdir.held(folder):
         workdir.claim(folder, config)
         with checkpoint.open_manager(folder) as manager:
-            # Not validated yet, so with the lowest SSIM there is.
+            # Not validated yet, so with the lowest possible SSIM.
             checkpoint.save(manager, state, {"epoch": 0, "ssim": -1.0, "weights": path.name})
     line = f"{folder}: {path.name} imported as {config.model.name}"
     if config.model.name != "sca_unet":
         return line
-    # Both forms have the same tensors, so the file cannot tell which it is.
-    other = "; the published file needs released" if config.model.variant == "report" else ""
-    return f"{line}, variant {config.model.variant}{other}"
+    # Both variants have the same tensors, so the file does not show which one it belongs to.
+    note = (
+        "; the published file needs --config.model.variant=released"
+        if config.model.variant == "report"
+        else ""
+    )
+    return f"{line}, variant {config.model.variant}{note}"

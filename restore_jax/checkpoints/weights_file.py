@@ -1,8 +1,8 @@
 """One portable file per trained model: its parameters and the configuration they belong to.
 
 The format is safetensors: a JSON header and plain arrays, so that opening a file of unknown
-origin cannot run anything. Tensors are named by their path, "params/down1/conv1/kernel". They
-are float32; in version 2 of the format the parameters are stored as float16, at half the size.
+origin cannot execute code. Tensors are named by path, such as "params/down1/conv1/kernel". They
+are float32; in version 2 of the format, parameters are stored as float16, at half the size.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from restore_jax.config import schema
 from restore_jax.errors import UsageError
 
 FORMAT = "restore_jax"
-# The dtype of the stored parameters, by the version of the format; earlier releases read
-# version 1 alone, and say so.
+# The dtype of the stored parameters, by format version. Earlier releases read only version 1,
+# and refuse version 2 with a clear message.
 VERSIONS = {"1": "float32", "2": "float16"}
-# What a file may say of itself beside what is needed to read it.
+# Optional metadata, which is not needed to read a file.
 NOTES = ("name", "purpose", "training_data", "licence")
 LICENCE_NOTE = "weights trained on MVTec AD: non-commercial (CC BY-NC-SA 4.0)"
 
-# Where a machine keeps its files is of no use to anybody else.
+# Paths of the machine that wrote the file, which are useless elsewhere.
 _LOCAL_FIELDS = (
     "init_from",
     "data.root",
@@ -44,18 +44,18 @@ _LOCAL_FIELDS = (
 )
 
 # A running training removes an older checkpoint as it saves a new one.
-_ATTEMPTS = 5
+_READ_ATTEMPTS = 5
 
 
 def make_model(config: ConfigDict, source: str) -> Any:
-    """Makes the architecture of a configuration of any age; only `config.model` is needed.
+    """Makes the model of a configuration, which may be of an earlier version.
 
     Args:
-        config: `model`, and `dtype` where it is not float32.
-        source: the file or folder to name in a message.
+        config: only `model` is required, and `dtype` if it is not float32.
+        source: the file or folder, for error messages.
 
     Raises:
-        UsageError: where there is no `model`, or a field of it is wrong.
+        UsageError: if `model` is missing or has an invalid field.
     """
     section = config.get("model")
     if not isinstance(section, ConfigDict) or not isinstance(section.get("name"), str):
@@ -68,15 +68,15 @@ def make_model(config: ConfigDict, source: str) -> Any:
 
 
 def check_variables(model: Any, variables: Mapping[str, Any], source: str) -> None:
-    """Checks that variables are those of a model: their names, shapes and values.
+    """Checks that variables fit a model: names, shapes, dtypes and finite values.
 
     Args:
         model: the architecture.
         variables: "params", and "batch_stats" for models with BatchNorm.
-        source: the file or folder to name in a message.
+        source: the file or folder, for error messages.
 
     Raises:
-        UsageError: naming the first array that is missing, unknown, of another shape or type,
+        UsageError: with the first array that is missing, unknown, of the wrong shape or dtype,
             or not finite.
     """
     _check_arrays(model, _flatten(variables), source)
@@ -88,14 +88,16 @@ def _check_arrays(model: Any, found: Mapping[str, Any], source: str) -> None:
     expected = _flatten(jax.eval_shape(model.init, jax.random.key(0), image))
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
-            raise UsageError(f"{source}: {name} is missing; the file fits another model")
+            raise UsageError(f"{source}: {name} is missing; the file belongs to another model")
         if name not in expected:
-            raise UsageError(f"{source}: {name} is not of this model; the file fits another")
+            raise UsageError(
+                f"{source}: {name} is not in this model; the file belongs to another"
+            )
         want, have = expected[name], found[name]
         if have.shape != want.shape or have.dtype != want.dtype:
             raise UsageError(
                 f"{source}: {name} is {have.dtype} {list(have.shape)} and should be "
-                f"{want.dtype} {list(want.shape)}; the file fits another model"
+                f"{want.dtype} {list(want.shape)}; the file belongs to another model"
             )
         if not np.isfinite(np.asarray(have)).all():
             raise UsageError(
@@ -113,28 +115,28 @@ def save_weights(
 ) -> pathlib.Path:
     """Writes a model to one `.safetensors` file, which `restore_jax.load` reads.
 
-    The header carries the configuration as JSON, without this machine's paths; the format's
-    version; the number of parameters; and what `metadata` tells. Without a licence there, that
-    of weights trained on MVTec AD or the set made of it is noted. The file appears in one step,
-    whole or not at all.
+    The header holds the configuration as JSON, without this machine's paths; the format
+    version; the number of parameters; and `metadata`. If that has no licence and the weights
+    were trained on MVTec AD or the `kla` data set derived from it, the licence of those data is
+    added. The file is written atomically.
 
     Args:
         path: the file, ending in ".safetensors".
-        variables: what `model.apply` takes: "params", and "batch_stats" where there are any;
-            float32 arrays.
-        config: the configuration; of its fields only `model` must be there.
-        overwrite: whether a file that exists may be replaced.
+        variables: the variables of `model.apply`: "params", and "batch_stats" if any; float32
+            arrays.
+        config: the configuration; only its field `model` is required.
+        overwrite: whether an existing file may be replaced.
         dtype: "float32", or "float16" to store the parameters at half the size; they are read
             as float32 either way.
-        metadata: texts under "name", "purpose", "training_data" and "licence".
+        metadata: one-line texts under "name", "purpose", "training_data" or "licence".
 
     Returns:
         The path.
 
     Raises:
-        UsageError: for a name without that ending, a file that exists or cannot be written,
-            another dtype or one whose range the parameters exceed, other metadata, or variables
-            that are not those of the configuration's model.
+        UsageError: for a path with another suffix, a file that exists or cannot be written, an
+            unknown dtype or one whose range the parameters exceed, other metadata, or
+            variables that do not fit the configuration's model.
 
     Examples:
         >>> import pathlib, tempfile
@@ -157,14 +159,14 @@ def save_weights(
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: the name must end in .safetensors")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path}: exists; take another name, or say overwrite=True")
+        raise UsageError(f"{path}: exists; take another name, or set overwrite=True")
     version = next((key for key, stored in VERSIONS.items() if stored == dtype), None)
     if version is None:
         raise UsageError(f"dtype: {dtype!r} is not one of {', '.join(VERSIONS.values())}")
     notes = with_licence(config, metadata or {})
     check_variables(make_model(config, str(path)), variables, str(path))
     arrays = {
-        name: _stored(name, array, dtype, str(path))
+        name: _to_stored(name, array, dtype, str(path))
         for name, array in sorted(_flatten(variables).items())
     }
     header = notes | {
@@ -184,19 +186,19 @@ def save_weights(
 def read_model(
     path: str | os.PathLike[str], checkpoint: str | int = "best"
 ) -> tuple[Any, dict[str, Any], ConfigDict]:
-    """Reads a trained model, wherever it is.
+    """Reads a trained model from a workdir, a checkpoint, a file or the shipped models.
 
     Args:
-        path: a workdir; one checkpoint's folder in it, `checkpoints/STEP`; a `.safetensors`
-            file; or, where there is no such path, the name of a shipped model.
-        checkpoint: of a workdir: "best", "latest" or a step.
+        path: a workdir; a checkpoint's folder in one, `checkpoints/STEP`; a `.safetensors`
+            file; or, if there is no such path, the name of a shipped model.
+        checkpoint: which checkpoint of a workdir: "best", "latest" or a step.
 
     Returns:
-        The model; its variables, "params" (averaged where the training kept an average) and
-        "batch_stats" ({} without BatchNorm), NumPy arrays; and the configuration.
+        The model; its variables as NumPy arrays, "params" (the moving average if the training
+        kept one) and "batch_stats" ({} without BatchNorm); and the configuration.
 
     Raises:
-        UsageError: for what is none of these, or cannot be read.
+        UsageError: if the path is none of these, or cannot be read.
     """
     place = pathlib.Path(path).expanduser()
     if place.is_dir():
@@ -205,11 +207,11 @@ def read_model(
 
 
 def find_file(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the weights file that a path or the name of a shipped model stands for.
+    """Returns the weights file of a path or of the name of a shipped model.
 
     Raises:
-        UsageError: for a file of another kind, a name that is unknown, or a shipped file that
-            is missing or changed.
+        UsageError: for a file of another type, an unknown name, or a shipped file that is
+            missing or changed.
     """
     place, name = pathlib.Path(path).expanduser(), os.fspath(path)
     if place.exists():
@@ -230,18 +232,18 @@ def find_file(path: str | os.PathLike[str]) -> pathlib.Path:
 def read_weights(
     path: str | os.PathLike[str],
 ) -> tuple[Any, dict[str, Any], ConfigDict]:
-    """Reads a file of `save_weights`.
+    """Reads a file written by `save_weights`.
 
     Args:
         path: the file.
 
     Returns:
-        The model; its variables, "params" and "batch_stats" ({} without BatchNorm), NumPy
-        arrays; and the configuration.
+        The model; its variables as NumPy arrays, "params" and "batch_stats" ({} without
+        BatchNorm); and the configuration.
 
     Raises:
-        UsageError: for a file that cannot be read, is damaged, of another program or of a later
-            version of this one.
+        UsageError: for a file that cannot be read, is damaged, or was written by another
+            program or a later version of this one.
     """
     path = pathlib.Path(path).expanduser()
     arrays, metadata = _read_file(path)
@@ -253,11 +255,11 @@ def read_weights(
         raise UsageError(f"{path}: damaged header ({error!r}); copy the file again") from error
     config = ConfigDict(fields)
     model = make_model(config, str(path))
-    arrays = {name: _widened(name, array, version) for name, array in arrays.items()}
+    arrays = {name: _to_float32(name, array, version) for name, array in arrays.items()}
     _check_arrays(model, arrays, str(path))
     if total != _parameter_count(arrays):
         raise UsageError(
-            f"{path}: {_parameter_count(arrays)} parameters, and its header says {total}; copy "
+            f"{path}: {_parameter_count(arrays)} parameters, but its header says {total}; copy "
             "the file again"
         )
     variables = {"batch_stats": {}} | traverse_util.unflatten_dict(arrays, sep="/")
@@ -279,17 +281,17 @@ def _read_run(folder: pathlib.Path, which: str) -> tuple[Any, dict[str, Any], Co
         )
     config = workdir.read_config(folder)
     model = make_model(config, f"{folder}/config.json")
-    for _ in range(_ATTEMPTS):
-        with _quiet(), checkpoint.open_manager(folder, read_only=True) as manager:
+    for _ in range(_READ_ATTEMPTS):
+        with _orbax_errors_only(), checkpoint.open_manager(folder, read_only=True) as manager:
             step = checkpoint.find_step(manager, which, folder)
             record = manager.metrics(step) or {}
         saved = folder / "checkpoints" / str(step)
         try:
             parts = _read_parts(files.plain_path(saved.parent) / saved.name / "state")
-            if changed := checkpoint.changed(record, parts):
+            if changed := checkpoint.changed_parts(record, parts):
                 raise ValueError(f"its {', '.join(changed)} changed")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            # A running training removes an older checkpoint as it saves a new one.
+            # Removed by a running training, which may have saved a newer one: look again.
             if not checkpoint.exists(folder, step):
                 continue
             raise UsageError(
@@ -304,8 +306,8 @@ def _read_run(folder: pathlib.Path, which: str) -> tuple[Any, dict[str, Any], Co
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax from warning that a folder opened read-only is read-only."""
+def _orbax_errors_only() -> Iterator[None]:
+    """Silences Orbax's warning that a folder opened read-only is read-only."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -315,10 +317,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _read_parts(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads what restores of a saved `TrainState`, and nothing of its optimizer.
+    """Reads the parts of a saved `TrainState` that inference needs, not its optimizer state.
 
-    That is "batch_stats", and "ema_params" where there are any, else "params".
-    So a run restores whatever it was trained with, in this version or an earlier one.
+    These are "batch_stats" and "ema_params", or "params" without a moving average. A run can
+    thus be used whatever optimizer it was trained with, in this version or an earlier one.
     """
     import orbax.checkpoint as ocp  # noqa: PLC0415
 
@@ -340,86 +342,91 @@ def _read_parts(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Reads what a file of `save_weights` says of itself, of the `NOTES`.
+    """Reads the metadata of a file written by `save_weights`, of the keys in `NOTES`.
 
     Raises:
-        UsageError: as `read_weights`, for a file that is none of them.
+        UsageError: for a file that cannot be read, is damaged, or was written by another
+            program or a later version of this one.
     """
     _, metadata = _read_file(pathlib.Path(path).expanduser())
     return {key: metadata[key] for key in NOTES if key in metadata}
 
 
 def read_source_notes(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Reads what the file says of itself that a path or name stands for; {} for a folder."""
+    """Reads the `NOTES` metadata of a weights file or shipped model; {} for a folder."""
     return {} if pathlib.Path(path).expanduser().is_dir() else read_notes(find_file(path))
 
 
 def with_licence(config: ConfigDict, notes: Mapping[str, str]) -> dict[str, str]:
-    """Checks what a file is to say of itself, and adds the licence that follows from the data.
+    """Checks a file's metadata and adds the licence that follows from the training data.
 
     Args:
         config: the configuration that the weights were trained with.
-        notes: texts by some of the `NOTES`; a licence among them has the last word.
+        notes: texts by keys of `NOTES`; a licence given here takes precedence.
 
     Raises:
-        UsageError: for a key that is none of the `NOTES`, or what is no text of one line.
+        UsageError: for a key that is not in `NOTES`, or a value that is not a one-line text.
     """
     for key, value in notes.items():
         if key not in NOTES:
             raise UsageError(f"metadata: {key!r} is not one of {', '.join(NOTES)}")
         if not isinstance(value, str) or not value.strip() or len(value.splitlines()) > 1:
-            raise UsageError(f"metadata: {key} must be a text of one line, not {value!r}")
+            raise UsageError(f"metadata: {key} must be a one-line text, not {value!r}")
     data = config.get("data")
     from_mvtec = isinstance(data, ConfigDict) and data.get("name") in ("mvtec_ad", "kla")
     return ({"licence": LICENCE_NOTE} if from_mvtec else {}) | dict(notes)
 
 
 def _read_file(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads the arrays and the metadata of a file of this project."""
+    """Reads the arrays and the metadata of a weights file."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         arrays = safetensors.numpy.load(content)
-        # The parser above has checked the header: its length, then so many bytes of JSON.
+        # The parser above has checked the header: its length, then as many bytes of JSON.
         (length,) = struct.unpack("<Q", content[:8])
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path}: not a safetensors file, or a damaged one ({error}); copy it again"
+            f"{path}: not a safetensors file, or damaged ({error}); copy it again"
         ) from error
     if metadata.get("format") != FORMAT:
-        raise UsageError(f"{path}: weights of another program; restore_jax did not write it")
+        raise UsageError(f"{path}: a safetensors file, but not written by restore_jax")
     if metadata.get("format_version") not in VERSIONS:
         raise UsageError(
             f"{path}: format version {metadata.get('format_version')}; this restore_jax reads "
-            f"versions {' and '.join(VERSIONS)}, so install a newer one"
+            f"versions {' and '.join(VERSIONS)}; install a newer one"
         )
     return arrays, metadata
 
 
-def _is_halved(name: str, dtype: str) -> bool:
-    """Tells whether an array is stored as float16; the few statistics of BatchNorm are not."""
+def _is_half(name: str, dtype: str) -> bool:
+    """Returns whether an array is stored as float16; the few BatchNorm statistics never are."""
     return dtype == "float16" and name.startswith("params/")
 
 
-def _stored(name: str, array: Any, dtype: str, source: str) -> np.ndarray:
-    """Returns an array as it goes into a file."""
+def _to_stored(name: str, array: Any, dtype: str, source: str) -> np.ndarray:
+    """Returns an array with the dtype in which it is stored.
+
+    Raises:
+        UsageError: for values beyond the range of float16.
+    """
     array = np.asarray(array)
-    if _is_halved(name, dtype):
+    if _is_half(name, dtype):
         with np.errstate(over="ignore"):
             array = array.astype(np.float16)
         if not np.isfinite(array).all():
             raise UsageError(
-                f"{source}: {name} holds values beyond those of float16; store it as float32"
+                f"{source}: {name} holds values beyond the range of float16; use float32"
             )
     return np.ascontiguousarray(array)
 
 
-def _widened(name: str, array: np.ndarray, version: str) -> np.ndarray:
-    """Returns an array of a file as float32; one of a wrong type as it is."""
-    halved = _is_halved(name, VERSIONS[version]) and array.dtype == np.float16
+def _to_float32(name: str, array: np.ndarray, version: str) -> np.ndarray:
+    """Returns a stored array as float32; one of an unexpected dtype unchanged."""
+    halved = _is_half(name, VERSIONS[version]) and array.dtype == np.float16
     return array.astype(np.float32) if halved else array
 
 
@@ -434,7 +441,7 @@ def _parameter_count(arrays: Mapping[str, Any]) -> int:
 
 
 def _portable(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields as JSON has them, without the paths of this machine."""
+    """Returns the fields as JSON values, with this machine's paths emptied."""
     fields = json.loads(json.dumps(config.to_dict()))
     for field in _LOCAL_FIELDS:
         *sections, name = field.split(".")

@@ -1,1 +1,1 @@
-"""What is trained: model, optimizer and discriminator, and their state."""
+"""The model, optimizer and discriminator of a training, and their state."""

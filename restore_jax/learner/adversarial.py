@@ -1,8 +1,8 @@
 """Adversarial training: a discriminator that learns to tell restored images from clean ones.
 
-The restoring network gets the non-saturating loss of Goodfellow et al. 2014, `softplus(-D)`, in
-addition to its other terms, which compare with the clean image; the discriminator sees the
-degraded image beside the one it judges (Isola et al., CVPR 2017).
+The restoration network's loss gains the non-saturating term of Goodfellow et al. 2014,
+`softplus(-D)`, in addition to the terms that compare with the clean image. The discriminator is
+conditioned on the degraded image (Isola et al., CVPR 2017).
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class Adversary:
     Attributes:
         discriminator: `apply(variables, degraded, candidate, train, valid)` → logits
             [B, h, w, 1], above 0 where a patch looks clean.
-        optimizer: turns its gradients into updates.
-        weight: of the loss that it gives the restoring network.
+        optimizer: the discriminator's optimizer.
+        weight: weight of the adversarial term in the restoration network's loss.
     """
 
     discriminator: nn.Module
@@ -36,7 +36,7 @@ class Adversary:
 
 @flax.struct.dataclass
 class AdversaryState:
-    """What a discriminator needs to go on: parameters, BatchNorm and optimizer state."""
+    """A discriminator's parameters, BatchNorm statistics and optimizer state."""
 
     params: Any
     batch_stats: Any
@@ -60,11 +60,11 @@ def fooling_loss(
     batch: Mapping[str, jax.Array],
     restored: jax.Array,
 ) -> jax.Array:
-    """What the restoring network loses where its images are told from clean ones.
+    """Returns the adversarial loss of the restoration network.
 
     Args:
         adversary: the discriminator.
-        state: its state, which the loss does not change.
+        state: its state, which does not change.
         batch: the arrays of a batch (see `batches`).
         restored: [B, H, W, 3].
 
@@ -81,22 +81,22 @@ def update(
     batch: Mapping[str, jax.Array],
     restored: jax.Array,
 ) -> tuple[AdversaryState, jax.Array]:
-    """One step of the discriminator, a pure function.
+    """Takes one step of the discriminator; a pure function.
 
     Args:
         adversary: the discriminator.
-        state: its state before.
+        state: its state before the step.
         batch: the arrays of a batch (see `batches`).
-        restored: [B, H, W, 3], what the restoring network made of it; no gradient passes.
+        restored: [B, H, W, 3], the batch's restored images; no gradient flows into them.
 
     Returns:
-        The state after, and the loss before: the mean over patches and valid images of
-        `(softplus(-D(clean)) + softplus(D(restored))) / 2`, ln 2 for one that guesses.
+        The state after the step, and the loss before it: the mean over patches and valid
+        images of `(softplus(-D(clean)) + softplus(D(restored))) / 2`, ln 2 at chance.
     """
     restored = jax.lax.stop_gradient(restored)
 
     def objective(params: Any) -> tuple[jax.Array, Any]:
-        # Apart, so that BatchNorm never sees clean and restored images mixed.
+        # Two passes, so that BatchNorm never sees clean and restored images mixed.
         real, stats = _judge(adversary, params, state.batch_stats, batch, batch["clean"])
         fake, stats = _judge(adversary, params, stats, batch, restored)
         loss = (_mean(jax.nn.softplus(-real)) + _mean(jax.nn.softplus(fake))) / 2

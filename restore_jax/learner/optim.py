@@ -18,7 +18,7 @@ def make_schedule(config: Any, steps_per_epoch: int, total_steps: int) -> optax.
 
     Returns:
         Step → learning rate. "warm_restarts" is SGDR (Loshchilov and Hutter, ICLR 2017):
-        cosines that start anew, each `restart_factor` times as long as the one before.
+        repeated cosines, each `restart_factor` times as long as the one before.
 
     Raises:
         UsageError: for an unknown schedule or a value out of range.
@@ -37,8 +37,8 @@ def make_schedule(config: Any, steps_per_epoch: int, total_steps: int) -> optax.
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if warmup_steps >= total_steps:
         raise UsageError(
-            f"config.optimizer.warmup_epochs: {config.warmup_epochs} epochs are the whole run; "
-            "take fewer"
+            f"config.optimizer.warmup_epochs: {config.warmup_epochs} epochs cover the whole "
+            "run; take fewer"
         )
     remaining = total_steps - warmup_steps
 
@@ -81,12 +81,12 @@ def _warm_restarts(config: Any, steps_per_epoch: int, steps: int) -> optax.Sched
 def make_optimizer(
     config: Any, schedule: optax.Schedule | None = None
 ) -> optax.GradientTransformation:
-    """Makes the optimizer: clipping by the global norm (if any), then Adam or AdamW.
+    """Makes the optimizer: gradient clipping by global norm, if any, then Adam or AdamW.
 
     Args:
-        config: `config.optimizer`: `name`, `weight_decay`, `clip_norm`.
-        schedule: the learning rate, from `make_schedule`; None: constant, which is enough to
-            know the structure of the optimizer's state.
+        config: `config.optimizer`: `name`, `weight_decay`, `clip_norm`, `ema_decay`.
+        schedule: the learning rate, from `make_schedule`; None for a constant one, which is
+            enough to know the structure of the optimizer's state.
 
     Returns:
         An optax gradient transformation.
@@ -104,7 +104,8 @@ def make_optimizer(
     if config.name == "adam":
         if config.weight_decay:
             raise UsageError(
-                "config.optimizer.weight_decay: adam has none; set config.optimizer.name=adamw"
+                "config.optimizer.weight_decay: not supported by adam; set "
+                "config.optimizer.name=adamw"
             )
         optimizer = optax.adam(schedule)
     elif config.name == "adamw":

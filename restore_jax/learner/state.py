@@ -1,4 +1,4 @@
-"""What is trained, and the state of its training: one explicit pytree."""
+"""What is trained, and the training state: one explicit pytree."""
 
 import dataclasses
 import functools
@@ -21,14 +21,15 @@ from restore_jax.learner.adversarial import Adversary, AdversaryState
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """What is trained.
+    """The model and how it is trained.
 
     Attributes:
-        model: the architecture that restores.
-        optimizer: turns its gradients into updates.
-        ema_decay: of the averaged parameters, which then serve to restore; 0 for none. The
-            average is over fewer steps at first: about a ninth of those that were done.
-        adversary: a discriminator that is trained along; None without.
+        model: the restoration network.
+        optimizer: the model's optimizer.
+        ema_decay: decay of the moving average of the parameters, which is then used to
+            restore; 0 for no average. Early in training the average is shorter: about a ninth
+            of the steps taken.
+        adversary: a discriminator trained alongside; None for none.
     """
 
     model: nn.Module
@@ -39,15 +40,15 @@ class Learner:
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run needs to go on, and nothing else.
+    """The arrays that a run needs to resume, and nothing else.
 
     Attributes:
-        step: int32 scalar, optimizer steps done.
+        step: int32 scalar, number of optimizer steps taken.
         params: the model's parameters, float32.
         batch_stats: running statistics of BatchNorm; {} for models without it.
         opt_state: the optimizer's state.
-        ema_params: exponential moving average of `params`; None where it is off.
-        adversary: the state of the discriminator; None without one.
+        ema_params: exponential moving average of `params`; None if it is off.
+        adversary: the discriminator's state; None without one.
     """
 
     step: jax.Array
@@ -61,16 +62,16 @@ class TrainState:
 def make_learner(
     config: ConfigDict, steps_per_epoch: int = 1, total_steps: int | None = None
 ) -> Learner:
-    """Makes what `config.model`, `config.optimizer` and `config.adversarial` describe.
+    """Makes the learner of `config.model`, `config.optimizer` and `config.adversarial`.
 
     Args:
         config: all fields.
-        steps_per_epoch: for the learning rate's schedule.
-        total_steps: of the whole run; None: a constant learning rate, which is enough to know
-            the structure of the state.
+        steps_per_epoch: for the learning-rate schedule.
+        total_steps: steps of the whole run; None for a constant learning rate, which is enough
+            to know the structure of the state.
 
     Raises:
-        UsageError: for a wrong field.
+        UsageError: for an invalid field.
     """
 
     def optimizer(learning_rate: float) -> optax.GradientTransformation:
@@ -100,9 +101,9 @@ def make_learner(
 
 
 def create_state(learner: Learner, seed: int) -> TrainState:
-    """Makes the state of step 0 from the seed of the initial parameters."""
-    # One program: op by op, every layer's forward pass would be compiled and run as well. It
-    # runs once, so that optimising its many draws takes longer than it can save.
+    """Makes the state of step 0, with initial parameters drawn from a seed."""
+    # Jitted, since every layer's forward pass would be compiled and run otherwise; it runs only
+    # once, so optimising the program would take longer than it saves.
     initial = jax.jit(
         functools.partial(_initial, learner),
         compiler_options={"xla_backend_optimization_level": 0},
@@ -129,23 +130,23 @@ def _initial(learner: Learner, key: jax.Array) -> TrainState:
 
 
 def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
-    """Returns the state of step 0 with other parameters; the optimizer's state stays as it is.
+    """Returns the state of step 0 with other parameters and BatchNorm statistics.
 
     Args:
-        state: of `create_state`.
+        state: from `create_state`; its optimizer state is kept.
         variables: "params" and "batch_stats" of the same model.
     """
     params = jax.tree.map(jnp.asarray, variables["params"])
     return state.replace(
         params=params,
         batch_stats=jax.tree.map(jnp.asarray, variables["batch_stats"]),
-        # A copy, as in a new state.
+        # A copy, for the same reason as in `_initial`.
         ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
     )
 
 
 def abstract_state(learner: Learner, sharding: NamedSharding | None) -> TrainState:
-    """Returns the shapes and types of `create_state`, which is all that reading one needs."""
+    """Returns the shapes and dtypes of `create_state`, as a template to restore into."""
     shapes = jax.eval_shape(functools.partial(_initial, learner), jax.random.key(0))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
@@ -153,6 +154,6 @@ def abstract_state(learner: Learner, sharding: NamedSharding | None) -> TrainSta
 
 
 def inference_variables(state: TrainState) -> dict[str, Any]:
-    """Returns what `model.apply` takes to restore: the averaged parameters where there are."""
+    """Returns the variables for `model.apply` in inference, with averaged parameters if any."""
     params = state.params if state.ema_params is None else state.ema_params
     return {"params": params, "batch_stats": state.batch_stats}

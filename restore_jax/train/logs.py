@@ -1,4 +1,4 @@
-"""The records of a training: metrics.jsonl, TensorBoard events, the picture of the curves."""
+"""The logs of a training: metrics.jsonl, TensorBoard events and the plot of the curves."""
 
 import contextlib
 import json
@@ -19,15 +19,15 @@ from restore_jax.report import plots
 
 
 def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the lines of metrics.jsonl; none where there is no such file.
+    """Reads the records of metrics.jsonl; [] if there is no such file.
 
-    A line that is damaged is left out, such as a last one that was cut off by a crash.
+    Damaged lines are skipped, such as a last line truncated by a crash.
     """
     return [record for record in _read_lines(workdir) if record is not None]
 
 
 def _read_lines(workdir: pathlib.Path) -> list[dict[str, Any] | None]:
-    """Reads the lines of metrics.jsonl; None for one that is damaged."""
+    """Reads the lines of metrics.jsonl, with None for each damaged one."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
@@ -45,7 +45,7 @@ def _read_line(line: str) -> dict[str, Any] | None:
 
 
 def epochs_without_gain(records: Sequence[Mapping[str, Any]]) -> int:
-    """Counts the epochs since the validation SSIM last reached its best (a tie is a gain)."""
+    """Counts the epochs since the best validation SSIM; a tie counts as a new best."""
     validations = [record for record in records if record["split"] == "val"]
     if not validations:
         return 0
@@ -54,21 +54,25 @@ def epochs_without_gain(records: Sequence[Mapping[str, Any]]) -> int:
 
 
 class _Events:
-    """A file of TensorBoard events.
+    """A TensorBoard event file, written synchronously.
 
-    Written here and now: a writer in a thread of its own would end with a traceback where the
-    disk is full, and leave the training to wait for it.
+    TensorBoard's own writer runs in a thread, which dies with a traceback when the disk is full
+    and leaves the training waiting for it.
+
+    Args:
+        folder: holds the file; created if missing.
+        purge_step: TensorBoard hides events from this step on in earlier files; None for none.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int | None) -> None:
         folder.mkdir(exist_ok=True)
-        # Its name holds the second alone, and a run may be killed and gone on with within one;
-        # TensorBoard reads the files in the order of their names.
+        # TensorBoard reads the files in the order of their names. The usual name has only the
+        # second, and a run may be killed and resumed within one: append the nanoseconds.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
         self._file = RecordWriter((folder / name).open("wb"))
         self._write(event_pb2.Event(file_version="brain.Event:2"))
         if purge_step is not None:
-            # TensorBoard then hides what the same steps have in earlier files.
+            # Makes TensorBoard hide the events from this step on in earlier files.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(event_pb2.Event(step=purge_step, session_log=start))
 
@@ -88,15 +92,15 @@ class _Events:
 
 
 class Logs:
-    """Writes the figures of a training as they come; a context manager.
+    """Writes the metrics of a training as they arrive; a context manager.
 
     Args:
         workdir: the run's folder.
-        step: the step that the training goes on from.
-        epoch: the epochs that are over by then; lines of later ones are taken back, since they
-            come again.
-        steps_per_epoch: of the training. Where there is one, an import stands in for that of
-            the first epoch, which then has no line.
+        step: the step that the training starts or resumes from.
+        epoch: epochs completed by then; lines of later epochs are removed, as these are
+            trained again.
+        steps_per_epoch: steps in one epoch. If it is 1, imported weights may count as the only
+            step of the first epoch, which then has no line.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class Logs:
         if missing == {1} and steps_per_epoch == 1 and lines and None not in lines:
             missing.clear()
         if missing:
-            print(f"{path}: {_said_of(workdir, path, len(missing), epoch)}")
+            print(f"{path}: {_set_aside_damaged(workdir, path, len(missing), epoch)}")
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self._events = _Events(workdir / "tensorboard", purge_step=step + 1 if step else None)
         self._drawn = time.monotonic()
@@ -130,33 +134,33 @@ class Logs:
         finally:
             self._events.close()
 
-    def write(self, step: int, epoch: int, split: str, figures: Mapping[str, Any]) -> None:
-        """Appends one line and the same scalars for TensorBoard.
+    def write(self, step: int, epoch: int, split: str, metrics: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl and the same scalars to the TensorBoard events.
 
         Args:
-            step: steps done.
-            epoch: epochs done.
+            step: number of steps taken.
+            epoch: the epoch, from 1.
             split: "train" or "val".
-            figures: scalars by name; None where one is not defined.
+            metrics: scalars by name; None if undefined.
         """
-        record = {"step": step, "epoch": epoch, "split": split, **figures}
+        record = {"step": step, "epoch": epoch, "split": split, **metrics}
         with (self._workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
-            # Before the checkpoint that says it is written.
+            # The checkpoint saved next counts this line as written.
             os.fsync(file.fileno())
-        for name, value in figures.items():
+        for name, value in metrics.items():
             if value is not None:
                 self._events.add(step, f"{split}/{name}", value)
 
     def write_speed(self, step: int, images_per_second: float) -> None:
-        """Records the speed, for TensorBoard alone: metrics.jsonl is the same for every run."""
+        """Records the speed in TensorBoard only, so that metrics.jsonl stays reproducible."""
         self._events.add(step, "train/images_per_second", images_per_second)
 
     def refresh(self) -> None:
-        """Makes the events readable and, twice a minute at most, draws the curves anew."""
+        """Flushes the events and redraws the curves, at most every 30 seconds."""
         self._events.flush()
-        # A drawing takes most of a second, and an epoch on a GPU less than that.
+        # Drawing takes most of a second, which is longer than an epoch on a GPU.
         if time.monotonic() - self._drawn > 30:
             self._draw_curves()
 
@@ -166,21 +170,23 @@ class Logs:
         self._drawn = time.monotonic()
 
 
-def _said_of(workdir: pathlib.Path, path: pathlib.Path, missing: int, epochs: int) -> str:
-    """Says which records are missing, and keeps what is left of a damaged file."""
+def _set_aside_damaged(
+    workdir: pathlib.Path, path: pathlib.Path, missing: int, epochs: int
+) -> str:
+    """Moves a damaged metrics.jsonl aside, if it exists, and returns what to tell the user."""
     if not path.exists():
-        return f"is not there; it begins anew, without the {epochs} epochs that are done"
+        return f"missing; a new one starts without the {epochs} epochs trained so far"
     place = set_aside(workdir, path)
-    return f"damaged, {missing} of {epochs} epochs are missing; what there was lies in {place}"
+    return f"damaged, {missing} of {epochs} epochs are missing; the old file is now {place}"
 
 
 class NoLogs(contextlib.AbstractContextManager["NoLogs", None]):
-    """Takes what `Logs` does and writes nothing: of several processes the first one does."""
+    """Has the methods of `Logs` and writes nothing, for all processes but the first."""
 
     def __exit__(self, *error: object) -> None:
         """Leaves errors to the caller."""
 
-    def write(self, step: int, epoch: int, split: str, figures: Mapping[str, Any]) -> None:
+    def write(self, step: int, epoch: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Writes nothing."""
 
     def write_speed(self, step: int, images_per_second: float) -> None:

@@ -1,6 +1,6 @@
-"""The training loop, which has all the side effects; its step is in `steps`.
+"""The training loop, which holds all the side effects; the pure train step is in `steps`.
 
-Of several processes each runs this loop, and the first one alone writes (see `processes`).
+With several processes, each runs this loop and only the first writes (see `processes`).
 """
 
 import contextlib
@@ -39,8 +39,8 @@ from restore_jax.train.logs import Logs, NoLogs, epochs_without_gain, read_recor
 from restore_jax.train.on_device import resident
 
 
-def _end_reached(folder: pathlib.Path, config: ConfigDict, done: int) -> str | None:
-    """Says why a run is over, by its epochs done and records; None while it is not."""
+def _why_finished(folder: pathlib.Path, config: ConfigDict, done: int) -> str | None:
+    """Returns why the run is finished after `done` epochs, or None if it is not."""
     patience = config.train.early_stopping_patience
     if done >= config.train.epochs:
         return f"all {config.train.epochs} epochs are done"
@@ -50,7 +50,7 @@ def _end_reached(folder: pathlib.Path, config: ConfigDict, done: int) -> str | N
 
 
 def _epochs_without_gain(folder: pathlib.Path, done: int) -> int:
-    """Counts them after so many epochs; as the first process reads it."""
+    """Counts the epochs without a better SSIM, as of epoch `done`, in the first process."""
     return processes.on_first(
         lambda: epochs_without_gain([r for r in read_records(folder) if r["epoch"] <= done])
     )
@@ -58,9 +58,9 @@ def _epochs_without_gain(folder: pathlib.Path, done: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What stays the same from the first step of a run to its last.
+    """What stays constant throughout a run.
 
-    The first process alone has a `manager`.
+    Only the first process has a `manager`.
     """
 
     config: ConfigDict
@@ -80,12 +80,12 @@ class _Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Position:
-    """Where a run stands.
+    """How far a run has come.
 
     Attributes:
-        state: after the last step.
-        epoch: the epochs that are over, with all their records and their validation.
-        sums: of the figures of the next epoch's steps so far, see `steps.add`.
+        state: the state after the last step.
+        epoch: number of completed epochs, including their records and validation.
+        sums: metric sums over the steps taken so far in the next epoch, see `steps.add`.
     """
 
     state: TrainState
@@ -103,28 +103,28 @@ def train(
     make_data: Callable[[ConfigDict], batches.Data],
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
-    """Trains a run to its end, from wherever it stands.
+    """Trains a run to its end, resuming from its latest checkpoint if there is one.
 
-    Validates every `config.eval.every_epochs` epochs and saves that state with its figures; in
-    between, saves every `config.checkpoint.every_steps` steps. A run that was cut off goes on
-    from its latest checkpoint and ends in the same bits; a finished one is left as it is. A
-    checkpoint that is damaged is set aside, and the one before serves.
+    Validates every `config.eval.every_epochs` epochs and saves a checkpoint with the metrics;
+    in between, saves every `config.checkpoint.every_steps` steps. An interrupted run resumes
+    from its latest checkpoint and ends with a bitwise identical state; a finished run is left
+    unchanged. A damaged checkpoint is moved aside and the previous one is used.
 
-    SIGTERM and Ctrl-C end the step, or the validation, and save.
+    On SIGTERM or Ctrl-C, stops after the current step or validation batch and saves.
 
     Args:
         config: all fields, see configs/default.py.
         folder: the workdir.
         make_data: makes the data that a configuration asks for.
-        devices: those to train on; those of `device_mesh.fitting_devices`, if None.
+        devices: the devices to train on; None for those of `device_mesh.fitting_devices`.
 
     Returns:
-        The last state.
+        The final state.
 
     Raises:
-        UsageError: for a wrong field, or a workdir of another configuration.
+        UsageError: for an invalid field, or a workdir that belongs to another configuration.
         RunError: for a loss or gradient that is not finite, with its step and name; for
-            checkpoints that cannot be read, and a disk that is full.
+            checkpoints that cannot be read; for a full disk.
         signals.Interrupted: after SIGTERM or Ctrl-C.
     """
     sizes = (config.train.batch_size, config.eval.batch_size)
@@ -132,11 +132,11 @@ def train(
     setup.check(config, mesh)
     loss_fn = loss_terms.weighted_sum(config.loss)
     template = abstract_state(make_learner(config), device_mesh.replicated(mesh))
-    newest = processes.on_first(lambda: setup.look_at(folder, config))
+    newest = processes.on_first(lambda: setup.check_workdir(folder, config))
     state, record, damaged = None, {"epoch": 0}, []
     if newest:
-        state, record, damaged = checkpoint.newest_whole(folder, template)
-        reason = _end_reached(folder, config, record["epoch"])
+        state, record, damaged = checkpoint.newest_intact(folder, template)
+        reason = _why_finished(folder, config, record["epoch"])
         if reason:
             if damaged and processes.is_first():
                 with workdir.held(folder):
@@ -150,7 +150,7 @@ def train(
     loss_params = processes.replicate(loaded, mesh)
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
-    # The first batch before the workdir: images may be refused only when they are read.
+    # Read the first batch before claiming the workdir: bad images are only found on reading.
     stream: Iterator[batches.Batch] = iter(())
     if data.pairs is None:
         stream = data.train_batches(0 if state is None else int(state.step))
@@ -162,17 +162,17 @@ def train(
     if state is not None:
         step = int(state.step)
         setup.check_same_images(record, step, data, loaded, steps_per_epoch, folder)
-        processes.on_first(lambda: setup.say_if_longer(folder, config, step, steps_per_epoch))
+        processes.on_first(
+            lambda: setup.report_raised_epochs(folder, config, step, steps_per_epoch)
+        )
     with contextlib.ExitStack() as stack:
-        processes.on_first(lambda: setup.take(stack, folder, config, newest, damaged))
+        processes.on_first(lambda: setup.claim_workdir(stack, folder, config, newest, damaged))
         if state is None:
-            state = create_state(learner, config.seed)
             if initial is not None:
-                state = start_from(state, initial)
-                print(f"{folder}: starts from the parameters of {config.init_from}")
-            state = processes.replicate(state, mesh)
+                print(f"{folder}: starting from the parameters of {config.init_from}")
+            state = _initial_state(learner, config.seed, initial, mesh)
         else:
-            print(f"{folder}: going on from step {int(state.step)}")
+            print(f"{folder}: resuming from step {int(state.step)}")
         opened = checkpoint.open_manager(folder) if processes.is_first() else None
         with opened or contextlib.nullcontext() as manager, signals.noted() as request:
             run = _Run(
@@ -194,8 +194,18 @@ def train(
             return _loop(run, start, stream)
 
 
+def _initial_state(
+    learner: Learner, seed: int, variables: Mapping[str, Any] | None, mesh: Mesh
+) -> TrainState:
+    """Returns the state of step 0 on all devices, with the variables to start from, if any."""
+    state = create_state(learner, seed)
+    if variables is not None:
+        state = start_from(state, variables)
+    return processes.replicate(state, mesh)
+
+
 def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> TrainState:
-    """Trains, validates, records and saves until the last epoch, or until it gains no more."""
+    """Trains, validates, logs and saves until the last epoch or until early stopping."""
     config, images = run.config, run.data.train_images
     bar = progress.bar(
         total=config.train.epochs * images,
@@ -212,39 +222,39 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
             bar.set_postfix(shown, refresh=False)
             bar.update(count)
 
-        at = start
+        position = start
         for epoch in range(start.epoch + 1, config.train.epochs + 1):
-            began, count = time.perf_counter(), at.sums.get("count", 0)
+            started, count = time.perf_counter(), position.sums.get("count", 0)
             if run.resident is None:
-                at = _train_epoch(run, at, stream, show)
+                position = _train_epoch(run, position, stream, show)
             else:
-                at = _train_resident_epoch(run, run.resident, at, show)
-            if (trained := at.sums.get("count", 0) - count) > 0:
-                logs.write_speed(at.step, trained / (time.perf_counter() - began))
-            # None where imported weights stand in for the only step of the first epoch.
-            if at.sums:
-                figures = {"learning_rate": float(run.schedule(at.step - 1))}
-                logs.write(at.step, epoch, "train", steps.means(at.sums) | figures)
-            over = _Position(at.state, epoch, {})
+                position = _train_resident_epoch(run, run.resident, position, show)
+            if (trained := position.sums.get("count", 0) - count) > 0:
+                logs.write_speed(position.step, trained / (time.perf_counter() - started))
+            # Empty if imported weights count as the only step of the first epoch.
+            if position.sums:
+                metrics = {"learning_rate": float(run.schedule(position.step - 1))}
+                logs.write(position.step, epoch, "train", steps.means(position.sums) | metrics)
+            epoch_end = _Position(position.state, epoch, {})
             validates = epoch % config.eval.every_epochs == 0 or epoch == config.train.epochs
             if validates:
-                figures = _validate(run, at)
-                shown["val"] = f"{figures['psnr']:.2f} dB/{figures['ssim']:.3f}"
-                logs.write(at.step, epoch, "val", figures)
+                metrics = _validate(run, position)
+                shown["val"] = f"{metrics['psnr']:.2f} dB/{metrics['ssim']:.3f}"
+                logs.write(position.step, epoch, "val", metrics)
                 logs.refresh()
-                # After its evaluation, so that every checkpoint carries its own figures.
-                _save(run, over, figures)
-            elif _is_due(run, over.step):
-                _save(run, over)
-            at = over
-            _obey(run, at)
+                # After the validation, so that every checkpoint carries its own metrics.
+                _save(run, epoch_end, metrics)
+            elif _is_due(run, epoch_end.step):
+                _save(run, epoch_end)
+            position = epoch_end
+            _stop_if_asked(run, position)
             patience = config.train.early_stopping_patience * validates
             if patience and _epochs_without_gain(run.folder, epoch) >= patience:
                 bar.write(f"stopped early: the SSIM has not risen for {patience} epochs")
                 break
-    # It may have failed.
+    # The last asynchronous save may have failed, which this raises.
     processes.on_first(lambda: run.manager.wait_until_finished())  # noqa: PLW0108 - None elsewhere
-    return at.state
+    return position.state
 
 
 def _open_logs(run: _Run, start: _Position) -> Logs | NoLogs:
@@ -255,20 +265,24 @@ def _open_logs(run: _Run, start: _Position) -> Logs | NoLogs:
 
 def _train_epoch(
     run: _Run,
-    at: _Position,
+    position: _Position,
     stream: Iterator[batches.Batch],
     show: Callable[[Mapping[str, float], int], None],
 ) -> _Position:
-    """Takes the steps that an epoch still has; fetches their scalars only now and then."""
-    state, sums = at.state, at.sums
+    """Takes the remaining steps of an epoch.
+
+    Scalars are fetched every `config.train.log_every_steps` steps, since each fetch waits for
+    the devices.
+    """
+    state, sums = position.state, position.sums
     pending: list[steps.Scalars] = []
-    begun = at.step - at.epoch * run.steps_per_epoch
-    for done in range(begun + 1, run.steps_per_epoch + 1):
+    steps_taken = position.step - position.epoch * run.steps_per_epoch
+    for done in range(steps_taken + 1, run.steps_per_epoch + 1):
         state, scalars = run.step_fn(
             state, device_mesh.to_devices(next(stream), run.mesh), run.loss_params
         )
         pending.append(scalars)
-        step = at.epoch * run.steps_per_epoch + done
+        step = position.epoch * run.steps_per_epoch + done
         last = done == run.steps_per_epoch
         stop = run.stop.asked_lately() is not None
         save = (_is_due(run, step) and not last) or stop
@@ -280,109 +294,117 @@ def _train_epoch(
                 sums = steps.add(sums, values)
             show(values, int(sums["count"] - before))
             pending.clear()
-        at_step = dataclasses.replace(at, state=state, sums=sums)
+        current = dataclasses.replace(position, state=state, sums=sums)
         if save:
-            _save(run, at_step)
-            _obey(run, at_step)
-    return dataclasses.replace(at, state=state, sums=sums)
+            _save(run, current)
+            _stop_if_asked(run, current)
+    return dataclasses.replace(position, state=state, sums=sums)
 
 
 def _train_resident_epoch(
     run: _Run,
     source: resident.Resident,
-    at: _Position,
+    position: _Position,
     show: Callable[[Mapping[str, float], int], None],
 ) -> _Position:
-    """As `_train_epoch`, on pairs in device memory and with many steps per dispatch."""
+    """Like `_train_epoch`, for pairs in device memory and with many steps per dispatch."""
 
-    def saves(step: int) -> bool:
-        last = step == (at.epoch + 1) * run.steps_per_epoch
+    def needs_save(step: int) -> bool:
+        last = step == (position.epoch + 1) * run.steps_per_epoch
         return (_is_due(run, step) and not last) or run.stop.asked_lately() is not None
 
-    state, sums, seen = at.state, at.sums, at.step
-    dispatches = resident.train_epoch(source, state, seen, run.loss_params, saves)
+    state, sums, step = position.state, position.sums, position.step
+    dispatches = resident.train_epoch(source, state, step, run.loss_params, needs_save)
     for state, fetched, save in dispatches:
         before = sums.get("count", 0)
         for values in fetched:
-            seen += 1
-            steps.check_finite(seen, values)
+            step += 1
+            steps.check_finite(step, values)
             sums = steps.add(sums, values)
         if fetched:
             show(fetched[-1], int(sums["count"] - before))
         if save:
-            at_step = dataclasses.replace(at, state=state, sums=sums)
-            _save(run, at_step)
-            _obey(run, at_step)
-    return dataclasses.replace(at, state=state, sums=sums)
+            current = dataclasses.replace(position, state=state, sums=sums)
+            _save(run, current)
+            _stop_if_asked(run, current)
+    return dataclasses.replace(position, state=state, sums=sums)
 
 
 def _is_due(run: _Run, step: int) -> bool:
-    """Tells whether a step is one of `config.checkpoint.every_steps`."""
+    """Returns whether `config.checkpoint.every_steps` asks for a checkpoint at a step."""
     every = run.config.checkpoint.every_steps
     return every > 0 and step % every == 0
 
 
-def _save(run: _Run, at: _Position, figures: Mapping[str, Any] | None = None) -> None:
-    """Starts saving where a run stands, with the figures of the validation if there was one."""
+def _save(run: _Run, position: _Position, metrics: Mapping[str, Any] | None = None) -> None:
+    """Starts saving a checkpoint, with the validation metrics if the state was validated."""
     if run.manager is None:
         return
-    # There is one where the run was stopped after the epoch's last step, before its validation.
-    checkpoint.make_way(run.manager, run.folder, at.step)
+    # A run stopped between an epoch's last step and its validation has already saved this step.
+    checkpoint.remove_existing(run.manager, run.folder, position.step)
     checkpoint.save(
         run.manager,
-        at.state,
-        {"epoch": at.epoch, **(figures or {})},
-        {"sums": at.sums, **run.identity},
+        position.state,
+        {"epoch": position.epoch, **(metrics or {})},
+        {"sums": position.sums, **run.identity},
     )
 
 
-def _obey(run: _Run, at: _Position) -> None:
-    """Ends a training that was asked to stop; all processes ask at once.
+def _stop_if_asked(run: _Run, position: _Position) -> None:
+    """Stops the training if a signal asked for it; all processes must call this together.
 
     Raises:
-        signals.Interrupted: then, when everything is on the disk.
+        signals.Interrupted: if asked to stop, once the checkpoint is on disk.
     """
     received = run.stop.asked()
     if received is None:
         return
-    processes.on_first(lambda: _save_to_stop(run, at))
-    epoch = min(at.epoch + 1, run.config.train.epochs)
+    processes.on_first(lambda: _save_and_wait(run, position))
+    epoch = min(position.epoch + 1, run.config.train.epochs)
     raise signals.Interrupted(
-        f"stopped by {received.name} after step {at.step}, in epoch {epoch} of "
-        f"{run.config.train.epochs}; {run.folder} holds it all, and the same command goes on "
-        "from there",
+        f"stopped by {received.name} after step {position.step}, in epoch {epoch} of "
+        f"{run.config.train.epochs}; everything is saved in {run.folder}, and the same command "
+        "resumes from there",
         received,
     )
 
 
-def _save_to_stop(run: _Run, at: _Position) -> None:
-    """Returns when a checkpoint of where a run stands is on the disk."""
-    # The one that is being written may be of this very step.
+def _save_and_wait(run: _Run, position: _Position) -> None:
+    """Saves a checkpoint unless this step has one, and waits until it is on disk."""
+    # The save in progress may be of this very step.
     run.manager.wait_until_finished()
-    if not checkpoint.exists(run.folder, at.step):
-        _save(run, at)
+    if not checkpoint.exists(run.folder, position.step):
+        _save(run, position)
         run.manager.wait_until_finished()
 
 
-def _validate(run: _Run, at: _Position) -> dict[str, float | None]:
-    """Returns the validation figures: the loss and its terms, and the means over the images."""
+def _validate(run: _Run, position: _Position) -> dict[str, float | None]:
+    """Validates a state.
+
+    Returns:
+        The loss, its terms, and the metrics averaged over the images.
+
+    Raises:
+        signals.Interrupted: if asked to stop; the state is saved first.
+        RunError: for a loss that is not finite.
+    """
 
     def until_asked_to_stop() -> Iterator[batches.Batch]:
         source = run.resident
         found = source.validation_batches() if source else run.data.eval_batches("val")
         for batch in processes.in_step(found):
-            _obey(run, at)
+            _stop_if_asked(run, position)
             if batch is not None:
                 yield batch
 
     rows = per_image.evaluate(
         run.learner.model,
-        inference_variables(at.state),
+        inference_variables(position.state),
         until_asked_to_stop(),
         run.mesh,
         terms=loss_terms.active(run.config.loss),
         loss_params=run.loss_params,
     )
-    figures = per_image.mean_losses(rows, run.config.loss)
-    steps.check_finite(at.step, figures, "validation ")
-    return figures | fidelity.summarise(rows)["micro"]
+    metrics = per_image.mean_losses(rows, run.config.loss)
+    steps.check_finite(position.step, metrics, "validation ")
+    return metrics | fidelity.summarise(rows)["micro"]

@@ -1,4 +1,4 @@
-"""What is checked and claimed before a training begins."""
+"""Checks before training starts, and claiming the workdir."""
 
 import contextlib
 import pathlib
@@ -19,14 +19,18 @@ from restore_jax.train.on_device import resident
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses wrong fields before anything is written or prepared."""
+    """Checks the fields before anything is written or prepared.
+
+    Raises:
+        UsageError: for an invalid field.
+    """
     workdir.check_finite(config)
     trained.check(config.eval)
     resident.check(config)
     if config.data.get("recolour", False) and config.model.get("gain", False):
         raise UsageError(
-            "config.data.recolour: a network that estimates the gain takes it from the "
-            "photographs' own colours; set it to False, or config.model.gain"
+            "config.data.recolour: cannot be combined with a network that estimates the gain "
+            "from the photographs' own colours; set it to False, or config.model.gain"
         )
     if not 0 <= config.seed < 2**31:
         raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")
@@ -56,14 +60,14 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def initial_variables(config: ConfigDict) -> dict[str, Any] | None:
-    """Reads the parameters that a training starts from; None where it draws its own.
+    """Reads the variables of `config.init_from`.
 
     Returns:
-        "params" and "batch_stats" of `config.model`.
+        "params" and "batch_stats" of `config.model`; None if `config.init_from` is not set.
 
     Raises:
-        UsageError: where `config.init_from` cannot be read, or holds another architecture,
-            naming the first array that is missing, unknown or of another shape.
+        UsageError: if `config.init_from` cannot be read or holds another architecture, with
+            the first array that is missing, unknown or of the wrong shape.
     """
     if not config.init_from:
         return None
@@ -76,72 +80,94 @@ def initial_variables(config: ConfigDict) -> dict[str, Any] | None:
     return variables
 
 
-def look_at(folder: pathlib.Path, config: ConfigDict) -> int:
-    """Refuses a workdir that is not this run's; returns the step of its latest checkpoint."""
+def check_workdir(folder: pathlib.Path, config: ConfigDict) -> int:
+    """Checks that a workdir is free and not of another configuration.
+
+    Returns:
+        The step of its latest checkpoint; 0 if there is none.
+
+    Raises:
+        UsageError: if it is in use or belongs to another configuration.
+    """
     claimed = workdir.is_claimed(folder, config)
     workdir.check_free(folder)
     return checkpoint.latest_step(folder) if claimed else 0
 
 
-def take(
+def claim_workdir(
     stack: contextlib.ExitStack,
     folder: pathlib.Path,
     config: ConfigDict,
     newest: int,
     damaged: Sequence[checkpoint.Damaged],
 ) -> None:
-    """Makes a workdir this training's alone, until the stack is left."""
+    """Claims a workdir for this training alone until the stack is closed.
+
+    Args:
+        stack: holds the workdir's lock.
+        folder: the workdir.
+        config: all fields, which are written to the workdir.
+        newest: step of the latest checkpoint when this training looked; 0 if there was none.
+        damaged: checkpoints to move aside.
+
+    Raises:
+        UsageError: if the workdir is in use, or has changed since this training looked.
+    """
     stack.enter_context(workdir.held(folder))
     stack.enter_context(workdir.full_disk_told(folder))
-    # Once more: another training may have claimed it since.
+    # Check again: another training may have claimed it since `check_workdir`.
     workdir.is_claimed(folder, config)
     if checkpoint.latest_step(folder) != newest:
-        raise UsageError(f"--workdir={folder}: changed while this began; start it again")
+        raise UsageError(
+            f"--workdir={folder}: changed while this training was starting; start it again"
+        )
     workdir.claim(folder, config)
     set_aside(folder, damaged)
 
 
-def say_if_longer(
+def report_raised_epochs(
     folder: pathlib.Path, config: ConfigDict, step: int, steps_per_epoch: int
 ) -> None:
-    """Says what becomes of a run whose epochs are raised.
+    """Prints how a larger `config.train.epochs` changes a run that is resumed.
+
+    Prints nothing if the number of epochs is the same.
 
     Args:
-        folder: the workdir, not yet claimed anew.
-        config: of the longer run.
-        step: that it goes on from.
-        steps_per_epoch: of both.
+        folder: the workdir, which still holds the earlier configuration.
+        config: the configuration with more epochs.
+        step: the step to resume from.
+        steps_per_epoch: steps in one epoch, the same for both configurations.
     """
     raised = workdir.raised_epochs(workdir.read_config(folder), config)
     if raised is None:
         return
     before, now = raised
-    print(f"{folder}: made for {before} epochs, goes on to {now}")
-    of_before, of_now = (
+    print(f"{folder}: started with {before} epochs, continues to {now}")
+    rate_before, rate_now = (
         float(optim.make_schedule(config.optimizer, steps_per_epoch, n * steps_per_epoch)(step))
         for n in raised
     )
-    if of_before != of_now:
+    if rate_before != rate_now:
         print(
-            f"{folder}: the {config.optimizer.schedule} of its learning rate spans {now} "
-            f"epochs now: {of_now:.3g} from here, not {of_before:.3g}; what comes of it is not "
-            f"what {now} epochs from the start give"
+            f"{folder}: its {config.optimizer.schedule} learning-rate schedule now spans {now} "
+            f"epochs: {rate_now:.3g} from here, not {rate_before:.3g}; the result will differ "
+            f"from a run of {now} epochs from the start"
         )
 
 
 def set_aside(folder: pathlib.Path, damaged: Sequence[checkpoint.Damaged]) -> None:
-    """Moves damaged checkpoints out of the way, and says so."""
+    """Moves damaged checkpoints out of the way and prints where to."""
     for error in damaged:
         place = workdir.set_aside(folder, error.folder)
-        print(f"{error.folder}: damaged ({error.reason}); it lies in {place} now")
+        print(f"{error.folder}: damaged ({error.reason}); moved to {place}")
 
 
 def identity_of(data: batches.Data, loss_params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what tells a run's images and fixed parameters from others, as JSON has it.
+    """Returns what identifies a run's images and fixed parameters, as JSON values.
 
     Args:
-        data: of the run.
-        loss_params: what its `load_loss_params` loaded.
+        data: the run's data.
+        loss_params: the parameters that `data.load_loss_params` loaded.
     """
     return {
         "train_images": data.train_images,
@@ -158,40 +184,40 @@ def check_same_images(
     steps_per_epoch: int,
     folder: pathlib.Path,
 ) -> None:
-    """Refuses to go on with other images, or fixed parameters, than a run began with.
+    """Checks that a resumed run has the images and fixed parameters that it started with.
 
     Args:
-        record: of the run's checkpoint; one of an earlier version tells less, or nothing.
-        step: of the checkpoint.
-        data: that the run would go on with.
-        loss_params: what its `load_loss_params` loaded.
-        steps_per_epoch: with these data.
+        record: the checkpoint's record; what earlier versions did not record is not checked.
+        step: the checkpoint's step.
+        data: the data to resume with.
+        loss_params: the parameters that `data.load_loss_params` loaded.
+        steps_per_epoch: steps in one epoch of `data`.
         folder: the workdir.
 
     Raises:
-        UsageError: where they differ.
+        UsageError: if they differ.
     """
-    of_this_epoch = step - record["epoch"] * steps_per_epoch
+    steps_in_epoch = step - record["epoch"] * steps_per_epoch
     if (
         record.get("train_images", data.train_images) != data.train_images
-        or not 0 <= of_this_epoch <= steps_per_epoch
+        or not 0 <= steps_in_epoch <= steps_per_epoch
     ):
         raise UsageError(
-            f"--workdir={folder}: began with another number of images than {data.name} has now "
-            f"({data.counts['train']}); take another workdir"
+            f"--workdir={folder}: started with a different number of images than {data.name} "
+            f"has now ({data.counts['train']}); take another workdir"
         )
     now = identity_of(data, loss_params)
     before = {**now, **record}
     for what, digest in now["images"].items():
         if before["images"].get(what, digest) != digest:
             raise UsageError(
-                f"--workdir={folder}: began with other images than {data.name} has now (their "
-                f"{what} differ: another config.data.root, or config.data.skip_bad); take the "
-                "same images, or another workdir"
+                f"--workdir={folder}: started with other images than {data.name} has now "
+                f"(their {what} differ: another config.data.root, or config.data.skip_bad); "
+                "take the same images, or another workdir"
             )
     for what, digest in now["fixed"].items():
         if before["fixed"].get(what, digest) != digest:
             raise UsageError(
-                f"--workdir={folder}: began with other weights in config.loss.{what} than "
-                "config.vgg16_weights brings now; take the same file, or another workdir"
+                f"--workdir={folder}: started with other weights for config.loss.{what} than "
+                "config.vgg16_weights has now; take the same file, or another workdir"
             )

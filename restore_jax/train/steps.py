@@ -1,4 +1,4 @@
-"""One step of training, a pure function, and what becomes of its figures."""
+"""One train step, a pure function, and the sums of its metrics over an epoch."""
 
 import functools
 import math
@@ -35,23 +35,24 @@ def train_step(
     seed: int,
     mask_dropout: float = 0.0,
 ) -> tuple[TrainState, Scalars]:
-    """One step of gradient descent, a pure function.
+    """Takes one step of gradient descent; a pure function.
 
-    With an adversary, the model takes its step against the discriminator as it was before, and
-    the discriminator its own on the images that the model restored before.
+    With an adversary, both steps start from the old state: the model's against the
+    discriminator before its update, the discriminator's on the images restored by the model
+    before its update.
 
     Args:
-        state: the state before.
+        state: the state before the step.
         batch: the arrays of a batch (see `batches`).
-        loss_params: parameters of loss terms, which are not trained (see `loss_terms`).
-        learner: what is trained.
-        loss_fn: from `loss_terms.weighted_sum`.
-        seed: of the run; with the step it gives the key of everything random in the model.
-        mask_dropout: share of the images whose mask the model is not shown.
+        loss_params: fixed parameters of the loss terms (see `loss_terms`).
+        learner: the model and how it is trained.
+        loss_fn: the loss, from `loss_terms.weighted_sum`.
+        seed: the run's seed; together with the step, it seeds all randomness in the model.
+        mask_dropout: probability of hiding an image's mask from the model, in [0, 1].
 
     Returns:
-        The state after, and scalars of this batch: "loss", "loss_NAME" for each term, "psnr"
-        (dB), "ssim", "grad_norm" and "count" (valid images).
+        The state after the step, and scalars of this batch: "loss", "loss_NAME" for each term,
+        "psnr" (dB), "ssim", "grad_norm" and "count" (valid images).
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     valid = batch["valid"]
@@ -85,7 +86,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
-        # Shorter at first: of the parameters that were drawn, little is worth keeping.
+        # A shorter average at first, so that the random initial parameters are soon forgotten.
         decay = jnp.minimum(learner.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
     adversary = state.adversary
@@ -115,9 +116,10 @@ def train_step(
 def compile_step(
     config: ConfigDict, learner: Learner, loss_fn: loss_terms.BatchLoss, mesh: Mesh
 ) -> StepFn:
-    """Returns `train_step` of a configuration, compiled for the devices of a mesh.
+    """Returns the `train_step` of a configuration, jitted for the devices of a mesh.
 
-    The batch is divided among them and the state is on each; the step gives its old one away.
+    The batch is sharded over the devices and the state is replicated. The step donates the
+    state that it is given.
     """
     step = functools.partial(
         train_step,
@@ -127,7 +129,7 @@ def compile_step(
         mask_dropout=config.train.mask_dropout,
     )
     return jax.jit(
-        divided_over(mesh, step),
+        with_mesh(mesh, step),
         in_shardings=(
             device_mesh.replicated(mesh),
             device_mesh.split_over(mesh),
@@ -138,8 +140,8 @@ def compile_step(
     )
 
 
-def divided_over(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a step know, while it is traced, among which devices its batch is divided."""
+def with_mesh(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a step that is traced with a mesh, so that it knows how its batch is sharded."""
 
     @functools.wraps(step)
     def traced(*args: Any, **kwargs: Any) -> Any:
@@ -150,38 +152,38 @@ def divided_over(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_finite(step: int, values: Mapping[str, float], kind: str = "") -> None:
-    """Stops the run where a figure of a step is not finite.
+    """Checks that all scalars of a step are finite.
 
     Args:
-        step: to be named.
-        values: the figures; those of single loss terms are looked at first.
-        kind: put before the figure's name, for example "validation ".
+        step: the step, named in the error.
+        values: the scalars by name.
+        kind: prefix of the name in the error, for example "validation ".
 
     Raises:
-        RunError: with the step and the name of the figure.
+        RunError: with the step and the name of the scalar that is not finite.
     """
     # The terms before their sum, so that the message names the culprit.
     for name in sorted(values, key=lambda name: (not name.startswith("loss_"), name)):
         if not math.isfinite(values[name]):
             raise RunError(
-                f"step {step}: {kind}{name} is {values[name]}, the run stops; its checkpoints "
-                "are kept. In a new workdir, lower config.optimizer.learning_rate or set "
-                "config.optimizer.clip_norm"
+                f"step {step}: {kind}{name} is {values[name]}; the run stops and its "
+                "checkpoints are kept. In a new workdir, lower config.optimizer.learning_rate "
+                "or set config.optimizer.clip_norm"
             )
 
 
 def add(sums: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str, float]:
-    """Adds a step's scalars, each times the images it is the mean of, to the sums of an epoch.
+    """Adds a step's scalars, weighted by its number of images, to the sums of an epoch.
 
-    One after the other and in Python's floats, which JSON keeps exactly: an epoch that was cut
-    off anywhere and gone on with ends in the same sums, bit for bit.
+    The sums are Python floats, added step by step and kept exactly by JSON: an epoch that is
+    interrupted and resumed ends with bitwise identical sums.
 
     Args:
-        sums: those before; {} at the start of an epoch.
-        scalars: of a step, with "count", its images.
+        sums: the sums so far; {} at the start of an epoch.
+        scalars: means over the images of a step, and "count", their number.
 
     Returns:
-        The sums after, and "count", the images so far.
+        The new sums, and "count", the number of images so far.
     """
     count = scalars["count"]
     return {
@@ -191,5 +193,5 @@ def add(sums: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str, fl
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Returns the means over the images of an epoch, from their sums."""
+    """Returns the means over an epoch's images, from the sums of `add`."""
     return {name: total / sums["count"] for name, total in sums.items() if name != "count"}

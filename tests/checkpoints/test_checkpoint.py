@@ -199,11 +199,11 @@ def test_a_part_can_be_checked_alone(whole):
     with checkpoint.open_manager(whole, read_only=True) as manager:
         record = manager.metrics(12)
     params = jax.tree.map(np.array, state_of(12).params)
-    assert checkpoint.changed(record, {"params": params}) == []
+    assert checkpoint.changed_parts(record, {"params": params}) == []
     params["conv"]["kernel"][0, 0] += 1e-3
     parts = {"params": params, "batch_stats": state_of(12).batch_stats}
-    assert checkpoint.changed(record, parts) == ["params"]
-    assert checkpoint.changed({"epoch": 4}, parts) == []
+    assert checkpoint.changed_parts(record, parts) == ["params"]
+    assert checkpoint.changed_parts({"epoch": 4}, parts) == []
 
 
 def test_arrays_of_another_checkpoint_are_seen(whole, tmp_path):
@@ -218,36 +218,36 @@ def test_arrays_of_another_checkpoint_are_seen(whole, tmp_path):
 def test_the_newest_that_is_whole_is_found_and_the_damaged_ones_are_named(whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    state, record, damaged = checkpoint.newest_whole(folder, state_of(0))
+    state, record, damaged = checkpoint.newest_intact(folder, state_of(0))
     assert (int(state.step), record["epoch"], damaged) == (12, 4, [])
     flip(max(files_of(folder, 12), key=lambda path: path.stat().st_size), 0.5)
-    state, record, damaged = checkpoint.newest_whole(folder, state_of(0))
+    state, record, damaged = checkpoint.newest_intact(folder, state_of(0))
     assert (int(state.step), record["epoch"]) == (9, 3)
     assert [error.folder.name for error in damaged] == ["12"]
     (folder / "checkpoints/6/metrics/metrics").write_text("")
-    damaged = checkpoint.newest_whole(folder, state_of(0))[2]
+    damaged = checkpoint.newest_intact(folder, state_of(0))[2]
     assert [error.folder.name for error in damaged] == ["12"]
     assert find(folder, "best") == 12  # by a record that nobody has looked behind yet
     shutil.rmtree(folder / "checkpoints/9/state")
     with pytest.raises(
         RunError, match=r"none of its checkpoints can be read \(12: .*; 9: .*6:"
     ):
-        checkpoint.newest_whole(folder, state_of(0))
+        checkpoint.newest_intact(folder, state_of(0))
     assert steps_of(folder) == [6, 9, 12]
 
 
 def test_a_damaged_best_is_named_too(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     flip(max(files_of(tmp_path / "run", 6), key=lambda path: path.stat().st_size), 0.5)
-    state, _, damaged = checkpoint.newest_whole(tmp_path / "run", state_of(0))
+    state, _, damaged = checkpoint.newest_intact(tmp_path / "run", state_of(0))
     assert int(state.step) == 12
     assert [error.folder.name for error in damaged] == ["6"]
 
 
 def test_nothing_is_no_damage(tmp_path):
-    assert checkpoint.newest_whole(tmp_path, state_of(0)) == (None, {}, [])
+    assert checkpoint.newest_intact(tmp_path, state_of(0)) == (None, {}, [])
     (tmp_path / "checkpoints").mkdir()
-    assert checkpoint.newest_whole(tmp_path, state_of(0)) == (None, {}, [])
+    assert checkpoint.newest_intact(tmp_path, state_of(0)) == (None, {}, [])
     assert checkpoint.epochs_done(tmp_path) == 0
 
 
@@ -271,7 +271,7 @@ def test_checkpoints_of_before_the_digests_are_still_read(whole, tmp_path):
 def test_a_step_can_be_saved_once_more(tmp_path):
     fill(tmp_path, 0.5, None)
     with checkpoint.open_manager(tmp_path) as manager:
-        checkpoint.make_way(manager, tmp_path, 6)
+        checkpoint.remove_existing(manager, tmp_path, 6)
         assert not list(tmp_path.glob(".tmp*"))
         checkpoint.save(manager, state_of(6), {"epoch": 2, "ssim": 0.6})
     assert steps_of(tmp_path) == [3, 6]
@@ -314,7 +314,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with (
         checkpoint.open_manager(tmp_path) as manager,
-        pytest.raises(RunError, match=r"no checkpoint can be written \(1025 KiB are free and"),
+        pytest.raises(RunError, match=r"no checkpoint can be written \(1025 KiB free, "),
     ):
         checkpoint.save(manager, state_of(6), {"epoch": 2, "ssim": 0.6})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
@@ -394,10 +394,10 @@ def test_a_passing_failure_of_the_disk_costs_nothing(whole, tmp_path, monkeypatc
     if name == "metrics" and error is TS_EIO:
         pytest.skip("Orbax reads the record itself")
     shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr(checkpoint, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(checkpoint, "_RETRY_PAUSES", (0.0, 0.0))
     method = getattr(ocp.CheckpointManager, name)
     monkeypatch.setattr(ocp.CheckpointManager, name, failing(2, error)(method))
-    state, record, damaged = checkpoint.newest_whole(tmp_path / "run", state_of(12))
+    state, record, damaged = checkpoint.newest_intact(tmp_path / "run", state_of(12))
     assert is_same(state, state_of(12))
     assert record["ssim"] == 0.8
     assert damaged == []
@@ -407,14 +407,14 @@ def test_a_passing_failure_of_the_disk_costs_nothing(whole, tmp_path, monkeypatc
 @pytest.mark.parametrize("error", [EIO, TS_EIO], ids=["OSError", "TensorStore"])
 def test_a_lasting_failure_of_the_disk_is_no_damage(whole, tmp_path, monkeypatch, error):
     shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr(checkpoint, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(checkpoint, "_RETRY_PAUSES", (0.0, 0.0))
     monkeypatch.setattr(
         ocp.CheckpointManager, "restore", failing(99, error)(ocp.CheckpointManager.restore)
     )
     with pytest.raises(
         RunError, match=r"12: cannot be read \(Input/output error\); everything"
     ):
-        checkpoint.newest_whole(tmp_path / "run", state_of(12))
+        checkpoint.newest_intact(tmp_path / "run", state_of(12))
     assert steps_of(tmp_path / "run") == [6, 9, 12]
 
 
@@ -422,10 +422,10 @@ def test_a_lasting_failure_of_the_disk_is_no_damage(whole, tmp_path, monkeypatch
 @pytest.mark.parametrize("file", ["state/_METADATA", "metrics/metrics", "state/manifest.ocdbt"])
 def test_a_file_that_the_disk_does_not_give_is_no_damage(whole, tmp_path, monkeypatch, file):
     shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr(checkpoint, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(checkpoint, "_RETRY_PAUSES", (0.0, 0.0))
     path = tmp_path / "run/checkpoints/12" / file
     path.unlink()
     path.symlink_to("/proc/self/mem")  # reading at its start is an input/output error
     with pytest.raises(RunError, match=r"12: cannot be read \(Input/output error\)"):
-        checkpoint.newest_whole(tmp_path / "run", state_of(12))
+        checkpoint.newest_intact(tmp_path / "run", state_of(12))
     assert path.is_symlink()

@@ -150,9 +150,9 @@ def test_a_damaged_file_is_one_line(tmp_path, kind, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], "holds no tensors by name"),
-        ({}, "holds no tensors by name"),
-        ({"epoch": 3}, "'epoch' is no tensor but int"),
+        ([1], "holds no named tensors"),
+        ({}, "holds no named tensors"),
+        ({"epoch": 3}, "'epoch' is not a tensor but int"),
     ],
 )
 def test_a_file_without_tensors_is_refused(tmp_path, content, message):
@@ -162,7 +162,7 @@ def test_a_file_without_tensors_is_refused(tmp_path, content, message):
 
 
 def test_other_files_and_missing_packages_are_named(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"w\.h5: not a kind of file .*\.safetensors"):
+    with pytest.raises(UsageError, match=r"w\.h5: unsupported file type; .*\.safetensors"):
         torch_import.read_tensors(tmp_path / "w.h5")
     with pytest.raises(UsageError, match="no such file"):
         torch_import.read_tensors(tmp_path / "w.pth")
@@ -188,19 +188,24 @@ def test_tensors_that_do_not_fit_are_named(nets):
     assert "1 unexpected (extra)" in refusal(good | {"extra": np.zeros(3)})
     # A count of values that would fit is not enough.
     flipped = {"dconv_down1.conv_block.0.weight": np.zeros((3, 16, 3, 3), np.float32)}
-    assert "1 of another shape (dconv_down1.conv_block.0.weight [3, 16, 3, 3])" in refusal(
+    assert "1 of the wrong shape (dconv_down1.conv_block.0.weight [3, 16, 3, 3])" in refusal(
         good | flipped
     )
     message = refusal(arrays(nets["small_rcan"]))
     assert "missing (" in message
-    assert "look like rcan's, with --config.model.width=4 --config.model.blocks=2" in message
+    assert (
+        "look like those of rcan, with --config.model.width=4 --config.model.blocks=2"
+        in message
+    )
     message = refusal(good, "rcan", models.create("rcan"))
-    assert 'look like sca_unet\'s, with --config.model.widths="(16, 16, 16, 16)"' in message
-    assert "no model that is known here" in refusal({"a": np.zeros(3)})
+    assert (
+        'look like those of sca_unet, with --config.model.widths="(16, 16, 16, 16)"' in message
+    )
+    assert "look like those of no known model" in refusal({"a": np.zeros(3)})
     assert "conv_last.bias holds values that are not finite" in refusal(
         good | {"conv_last.bias": np.full(3, np.nan, np.float32)}
     )
-    assert "of sca_unet and rcan only, not of unet_small" in refusal(good, "unet_small", None)
+    assert "for sca_unet and rcan, not for unet_small" in refusal(good, "unet_small", None)
 
 
 def test_an_imported_workdir_evaluates_as_any_other(nets, tmp_path):
@@ -243,7 +248,9 @@ def test_the_published_form_is_pointed_out(nets, tmp_path):
     config = small_config(variant="report")
     config.optimizer.ema_decay = 0.9
     line = torch_import.import_weights(config, path, tmp_path / "run")
-    assert line.endswith("variant report; the published file needs released")
+    assert line.endswith(
+        "variant report; the published file needs --config.model.variant=released"
+    )
     assert checkpoint.latest_step(tmp_path / "run") == 1
 
 

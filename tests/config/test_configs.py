@@ -96,7 +96,7 @@ def test_every_experiment_takes_every_data_and_only_fields_of_the_default(name, 
     assert not added
     json.dumps(config.to_dict(), allow_nan=False)
     loss_terms.weighted_sum(config.loss)
-    with pytest.raises(UsageError, match="no such data"):
+    with pytest.raises(UsageError, match="unknown data set"):
         get_config(name, "cats")
 
 

@@ -132,7 +132,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(run, tmp_path):
     refused(r"model\.pth: not a \.safetensors file", other)
     damaged = tmp_path / "model.safetensors"
     damaged.write_bytes(b"PK\x03\x04")
-    refused("not a safetensors file, or a damaged one", damaged)
+    refused("not a safetensors file, or damaged", damaged)
     refused("--checkpoint=7: not in", run, checkpoint=7)
     refused("speed: no such option; there are tile", run, speed=2)
     refused("tile: 8 is too small", run, tile=8)
@@ -146,7 +146,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(run, tmp_path):
     fields = json.loads((folder / "config.json").read_text())
     fields["model"]["widths"] = [2, 6]
     (folder / "config.json").write_text(json.dumps(fields))
-    refused("params/.* should be .* fits another model", folder, checkpoint="latest")
+    refused("params/.* should be .* belongs to another model", folder, checkpoint="latest")
     (folder / "config.json").write_text("{}")
     refused("names no model", folder)
     shutil.rmtree(folder / "checkpoints")

@@ -142,7 +142,7 @@ def test_other_devices_get_the_program_of_the_library(one_device):
 def divided(f, mesh):
     """Compiles what takes a batch and a kernel for a batch that is divided."""
     split, whole = device_mesh.split_over(mesh), device_mesh.replicated(mesh)
-    return jax.jit(steps.divided_over(mesh, f), in_shardings=(split, whole, split))
+    return jax.jit(steps.with_mesh(mesh, f), in_shardings=(split, whole, split))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])

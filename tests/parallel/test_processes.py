@@ -184,7 +184,7 @@ def test_runs_go_on_with_another_number_of_processes_and_refusals_are_told_by_al
     )
     statuses, last, texts = train(folder, *runs, "--epochs=3", "--every_steps=2").wait()
     assert "finished" in texts[0]
-    assert "going on from step 6" in texts[0]
+    assert "resuming from step 6" in texts[0]
     for count in ("one", "two"):
         assert_same_run(folder / "one-sca_unet", folder / f"on-from-{count}", epochs=3)
     assert statuses == [2, 2], "\n".join(texts)
@@ -206,7 +206,7 @@ def test_a_job_that_loses_a_process_ends_and_goes_on_and_a_signal_to_one_stops_a
         before = saved()
         job = train(tmp_path, "sca_unet", folder, "--every_steps=2", "--epochs=2000")
         job.wait_for(lambda: saved() > before)
-        going_on = re.search(r"going on from step (\d+)", job.outputs[0].read_text())
+        going_on = re.search(r"resuming from step (\d+)", job.outputs[0].read_text())
         assert (int(going_on[1]) if going_on else 0) == before
         return job
 

@@ -169,11 +169,11 @@ def test_other_colours_keep_the_order_of_levels_and_a_quarter_of_the_crops():
 def test_what_cannot_be_drawn_is_refused():
     pairs = made()
     with pytest.raises(UsageError, match=r"^config\.data\.crop_size: 65 .* a/good/1.* 64 px"):
-        crops.make_drawing(pairs, config_of(crop=65))
+        crops.make_plan(pairs, config_of(crop=65))
     moving = Law(blur=("motion",), motion_length=(3.0, 5.0), motion_angle=(0.0, 180.0))
     with pytest.raises(UsageError, match=r"^config\.data\.degradation\.blur: "):
-        crops.make_drawing(dataclasses.replace(pairs, law=vars(moving)), config_of())
-    assert crops.make_drawing(
+        crops.make_plan(dataclasses.replace(pairs, law=vars(moving)), config_of())
+    assert crops.make_plan(
         dataclasses.replace(pairs, law=vars(moving)), config_of(gain=False)
     ).law == native_size.from_fields(vars(moving))
 

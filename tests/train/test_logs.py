@@ -75,9 +75,8 @@ def test_a_lost_file_begins_anew(tmp_path, capsys):
     write(tmp_path, [0.5, 0.25])
     (tmp_path / "metrics.jsonl").unlink()
     write(tmp_path, [0.125], step=6, epoch=2)
-    assert (
-        "metrics.jsonl: is not there; it begins anew, without the 2 epochs that are done"
-        in (capsys.readouterr().out)
+    assert "metrics.jsonl: missing; a new one starts without the 2 epochs trained so far" in (
+        capsys.readouterr().out
     )
     assert [record["epoch"] for record in read_records(tmp_path)] == [3]
     assert not (tmp_path / "damaged").exists()
@@ -90,7 +89,7 @@ def test_the_place_of_a_damaged_file_is_told(tmp_path, capsys):
     write(tmp_path, [], step=6, epoch=2)
     place = tmp_path / "damaged/metrics.jsonl"
     assert (
-        f"damaged, 1 of 2 epochs are missing; what there was lies in {place}\n"
+        f"damaged, 1 of 2 epochs are missing; the old file is now {place}\n"
         in capsys.readouterr().out
     )
     assert place.read_text().startswith(lines[0][:9])

@@ -130,7 +130,7 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(finished, tmp_path, capsys):
         run(config, tmp_path / "cut", cut_off)
     assert calls == list(range(8))
     resumed = run(config, tmp_path / "cut")
-    assert "going on from step 6" in capsys.readouterr().out
+    assert "resuming from step 6" in capsys.readouterr().out
     assert_same(resumed, state)
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (
         folder / "metrics.jsonl"
@@ -354,7 +354,9 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(tiny.config(), tmp_path / "run", stops)
-    with pytest.raises(UsageError, match=r"another number of images than tiny has now \(14\)"):
+    with pytest.raises(
+        UsageError, match=r"a different number of images than tiny has now \(14\)"
+    ):
         run(tiny.config(), tmp_path / "run", functools.partial(tiny.data, count=14))
 
 
@@ -452,7 +454,7 @@ def test_a_run_goes_on_with_its_own_images_and_fixed_parameters_alone(tmp_path):
         ({"sizes": "x"}, "their sizes differ"),
         (
             {"weights": 1.0},
-            r"other weights in config\.loss\.perceptual than",
+            r"other weights for config\.loss\.perceptual than",
         ),
     ):
         with pytest.raises(UsageError, match=told):
@@ -484,9 +486,9 @@ def test_a_run_may_be_made_longer(tmp_path, capsys, schedule):
     run(config(2), tmp_path / "run")
     longer = run(config(3), tmp_path / "run")
     out = capsys.readouterr().out
-    assert "run: made for 2 epochs, goes on to 3" in out
+    assert "run: started with 2 epochs, continues to 3" in out
     # A cosine over 9 steps stands at a quarter of its height after 6, that over 6 at its foot.
-    assert ("spans 3 epochs now: 0.00025 from here, not 0;" in out) == (schedule == "cosine")
+    assert ("now spans 3 epochs: 0.00025 from here, not 0;" in out) == (schedule == "cosine")
     assert workdir.read_config(tmp_path / "run").train.epochs == 3
     assert int(longer.step) == 9
     straight = run(config(3), tmp_path / "straight")
@@ -496,7 +498,7 @@ def test_a_run_may_be_made_longer(tmp_path, capsys, schedule):
     ]
     assert all(same) == (schedule == "constant")
     # Refused, it is left as it is.
-    with pytest.raises(UsageError, match="another number of images"):
+    with pytest.raises(UsageError, match="a different number of images"):
         run(config(4), tmp_path / "run", functools.partial(tiny.data, count=14))
     assert workdir.read_config(tmp_path / "run").train.epochs == 3
 

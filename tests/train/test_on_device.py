@@ -330,7 +330,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
             run(config, data, tmp_path / "run")
     config.train.steps_per_dispatch = then
     after = run(config, data, tmp_path / "run")
-    assert "going on from step" in capsys.readouterr().out
+    assert "resuming from step" in capsys.readouterr().out
     assert_same(after, whole[1])
     lines = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert lines == (whole[0] / "metrics.jsonl").read_bytes()
@@ -366,7 +366,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(folder, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: 2)
-        refused(r"^config\.data\.resident: 2 processes train together")
+        refused(r"^config\.data\.resident: supports one process, not 2")
     with monkeypatch.context() as patch:
         patch.setattr(resident, "_capacity", lambda device: 20_000)
         refused(r"^config\.data\.resident: the pairs take 0\.0 GB and the device has 0\.0 GB")
@@ -410,8 +410,8 @@ def test_a_machine_without_tensorflow_trains_validates_and_evaluates(folder, tmp
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "evaluation" / "sample-best" / "metrics.json").exists()
     for field, value, message in (
-        ("image_size", 32, "config.data.image_size is 32, and it was made with 16"),
-        ("resident_file", "", "is to be made, which takes TensorFlow ("),
+        ("image_size", 32, "config.data.image_size is 32, but the file was made with 16"),
+        ("resident_file", "", "needs TensorFlow ("),
     ):
         changed = {f"config.data.{field}": value, "workdir": tmp_path / "other"}
         done = launched(changed)

@@ -1,9 +1,10 @@
-"""Batches of crops of native photographs in device memory, degraded within the step.
+"""Batches of crops of native-size photographs in device memory, degraded on the device.
 
-The photographs of different sizes lie in one array, each in the upper left corner. A row of a
-batch is a window of one of them, wider than the crop by the reach of the blur and reflected at
-the photograph's borders. Where the law has a gain that the network is to estimate, the crop
-comes with the thumbnail of the whole photograph, degraded at its own size with the same gain.
+The photographs differ in size and are padded to one array, each in the upper left corner. A row
+of a batch is a crop of one of them. The window that is degraded exceeds the crop by the blur's
+radius on each side and is reflected at the photograph's borders. If the network estimates the
+gain, the crop comes with a thumbnail of the whole photograph, degraded at the thumbnail's size
+with the same gain.
 """
 
 import dataclasses
@@ -34,19 +35,19 @@ _LARGEST_VALIDATED = 512
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class SamplingPlan:
     """How batches are drawn.
 
     Attributes:
-        seed: of the run.
-        images: photographs.
-        crops_per_image: rows of an epoch that each of them is drawn for.
-        batch_size: crops of a batch, over all devices.
-        crop_size: their side, px.
+        seed: the run's seed.
+        images: number of photographs.
+        crops_per_image: crops per epoch from each photograph.
+        batch_size: crops per batch, over all devices.
+        crop_size: side of a crop, px.
         augment: "none", "flips" or "all8".
-        recolours: shows the photographs in other colours, too.
-        law: how a crop is degraded.
-        whole: how the thumbnail of its photograph is; None: it comes without.
+        recolours: whether photographs are recoloured at random.
+        law: how crops are degraded.
+        whole: how the thumbnails of whole photographs are degraded; None for no thumbnails.
     """
 
     seed: int
@@ -61,31 +62,31 @@ class Drawing:
 
     @property
     def rows(self) -> int:
-        """Crops of an epoch."""
+        """Crops per epoch."""
         return self.images * self.crops_per_image
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return math.ceil(self.rows / self.batch_size)
 
 
-def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
-    """Returns how a configuration draws crops of native photographs.
+def make_plan(pairs: Pairs, config: ConfigDict) -> SamplingPlan:
+    """Returns the plan by which a configuration draws crops of native photographs.
 
     Raises:
-        UsageError: for crops larger than a photograph; for a network that estimates the gain,
-            under a law whose thumbnails cannot be drawn.
+        UsageError: for crops larger than a photograph, or a network that estimates the gain
+            with a degradation whose thumbnails cannot be drawn.
     """
     train = pairs.splits["train"]
     smallest = train.arrays["native"].min(axis=1)
     if (shortest := int(smallest.min())) < config.data.crop_size:
         raise UsageError(
-            f"config.data.crop_size: {config.data.crop_size} is larger than "
-            f"{train.ids[int(smallest.argmin())]}, which has {shortest} px"
+            f"config.data.crop_size: {config.data.crop_size} is larger than the shorter side "
+            f"of {train.ids[int(smallest.argmin())]}, {shortest} px"
         )
     estimates = _estimates_gain(config)
-    return Drawing(
+    return SamplingPlan(
         seed=config.seed,
         images=len(train),
         crops_per_image=config.data.crops_per_image,
@@ -101,13 +102,14 @@ def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
 def training_arrays(pairs: Pairs, config: ConfigDict) -> dict[str, np.ndarray]:
     """Returns the arrays that crops are drawn from, [N, …] each.
 
-    "clean" [N, S, S, 3] and "mask" of photographs in their corner, "native" [N, 2], "has_mask";
-    where thumbnails are drawn, what `of_whole` returns.
+    These are "clean" [N, S, S, 3] and "mask" [N, S, S, 1], padded to the size of the largest
+    photograph; "native" [N, 2], heights and widths; "has_mask" [N]; and, if the network
+    estimates the gain, the arrays of `thumbnail_inputs`.
     """
     stored = pairs.splits["train"].arrays
     found = {name: stored[name] for name in ("clean", "mask", "has_mask", "native")}
     if _estimates_gain(config):
-        found |= of_whole(stored["clean"], stored["native"])
+        found |= thumbnail_inputs(stored["clean"], stored["native"])
     return found
 
 
@@ -115,14 +117,14 @@ def _estimates_gain(config: ConfigDict) -> bool:
     return config.model.get("gain", False)
 
 
-def of_whole(clean: np.ndarray, native: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns what the thumbnails of degraded photographs are drawn from.
+def thumbnail_inputs(clean: np.ndarray, native: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the arrays from which thumbnails of degraded photographs are drawn.
 
-    Namely "thumbnail", "factors" and "ratio", as `working_size.degrade` takes them.
+    These are the inputs of `working_size.degrade`: "thumbnail", "factors" and "ratio".
 
     Args:
-        clean: uint8 [N, S, S, 3].
-        native: [N, 2], the photographs' heights and widths.
+        clean: uint8 [N, S, S, 3], padded photographs.
+        native: [N, 2], their heights and widths.
     """
     shrink = jax.jit(thumbnail)
     sizes: Sequence[tuple[int, int]] = [(int(h), int(w)) for h, w in native]
@@ -137,8 +139,8 @@ def of_whole(clean: np.ndarray, native: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def in_corners(images: Sequence[np.ndarray], side: int) -> np.ndarray:
-    """Puts images [h, w, C] into the upper left corners of an array [N, side, side, C]."""
+def pad_to_square(images: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """Zero-pads images [h, w, C] at the bottom and right to one array [N, side, side, C]."""
     found = np.zeros((len(images), side, side, images[0].shape[-1]), images[0].dtype)
     for place, image in zip(found, images, strict=True):
         place[: image.shape[0], : image.shape[1]] = image
@@ -146,76 +148,80 @@ def in_corners(images: Sequence[np.ndarray], side: int) -> np.ndarray:
 
 
 def validation_side(native: np.ndarray) -> int:
-    """Returns the side of the middles of photographs that are validated on, px.
+    """Returns the side of the centre crops for validation, px.
+
+    It is 512 at most, fits into every photograph, and is a multiple of 32 where possible.
 
     Args:
-        native: [N, 2], heights and widths.
+        native: [N, 2], the photographs' heights and widths.
     """
     shortest = int(native.min())
     return min(_LARGEST_VALIDATED, shortest // 32 * 32 or shortest)
 
 
 def draw_batch(
-    arrays: Arrays, drawing_: Drawing, epoch: jax.Array, order: jax.Array, position: jax.Array
+    arrays: Arrays, plan: SamplingPlan, epoch: jax.Array, order: jax.Array, position: jax.Array
 ) -> dict[str, jax.Array]:
-    """Draws the batch at a position of an epoch; arguments as of `whole_images.draw_batch`."""
-    places = position * drawing_.batch_size + jnp.arange(drawing_.batch_size)
-    images = order[jnp.minimum(places, drawing_.rows - 1)] % drawing_.images
-    keys = whole_images.row_keys(drawing_.seed, epoch, places, 3)
+    """Draws the batch at a position of an epoch; see `whole_images.draw_batch`."""
+    places = position * plan.batch_size + jnp.arange(plan.batch_size)
+    images = order[jnp.minimum(places, plan.rows - 1)] % plan.images
+    keys = whole_images.row_keys(plan.seed, epoch, places, 3)
     native = arrays["native"][images]
-    room = (native - drawing_.crop_size + 1).astype(jnp.float32)
+    room = (native - plan.crop_size + 1).astype(jnp.float32)
     starts = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys[:, 2]) * room
-    # A draw next to 1 can round up to the excluded end.
-    starts = jnp.minimum(starts.astype(jnp.int32), native - drawing_.crop_size)
-    drawn = jax.vmap(functools.partial(draw_crop, arrays, drawing_))(keys[:, 0], images, starts)
-    return whole_images.turned(drawn, keys[:, 1], drawing_.augment) | {
+    # A random number just below 1 can round up to the excluded end.
+    starts = jnp.minimum(starts.astype(jnp.int32), native - plan.crop_size)
+    drawn = jax.vmap(functools.partial(draw_crop, arrays, plan))(keys[:, 0], images, starts)
+    drawn = whole_images.augmented(drawn, keys[:, 1], plan.augment)
+    return whole_images.to_floats(drawn) | {
         "has_mask": arrays["has_mask"][images] > 0,
-        "valid": places < drawing_.rows,
+        "valid": places < plan.rows,
     }
 
 
 def draw_crop(
-    arrays: Arrays, drawing_: Drawing, key: jax.Array, image: jax.Array, start: jax.Array
+    arrays: Arrays, plan: SamplingPlan, key: jax.Array, image: jax.Array, start: jax.Array
 ) -> dict[str, jax.Array]:
     """Draws one crop.
 
     Args:
-        arrays: of `training_arrays`.
-        drawing_: how.
-        key: of its degradation.
-        image: the number of its photograph.
+        arrays: from `training_arrays`.
+        plan: how crops are drawn.
+        key: the random key of its degradation.
+        image: the index of its photograph.
         start: [2], its first row and column.
 
     Returns:
-        "degraded", "clean" and "mask", uint8 [C, C, ·], and perhaps "context".
+        "degraded", "clean" and "mask", uint8 [C, C, ·], and "context" if the plan has
+        thumbnails.
     """
-    reach, side = native_size.radius(drawing_.law), drawing_.crop_size
+    reach, side = native_size.radius(plan.law), plan.crop_size
     height, width = arrays["native"][image]
     along = jnp.arange(-reach, side + reach)
     rows = _reflected(start[0] + along, height)[:, None]
     columns = _reflected(start[1] + along, width)[None, :]
     window = arrays["clean"][image, rows, columns]
-    if drawing_.recolours:
+    if plan.recolours:
         window = recolouring.recolour(jax.random.fold_in(key, 8), window)
     inner = slice(reach, reach + side)
     found = {
-        "degraded": native_size.degrade(key, window, drawing_.law),
+        "degraded": native_size.degrade(key, window, plan.law),
         "clean": window[inner, inner],
         "mask": arrays["mask"][image, rows[inner], columns[:, inner]],
     }
-    if drawing_.whole is not None:
+    if plan.whole is not None:
         found[CONTEXT] = working_size.degrade(
             key,
             arrays["thumbnail"][image],
             arrays["factors"][image],
             arrays["ratio"][image],
-            drawing_.whole,
+            plan.whole,
         )
     return found
 
 
 def _reflected(places: jax.Array, length: jax.Array) -> jax.Array:
-    """Places within an axis that is continued by reflection, its ends not repeated."""
+    """Reflects places beyond an axis back into it, without repeating the ends."""
     period = jnp.maximum(2 * (length - 1), 1)
     places = jnp.mod(places, period)
     return jnp.minimum(places, period - places)

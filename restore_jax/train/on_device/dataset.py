@@ -1,4 +1,4 @@
-"""The data of a run that keeps its pairs in device memory: from their file, or made for it."""
+"""The data of a run that keeps its pairs in device memory: reads or makes the pairs file."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from restore_jax.train.on_device.pairs_file import Pairs, Split
 
 
 class Realised(Protocol):
-    """Photographs that pairs can be made of, see data/export_pairs.py."""
+    """Photographs from which pairs can be made, see data/export_pairs.py."""
 
     images: str
     law: Mapping[str, Any]
@@ -29,7 +29,7 @@ class Realised(Protocol):
 
 
 class Source(Protocol):
-    """What takes TensorFlow, see data/export_pairs.py."""
+    """The functions that need TensorFlow, see data/export_pairs.py."""
 
     load: Callable[[ConfigDict], Realised]
     load_loss_params: Callable[[ConfigDict], Mapping[str, Any]]
@@ -37,20 +37,23 @@ class Source(Protocol):
 
 
 def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batches.Data:
-    """Makes the data of a configuration from a file of pairs.
+    """Makes the data of a configuration from a pairs file.
 
-    The file is `config.data.resident_file`. Where that is not given, it is one in the user's
-    cache; where the file does not exist, it is made. One in the cache is made anew where it is
-    damaged or the photographs have changed; one that was named is refused.
+    The file is `config.data.resident_file`, or one in the user's cache if that is empty; it is
+    made if it does not exist. A cached file is remade if it is damaged or the photographs or
+    the degradation have changed; a file named by the user is not, and raises an error if it is
+    damaged or made with other settings.
 
     Args:
-        config: all fields. With photographs of their native size, training is validated on
-            their middles, and evaluations are of the whole photographs.
-        import_source: imports what reads the photographs; raises ImportError without
-            TensorFlow. Not called where a file was named and exists.
+        config: all fields. With photographs at native size, validation during training uses
+            centre crops, and evaluation uses whole photographs if TensorFlow is installed.
+        import_source: imports the module that reads photographs; raises ImportError without
+            TensorFlow. If the user named a file that exists, called only at native size and to
+            load loss parameters.
 
     Raises:
-        UsageError: for a wrong field, data that cannot be kept so, or a file that does not fit.
+        UsageError: for an invalid field, data that cannot be stored as pairs, or a file that
+            is damaged or made with other settings.
     """
     settings = pairs_file.settings_of(config)
     named = config.data.get("resident_file", "")
@@ -67,14 +70,13 @@ def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batche
             source = import_source()
         except ImportError as error:
             raise UsageError(
-                f"config.data.resident_file={named or repr('')}: {path} is to be made, which "
-                f"takes TensorFlow ({error}); copy the file from a machine that has it"
+                f"config.data.resident_file={named or repr('')}: making {path} needs "
+                f"TensorFlow ({error}); copy the file from a machine that has it"
             ) from error
         realised = source.load(config)
         if not realised.draws and config.data.image_size:
-            working_size.from_fields(
-                realised.law, blurred=False
-            )  # refuses what no step can draw
+            # Refuses a degradation that cannot be drawn on the device, before making the file.
+            working_size.from_fields(realised.law, blurred=False)
         pairs = _kept(path, settings, realised)
     data = as_data(pairs, config, lambda: import_source().load_loss_params(config))
     if config.data.image_size:
@@ -82,12 +84,12 @@ def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batche
     try:
         host = import_source().whole(config)
     except ImportError:
-        return data  # only what the file has: the middles of the photographs
+        return data  # evaluates on the centre crops of the file
     return dataclasses.replace(data, counts=host.counts, eval_batches=host.eval_batches)
 
 
 def _cached(config: ConfigDict, settings: Mapping[str, Any]) -> pathlib.Path:
-    """The file's place in the cache, by the settings and by where the photographs are."""
+    """Returns the path of a pairs file in the cache, by its settings and `config.data.root`."""
     given = config.data.cache_dir
     folder = pathlib.Path(given).expanduser() if given else files.cache_folder() / "pairs"
     text = json.dumps([settings, config.data.root], sort_keys=True)
@@ -96,17 +98,17 @@ def _cached(config: ConfigDict, settings: Mapping[str, Any]) -> pathlib.Path:
 
 
 def _kept(path: pathlib.Path, settings: Mapping[str, Any], realised: Realised) -> Pairs:
-    """Returns what is kept of these photographs; makes it if need be."""
+    """Reads the pairs of these photographs; makes the file if missing, damaged or outdated."""
     if path.exists():
         try:
             pairs = pairs_file.read(path)
         except UsageError as error:
-            print(f"{error}. It is in the cache, so this happens now")
+            print(f"{error}. It is a cached file and is made again now")
         else:
             now = (realised.images, json.loads(json.dumps(realised.law)))
             if (pairs.images, pairs.law) == now and pairs.settings == settings:
                 return pairs
-            print(f"{path}: made of other photographs, or by another law; it is made anew")
+            print(f"{path}: made from other photographs or by another law; it is made again")
     splits = {split: pairs_file.as_split(found) for split, found in realised.realise().items()}
     pairs_file.write(
         path,
@@ -117,22 +119,22 @@ def _kept(path: pathlib.Path, settings: Mapping[str, Any], realised: Realised) -
         symmetries=realised.symmetries,
         draws=realised.draws,
     )
-    print(f"{path}: holds the pairs now; config.data.resident_file takes a copy of it anywhere")
+    print(f"{path}: pairs written; any machine can use a copy as config.data.resident_file")
     return pairs_file.read(path)
 
 
 def as_data(
     pairs: Pairs, config: ConfigDict, load_loss_params: Callable[[], Mapping[str, Any]] = dict
 ) -> batches.Data:
-    """Returns the data that a file of pairs holds.
+    """Returns the data of a pairs file.
 
     Args:
-        pairs: of the file.
-        config: `config.data.augment`, `config.loss` and the batch sizes matter.
-        load_loss_params: as in `batches.Data`.
+        pairs: the pairs file.
+        config: all fields.
+        load_loss_params: as in `batches.Data`; may raise ImportError without TensorFlow.
 
     Raises:
-        UsageError: for flips that the law does not allow, or images too small to be measured.
+        UsageError: for flips that the degradation does not allow, or images too small for SSIM.
     """
     definition.check_augmentation(config.data.augment, pairs.symmetries)
     train = pairs.splits["train"]
@@ -146,14 +148,14 @@ def as_data(
             return load_loss_params()
         except ImportError as error:
             raise UsageError(
-                f"config.loss.perceptual: reading VGG16's weights takes TensorFlow ({error}); "
+                f"config.loss.perceptual: reading VGG16's weights needs TensorFlow ({error}); "
                 "set config.loss.perceptual=0"
             ) from error
 
     return batches.Data(
         name=config.data.name,
         counts={name: len(split) for name, split in pairs.splits.items()},
-        train_images=sampler.make_drawing(pairs, config).rows,
+        train_images=sampler.make_plan(pairs, config).rows,
         train_batches=functools.partial(sampler.host_batches, pairs, config),
         eval_batches=lambda split: eval_batches(pairs.splits[split], config.eval.batch_size),
         load_loss_params=load_all_loss_params,
@@ -163,9 +165,9 @@ def as_data(
 
 
 def _digest(pairs: Pairs) -> str:
-    """A digest of the images that are trained on and validated on, wherever it was made.
+    """Returns a digest of the training and validation images, the same on every machine.
 
-    Without the degraded ones: the last bit of a blur may differ from machine to machine.
+    Degraded images are left out: the last bit of a blur may differ between machines.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name in ("train", "val"):
@@ -177,7 +179,7 @@ def _digest(pairs: Pairs) -> str:
 
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[batches.Batch]:
-    """Yields the batches of a split, as `batches` describes them, from its pixels."""
+    """Yields the batches of a split as `batches` describes them, in float32."""
     for start in range(0, len(split), batch_size):
         batch = pairs_file.batch_at(split, start, batch_size)
         floats = {

@@ -1,21 +1,22 @@
-"""The file of pairs: what a data set's photographs became, ready to train on without it.
+"""The pairs file: degraded and clean images of a data set, ready to train on without it.
 
 One file holds the 8-bit pixels of every split, the images' names, and the settings that they
 were made with. The format is safetensors, a JSON header and plain arrays, so that any program
-can read it and opening one of unknown origin cannot run anything. By split:
+can read it and opening a file of unknown origin cannot execute code. For each split:
 
-  SPLIT.degraded   uint8 [K·N, S, S, 3], the K draws of each image one after the other
+  SPLIT.degraded   uint8 [K·N, S, S, 3], the first realisation of all N images, the second, …
   SPLIT.clean      uint8 [N, S, S, 3]
   SPLIT.mask       uint8 [N, S, S, 1] in {0, 1}
   SPLIT.has_mask   uint8 [N] in {0, 1}
 
-Where photographs are degraded anew for every epoch, "train" has also `native`, int32 [N, 2],
-their heights and widths, and `blurred`, uint8 [N, S, S, 3], where the blur is always the same;
-`degraded` is then the draw of evaluation. "val" has `native` as well.
+If photographs are degraded anew in every epoch, "train" and "val" also have `native`, int32
+[N, 2], their heights and widths. If the blur is fixed, "train" also has `blurred`, uint8
+[N, S, S, 3]. Its `degraded` is then the realisation for evaluation.
 
-Photographs of their native size lie in the upper left corner of arrays that fit the largest of
-"train", which has no `degraded`; "val" has the middles of its photographs, and `context`, uint8
-[N, 64, 64, 3], the thumbnails of the whole degraded ones. There are no other splits.
+At native size, the photographs of "train" are padded at the bottom and right to the size of the
+largest, and "train" has no `degraded`; "val" has centre crops of its photographs, no `native`,
+and `context`, uint8 [N, 64, 64, 3], thumbnails of the whole degraded photographs. There are no
+other splits.
 """
 
 import dataclasses
@@ -37,14 +38,14 @@ from restore_jax.files import replacing
 FORMAT = "restore_jax pairs"
 VERSION = "1"
 
-# What the pixels depend on, besides the photographs.
+# The fields of config.data that the pixels depend on, besides the degradation.
 _FIELDS = ("name", "split", "image_size", "resize", "realisations", "references")
 _SAMPLE_FIELDS = ("sample_size", "sample_count")
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The images of a split, [N] each, and their arrays by name."""
+    """The images of a split: [N] names of each kind, and arrays by name."""
 
     ids: Sequence[str]
     categories: Sequence[str]
@@ -57,16 +58,16 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """What a file holds.
+    """The content of a pairs file.
 
     Attributes:
         path: the file.
-        settings: of `settings_of` as it was made.
-        images: a digest of the photographs that it was made of.
+        settings: the settings it was made with, from `settings_of`.
+        images: a digest of the photographs it was made from.
         law: the fields of the degradation, none of them None.
-        symmetries: the value of `config.data.augment` that the law allows at most.
-        draws: fixed draws of each image of training; 0: a new one in every epoch.
-        splits: by name.
+        symmetries: the strongest `config.data.augment` that the degradation allows.
+        draws: fixed realisations of each training image; 0 for a new one in every epoch.
+        splits: the splits by name.
     """
 
     path: pathlib.Path
@@ -79,16 +80,16 @@ class Pairs:
 
 
 def as_split(found: Mapping[str, Any]) -> Split:
-    """Returns the split of its arrays and of the lists "id", "category" and "defect_type"."""
+    """Makes a split from its arrays and the lists "id", "category" and "defect_type"."""
     arrays = dict(found)
     names = (arrays.pop(name) for name in ("id", "category", "defect_type"))
     return Split(*names, arrays)
 
 
 def batch_at(split: Split, start: int, batch_size: int) -> dict[str, np.ndarray]:
-    """Returns the images from a place on, as `batches` has them, but of 8 bits as they are.
+    """Returns the batch that begins at image `start`, see `batches`, with 8-bit images.
 
-    The last batch is filled up with copies of the last image, which are not valid.
+    The last batch is padded with copies of the last image, with "valid" false.
     """
     places = np.arange(start, start + batch_size)
     rows = np.minimum(places, len(split) - 1)
@@ -104,7 +105,7 @@ def batch_at(split: Split, start: int, batch_size: int) -> dict[str, np.ndarray]
 
 
 def settings_of(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields that decide over pixels, by their paths, as JSON has them."""
+    """Returns the fields that determine the pixels, by path, as JSON values."""
     data = config.data
     fields = (*_FIELDS, *_SAMPLE_FIELDS * (data.name == "sample"))
     settings = {f"config.data.{name}": data[name] for name in fields}
@@ -118,16 +119,17 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
 
 
 def is_native(settings: Mapping[str, Any]) -> bool:
-    """Tells of a file's settings whether its photographs are of their native size."""
+    """Returns whether a file's settings are of photographs at native size."""
     return settings.get("config.data.image_size") == 0
 
 
 def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """Names the first field in which two settings differ; None where they are the same."""
+    """Describes the first field in which two settings differ; None if they are equal."""
     for field in sorted(stored.keys() | wanted.keys()):
         if stored.get(field) != wanted.get(field):
             return (
-                f"{field} is {wanted.get(field)!r}, and it was made with {stored.get(field)!r}"
+                f"{field} is {wanted.get(field)!r}, but the file was made with "
+                f"{stored.get(field)!r}"
             )
     return None
 
@@ -141,10 +143,10 @@ def write(
     symmetries: str,
     draws: int,
 ) -> None:
-    """Writes a file of pairs, whole or not at all; the arguments are the fields of `Pairs`.
+    """Writes a pairs file atomically; the arguments are the fields of `Pairs`.
 
     Raises:
-        UsageError: where it cannot be written.
+        UsageError: if it cannot be written.
     """
     arrays = {
         f"{split}.{name}": np.ascontiguousarray(array)
@@ -170,7 +172,7 @@ def write(
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Digests the arrays, wide types first and then by name, as they lie in the file."""
+    """Returns a digest of the arrays in the order of the file: widest type first, then name."""
     digest = hashlib.sha256()
     for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
         digest.update(arrays[name].data)
@@ -178,25 +180,25 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def read(path: pathlib.Path) -> Pairs:
-    """Reads a file of pairs and checks it by its digest.
+    """Reads a pairs file and checks its digest.
 
     Raises:
-        UsageError: for a file that cannot be read, is none of these, is damaged, or of another
-            version.
+        UsageError: for a file that cannot be read, is not a pairs file, is damaged, or has
+            another version.
     """
     try:
-        with path.open("rb"):  # says better than the library why it cannot be read
+        with path.open("rb"):  # raises a clearer error than the library if it cannot be read
             pass
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise _damaged(path, "it is of another program")
+                raise _damaged(path, "not written by restore_jax")
             if metadata["version"] != VERSION:
-                raise _damaged(path, f"version {metadata['version']!r} and not {VERSION!r}")
+                raise _damaged(path, f"version {metadata['version']!r}, not {VERSION!r}")
             about = json.loads(metadata["about"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about["digest"] != _digest(arrays):
-            raise _damaged(path, "its digest is another")
+            raise _damaged(path, "its digest does not match")
         splits = {
             split: _split(split, names, arrays, about["draws"], is_native(about["settings"]))
             for split, names in about["names"].items()
@@ -221,8 +223,8 @@ def read(path: pathlib.Path) -> Pairs:
 def _damaged(path: pathlib.Path, reason: str) -> UsageError:
     reason = " ".join(reason.split())[:200]
     return UsageError(
-        f"{path}: no file of pairs, or a damaged one ({reason}); copy it again, or delete it "
-        "and it is made anew where the photographs are"
+        f"{path}: not a pairs file, or damaged ({reason}); copy it again, or delete it to have "
+        "it made again on a machine with the photographs"
     )
 
 
@@ -240,9 +242,9 @@ def _split(
         if name.startswith(f"{split}.")
     }
     count, side = len(ids), found["clean"].shape[1]
-    of_training = max(1, draws) if split == "train" else 1
+    realisations = max(1, draws) if split == "train" else 1
     expected = {
-        "degraded": (of_training * count, side, side, 3),
+        "degraded": (realisations * count, side, side, 3),
         "clean": (count, side, side, 3),
         "blurred": (count, side, side, 3),
         "mask": (count, side, side, 1),
@@ -256,12 +258,12 @@ def _split(
         if native:
             required.remove("degraded")
     if not required <= found.keys() or len(categories) != count or len(defect_types) != count:
-        raise ValueError(f"{split} is not complete")
+        raise ValueError(f"{split} is incomplete")
     for name, array in found.items():
         dtype = np.int32 if name == "native" else np.uint8
         if array.shape != expected[name] or array.dtype != dtype:
             raise ValueError(
-                f"{split}.{name} is {array.dtype} {array.shape} and not "
+                f"{split}.{name} is {array.dtype} {array.shape}, not "
                 f"{np.dtype(dtype)} {expected[name]}"
             )
     return Split(list(ids), list(categories), list(defect_types), found)

@@ -1,7 +1,7 @@
-"""Training on pairs in device memory: batches drawn within the step, many steps per dispatch.
+"""Training on pairs in device memory: batches drawn on the device, many steps per dispatch.
 
 The batch of a step is a pure function of the seed and the step (see `sampler`), so a run that
-goes on from any step ends in the same bits, however its steps were divided among dispatches.
+resumes from any step ends with a bitwise identical state, whatever the dispatches were.
 """
 
 import dataclasses
@@ -27,6 +27,8 @@ from restore_jax.train.on_device.pairs_file import Pairs, batch_at
 
 Arrays = Mapping[str, jax.Array]
 
+_to_floats = jax.jit(whole_images.to_floats)
+
 DispatchFn = Callable[
     [TrainState, Arrays, loss_terms.LossParams, int], tuple[TrainState, steps.Scalars]
 ]
@@ -37,12 +39,12 @@ class Resident:
     """Pairs in device memory, and the program that trains on them.
 
     Attributes:
-        dispatch: takes as many steps of one epoch as its last argument says; returns the state
-            after them and the scalars of each, [steps].
-        arrays: what `dispatch` draws from.
-        steps_per_epoch: of any epoch.
-        longest: steps of a dispatch, at most.
-        save_every: the steps that a dispatch must not go beyond; 0: none.
+        dispatch: takes the number of steps of its last argument within one epoch; returns the
+            state after them and their scalars, [steps] each.
+        arrays: the arrays that `dispatch` draws batches from.
+        steps_per_epoch: steps in one epoch.
+        longest: largest number of steps in a dispatch.
+        save_every: a dispatch ends at multiples of this step, for a checkpoint; 0 for none.
         validation: the batches of "val", 8-bit images on the devices.
     """
 
@@ -56,7 +58,7 @@ class Resident:
     def validation_batches(self) -> Iterator[batches.Batch]:
         """Yields the batches of "val", as `batches` describes them, on the devices."""
         for batch in self.validation:
-            yield batch | _as_floats_each(_images(batch))
+            yield batch | _to_floats(_images(batch))
 
 
 def _images(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,31 +66,23 @@ def _images(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {name: x for name, x in arrays.items() if name in images}
 
 
-@jax.jit
-def _as_floats_each(images: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    return {
-        name: image.astype(jnp.float32) if name == "mask" else whole_images.as_floats(image)
-        for name, image in images.items()
-    }
-
-
 def check(config: ConfigDict) -> None:
-    """Checks what needs no data.
+    """Checks the fields that can be checked without data.
 
     Raises:
-        UsageError: for a negative number of steps, or several processes.
+        UsageError: for a negative number of steps per dispatch, or several processes.
     """
     if not config.data.get("resident", False):
         return
     if config.train.get("steps_per_dispatch", 0) < 0:
         raise UsageError(
             f"config.train.steps_per_dispatch: {config.train.steps_per_dispatch} is negative; "
-            "0 chooses itself"
+            "0 chooses automatically"
         )
     if jax.process_count() > 1:
         raise UsageError(
-            f"config.data.resident: {jax.process_count()} processes train together; it is for "
-            "one alone, set config.data.resident=False"
+            f"config.data.resident: supports one process, not {jax.process_count()}; set "
+            "config.data.resident=False"
         )
 
 
@@ -99,16 +93,19 @@ def make_resident(
     loss_fn: loss_terms.BatchLoss,
     mesh: Mesh,
 ) -> Resident | None:
-    """Puts the pairs of a run on its devices, a copy on each; None without resident data.
+    """Copies a run's pairs to its devices; training pairs are replicated, validation sharded.
+
+    Returns:
+        The pairs and their program; None without `config.data.resident`.
 
     Raises:
-        UsageError: where they do not fit, or the law cannot be drawn within a step.
+        UsageError: if the pairs do not fit, or the degradation cannot be drawn on the device.
     """
     if not config.data.get("resident", False):
         return None
     if data.pairs is None:
         raise UsageError(f"config.data.resident: {data.name} has no file of pairs")
-    draws = sampler.make_drawing(data.pairs, config)
+    plan = sampler.make_plan(data.pairs, config)
     arrays = sampler.training_arrays(data.pairs, config)
     validation = data.pairs.splits["val"].arrays
     size = sum(x.nbytes for x in arrays.values()) + sum(
@@ -120,17 +117,17 @@ def make_resident(
             f"{capacity / 1e9:.1f} GB; set config.data.resident=False"
         )
     return Resident(
-        dispatch=compile_dispatch(config, draws, learner, loss_fn, mesh),
+        dispatch=compile_dispatch(config, plan, learner, loss_fn, mesh),
         arrays=jax.device_put(arrays, device_mesh.replicated(mesh)),
-        steps_per_epoch=draws.steps_per_epoch,
-        longest=longest_dispatch(config, draws.steps_per_epoch, mesh.devices.flat[0].platform),
+        steps_per_epoch=plan.steps_per_epoch,
+        longest=longest_dispatch(config, plan.steps_per_epoch, mesh.devices.flat[0].platform),
         save_every=config.checkpoint.every_steps,
         validation=tuple(_validation(data.pairs, config.eval.batch_size, mesh)),
     )
 
 
 def _capacity(device: jax.Device) -> float:
-    """Bytes of a device's memory; infinite where it does not say."""
+    """Returns the bytes of a device's memory; infinity if it does not report them."""
     return (device.memory_stats() or {}).get("bytes_limit", math.inf)
 
 
@@ -143,35 +140,36 @@ def _validation(pairs: Pairs, batch_size: int, mesh: Mesh) -> Iterator[batches.B
 
 def compile_dispatch(
     config: ConfigDict,
-    draws: sampler.Drawing,
+    plan: sampler.SamplingPlan,
     learner: Learner,
     loss_fn: loss_terms.BatchLoss,
     mesh: Mesh,
 ) -> DispatchFn:
-    """Returns the program that takes several steps of one epoch; it gives the state away."""
+    """Returns the program that takes several steps of one epoch; it donates the state."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     compile_form = compile_single if on_cpu else compile_scan
-    return compile_form(config, draws, learner, loss_fn, mesh)
+    return compile_form(config, plan, learner, loss_fn, mesh)
 
 
 def compile_scan(
     config: ConfigDict,
-    draws: sampler.Drawing,
+    plan: sampler.SamplingPlan,
     learner: Learner,
     loss_fn: loss_terms.BatchLoss,
     mesh: Mesh,
 ) -> DispatchFn:
-    """Returns a program that takes its steps in one dispatch, compiled for each number."""
-    step_fn = _drawing_step(config, draws, learner, loss_fn, mesh)
+    """Returns a program that scans over its steps in one dispatch, compiled for each count."""
+    step_fn = _drawing_step(config, plan, learner, loss_fn, mesh)
 
     def dispatch(
         state: TrainState, arrays: Arrays, loss_params: loss_terms.LossParams, count: int
     ) -> tuple[TrainState, steps.Scalars]:
-        epoch = state.step // draws.steps_per_epoch
-        order = whole_images.epoch_order(draws.seed, draws.rows, epoch)
+        epoch = state.step // plan.steps_per_epoch
+        order = whole_images.epoch_order(plan.seed, plan.rows, epoch)
 
         def body(state: TrainState, _: Any) -> tuple[TrainState, steps.Scalars]:
-            # Nothing moves across: each step is compiled alike, whatever is around it.
+            # XLA moves nothing across the barriers, so each step is compiled the same way and
+            # gives the same bits, whatever the length of the scan.
             state = jax.lax.optimization_barrier(state)
             return jax.lax.optimization_barrier(
                 step_fn(state, arrays, loss_params, epoch, order)
@@ -189,15 +187,15 @@ def compile_scan(
 
 def compile_single(
     config: ConfigDict,
-    draws: sampler.Drawing,
+    plan: sampler.SamplingPlan,
     learner: Learner,
     loss_fn: loss_terms.BatchLoss,
     mesh: Mesh,
 ) -> DispatchFn:
-    """Returns a program that dispatches its steps one by one, the drawing apart.
+    """Returns a program that dispatches its steps one by one, and their batches separately.
 
-    XLA's loops on a CPU run convolutions in a plain form that takes many times as long, and so
-    does a program that draws crops and trains on them.
+    On a CPU, XLA runs convolutions many times slower inside a loop, or in a program that both
+    draws crops and trains on them.
     """
     step_fn = jax.jit(
         _train_step(config, learner, loss_fn, mesh),
@@ -207,10 +205,10 @@ def compile_single(
 
     @functools.partial(jax.jit, out_shardings=device_mesh.split_over(mesh))
     def draw(arrays: Arrays, step: jax.Array) -> dict[str, jax.Array]:
-        epoch = step // draws.steps_per_epoch
-        order = whole_images.epoch_order(draws.seed, draws.rows, epoch)
-        position = step - epoch * draws.steps_per_epoch
-        return sampler.draw_batch(arrays, draws, epoch, order, position)
+        epoch = step // plan.steps_per_epoch
+        order = whole_images.epoch_order(plan.seed, plan.rows, epoch)
+        position = step - epoch * plan.steps_per_epoch
+        return sampler.draw_batch(arrays, plan, epoch, order, position)
 
     def dispatch(
         state: TrainState, arrays: Arrays, loss_params: loss_terms.LossParams, count: int
@@ -227,8 +225,8 @@ def compile_single(
 def _train_step(
     config: ConfigDict, learner: Learner, loss_fn: loss_terms.BatchLoss, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, steps.Scalars]]:
-    """Returns `steps.train_step` of a run."""
-    return steps.divided_over(
+    """Returns the `steps.train_step` of a configuration."""
+    return steps.with_mesh(
         mesh,
         functools.partial(
             steps.train_step,
@@ -242,12 +240,12 @@ def _train_step(
 
 def _drawing_step(
     config: ConfigDict,
-    draws: sampler.Drawing,
+    plan: sampler.SamplingPlan,
     learner: Learner,
     loss_fn: loss_terms.BatchLoss,
     mesh: Mesh,
 ) -> Callable[..., tuple[TrainState, steps.Scalars]]:
-    """Returns a step that draws its batch itself."""
+    """Returns a train step that draws its own batch."""
     train_step = _train_step(config, learner, loss_fn, mesh)
 
     def step(
@@ -257,18 +255,18 @@ def _drawing_step(
         epoch: jax.Array,
         order: jax.Array,
     ) -> tuple[TrainState, steps.Scalars]:
-        position = state.step - epoch * draws.steps_per_epoch
-        batch = sampler.draw_batch(arrays, draws, epoch, order, position)
-        # Drawn once: what is cheap to say is otherwise drawn anew wherever it is used.
+        position = state.step - epoch * plan.steps_per_epoch
+        batch = sampler.draw_batch(arrays, plan, epoch, order, position)
+        # Draw once: XLA would otherwise recompute cheap values wherever they are used.
         batch = jax.lax.optimization_barrier(batch)
         batch = jax.lax.with_sharding_constraint(batch, device_mesh.split_over(mesh))
         return train_step(state, batch, loss_params)
 
-    return steps.divided_over(mesh, step)
+    return steps.with_mesh(mesh, step)
 
 
 def longest_dispatch(config: ConfigDict, steps_per_epoch: int, platform: str) -> int:
-    """Returns the steps of a dispatch: as the configuration has it, an epoch's at most."""
+    """Returns the largest number of steps in a dispatch, at most one epoch."""
     automatic = 1 if platform == "cpu" else config.train.log_every_steps
     return min(config.train.get("steps_per_dispatch", 0) or automatic, steps_per_epoch)
 
@@ -278,22 +276,23 @@ def train_epoch(
     state: TrainState,
     step: int,
     loss_params: loss_terms.LossParams,
-    saves: Callable[[int], bool],
+    needs_save: Callable[[int], bool],
 ) -> Iterator[tuple[TrainState, list[dict[str, float]], bool]]:
-    """Takes the steps that an epoch still has, a dispatch at a time.
+    """Takes the remaining steps of an epoch, one dispatch at a time.
 
-    The scalars of a dispatch are fetched while the next one runs, but for those of the last one
-    and before a save.
+    The scalars of a dispatch are fetched while the next one runs, except before a save and at
+    the end of the epoch.
 
     Args:
         source: the pairs.
-        state: before; given away.
-        step: of the state.
-        loss_params: as `steps.train_step` takes it.
-        saves: tells whether the state after a step is to be saved; asked after each dispatch.
+        state: the state to start from; it is donated.
+        step: its step.
+        loss_params: as for `steps.train_step`.
+        needs_save: returns whether the state after a step must be saved; called after each
+            dispatch.
 
     Yields:
-        The state after a dispatch; the scalars of the steps that were fetched, in their order;
+        The state after a dispatch; the scalars fetched since the last one, one dict per step;
         and whether to save.
     """
     pending: list[steps.Scalars] = []
@@ -306,7 +305,7 @@ def train_epoch(
         state, scalars = source.dispatch(state, source.arrays, loss_params, count)
         step += count
         pending.append(scalars)
-        save = saves(step)
+        save = needs_save(step)
         fetched: list[dict[str, float]] = []
         while len(pending) > (0 if save or step == end else 1):
             fetched += _by_step(jax.device_get(pending.pop(0)))
@@ -321,16 +320,16 @@ def _by_step(stacked: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
 
 
 def next_dispatch(step: int, stop: int, end: int, steps_per_epoch: int, longest: int) -> int:
-    """Returns how many steps to take next.
+    """Returns the number of steps in the next dispatch.
 
-    Each number is a program of its own to compile: those of `longest` steps, that of an epoch's
-    rest, and single steps for whatever else is between a step and a stop.
+    Every number must be compiled, so there are three at most: `longest`, the rest of an epoch,
+    and 1 for any other steps before a stop.
 
     Args:
-        step: where the run stands.
-        stop: the step to stop at next, at most `end`.
+        step: the current step.
+        stop: the next step to stop at, at most `end`.
         end: the last step of the epoch.
-        steps_per_epoch: of any epoch.
+        steps_per_epoch: steps in one epoch.
         longest: see `longest_dispatch`.
     """
     left = stop - step

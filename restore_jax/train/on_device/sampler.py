@@ -1,4 +1,4 @@
-"""How batches are drawn from pairs in device memory: whole photographs, or native crops."""
+"""Draws batches from pairs in device memory: whole photographs or native crops."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -12,16 +12,16 @@ from restore_jax import batches
 from restore_jax.train.on_device import crops, whole_images
 from restore_jax.train.on_device.pairs_file import Pairs
 
-Drawing = whole_images.Drawing | crops.Drawing
+SamplingPlan = whole_images.SamplingPlan | crops.SamplingPlan
 
 
-def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
-    """Returns how a configuration draws its batches from pairs.
+def make_plan(pairs: Pairs, config: ConfigDict) -> SamplingPlan:
+    """Returns the plan by which a configuration draws batches from pairs.
 
     Raises:
-        UsageError: for a law that cannot be drawn within a step.
+        UsageError: for a degradation that cannot be drawn on the device.
     """
-    return (whole_images if config.data.image_size else crops).make_drawing(pairs, config)
+    return (whole_images if config.data.image_size else crops).make_plan(pairs, config)
 
 
 def training_arrays(pairs: Pairs, config: ConfigDict) -> dict[str, np.ndarray]:
@@ -33,29 +33,29 @@ def training_arrays(pairs: Pairs, config: ConfigDict) -> dict[str, np.ndarray]:
 
 def draw_batch(
     arrays: Mapping[str, jax.Array],
-    draws: Drawing,
+    plan: SamplingPlan,
     epoch: jax.Array,
     order: jax.Array,
     position: jax.Array,
 ) -> dict[str, jax.Array]:
     """Draws the batch at a position of an epoch, see `whole_images.draw_batch`."""
-    if isinstance(draws, whole_images.Drawing):
-        return whole_images.draw_batch(arrays, draws, epoch, order, position)
-    return crops.draw_batch(arrays, draws, epoch, order, position)
+    if isinstance(plan, whole_images.SamplingPlan):
+        return whole_images.draw_batch(arrays, plan, epoch, order, position)
+    return crops.draw_batch(arrays, plan, epoch, order, position)
 
 
 def host_batches(pairs: Pairs, config: ConfigDict, step: int) -> Iterator[batches.Batch]:
-    """Yields the batches from a step on as NumPy arrays; a step draws the very same."""
-    draws = make_drawing(pairs, config)
+    """Yields the batches from a step on as NumPy arrays, identical to those of training."""
+    plan = make_plan(pairs, config)
     arrays = jax.device_put(training_arrays(pairs, config))
-    draw = jax.jit(functools.partial(draw_batch, draws=draws))
+    draw = jax.jit(functools.partial(draw_batch, plan=plan))
     train = pairs.splits["train"]
     while True:
-        epoch, position = divmod(step, draws.steps_per_epoch)
-        order = whole_images.epoch_order(draws.seed, draws.rows, jnp.int32(epoch))
+        epoch, position = divmod(step, plan.steps_per_epoch)
+        order = whole_images.epoch_order(plan.seed, plan.rows, jnp.int32(epoch))
         batch = jax.device_get(draw(arrays, epoch=epoch, order=order, position=position))
-        places = position * draws.batch_size + np.arange(draws.batch_size)
-        images = np.asarray(order)[np.minimum(places, draws.rows - 1)] % draws.images
+        places = position * plan.batch_size + np.arange(plan.batch_size)
+        images = np.asarray(order)[np.minimum(places, plan.rows - 1)] % plan.images
         yield batch | {
             "id": np.array(train.ids)[images],
             "category": np.array(train.categories)[images],

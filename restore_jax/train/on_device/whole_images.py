@@ -1,7 +1,7 @@
-"""The batches of a training on pairs in device memory: order, flips and noise, drawn by keys.
+"""Batches of whole photographs in device memory: their order, flips and noise.
 
-An epoch's order is a permutation drawn from the seed and the epoch; a row's flips and its noise
-are drawn from those and the row's place in the epoch.
+Each epoch's order is a permutation whose random key comes from the seed and the epoch; the keys
+of a row's flips and noise come from these and the row's place in the epoch.
 """
 
 import dataclasses
@@ -19,21 +19,21 @@ from restore_jax.train.on_device.pairs_file import Pairs
 
 Arrays = Mapping[str, jax.Array]
 
-# No step has this number, so that no draw shares its key with the model's of a step.
+# No step has this number, so that no key is shared with the model's in some step.
 _STREAM = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class SamplingPlan:
     """How batches are drawn.
 
     Attributes:
-        seed: of the run.
-        images: photographs.
-        draws: fixed draws of each; 0: a new one in every epoch.
-        batch_size: images of a batch, over all devices.
+        seed: the run's seed.
+        images: number of photographs.
+        draws: fixed realisations of each photograph; 0 for a new one in every epoch.
+        batch_size: images per batch, over all devices.
         augment: "none", "flips" or "all8".
-        law: what is drawn anew in every epoch; None for fixed draws.
+        law: the degradation drawn anew in every epoch; None with fixed realisations.
     """
 
     seed: int
@@ -45,26 +45,26 @@ class Drawing:
 
     @property
     def rows(self) -> int:
-        """Images of an epoch."""
+        """Images per epoch."""
         return self.images * max(1, self.draws)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return math.ceil(self.rows / self.batch_size)
 
 
-def make_drawing(pairs: Pairs, config: ConfigDict) -> Drawing:
-    """Returns how a configuration draws its batches from a file of pairs.
+def make_plan(pairs: Pairs, config: ConfigDict) -> SamplingPlan:
+    """Returns the plan by which a configuration draws batches from a pairs file.
 
     Raises:
-        UsageError: for a law that cannot be drawn within a step.
+        UsageError: for a degradation that cannot be drawn on the device.
     """
     train = pairs.splits["train"]
     fresh = (
         None if pairs.draws else working_size.from_fields(pairs.law, "blurred" in train.arrays)
     )
-    return Drawing(
+    return SamplingPlan(
         seed=config.seed,
         images=len(train),
         draws=pairs.draws,
@@ -78,16 +78,16 @@ def training_arrays(pairs: Pairs, method: str) -> dict[str, np.ndarray]:
     """Returns the arrays that batches are drawn from, [N, …] each.
 
     Args:
-        pairs: of the file.
+        pairs: the pairs file.
         method: `config.data.resize`.
 
     Returns:
-        "clean", "mask" and "has_mask"; with fixed draws "degraded" [K·N, …]; else "source", the
-        photographs that are degraded, where they are not the clean ones, and what
-        `working_size.degrade` takes of each: "factors" and "ratio".
+        "clean", "mask" and "has_mask". With K fixed realisations, also "degraded" [K·N, …].
+        Otherwise the inputs of `working_size.degrade`: "factors", "ratio" and, if blurred
+        photographs are stored, "source", which is degraded in place of "clean".
 
     Raises:
-        UsageError: for photographs that would be enlarged, where draws are fresh.
+        UsageError: for photographs that would be enlarged, without fixed realisations.
     """
     stored = pairs.splits["train"].arrays
     found = {name: stored[name] for name in ("clean", "mask", "has_mask")}
@@ -103,7 +103,7 @@ def training_arrays(pairs: Pairs, method: str) -> dict[str, np.ndarray]:
 
 
 def epoch_key(seed: int, epoch: jax.Array) -> jax.Array:
-    """Returns the key of all draws of an epoch."""
+    """Returns the random key of an epoch."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STREAM), epoch)
 
 
@@ -113,76 +113,82 @@ def epoch_order(seed: int, rows: int, epoch: jax.Array) -> jax.Array:
 
 
 def draw_batch(
-    arrays: Arrays, drawing: Drawing, epoch: jax.Array, order: jax.Array, position: jax.Array
+    arrays: Arrays, plan: SamplingPlan, epoch: jax.Array, order: jax.Array, position: jax.Array
 ) -> dict[str, jax.Array]:
     """Draws the batch at a position of an epoch.
 
     Args:
-        arrays: of `training_arrays`.
-        drawing: how.
-        epoch: its number, from 0.
-        order: of `epoch_order`.
-        position: of the batch in the epoch, from 0.
+        arrays: from `training_arrays`.
+        plan: how batches are drawn.
+        epoch: the epoch, from 0.
+        order: from `epoch_order`.
+        position: the position of the batch in the epoch, from 0.
 
     Returns:
-        The arrays of a batch, see `batches`; the last of an epoch is filled up with its last
-        image, which is not valid then.
+        The arrays of a batch, see `batches`. An epoch's last batch is padded with copies of
+        the epoch's last image, with "valid" false.
     """
-    places = position * drawing.batch_size + jnp.arange(drawing.batch_size)
-    rows = order[jnp.minimum(places, drawing.rows - 1)]
-    images = rows % drawing.images
-    keys = row_keys(drawing.seed, epoch, places, 2)
+    places = position * plan.batch_size + jnp.arange(plan.batch_size)
+    rows = order[jnp.minimum(places, plan.rows - 1)]
+    images = rows % plan.images
+    keys = row_keys(plan.seed, epoch, places, 2)
     clean, mask = arrays["clean"][images], arrays["mask"][images]
-    if drawing.law is None:
+    if plan.law is None:
         degraded = arrays["degraded"][rows]
     else:
         source = arrays["source"][images] if "source" in arrays else clean
-        degraded = jax.vmap(functools.partial(working_size.degrade, law=drawing.law))(
+        degraded = jax.vmap(functools.partial(working_size.degrade, law=plan.law))(
             keys[:, 0], source, arrays["factors"][images], arrays["ratio"][images]
         )
     drawn = {"degraded": degraded, "clean": clean, "mask": mask}
-    return turned(drawn, keys[:, 1], drawing.augment) | {
+    return to_floats(augmented(drawn, keys[:, 1], plan.augment)) | {
         "has_mask": arrays["has_mask"][images] > 0,
-        "valid": places < drawing.rows,
+        "valid": places < plan.rows,
     }
 
 
 def row_keys(seed: int, epoch: jax.Array, places: jax.Array, count: int) -> jax.Array:
-    """Returns the keys of rows by their places in an epoch, [B, count]."""
+    """Returns random keys for rows at some places in an epoch, [B, count]."""
     base = jax.random.fold_in(epoch_key(seed, epoch), 0)
     return jax.vmap(lambda place: jax.random.split(jax.random.fold_in(base, place), count))(
         places
     )
 
 
-def turned(drawn: Arrays, keys: jax.Array, augment: str) -> dict[str, jax.Array]:
-    """Returns 8-bit images as a batch has them, those of a row flipped alike.
+def augmented(images: Arrays, keys: jax.Array, augment: str) -> Arrays:
+    """Returns images flipped at random, all those of a row in the same way.
 
     Args:
-        drawn: uint8 [B, S, S, ·] each.
-        keys: [B], of the flips.
+        images: [B, S, S, ·] each.
+        keys: [B], random keys of the flips.
         augment: "none", "flips" or "all8".
     """
-    if augment != "none":
-        bits = jax.vmap(lambda key: jax.random.bernoulli(key, shape=(3,)))(keys)
-        drawn = {name: _flipped(image, bits, augment) for name, image in drawn.items()}
+    if augment == "none":
+        return images
+    bits = jax.vmap(lambda key: jax.random.bernoulli(key, shape=(3,)))(keys)
+    return {name: _flipped(image, bits, augment) for name, image in images.items()}
+
+
+def to_floats(images: Arrays) -> dict[str, jax.Array]:
+    """Returns 8-bit images as the float32 arrays of a batch, see `batches`."""
     return {
         name: image.astype(jnp.float32) if name == "mask" else as_floats(image)
-        for name, image in drawn.items()
+        for name, image in images.items()
     }
 
 
 def as_floats(levels: jax.Array) -> jax.Array:
-    """Returns 8-bit levels as float32 in [0, 1], to the bit those of the host's pipeline."""
-    # XLA makes of a division by 255 a product, which rounds otherwise. 1/255 is 0.010101…, base
-    # 256; its first three digits times a level are exact, and this sum rounds as a division.
+    """Returns 8-bit levels as float32 in [0, 1], bitwise equal to the host pipeline's."""
+    # XLA turns a division by 255 into a multiplication, which rounds differently. In base 256,
+    # 1/255 is 0.010101…: its first three digits times a level are exact, and the sum below
+    # rounds like the division.
     digits = levels.astype(jnp.float32) * ((2**16 + 2**8 + 1) / 2**24)
     return digits + digits * 2**-24
 
 
 def _flipped(images: jax.Array, bits: jax.Array, augment: str) -> jax.Array:
-    """Flips along y and x, and transposes for "all8", where the bits [B, 3] say so."""
-    kinds = [lambda x: x[:, ::-1], lambda x: x[:, :, ::-1], lambda x: x.swapaxes(1, 2)]
-    for number, flip in enumerate(kinds[: 3 if augment == "all8" else 2]):
+    """Flips images along y and x, and transposes them for "all8", where bits [B, 3] are set."""
+    flips = [lambda x: x[:, ::-1], lambda x: x[:, :, ::-1], lambda x: x.swapaxes(1, 2)]
+    for number, flip in enumerate(flips[: 3 if augment == "all8" else 2]):
         images = jnp.where(bits[:, number, None, None, None], flip(images), images)
     return images
