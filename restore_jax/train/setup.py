@@ -92,7 +92,7 @@ def take(
 ) -> None:
     """Makes a workdir this training's alone, until the stack is left."""
     stack.enter_context(workdir.held(folder))
-    stack.enter_context(workdir.full_disk_told(folder))
+    stack.enter_context(workdir.reporting_disk_failures(folder))
     # Once more: another training may have claimed it since.
     workdir.is_claimed(folder, config)
     if checkpoint.latest_step(folder) != newest:
