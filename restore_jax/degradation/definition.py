@@ -99,9 +99,8 @@ PRESETS: dict[str, Law] = {
         gain=(0.85, 1.15),
         quantise="round",
     ),
-    # For restoring photographs of any camera while leaving good ones unchanged. It has no gain:
-    # in a photograph of an unknown camera, nothing distinguishes a colour cast from the objects'
-    # own colours.
+    # For restoring photographs of any camera while leaving good ones unchanged. No gain: with
+    # an unknown camera, nothing separates a colour cast from the colours of the objects.
     "wide": Law(
         blur=("none", "gaussian", "gaussian", "gaussian", "motion", "defocus"),
         sigma_x=(0.0, 12.0),

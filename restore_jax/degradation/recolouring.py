@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 EXPONENT, FACTOR = (0.8, 1.25), (0.5, 1.15)
-"""Ranges of the tone curves, `factor · level^exponent` on the scale 0 to 1, drawn uniformly: the
-exponent per photograph, the factor per channel."""
+"""Ranges of the tone curves `factor · level^exponent`, drawn uniformly, levels from 0 to 1:
+the exponent per photograph, the factor per channel."""
 
 KEPT = 0.25
 """Share of the photographs that are left unchanged."""
