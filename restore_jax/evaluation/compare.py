@@ -112,7 +112,8 @@ def check(runs: Sequence[Run]) -> None:
         if len(set(ids)) < len(ids):
             duplicate = next(name for i, name in enumerate(ids) if name in ids[:i])
             raise UsageError(
-                f"{run.workdir}: image {duplicate} occurs twice in its results; evaluate it again"
+                f"{run.workdir}: image {duplicate} occurs twice in its results; evaluate it "
+                "again"
             )
     check_data([(run.workdir, run.summary) for run in runs])
     first = runs[0]
