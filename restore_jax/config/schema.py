@@ -124,10 +124,10 @@ def read_file(path: pathlib.Path) -> ConfigDict:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise _refused(str(path), f"has more than {MAX_BYTES:,} bytes")
+            raise _error(str(path), f"has more than {MAX_BYTES:,} bytes")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _refused(str(path), str(error)) from error
+        raise _error(str(path), str(error)) from error
     return ConfigDict(read(text, str(path)))
 
 
@@ -148,15 +148,15 @@ def read(text: str, source: str) -> dict[str, Any]:
             a wrong type; always a single line.
     """
     if len(text) > MAX_BYTES:
-        raise _refused(source, f"has more than {MAX_BYTES:,} characters")
+        raise _error(source, f"has more than {MAX_BYTES:,} characters")
     try:
         fields = json.loads(text)
     except ValueError as error:
-        raise _refused(source, str(error)) from error
+        raise _error(source, str(error)) from error
     except RecursionError as error:
-        raise _refused(source, "nested too deeply") from error
+        raise _error(source, "nested too deeply") from error
     if not isinstance(fields, dict):
-        raise _refused(source, "not an object")
+        raise _error(source, "not an object")
     check(fields, source)
     return fields
 
@@ -188,14 +188,14 @@ def require(fields: Mapping[str, Any], source: str) -> None:
         node: Any = fields
         for part in path.split("."):
             if part not in node:
-                raise _refused(source, f"config.{path} is missing")
+                raise _error(source, f"config.{path} is missing")
             node = node[part]
     for term in fields["loss"]:
         if term not in loss_terms.LOSSES:
-            raise _refused(source, f"config.loss.{term}: there is no such term")
+            raise _error(source, f"config.loss.{term}: there is no such term")
 
 
-def _refused(source: str, problem: str) -> UsageError:
+def _error(source: str, problem: str) -> UsageError:
     problem = " ".join(problem.split())
     return UsageError(
         f"{source}: not a configuration ({problem}); restore the file or use another workdir"
@@ -208,22 +208,22 @@ def _check(
     for name, value in fields.items():
         path = above + name
         if not name.isidentifier() or len(path) > 200:
-            raise _refused(source, f"{path[:60]!r} is not a valid field name")
+            raise _error(source, f"{path[:60]!r} is not a valid field name")
         if hasattr(ConfigDict, name) or name.startswith("_"):
-            raise _refused(source, f"config.{path}: this name is reserved")
+            raise _error(source, f"config.{path}: this name is reserved")
         kind = model_kinds.get(path) or FIELDS.get(path)
         if kind is None and above == "loss.":
             kind = NUMBER
         if isinstance(value, Mapping):
             if kind is not None:
-                raise _refused(source, f"config.{path}: a section is not {kind.name}")
+                raise _error(source, f"config.{path}: a section is not {kind.name}")
             if path.count(".") >= MAX_DEPTH:
-                raise _refused(source, f"config.{path}: nested too deeply")
+                raise _error(source, f"config.{path}: nested too deeply")
             _check(value, f"{path}.", source, model_kinds)
         elif path in _SECTIONS:
-            raise _refused(source, f"config.{path}: {_shortened(value)} is not a section")
+            raise _error(source, f"config.{path}: {_shortened(value)} is not a section")
         elif kind is not None and not kind.fits(value):
-            raise _refused(source, f"config.{path}: {_shortened(value)} is not {kind.name}")
+            raise _error(source, f"config.{path}: {_shortened(value)} is not {kind.name}")
 
 
 def _model_kinds(fields: Mapping[str, Any]) -> dict[str, Kind]:

@@ -129,57 +129,59 @@ def law_from_config(degradation: Mapping[str, Any]) -> Law:
     fields = [field.name for field in dataclasses.fields(Law)]
     for name in degradation:
         if name not in ("preset", *fields):
-            raise _refusal(name, f"no such field; the fields are preset, {', '.join(fields)}")
+            raise _error(name, f"no such field; the fields are preset, {', '.join(fields)}")
     given = {name: value for name, value in degradation.items() if value is not None}
     preset = given.pop("preset", "kla")
     if preset not in tuple(PRESETS):
-        raise _refusal("preset", f"{preset!r} is unknown; choose from {', '.join(PRESETS)}")
-    law = dataclasses.replace(PRESETS[preset], **{k: _checked(k, v) for k, v in given.items()})
+        raise _error("preset", f"{preset!r} is unknown; choose from {', '.join(PRESETS)}")
+    law = dataclasses.replace(
+        PRESETS[preset], **{k: _validated(k, v) for k, v in given.items()}
+    )
     # The preset has no default range for a kind of blur that it does not use.
     for kind, name in (("motion", "motion_length"), ("defocus", "defocus_radius")):
         if kind in law.blur and name not in given and getattr(law, name) == OFF:
             reason = f"blur draws {kind!r}, for which preset {preset!r} has no range"
-            raise _refusal(name, f"{reason}; give (low, high) in px")
+            raise _error(name, f"{reason}; give (low, high) in px")
     return law
 
 
-def _refusal(name: str, reason: str) -> UsageError:
+def _error(name: str, reason: str) -> UsageError:
     return UsageError(f"config.data.degradation.{name}: {reason}")
 
 
-def _checked(name: str, value: Any) -> Any:
+def _validated(name: str, value: Any) -> Any:
     """Validates the value of a field and converts it to the type that `Law` holds."""
     if name == "blur":
         kinds = [value] if isinstance(value, str) else value
         known = isinstance(kinds, tuple | list) and all(kind in KINDS for kind in kinds)
         if not known or not kinds:
-            raise _refusal(name, f"{value!r} is not one or more of {', '.join(KINDS)}")
+            raise _error(name, f"{value!r} is not one or more of {', '.join(KINDS)}")
         return tuple(kinds)
     if name in ("clean_share", "skew"):
-        return _checked_number(name, value)
+        return _validated_number(name, value)
     if name == "quantise":
         if value not in QUANTISERS:
-            raise _refusal(name, f"{value!r} is unknown; choose from {', '.join(QUANTISERS)}")
+            raise _error(name, f"{value!r} is unknown; choose from {', '.join(QUANTISERS)}")
         return value
     pair = isinstance(value, tuple | list) and len(value) == 2
     if not pair or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value):
-        raise _refusal(name, f"{value!r} is not a range; give two numbers, (low, high)")
+        raise _error(name, f"{value!r} is not a range; give two numbers, (low, high)")
     low, high = map(float, value)
     if low > high:
-        raise _refusal(name, f"{value!r}: low is above high; give (low, high)")
+        raise _error(name, f"{value!r}: low is above high; give (low, high)")
     if low < 0 and name != "motion_angle":
-        raise _refusal(name, f"{value!r} is negative; give numbers of 0 or more")
+        raise _error(name, f"{value!r} is negative; give numbers of 0 or more")
     if low == 0 and (name == "gain" or (name == "poisson_peak" and high > 0)):
-        raise _refusal(name, f"{value!r} starts at 0, which leaves nothing of the image")
+        raise _error(name, f"{value!r} starts at 0, which leaves nothing of the image")
     return low, high
 
 
-def _checked_number(name: str, value: Any) -> float:
+def _validated_number(name: str, value: Any) -> float:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     fits = (lambda v: 0 <= v <= 1) if name == "clean_share" else (lambda v: 0 < v <= 10)
     if not is_number or not fits(value):
         where = "[0, 1]" if name == "clean_share" else "(0, 10]"
-        raise _refusal(name, f"{value!r} must lie in {where}")
+        raise _error(name, f"{value!r} must lie in {where}")
     return float(value)
 
 

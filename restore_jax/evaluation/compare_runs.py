@@ -95,18 +95,13 @@ def compare_runs(
         chosen,
         mesh,
     )
-    images = _timed_images(next(evaluate.images_of(data, configs[0].eval.split)))
-    costs = cost.measure(
-        {str(i): _on_one_device(model) for i, model in enumerate(models)}, images, _ROUNDS
+    costs, conditions = _measure_costs(
+        models, next(evaluate.images_of(data, configs[0].eval.split))
     )
-    runs = [dataclasses.replace(run, cost=costs[str(i)]) for i, run in enumerate(runs)]
-    conditions = {
-        "device": jax.devices()[0].device_kind,
-        "height": images.shape[1],
-        "width": images.shape[2],
-        "batch": images.shape[0],
-        "rounds": _ROUNDS,
-    }
+    runs = [
+        dataclasses.replace(run, cost=measured)
+        for run, measured in zip(runs, costs, strict=True)
+    ]
     comparison = compare.compare(runs, conditions)
     if output is None:
         first = sources[0].results_folder
@@ -174,13 +169,30 @@ def _make_run(source: Trained, summary: results.Summary, folder: pathlib.Path) -
     )
 
 
-def _timed_images(batch: batches.Batch) -> jax.Array:
+def _measure_costs(
+    models: Sequence[Model], batch: batches.Batch
+) -> tuple[list[cost.Cost], dict[str, Any]]:
+    """Measures the models on the first images of a batch, on a single device.
+
+    Returns:
+        The costs in the order of the models, and the "conditions" of comparison.json.
+    """
+    device = jax.devices()[0]
     count = min(_TIMED_IMAGES, int(np.count_nonzero(batch["valid"])))
-    return jax.device_put(batch["degraded"][:count], jax.devices()[0])
-
-
-def _on_one_device(model: Model) -> Model:
-    return model[0], jax.device_put(model[1], jax.devices()[0])
+    images = jax.device_put(batch["degraded"][:count], device)
+    on_device = {
+        str(i): (model, jax.device_put(variables, device))
+        for i, (model, variables) in enumerate(models)
+    }
+    costs = cost.measure(on_device, images, _ROUNDS)
+    conditions = {
+        "device": device.device_kind,
+        "height": images.shape[1],
+        "width": images.shape[2],
+        "batch": images.shape[0],
+        "rounds": _ROUNDS,
+    }
+    return [costs[name] for name in on_device], conditions
 
 
 def _restore_chosen(
