@@ -172,12 +172,12 @@ def test_a_shipped_model_is_evaluated_on_given_data(ships, monkeypatch, tmp_path
     evaluated(workdir=[str(file)], output="there")
     (kept,) = weights.parent.glob("sample-weights-????????")
     assert (kept / "metrics.json").read_bytes() == first
-    assert "was of other weights; it is kept as" in capsys.readouterr().out
+    assert "was evaluated with other weights; it is kept as" in capsys.readouterr().out
 
 
 def test_weights_are_evaluated_only_with_data_and_in_a_place_of_their_own(ships, tmp_path):
     flags = commands.Flags(workdir=[shipping.NAME])
-    with pytest.raises(UsageError, match=r"^--workdir=tiny: weights alone.*--config=configs/"):
+    with pytest.raises(UsageError, match=r"^--workdir=tiny: weights only.*--config=configs/"):
         commands.run_evaluate(flags, tiny.data)
     with pytest.raises(UsageError, match=r"^--checkpoint: tiny holds one state alone"):
         evaluated(workdir=[shipping.NAME], checkpoint="latest")

@@ -1,6 +1,7 @@
-"""Whether a configuration read from a file has the types that its fields have.
+"""Validation of the field types of a configuration that was read from a file.
 
-A config.json or the header of a weights file may come from a stranger, or from an editor.
+A config.json or the header of a weights file is untrusted input: it may come from a stranger or
+have been edited by hand.
 """
 
 import json
@@ -17,38 +18,38 @@ from restore_jax.losses import loss_terms
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 8
-# No field has a use for more, and beyond it arithmetic on sizes overflows somewhere.
-MAX_WHOLE = 2**31 - 1
-MAX_TEXT = 10_000
-MAX_ITEMS = 1_000
+# No field needs more, and larger values overflow in the arithmetic on sizes.
+MAX_INTEGER = 2**31 - 1
+MAX_STRING_LENGTH = 10_000
+MAX_LIST_LENGTH = 1_000
 
 
 class Kind(NamedTuple):
-    """A type of field: its name in messages, and whether a value of JSON is one."""
+    """A type of field: its name in error messages, and a predicate on JSON values."""
 
     name: str
     fits: Callable[[Any], bool]
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_WHOLE
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INTEGER
 
 
 def _is_number(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_TEXT and "\0" not in value
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_STRING_LENGTH and "\0" not in value
 
 
-def _is_flag(value: Any) -> bool:
+def _is_boolean(value: Any) -> bool:
     return isinstance(value, bool)
 
 
 def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     def is_list(value: Any) -> bool:
-        if not isinstance(value, list | tuple) or len(value) > MAX_ITEMS:
+        if not isinstance(value, list | tuple) or len(value) > MAX_LIST_LENGTH:
             return False
         return all(map(fits, value))
 
@@ -59,22 +60,22 @@ def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
-WHOLE = Kind(f"a whole number up to {MAX_WHOLE}", _is_whole)
+INTEGER = Kind(f"a whole number up to {MAX_INTEGER}", _is_integer)
 NUMBER = Kind("a finite number", _is_number)
-TEXT = Kind("a text", _is_text)
-FLAG = Kind("true or false", _is_flag)
-_TEXT_OR_NONE = Kind("a text or null", _or_none(_is_text))
+STRING = Kind("a string", _is_string)
+BOOLEAN = Kind("true or false", _is_boolean)
+_STRING_OR_NONE = Kind("a string or null", _or_none(_is_string))
 _NUMBER_OR_NONE = Kind("a finite number or null", _or_none(_is_number))
-_TEXTS_OR_NONE = Kind("a list of texts or null", _or_none(_list_of(_is_text)))
+_STRINGS_OR_NONE = Kind("a list of strings or null", _or_none(_list_of(_is_string)))
 _NUMBERS_OR_NONE = Kind("a list of numbers or null", _or_none(_list_of(_is_number)))
 
 _FIELDS_BY_KIND = {
-    TEXT: """
+    STRING: """
         name dtype init_from model.name vgg16_weights optimizer.name optimizer.schedule
         adversarial.discriminator eval.split eval.protocol data.name data.root data.split
         data.resize data.augment data.cache_dir data.resident_file data.degradation.preset
     """,
-    WHOLE: """
+    INTEGER: """
         seed train.epochs train.batch_size train.early_stopping_patience train.log_every_steps
         train.steps_per_dispatch checkpoint.every_steps eval.every_epochs eval.batch_size
         eval.pictures data.image_size data.crop_size data.crops_per_image data.realisations
@@ -86,10 +87,10 @@ _FIELDS_BY_KIND = {
         optimizer.clip_norm optimizer.ema_decay adversarial.weight adversarial.learning_rate
         train.mask_dropout
     """,
-    FLAG: "eval.oracle_mask data.recolour data.skip_bad data.resident",
-    _TEXT_OR_NONE: "data.degradation.quantise",
+    BOOLEAN: "eval.oracle_mask data.recolour data.skip_bad data.resident",
+    _STRING_OR_NONE: "data.degradation.quantise",
     _NUMBER_OR_NONE: "data.degradation.clean_share data.degradation.skew",
-    _TEXTS_OR_NONE: "data.degradation.blur",
+    _STRINGS_OR_NONE: "data.degradation.blur",
     _NUMBERS_OR_NONE: " ".join(
         f"data.degradation.{name}"
         for name in (
@@ -102,9 +103,9 @@ _FIELDS_BY_KIND = {
 FIELDS: dict[str, Kind] = {
     field: kind for kind, fields in _FIELDS_BY_KIND.items() for field in fields.split()
 }
-"""The kind of every field by its path; those of `model` and `loss` are open lists beside."""
+"""The kind of every field by its path. `model` and `loss` take further fields, not listed."""
 
-# Those that not every run has: of some data only, or without a use but in training.
+# Fields that a run may lack: they apply to some data sets only, or matter in training only.
 _OPTIONAL = {
     "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.recolour",
     "data.skip_bad", "data.resident", "data.resident_file", "data.crops_per_image",
@@ -116,56 +117,56 @@ _SECTIONS = {field.rpartition(".")[0] for field in FIELDS if "." in field} | {"l
 
 
 def read_file(path: pathlib.Path) -> ConfigDict:
-    """Reads a configuration from a file, see `read`.
+    """Reads a configuration from a JSON file and checks it as `read` does.
 
     Raises:
-        UsageError: also where the file cannot be read.
+        UsageError: if the file cannot be read, and as `read`.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise _refused(str(path), f"has more than {MAX_BYTES:,} bytes")
+            raise _error(str(path), f"has more than {MAX_BYTES:,} bytes")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _refused(str(path), str(error)) from error
+        raise _error(str(path), str(error)) from error
     return ConfigDict(read(text, str(path)))
 
 
 def read(text: str, source: str) -> dict[str, Any]:
-    """Reads a configuration as JSON and checks the types of the fields that are known.
+    """Parses a configuration from JSON and checks the types of the known fields.
 
-    Fields may be missing, and those that nothing is known of are left alone.
+    Fields may be missing, and unknown ones are kept unchecked.
 
     Args:
-        text: what stands in the file.
-        source: the file, for messages.
+        text: the content of the file.
+        source: the file, for error messages.
 
     Returns:
         The fields, sections as dicts.
 
     Raises:
-        UsageError: in one line, for a text that is no JSON object of a harmless size, or the
-            first field of a wrong type.
+        UsageError: if the text is too large or not a JSON object, or naming the first field of
+            a wrong type; always a single line.
     """
     if len(text) > MAX_BYTES:
-        raise _refused(source, f"has more than {MAX_BYTES:,} characters")
+        raise _error(source, f"has more than {MAX_BYTES:,} characters")
     try:
         fields = json.loads(text)
     except ValueError as error:
-        raise _refused(source, str(error)) from error
+        raise _error(source, str(error)) from error
     except RecursionError as error:
-        raise _refused(source, "nested too deeply") from error
+        raise _error(source, "nested too deeply") from error
     if not isinstance(fields, dict):
-        raise _refused(source, "not an object")
+        raise _error(source, "not an object")
     check(fields, source)
     return fields
 
 
 def check(fields: Mapping[str, Any], source: str) -> None:
-    """Checks the types of the fields that are there and known.
+    """Checks the types of the known fields that are present.
 
     Args:
         fields: the configuration, sections as mappings.
-        source: the file, for messages.
+        source: the file, for error messages.
 
     Raises:
         UsageError: naming the first field of a wrong type.
@@ -174,30 +175,30 @@ def check(fields: Mapping[str, Any], source: str) -> None:
 
 
 def require(fields: Mapping[str, Any], source: str) -> None:
-    """Checks that no field is missing that an evaluation or a training needs.
+    """Checks that all fields required for evaluation and training are present.
 
     Args:
-        fields: the configuration, sections as mappings; checked before.
-        source: the file, for messages.
+        fields: the configuration, sections as mappings; already checked by `check`.
+        source: the file, for error messages.
 
     Raises:
-        UsageError: naming the first field that is missing, or a loss term that is unknown.
+        UsageError: naming the first missing field, or an unknown loss term.
     """
     for path in sorted((FIELDS.keys() - _OPTIONAL) | {"loss"}):
         node: Any = fields
         for part in path.split("."):
             if part not in node:
-                raise _refused(source, f"config.{path} is missing")
+                raise _error(source, f"config.{path} is missing")
             node = node[part]
     for term in fields["loss"]:
         if term not in loss_terms.LOSSES:
-            raise _refused(source, f"config.loss.{term}: there is no such term")
+            raise _error(source, f"config.loss.{term}: there is no such term")
 
 
-def _refused(source: str, problem: str) -> UsageError:
+def _error(source: str, problem: str) -> UsageError:
     problem = " ".join(problem.split())
     return UsageError(
-        f"{source}: not a configuration ({problem}); restore the file or take another workdir"
+        f"{source}: not a configuration ({problem}); restore the file or use another workdir"
     )
 
 
@@ -207,30 +208,30 @@ def _check(
     for name, value in fields.items():
         path = above + name
         if not name.isidentifier() or len(path) > 200:
-            raise _refused(source, f"{path[:60]!r} is no name of a field")
+            raise _error(source, f"{path[:60]!r} is not a valid field name")
         if hasattr(ConfigDict, name) or name.startswith("_"):
-            raise _refused(source, f"config.{path}: there can be no field of that name")
+            raise _error(source, f"config.{path}: this name is reserved")
         kind = model_kinds.get(path) or FIELDS.get(path)
         if kind is None and above == "loss.":
             kind = NUMBER
         if isinstance(value, Mapping):
             if kind is not None:
-                raise _refused(source, f"config.{path}: a section is not {kind.name}")
+                raise _error(source, f"config.{path}: a section is not {kind.name}")
             if path.count(".") >= MAX_DEPTH:
-                raise _refused(source, f"config.{path}: nested too deeply")
+                raise _error(source, f"config.{path}: nested too deeply")
             _check(value, f"{path}.", source, model_kinds)
         elif path in _SECTIONS:
-            raise _refused(source, f"config.{path}: {_shown(value)} is not a section")
+            raise _error(source, f"config.{path}: {_shortened(value)} is not a section")
         elif kind is not None and not kind.fits(value):
-            raise _refused(source, f"config.{path}: {_shown(value)} is not {kind.name}")
+            raise _error(source, f"config.{path}: {_shortened(value)} is not {kind.name}")
 
 
 def _model_kinds(fields: Mapping[str, Any]) -> dict[str, Kind]:
-    """The kinds of the options of the model, by the values they have by default."""
+    """Returns the kinds of the model's options, inferred from their default values."""
     section = fields.get("model")
     name = section.get("name") if isinstance(section, Mapping) else None
     if not isinstance(name, str) or name not in models.MODELS:
-        return {}  # which is told where the model is made
+        return {}  # an unknown name is reported where the model is built
     defaults = {
         option: field.default
         for option, field in models.MODELS[name].__dataclass_fields__.items()
@@ -241,17 +242,17 @@ def _model_kinds(fields: Mapping[str, Any]) -> dict[str, Kind]:
 
 def _kind_of(default: Any) -> Kind:
     if isinstance(default, bool):
-        return FLAG
+        return BOOLEAN
     if isinstance(default, int):
-        return Kind("a whole number above 0", lambda value: _is_whole(value) and value > 0)
+        return Kind("a whole number above 0", lambda value: _is_integer(value) and value > 0)
     if isinstance(default, float):
         return NUMBER
     if isinstance(default, str):
-        return TEXT
+        return STRING
     item = _kind_of(default[0])
     return Kind(f"a list, each {item.name}", lambda v: bool(v) and _list_of(item.fits)(v))
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"

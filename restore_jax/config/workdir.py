@@ -1,4 +1,4 @@
-"""A run's folder: what is where, and whose configuration it is."""
+"""The working directory of a run: its configuration, its lock and its damaged files."""
 
 import contextlib
 import errno
@@ -18,9 +18,9 @@ from restore_jax import files
 from restore_jax.config import schema
 from restore_jax.errors import RunError, UsageError
 
-# Fields that a run may be gone on with in another place: where its data lie, how much is shown.
-# None of them changes a parameter or a figure of the training but by other images, or other
-# fixed parameters, and those are told by themselves (`setup.check_same_images`).
+# Fields that may change when a run is resumed: where its data are, how much is displayed. They
+# can affect the parameters or the metrics of training only by selecting other images or other
+# fixed parameters, which `setup.check_same_images` detects.
 FREE_FIELDS = (
     "config.data.root",
     "config.data.cache_dir",
@@ -38,11 +38,11 @@ FREE_FIELDS = (
     "config.checkpoint.every_steps",
 )
 
-# Which may be raised: there is nothing in a shorter run that a longer one does not have.
+# May be raised on resuming: everything that a shorter run has done, a longer one does too.
 _EPOCHS = "config.train.epochs"
 
-# What runs did that are older than the field.
-_BEFORE = {
+# How runs behaved before these fields were introduced.
+_DEFAULTS_OF_OLDER_RUNS = {
     "config.data.resident": False,
     "config.data.crops_per_image": 1,
     "config.data.recolour": False,
@@ -51,10 +51,10 @@ _BEFORE = {
     "config.init_from": "",
 }
 
-# Where files go that were found damaged, for whoever wants to look at them.
+# Damaged files are moved here, so that they can still be inspected.
 DAMAGED = "damaged"
 
-# Held by the training of a workdir as long as it runs; its process's death releases it.
+# Locked by a training run until it ends; the lock is released when its process dies.
 _LOCK = ".lock"
 
 _DISK_FAILURES = (
@@ -63,7 +63,11 @@ _DISK_FAILURES = (
 
 
 def set_aside(workdir: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
-    """Moves a damaged file or folder into the workdir's `damaged/`; returns where it is now."""
+    """Moves a damaged file or folder into the workdir's `damaged/`.
+
+    Returns:
+        Its new path.
+    """
     folder = workdir / DAMAGED
     folder.mkdir(exist_ok=True)
     names = itertools.chain([path.name], (f"{path.name}.{i}" for i in itertools.count(2)))
@@ -72,17 +76,17 @@ def set_aside(workdir: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
 
 
 def remove(workdir: pathlib.Path, folder: pathlib.Path) -> None:
-    """Removes a folder of a workdir in one step: it is there whole, or not at all."""
+    """Removes a folder of a workdir atomically: it is never left there half deleted."""
     temporary = folder.rename(workdir / f"{files.TEMPORARY}{os.getpid()}-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def full_disk_told(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns what a disk that is full or fails does to a training into one line.
+def reporting_disk_failures(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns the OSError of a full or failing disk during training into a RunError.
 
     Raises:
-        RunError: for it; any other failure is left as it is.
+        RunError: if the disk is full or fails; any other exception passes unchanged.
     """
     try:
         yield
@@ -91,12 +95,12 @@ def full_disk_told(workdir: pathlib.Path) -> Iterator[None]:
             raise
         raise RunError(
             f"{error.filename or workdir}: {error.strerror}; the training stops and its "
-            "checkpoints are kept. Once mended, the same command goes on from the latest"
+            "checkpoints are kept. Once this is fixed, the same command resumes from the latest"
         ) from error
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields as JSON has them: tuples become lists."""
+    """Returns the fields as they are after a round trip through JSON: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
@@ -109,10 +113,10 @@ def _flatten(tree: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
 
 
 def check_finite(config: ConfigDict) -> None:
-    """Checks that every number in a configuration is one.
+    """Checks that every number in a configuration is finite.
 
     Raises:
-        UsageError: naming the first field that is infinite or not a number.
+        UsageError: naming the first field that is infinite or NaN.
     """
     for field, value in _flatten(as_json(config)).items():
         for number in value if isinstance(value, list) else [value]:
@@ -121,11 +125,11 @@ def check_finite(config: ConfigDict) -> None:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns a text for each field that differs, e.g. "config.seed (0, now 1)".
+    """Describes each field that differs, for example "config.seed (0, now 1)".
 
-    The `FREE_FIELDS` are left out, and so is a `config.train.epochs` that is raised.
+    `FREE_FIELDS` are ignored, and so is an increase of `config.train.epochs`.
     """
-    a, b = (_BEFORE | _flatten(as_json(config)) for config in (old, new))
+    a, b = (_DEFAULTS_OF_OLDER_RUNS | _flatten(as_json(config)) for config in (old, new))
     if raised_epochs(old, new):
         del a[_EPOCHS], b[_EPOCHS]
     return [
@@ -137,7 +141,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def raised_epochs(old: ConfigDict, new: ConfigDict) -> tuple[int, int] | None:
-    """Returns the epochs before and now where a run is to be longer than it was; else None."""
+    """Returns the old and new number of epochs if it was increased; None otherwise."""
     before, now = (_flatten(as_json(config)).get(_EPOCHS) for config in (old, new))
     if isinstance(before, int) and isinstance(now, int) and now > before:
         return before, now
@@ -145,11 +149,11 @@ def raised_epochs(old: ConfigDict, new: ConfigDict) -> tuple[int, int] | None:
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """Reads the configuration that a workdir was made with.
+    """Reads the configuration that a workdir was created with.
 
     Raises:
-        UsageError: where there is no workdir, or its config.json cannot be read, or
-            holds a field of a wrong type.
+        UsageError: if there is no run in it, or its config.json cannot be read or has a field
+            of a wrong type.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -158,41 +162,43 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def is_claimed(workdir: pathlib.Path, config: ConfigDict) -> bool:
-    """Tells whether a workdir is this configuration's already; false where there is none yet.
+    """Returns whether a workdir already belongs to this configuration.
+
+    False if the folder does not exist or holds no run yet.
 
     Raises:
-        UsageError: where the folder belongs to another configuration, field by field, or holds
-            other files.
+        UsageError: if the folder belongs to another configuration (naming the fields that
+            differ), or holds other files.
     """
     if (workdir / "config.json").exists():
         differing = differences(read_config(workdir), config)
         if differing:
             raise UsageError(
-                f"--workdir={workdir}: belongs to a run of another configuration; take another "
+                f"--workdir={workdir}: belongs to a run of another configuration; use another "
                 f"workdir, or the same fields: {', '.join(differing)}"
             )
         return True
     if workdir.exists() and (not workdir.is_dir() or any(map(_is_foreign, workdir.iterdir()))):
         raise UsageError(
-            f"--workdir={workdir}: exists and is not a run's folder; take an empty or a new one"
+            f"--workdir={workdir}: exists and is not a run's folder; use an empty or a new one"
         )
     return False
 
 
 def _is_foreign(path: pathlib.Path) -> bool:
-    """Tells the files of others from what a run leaves that was killed as it began."""
+    """Returns whether a file is not one that a run killed at its very start leaves behind."""
     return path.name != _LOCK and not path.name.startswith(files.TEMPORARY)
 
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds a workdir for one training; makes the folder where there is none.
+    """Locks a workdir for one training run; creates the folder if it does not exist.
 
-    What a killed training had only half written is removed. Where the file system cannot lock
-    files, nothing is held.
+    Temporary files that a killed run left half written are removed. On a file system without
+    file locks, the workdir is not locked.
 
     Raises:
-        UsageError: where another training holds it, or it cannot be written.
+        UsageError: if another training run holds the lock, or the folder cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -217,10 +223,10 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def check_free(workdir: pathlib.Path) -> None:
-    """Refuses a workdir in which a training is running.
+    """Checks that no training is running in a workdir.
 
     Raises:
-        UsageError: then.
+        UsageError: if one is.
     """
     if is_held(workdir):
         raise _in_use(workdir)
@@ -228,13 +234,13 @@ def check_free(workdir: pathlib.Path) -> None:
 
 def _in_use(workdir: pathlib.Path) -> UsageError:
     return UsageError(
-        f"--workdir={workdir}: another training is running in it; wait for its end, or take "
+        f"--workdir={workdir}: another training is running in it; wait for it to end, or use "
         "another workdir"
     )
 
 
 def is_held(workdir: pathlib.Path) -> bool:
-    """Tells whether a training is running in a workdir."""
+    """Returns whether a training is running in a workdir."""
     try:
         with (workdir / _LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -246,10 +252,12 @@ def is_held(workdir: pathlib.Path) -> bool:
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes a workdir for a configuration, or renews the free fields of its own.
+    """Writes a configuration into its workdir, which is created if it does not exist.
+
+    In a workdir that already belongs to the configuration, this updates the `FREE_FIELDS`.
 
     Raises:
-        UsageError: where it cannot be written.
+        UsageError: if the folder cannot be written.
     """
     text = json.dumps(as_json(config), indent=2, allow_nan=False)
     try:

@@ -1,11 +1,12 @@
-"""What a degradation is: its fields, the presets, and what a configuration says of them.
+"""The definition of a degradation: its parameters, the presets, and how a config selects them.
 
-A `Law` says what happens to a clean photograph, in this order and at its native size: blur,
-photon noise, Gaussian noise, clip and quantise, gain, clip and quantise. It is drawn by
-`data/degrade.py` in the host's pipeline, and within a step by `native_size` and `working_size`.
+A `Law` describes what happens to a clean photograph, in this order and at its native size:
+blur, photon noise, Gaussian noise, clipping and quantisation, gain, clipping and quantisation.
+It is sampled by `data/degrade.py` in the host's pipeline, and within a training step by
+`native_size` and `working_size`.
 
-The preset `kla` is the law by which the degraded MVTec AD photographs of the IIT Madras reports
-of 2024 were made, as recovered from 15 original pairs: it gives their native PSNR within
+The preset `kla` is the law behind the degraded MVTec AD photographs of the 2024 IIT Madras
+reports, recovered from 15 original pairs: it reproduces their PSNR at native size to within
 0.01 dB.
 """
 
@@ -24,32 +25,32 @@ KINDS = ("none", "gaussian", "motion", "defocus")
 QUANTISERS = ("truncate", "round", "none")
 
 FLOAT_DUST = 2.0**-10
-"""Added before truncating: of a flat 255, a blur in float32 may leave 254.9995."""
+"""Added before truncating: a float32 blur may turn a flat 255 into 254.9995."""
 
-# Each has all that stands before it.
+# In ascending order: each includes all before it.
 _AUGMENTATIONS = ("none", "flips", "all8")
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """A degradation. Ranges are (low, high), drawn from uniformly; the defaults do nothing.
+    """A degradation. Ranges are (low, high), sampled uniformly; the defaults do nothing.
 
     Attributes:
         blur: kinds of blur, one of which is drawn per image: "none", "gaussian", "motion" or
-            "defocus". A kind named twice is drawn twice as often.
+            "defocus". A kind listed twice is drawn twice as often.
         sigma_x: standard deviation of the Gaussian blur along x (columns), in px, per image.
         sigma_y: the same along y (rows), drawn independently of sigma_x.
-        motion_length: length of the motion's path, in px, per image.
+        motion_length: length of the motion path, in px, per image.
         motion_angle: its direction in degrees, counter-clockwise from the x axis, per image.
-        defocus_radius: radius of the disc of confusion, in px, per image.
+        defocus_radius: radius of the circle of confusion, in px, per image.
         noise_sigma: standard deviation of Gaussian noise in grey levels, per image and channel.
-        poisson_peak: photons counted at white (255), per image; (0, 0) switches it off.
-        gain: factor per image and channel; (1, 1) switches it off.
-        quantise: to whole grey levels by "truncate" or "round", or "none".
-        clean_share: probability that an image is left as it is, for models that are to leave
-            good photographs alone.
+        poisson_peak: photon count at white (255), per image; (0, 0) disables photon noise.
+        gain: factor per image and channel; (1, 1) disables it.
+        quantise: "truncate" or "round" to whole grey levels, or "none".
+        clean_share: probability that an image is not degraded at all, for models that should
+            leave good photographs unchanged.
         skew: blur widths and noise are `low + (high - low) · u^skew` with u from U(0, 1): above
-            1, small values are drawn more often. Gain, angle and photons stay uniform.
+            1, small values are drawn more often. Gain, angle and photon count stay uniform.
     """
 
     blur: tuple[str, ...] = ("none",)
@@ -75,7 +76,7 @@ PRESETS: dict[str, Law] = {
         gain=(0.9, 1.1),
         quantise="truncate",
     ),
-    # An ordinary camera in poor light: the lens is slightly soft, few photons, some read noise.
+    # An ordinary camera in poor light: a slightly soft lens, few photons, some read noise.
     "mild": Law(
         blur=("gaussian",),
         sigma_x=(0.5, 1.5),
@@ -85,7 +86,7 @@ PRESETS: dict[str, Law] = {
         gain=(0.97, 1.03),
         quantise="round",
     ),
-    # For a restorer that does not know what it will meet; contains `kla`, near enough.
+    # For blind restoration, of unknown degradations; very nearly contains `kla`.
     "blind": Law(
         blur=KINDS,
         sigma_x=(0.0, 12.0),
@@ -98,8 +99,8 @@ PRESETS: dict[str, Law] = {
         gain=(0.85, 1.15),
         quantise="round",
     ),
-    # For a restorer of any camera's photographs that leaves good ones alone. Colours are kept:
-    # nothing in a photograph of an unknown camera tells its gain from the objects' own colour.
+    # For restoring photographs of any camera while leaving good ones unchanged. No gain: with
+    # an unknown camera, nothing separates a colour cast from the colours of the objects.
     "wide": Law(
         blur=("none", "gaussian", "gaussian", "gaussian", "motion", "defocus"),
         sigma_x=(0.0, 12.0),
@@ -116,90 +117,93 @@ PRESETS: dict[str, Law] = {
 
 
 def law_from_config(degradation: Mapping[str, Any]) -> Law:
-    """Resolves `config.data.degradation`: a preset, then every field that is not None.
+    """Resolves `config.data.degradation`: the preset, overridden by every field that is set.
 
     Args:
-        degradation: a mapping (an `ml_collections.ConfigDict` or what its JSON gives back) of
-            `preset` (default "kla") and the fields of `Law`.
+        degradation: a mapping (an `ml_collections.ConfigDict`, or the same read from JSON) with
+            `preset` (default "kla") and the fields of `Law`; None keeps the preset's value.
 
     Raises:
-        UsageError: a field or a preset is unknown, or a value is not one the field can take.
+        UsageError: if a field or the preset is unknown, or a value is invalid for its field.
     """
     fields = [field.name for field in dataclasses.fields(Law)]
     for name in degradation:
         if name not in ("preset", *fields):
-            raise _refusal(name, f"no such field; there are preset, {', '.join(fields)}")
+            raise _error(name, f"no such field; the fields are preset, {', '.join(fields)}")
     given = {name: value for name, value in degradation.items() if value is not None}
     preset = given.pop("preset", "kla")
     if preset not in tuple(PRESETS):
-        raise _refusal("preset", f"{preset!r} is unknown; choose from {', '.join(PRESETS)}")
-    law = dataclasses.replace(PRESETS[preset], **{k: _checked(k, v) for k, v in given.items()})
-    # A kind of blur that the preset does not use has no range there to fall back on.
+        raise _error("preset", f"{preset!r} is unknown; choose from {', '.join(PRESETS)}")
+    law = dataclasses.replace(
+        PRESETS[preset], **{k: _validated(k, v) for k, v in given.items()}
+    )
+    # The preset has no default range for a kind of blur that it does not use.
     for kind, name in (("motion", "motion_length"), ("defocus", "defocus_radius")):
         if kind in law.blur and name not in given and getattr(law, name) == OFF:
             reason = f"blur draws {kind!r}, for which preset {preset!r} has no range"
-            raise _refusal(name, f"{reason}; give (low, high) in px")
+            raise _error(name, f"{reason}; give (low, high) in px")
     return law
 
 
-def _refusal(name: str, reason: str) -> UsageError:
+def _error(name: str, reason: str) -> UsageError:
     return UsageError(f"config.data.degradation.{name}: {reason}")
 
 
-def _checked(name: str, value: Any) -> Any:
-    """The value as `Law` holds it."""
+def _validated(name: str, value: Any) -> Any:
+    """Validates the value of a field and converts it to the type that `Law` holds."""
     if name == "blur":
         kinds = [value] if isinstance(value, str) else value
         known = isinstance(kinds, tuple | list) and all(kind in KINDS for kind in kinds)
         if not known or not kinds:
-            raise _refusal(name, f"{value!r} must be one or more of {', '.join(KINDS)}")
+            raise _error(name, f"{value!r} is not one or more of {', '.join(KINDS)}")
         return tuple(kinds)
     if name in ("clean_share", "skew"):
-        return _checked_number(name, value)
+        return _validated_number(name, value)
     if name == "quantise":
         if value not in QUANTISERS:
-            raise _refusal(name, f"{value!r} is unknown; choose from {', '.join(QUANTISERS)}")
+            raise _error(name, f"{value!r} is unknown; choose from {', '.join(QUANTISERS)}")
         return value
     pair = isinstance(value, tuple | list) and len(value) == 2
     if not pair or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value):
-        raise _refusal(name, f"{value!r} is not a range; give two numbers, (low, high)")
+        raise _error(name, f"{value!r} is not a range; give two numbers, (low, high)")
     low, high = map(float, value)
     if low > high:
-        raise _refusal(name, f"{value!r} has its low above its high; give (low, high)")
+        raise _error(name, f"{value!r}: low is above high; give (low, high)")
     if low < 0 and name != "motion_angle":
-        raise _refusal(name, f"{value!r} is negative; give numbers from 0 up")
+        raise _error(name, f"{value!r} is negative; give numbers of 0 or more")
     if low == 0 and (name == "gain" or (name == "poisson_peak" and high > 0)):
-        raise _refusal(name, f"{value!r} starts at 0, which leaves nothing of the image")
+        raise _error(name, f"{value!r} starts at 0, which leaves nothing of the image")
     return low, high
 
 
-def _checked_number(name: str, value: Any) -> float:
+def _validated_number(name: str, value: Any) -> float:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     fits = (lambda v: 0 <= v <= 1) if name == "clean_share" else (lambda v: 0 < v <= 10)
     if not is_number or not fits(value):
         where = "[0, 1]" if name == "clean_share" else "(0, 10]"
-        raise _refusal(name, f"{value!r} must lie in {where}")
+        raise _error(name, f"{value!r} must lie in {where}")
     return float(value)
 
 
 def symmetries(law: Law) -> str:
-    """Which flips and rotations of a (degraded, clean) pair leave pairs of the same law.
+    """Returns the flips and rotations under which the law's distribution of pairs is invariant.
 
     Noise, gain and defocus have no direction. The Gaussian blur keeps its axes under a flip and
-    swaps them under a quarter turn, which the law does not notice if both widths are drawn from
-    the same range. A flip takes a motion's angle θ to −θ modulo 180°.
+    swaps them under a quarter turn, which changes nothing if both widths are drawn from the
+    same range. A flip takes a motion angle θ to −θ modulo 180°.
 
     Returns:
-        "all8" (flips and quarter turns), "flips" (horizontal and vertical) or "none". All of it
-        holds for square photographs: stretching to a square gives isotropic blur a direction.
+        "all8" (flips and quarter turns), "flips" (horizontal and vertical) or "none". This
+        holds for square photographs only: stretching others to a square makes an isotropic blur
+        anisotropic.
     """
     low, high = law.motion_angle
-    moves = "motion" in law.blur and law.motion_length[1] > 0
-    every_direction = high > low and _is_multiple(high - low, 180)
-    if moves and not every_direction and not _is_multiple(low + high, 180):
+    has_motion = "motion" in law.blur and law.motion_length[1] > 0
+    all_directions = high > low and _is_multiple(high - low, 180)
+    if has_motion and not all_directions and not _is_multiple(low + high, 180):
         return "none"
     has_axes = "gaussian" in law.blur and law.sigma_x != law.sigma_y
-    return "flips" if has_axes or (moves and not every_direction) else "all8"
+    return "flips" if has_axes or (has_motion and not all_directions) else "all8"
 
 
 def check_augmentation(augment: str, allowed: str) -> None:
@@ -207,10 +211,10 @@ def check_augmentation(augment: str, allowed: str) -> None:
 
     Args:
         augment: "none", "flips" or "all8".
-        allowed: the most that the degradation's symmetries allow, one of these as well.
+        allowed: the largest of these that the degradation allows, see `symmetries`.
 
     Raises:
-        UsageError: for an unknown one, or one that would show pairs which the law never makes.
+        UsageError: if it is unknown, or would produce pairs that the degradation never does.
     """
     if augment not in _AUGMENTATIONS:
         raise UsageError(
@@ -218,8 +222,8 @@ def check_augmentation(augment: str, allowed: str) -> None:
         )
     if _AUGMENTATIONS.index(augment) > _AUGMENTATIONS.index(allowed):
         raise UsageError(
-            f"config.data.augment: {augment!r} would show pairs that the degradation never "
-            f"makes (its blur is directed); take {allowed}"
+            f"config.data.augment: {augment!r} would produce pairs that the degradation never "
+            f"does (its blur has a direction); use {allowed}"
         )
 
 

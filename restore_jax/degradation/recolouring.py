@@ -1,28 +1,30 @@
-"""Other colours for photographs to train on, so that a network does not take any for granted.
+"""Colour augmentation of training photographs, so that a network does not rely on any colour.
 
-Few rendered surfaces have few colours. A network that has seen no blue ground takes a blue one
-for a grey one in a wrong light. `data/recolour.py` does the same in the host's pipeline.
+A small number of rendered surfaces has a small number of colours. A network that has never seen
+a blue background takes one for a grey background in a wrong light. `data/recolour.py` does the
+same in the host's pipeline.
 """
 
 import jax
 import jax.numpy as jnp
 
 EXPONENT, FACTOR = (0.8, 1.25), (0.5, 1.15)
-"""Of the tone curves, drawn uniformly: the exponent per photograph, the factor per channel."""
+"""Ranges of the tone curves `factor · level^exponent`, drawn uniformly, levels from 0 to 1:
+the exponent per photograph, the factor per channel."""
 
 KEPT = 0.25
-"""The share of photographs that are left as they are."""
+"""Share of the photographs that are left unchanged."""
 
 
 def recolour(key: jax.Array, window: jax.Array) -> jax.Array:
-    """Swaps the channels of a photograph and gives each another tone curve.
+    """Permutes the colour channels of a photograph and applies a random tone curve to each.
 
     Args:
-        key: of the draw.
+        key: random key.
         window: uint8 [H, W, 3].
 
     Returns:
-        uint8 [H, W, 3]; a quarter of the windows as they were.
+        uint8 [H, W, 3]; unchanged with probability `KEPT`.
     """
     keys = jax.random.split(key, 4)
     factor = jax.random.uniform(keys[0], (3,), minval=FACTOR[0], maxval=FACTOR[1])

@@ -1,22 +1,22 @@
-"""The degradation law at the working size, in JAX: what a step of training can draw by itself.
+"""The degradation law at the working size, in JAX, as sampled within a training step.
 
 The law acts at a photograph's native size and the pair is resized afterwards; a step has only
-the resized photograph. What it draws has the same first and second moments:
+the resized photograph. Its samples match the law in their first and second moments:
 
-- *Blur* of fixed widths is in the pixels already (the file of pairs holds the blurred
-  photograph). Widths that are drawn are scaled by the ratio of the sizes, and the discrete
-  Gaussian of that variance acts on the resized photograph.
-- *Noise, clipping, quantising, gain*: at one native pixel these make of a grey level x the
-  level clip(a X − c, 0, h) with X ~ N(x, σ²), whose mean and variance are known exactly. An
-  antialiased resize averages many such pixels: the mean stays, the variance is multiplied by
-  the sum of the squared weights, neighbours overlap and are correlated, and the sum is close to
-  Gaussian. So it is drawn as one, mean + deviation · n, where n has exactly the covariance of
-  resized white noise.
+- *Blur* of fixed widths is already in the pixels (the file of pairs holds the blurred
+  photograph). Random widths are scaled by the ratio of the sizes, and the discrete Gaussian of
+  that variance is applied to the resized photograph.
+- *Noise, clipping, quantisation, gain* turn a grey level x of a native pixel into
+  clip(a X − c, 0, h) with X ~ N(x, σ²), whose mean and variance are known in closed form. An
+  antialiased resize averages many such pixels: the mean is unchanged, the variance is
+  multiplied by the sum of the squared weights, neighbours overlap and are correlated, and the
+  sum is close to Gaussian. It is therefore sampled as mean + deviation · n, where n has exactly
+  the covariance of resized white noise.
 
-What differs from the law itself: x counts as constant under one weight of the resize, so that
-at an edge which is sharp after the blur, and close to black or white, the clipped mean is off
-by a few grey levels; and at equal sizes, where nothing is averaged, clipped noise is drawn as
-Gaussian. Motion and defocus, and enlarged photographs, are refused.
+Two approximations remain. x is taken as constant under one weight of the resize, so that at an
+edge that is sharp after the blur and close to black or white, the clipped mean is off by a few
+grey levels. And at equal sizes, where nothing is averaged, clipped noise is sampled as
+Gaussian. Motion and defocus blur, and enlarged photographs, are rejected.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ _REMEDY = (
 
 @dataclasses.dataclass(frozen=True)
 class StepLaw:
-    """What is drawn within a step. Ranges are (low, high), in units of the native size.
+    """The part of a law that is sampled within a step. Ranges are (low, high), at native size.
 
     Attributes:
-        sigma_x: standard deviation of the blur along x, native px, per image; None: the pixels
-            are blurred already, or never.
-        sigma_y: the same along y; None together with it.
+        sigma_x: standard deviation of the blur along x, native px, per image; None if the
+            pixels are already blurred, or the law has no blur.
+        sigma_y: the same along y; None exactly when `sigma_x` is.
         noise_sigma: standard deviation of the noise in grey levels, per image and channel.
-        poisson_peak: photons at white, per image; (0, 0): no photon noise.
+        poisson_peak: photon count at white, per image; (0, 0): no photon noise.
         gain: factor per image and channel; (1, 1): none.
         quantise: "truncate", "round" or "none".
     """
@@ -59,20 +59,20 @@ class StepLaw:
 
 
 def from_fields(fields: Mapping[str, Any], blurred: bool) -> StepLaw:
-    """Returns what is left to draw of a law.
+    """Returns the part of a law that remains to be sampled within a step.
 
     Args:
-        fields: of the law, as configs/default.py describes them, none of them None.
-        blurred: whether the photographs are blurred already.
+        fields: the fields of the law, see `definition.Law`; none of them None.
+        blurred: whether the photographs are already blurred.
 
     Raises:
-        UsageError: where its blur is one that a step cannot draw.
+        UsageError: if a step cannot sample the law's blur, `clean_share` or `skew`.
     """
-    for name, usual in (("clean_share", 0.0), ("skew", 1.0)):
-        if fields.get(name, usual) != usual:
+    for name, neutral in (("clean_share", 0.0), ("skew", 1.0)):
+        if fields.get(name, neutral) != neutral:
             raise UsageError(
                 f"config.data.degradation.{name}: {fields[name]} cannot be drawn within a "
-                f"step, only {usual}; {_REMEDY}"
+                f"step, only {neutral}; {_REMEDY}"
             )
     kinds = set(fields["blur"])
     if not blurred and kinds not in ({"none"}, {"gaussian"}):
@@ -92,15 +92,15 @@ def from_fields(fields: Mapping[str, Any], blurred: bool) -> StepLaw:
 
 
 def resize_weights(native: int, size: int, method: str) -> np.ndarray:
-    """The weights of an antialiased resize along one axis.
+    """Returns the weights of an antialiased resize along one axis.
 
     Args:
         native: the length before, px.
         size: the length after, px; at most `native`.
-        method: "bilinear" (a triangle of two new pixels' width) or "area" (shares of overlap).
+        method: "bilinear" (a triangle two new pixels wide) or "area" (shares of overlap).
 
     Returns:
-        float64 [size, native], each row of sum 1.
+        float64 [size, native]; each row sums to 1.
     """
     ratio = native / size
     if method == "area":
@@ -115,21 +115,22 @@ def resize_weights(native: int, size: int, method: str) -> np.ndarray:
 
 
 def correlation(native: int, size: int, method: str) -> np.ndarray:
-    """What gives white noise the covariance that a resize leaves in it, along one axis.
+    """Returns the Cholesky factor of the covariance of resized white noise along one axis.
 
-    Rows of weights overlap with their neighbours alone, so that the covariance is tridiagonal
-    and its Cholesky factor has two diagonals.
+    Each row of the resize weights overlaps only with its neighbours, so that the covariance is
+    tridiagonal and its Cholesky factor is bidiagonal.
 
     Returns:
-        float32 [2, size]: the factors of a pixel's own draw, and of the one before it.
+        float32 [2, size]: the diagonal, which multiplies a pixel's own noise, and the
+        subdiagonal, which multiplies that of the pixel before it.
 
     Raises:
-        UsageError: for an image that would be enlarged.
+        UsageError: if the image would be enlarged.
     """
     if native < size:
         raise UsageError(
-            f"config.data.image_size: {size} px enlarge a photograph of {native} px, whose "
-            f"noise cannot be drawn within a step; {_REMEDY}"
+            f"config.data.image_size: {size} px would enlarge a photograph of {native} px, "
+            f"whose noise cannot be drawn within a step; {_REMEDY}"
         )
     weights = resize_weights(native, size, method)
     variance = np.sum(weights**2, axis=1)
@@ -153,14 +154,14 @@ def correlations(shapes: Sequence[tuple[int, int]], size: int, method: str) -> n
 def degrade(
     key: jax.Array, image: jax.Array, factors: jax.Array, ratio: jax.Array, law: StepLaw
 ) -> jax.Array:
-    """Draws a degraded photograph.
+    """Draws a random degradation of a photograph.
 
     Args:
-        key: of this draw.
-        image: [S, S, 3], grey levels 0…255; blurred already where the law's blur is fixed.
-        factors: [2, 2, S], of `correlation` along y and x.
-        ratio: [2], working over native size along y and x.
-        law: what to draw.
+        key: random key.
+        image: [S, S, 3], grey levels 0…255; already blurred where the law's blur is fixed.
+        factors: [2, 2, S], the factors of `correlation` along y and x.
+        ratio: [2], working size over native size along y and x.
+        law: the degradation to sample.
 
     Returns:
         uint8 [S, S, 3].
@@ -183,7 +184,7 @@ def degrade(
     noise = jax.random.normal(keys[5], image.shape)
     for axis in (0, 1):
         own, before = (x.reshape((-1, 1, 1) if axis == 0 else (-1, 1)) for x in factors[axis])
-        # The first pixel has none before it, and a factor of 0.
+        # The wrap-around of `roll` is harmless: the first pixel's factor is 0.
         noise = own * noise + before * jnp.roll(noise, 1, axis)
     drawn = jnp.round(mean + deviation * noise)
     return jnp.clip(drawn, 0.0, 255.0).astype(jnp.uint8)
@@ -192,49 +193,49 @@ def degrade(
 def moments(
     level: jax.Array, variance: jax.Array, gain: jax.Array | None, quantise: str
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation of a native pixel after noise, clipping, quantising, gain.
+    """Returns mean and deviation of a native pixel after noise, clipping, quantisation, gain.
 
     Args:
         level: grey levels before the noise.
-        variance: of the noise, broadcast against `level`.
-        gain: factors; None: there is no such step.
-        quantise: "truncate", "round" or "none"; it and the clipping follow the noise, and the
-            gain once more.
+        variance: variance of the noise, broadcast against `level`.
+        gain: factors; None: no gain.
+        quantise: "truncate", "round" or "none"; clipping and quantisation follow the noise, and
+            again the gain.
 
     Returns:
-        Both in grey levels, of the shape of `level`.
+        Mean and standard deviation in grey levels, each of the shape of `level`.
     """
-    # Truncating lowers by half a level in the mean, whatever the fraction was.
-    lost = 0.5 if quantise == "truncate" else 0.0
+    # Truncation lowers the mean by half a level; either rounding error is taken as uniform over
+    # one level, of variance 1/12.
+    bias = 0.5 if quantise == "truncate" else 0.0
     error = 0.0 if quantise == "none" else 1.0 / 12.0
     if gain is None:
-        centre, spread, top = level - lost, variance + error, jnp.float32(255.0)
+        centre, spread, top = level - bias, variance + error, jnp.float32(255.0)
     else:
-        centre = gain * (level - lost) - lost
+        centre = gain * (level - bias) - bias
         spread = jnp.square(gain) * (variance + error) + error
-        top = jnp.minimum(255.0, 255.0 * gain - lost)
+        top = jnp.minimum(255.0, 255.0 * gain - bias)
     deviation = jnp.maximum(jnp.sqrt(spread), 1e-3)
     low, high = -centre / deviation, (top - centre) / deviation
     inside = stats.norm.cdf(high) - stats.norm.cdf(low)
     density_low, density_high = stats.norm.pdf(low), stats.norm.pdf(high)
     above = stats.norm.cdf(-high)
     mean = centre * inside + deviation * (density_low - density_high) + top * above
-    # Of the square, about 0.
-    square = (
+    mean_square = (
         (jnp.square(centre) + jnp.square(deviation)) * inside
         + deviation * (centre * density_low - (centre + top) * density_high)
         + jnp.square(top) * above
     )
-    return mean, jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0.0))
+    return mean, jnp.sqrt(jnp.maximum(mean_square - jnp.square(mean), 0.0))
 
 
 def blur(image: jax.Array, sigma_y: jax.Array, sigma_x: jax.Array) -> jax.Array:
-    """Blurs by discrete Gaussians, whose variance is exact at any width, borders reflected.
+    """Blurs by discrete Gaussians, whose variance is exact at any width; borders are reflected.
 
     Args:
         image: [H, W, C].
-        sigma_y: standard deviation along the rows' index, px.
-        sigma_x: along the columns' index.
+        sigma_y: standard deviation along y, px.
+        sigma_x: standard deviation along x, px.
     """
     rows, columns = (
         _blur_matrix(length, sigma)
@@ -246,26 +247,26 @@ def blur(image: jax.Array, sigma_y: jax.Array, sigma_x: jax.Array) -> jax.Array:
 
 
 def _blur_matrix(length: int, sigma: jax.Array) -> jax.Array:
-    """The blur of an axis as a matrix [length, length]."""
-    # From its transform: a Gaussian sampled in space would not have its width below one pixel.
+    """Returns the matrix [length, length] that blurs along one axis."""
+    # By inverse Fourier transform: a Gaussian sampled in space has a wrong width below one px.
     angles = jnp.linspace(0.0, jnp.pi, 2 * length + 1)
     kernel = jnp.fft.irfft(jnp.exp(-0.5 * jnp.square(sigma * angles)), 4 * length)
     i, j = np.arange(length)[:, None], np.arange(length)[None, :]
     last = length - 1
-    # Reflected about the outermost pixels, which are not repeated.
+    # Reflect about the outermost pixels without repeating them.
     matrix = (
         kernel[np.abs(i - j)]
         + np.where(j > 0, 1.0, 0.0) * kernel[i + j]
         + np.where(j < last, 1.0, 0.0) * kernel[2 * last - i - j]
     )
-    # Tails that reach beyond a whole image are left out; its brightness stays.
+    # Tails beyond one whole reflected image are dropped; normalising keeps the brightness.
     return (matrix / matrix.sum(axis=1, keepdims=True)).astype(jnp.float32)
 
 
 def uniform(
     key: jax.Array, bounds: Range, shape: tuple[int, ...] = (), skew: float = 1.0
 ) -> jax.Array:
-    """Draws float32 `low + (high - low) · u^skew`, u from U(0, 1); of one value, that value."""
+    """Draws float32 `low + (high - low) · u^skew`, u from U(0, 1); a constant if low = high."""
     low, high = bounds
     if low == high:
         return jnp.full(shape, low, jnp.float32)

@@ -1,1 +1,1 @@
-"""Evaluation of a model, and comparison of several."""
+"""Evaluation of one model, and comparison of several."""

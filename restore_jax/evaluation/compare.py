@@ -1,7 +1,7 @@
-"""A comparison of trained models on the same images: from their results to what differs.
+"""Statistical comparison of trained models that were evaluated on the same images.
 
-Everything is measured against the first run, image by image. Only images that all runs have
-count, and runs whose degraded images differ are refused.
+Every run is compared with the first, image by image. Only images that all runs have in common
+count, and runs with different degraded images are rejected.
 """
 
 import dataclasses
@@ -16,11 +16,12 @@ from restore_jax.metrics.intervals import LEVEL, Difference, paired_difference
 
 Row = Mapping[str, Any]
 
-# With four images of one sign out of four, chance alone would do in one case of eight; and no
-# interval within the range of so few differences can hold the true mean in 95 % of cases.
+# The differences of four images all have the same sign by chance in one case of eight, and no
+# interval within the range of so few differences can contain the true mean in 95 % of cases.
 MIN_IMAGES = 5
 
-# Two evaluations of one image agree to 1e-5 dB on any devices; other noise moves it further.
+# Tolerance in dB. Two evaluations of the same image agree to 1e-5 dB on any device; a different
+# draw of the noise changes the PSNR by more than this.
 _SAME_INPUT = 1e-3
 
 
@@ -29,14 +30,14 @@ class Run:
     """One evaluated model.
 
     Attributes:
-        workdir: as the user named it.
-        name: of its experiment, e.g. "sca_unet".
+        workdir: the workdir, weights file or model name, as the user gave it.
+        name: name of its experiment, for example "sca_unet".
         summary: the content of metrics.json.
-        rows: figures per image, as in images.csv; NaN or None for none.
-        cost: what the model costs; None where it was not measured.
-        good_rows: the same of photographs without defects that were tested beside the split;
-            only their hallucination counts.
-        oracle_mask: whether the model was given the true masks.
+        rows: figures per image, as in images.csv; NaN or None where undefined.
+        cost: computational cost of the model; None if it was not measured.
+        good_rows: the same for photographs without defects that were evaluated in addition to
+            the split; only their hallucination counts.
+        oracle_mask: whether the model was given the ground-truth masks.
         seen_in_training: whether it was trained on some of the images.
     """
 
@@ -52,13 +53,13 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A figure that is compared image by image.
+    """A metric that is compared image by image.
 
     Attributes:
         key: its name in the comparison.
-        higher_is_better: which way is better.
-        value: takes it out of an image's row; NaN or None for none.
-        weight: name of the figure below the line, for a rate.
+        higher_is_better: whether larger values are better.
+        value: returns it for the row of an image; NaN or None where undefined.
+        weight: for a rate, the name of the figure in its denominator.
     """
 
     key: str
@@ -68,9 +69,10 @@ class Measure:
 
 
 def contrast_error(row: Row, prefix: str = "") -> float | None:
-    """How far the contrast kept is from 1: |1 − contrast kept|, 0 and more, 0 is best.
+    """Returns the deviation of the contrast kept from 1: |1 − contrast kept|, 0 is best.
 
-    Contrast can be lost or exaggerated, so that more of it is not always better.
+    Contrast can be lost or exaggerated, so a larger contrast is not always better. None where
+    the contrast kept is undefined.
     """
     kept = row.get(f"{prefix}defect_contrast")
     return abs(1.0 - kept) if fidelity.is_defined(kept) else None
@@ -96,8 +98,9 @@ def check(runs: Sequence[Run]) -> None:
     """Checks that runs can be compared.
 
     Raises:
-        UsageError: for fewer than two runs or more than 26, results of different data, or of
-            different degraded images under the same name.
+        UsageError: if there are fewer than 2 or more than 26 runs, an image occurs twice in the
+            results of one, they were evaluated on different data or on different degraded
+            images of the same name, or no image is common to all runs.
     """
     if not 2 <= len(runs) <= len(string.ascii_uppercase):
         raise UsageError(
@@ -107,9 +110,10 @@ def check(runs: Sequence[Run]) -> None:
     for run in runs:
         ids = [row["id"] for row in run.rows]
         if len(set(ids)) < len(ids):
-            twice = next(name for i, name in enumerate(ids) if name in ids[:i])
+            duplicate = next(name for i, name in enumerate(ids) if name in ids[:i])
             raise UsageError(
-                f"{run.workdir}: image {twice} stands twice in its results; evaluate it again"
+                f"{run.workdir}: image {duplicate} occurs twice in its results; evaluate it "
+                "again"
             )
     check_data([(run.workdir, run.summary) for run in runs])
     first = runs[0]
@@ -120,33 +124,34 @@ def check(runs: Sequence[Run]) -> None:
                 raise UsageError(
                     f"{other.workdir}: image {row['id']} has an input PSNR of "
                     f"{row['input_psnr']:.3f} dB, but {inputs[row['id']]:.3f} dB in "
-                    f"{first.workdir}; their degraded images differ: evaluate both on the same"
+                    f"{first.workdir}; their degraded images differ: evaluate both on the same "
+                    "ones"
                 )
     if not _common_ids(runs):
         raise UsageError(
-            f"{runs[-1].workdir}: shares no image with {first.workdir}; evaluate all runs on "
-            "the same data, with the same --config"
+            f"{runs[-1].workdir}: has no image in common with {first.workdir}; evaluate all "
+            "runs on the same data, with the same --config"
         )
 
 
 def check_data(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Checks that runs are evaluated on the same degraded images, by their settings alone.
+    """Checks, from their settings only, that runs use the same degraded images.
 
     Args:
-        summaries: of each run its workdir, and "data" and "settings" as in metrics.json.
+        summaries: the workdir of each run, and its "data" and "settings" as in metrics.json.
 
     Raises:
-        UsageError: for settings that differ.
+        UsageError: if the settings differ.
     """
     (first, summary), *others = summaries
-    asked = _data_of(summary)
+    expected = _data_fields(summary)
     for other, summary in others:
-        found = _data_of(summary)
-        for field in asked:
-            if field in found and asked[field] != found[field]:
+        found = _data_fields(summary)
+        for field in expected:
+            if field in found and expected[field] != found[field]:
                 raise UsageError(
                     f"{other}: evaluated with {field} {found[field]}, but {first} with "
-                    f"{asked[field]}; evaluate both with the same --config"
+                    f"{expected[field]}; evaluate both with the same --config"
                 )
 
 
@@ -154,34 +159,34 @@ def compare(
     runs: Sequence[Run],
     conditions: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Compares runs with the first one.
+    """Compares each run with the first one.
 
     Args:
         runs: two or more.
-        conditions: how the costs were measured: "device", "height", "width", "batch" (images a
-            call) and "rounds".
+        conditions: how the costs were measured: "device", "height", "width", "batch" (images
+            per call) and "rounds".
 
     Returns:
-        The content of comparison.json, fit for JSON: plain numbers, None where there is none.
+        The content of comparison.json, JSON-serialisable: plain numbers, None where undefined.
 
-        - "data": {"name", "split", "image_size", "count" (images that all runs have),
-          "degradation" (fields of the law; None where it is not known)};
-        - "conditions": as given;
+        - "data": {"name", "split", "image_size", "count" (images common to all runs),
+          "degradation" (fields of the law; None if it is not known)};
+        - "conditions": as passed;
         - "interval": {"level", "min_images"};
         - "runs": a list of {"letter" (A, B, …), "workdir", "name", "checkpoint", "oracle_mask",
-          "seen_in_training", "left_out" (images that others lack), "cost" (`cost.Cost` as a
-          dict, or None), "micro": M, "macro": M, "categories": {name: M}}, M as in
-          metrics.json, with "contrast_error", over the common images;
-        - "differences": a list, for each later run and each measure that both have, of
+          "seen_in_training", "left_out" (number of images that other runs lack), "cost"
+          (`cost.Cost` as a dict, or None), "micro": M, "macro": M, "categories": {name: M}}, M
+          as in metrics.json, with "contrast_error" added, over the common images;
+        - "differences": a list, for each run after the first and each metric that both have, of
           {"run", "against" (letters), "measure", "better" ("higher" or "lower"), "micro": D,
-          "macro": D, "categories": {name: D}}, D with "images", "difference" (the run's figure
-          less the first's), its bounds "low" and "high", and "verdict": "better" or "worse"
-          where the interval lies on one side of 0, "unclear" where not, "few" where there are
-          fewer than `MIN_IMAGES` images or no interval.
+          "macro": D, "categories": {name: D}}. D has "images", "difference" (the run's figure
+          minus the first run's), the bounds "low" and "high" of its confidence interval, and
+          "verdict": "better" or "worse" if the interval excludes 0, "unclear" if it does not,
+          "few" if there are fewer than `MIN_IMAGES` images or there is no interval.
 
     Raises:
         UsageError: as `check`.
-        RunError: for a figure that is not finite.
+        RunError: if a figure is not finite.
     """
     check(runs)
     common = _common_ids(runs)
@@ -199,7 +204,7 @@ def compare(
                 "seen_in_training": run.seen_in_training,
                 "left_out": len(run.rows) - len(common),
                 "cost": None if run.cost is None else _finite(dataclasses.asdict(run.cost)),
-                **_summarise(_chosen(run.rows, common), _chosen(run.good_rows, good)),
+                **_summarise(_select(run.rows, common), _select(run.good_rows, good)),
             }
         )
     return {
@@ -210,7 +215,7 @@ def compare(
             "count": len(common),
             "degradation": {
                 field.removeprefix("data.degradation."): value
-                for field, value in _data_of(runs[0].summary).items()
+                for field, value in _data_fields(runs[0].summary).items()
                 if field.startswith("data.degradation.")
             }
             or None,
@@ -228,15 +233,15 @@ def compare(
 
 
 def choose_images(runs: Sequence[Run], limit: int) -> list[str]:
-    """Chooses images to look at: those on which the runs' PSNR lies furthest apart.
+    """Chooses the images to show: those on which the PSNR of the runs differs most.
 
     Args:
         runs: the runs.
-        limit: how many; more where there are more categories.
+        limit: how many; exceeded if there are more categories.
 
     Returns:
-        Ids: the first of each category in alphabetical order, then the second of each, until
-        there are enough; in the order of their categories.
+        Ids, in the order of their categories. They are the top image of each category, then the
+        second of each, and so on until `limit` is reached.
     """
     psnr = [{row["id"]: row["psnr"] for row in run.rows} for run in runs]
 
@@ -245,18 +250,18 @@ def choose_images(runs: Sequence[Run], limit: int) -> list[str]:
         return max(found) - min(found)
 
     categories: dict[str, list[str]] = {}
-    for row in _chosen(runs[0].rows, _common_ids(runs)):
+    for row in _select(runs[0].rows, _common_ids(runs)):
         categories.setdefault(row["category"], []).append(row["id"])
-    by_turn = []
+    ranked = []
     for category, ids in categories.items():
         ids.sort(key=lambda name: (-spread(name), name))
-        by_turn += [(turn, category, name) for turn, name in enumerate(ids)]
-    chosen = sorted(by_turn)[: max(limit, len(categories))]
+        ranked += [(rank, category, name) for rank, name in enumerate(ids)]
+    chosen = sorted(ranked)[: max(limit, len(categories))]
     return [name for _, name in sorted((category, name) for _, category, name in chosen)]
 
 
-def _data_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides on the degraded images that a run was evaluated on."""
+def _data_fields(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config fields that determine which degraded images a run was evaluated on."""
     data = summary["data"]
     settings = (summary.get("settings") or {}).get("data") or {}
     fields = {
@@ -266,7 +271,7 @@ def _data_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "resize" in settings:
         fields["data.resize"] = settings["resize"]
-    # The degraded images of these are files.
+    # Those two data sets contain degraded images as files.
     if data["name"] not in ("kla", "pairs"):
         law = settings.get("degradation") or {}
         fields |= {f"data.degradation.{field}": value for field, value in law.items()}
@@ -277,7 +282,7 @@ def _common_ids(runs: Sequence[Run]) -> set[str]:
     return set.intersection(*({row["id"] for row in run.rows} for run in runs))
 
 
-def _chosen(rows: Sequence[Row], ids: set[str]) -> list[Row]:
+def _select(rows: Sequence[Row], ids: set[str]) -> list[Row]:
     return sorted((row for row in rows if row["id"] in ids), key=lambda row: row["id"])
 
 
@@ -286,7 +291,7 @@ def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summarise(rows: Sequence[Row], good_rows: Sequence[Row]) -> dict[str, Any]:
-    """The figures of metrics.json once more, over some of the images."""
+    """Recomputes the figures of metrics.json over some of the images."""
     rows = [
         {**row, **{f"{p}contrast_error": contrast_error(row, p) for p in ("", "input_")}}
         for row in rows
@@ -308,12 +313,12 @@ def _summarise(rows: Sequence[Row], good_rows: Sequence[Row]) -> dict[str, Any]:
 def _pairs(
     first: Run, other: Run, measure: Measure, common: set[str], good: set[str]
 ) -> list[tuple[Row, Row]]:
-    """The rows of both runs for each image that both could have the measure of."""
-    pairs = list(zip(*(_chosen(run.rows, common) for run in (first, other)), strict=True))
+    """Returns the rows of both runs for each image that has the metric in both."""
+    pairs = list(zip(*(_select(run.rows, common) for run in (first, other)), strict=True))
     if measure.key == "hallucination":
-        pairs += zip(*(_chosen(run.good_rows, good) for run in (first, other)), strict=True)
+        pairs += zip(*(_select(run.good_rows, good) for run in (first, other)), strict=True)
 
-    def counts(row: Row) -> bool:
+    def has_measure(row: Row) -> bool:
         weight = row.get(measure.weight) if measure.weight else 1.0
         return (
             fidelity.is_defined(measure.value(row))
@@ -321,7 +326,7 @@ def _pairs(
             and weight > 0
         )
 
-    return [(a, b) for a, b in pairs if counts(a) and counts(b)]
+    return [(a, b) for a, b in pairs if has_measure(a) and has_measure(b)]
 
 
 def _differences(pairs: Sequence[tuple[Row, Row]], measure: Measure) -> dict[str, Any]:
@@ -332,7 +337,7 @@ def _differences(pairs: Sequence[tuple[Row, Row]], measure: Measure) -> dict[str
             [a["category"] for a, _ in some] if macro else None,
             [a.get(measure.weight) for a, _ in some] if measure.weight else None,
         )
-        return _described(difference, measure.higher_is_better)
+        return _with_verdict(difference, measure.higher_is_better)
 
     return {
         "measure": measure.key,
@@ -346,7 +351,7 @@ def _differences(pairs: Sequence[tuple[Row, Row]], measure: Measure) -> dict[str
     }
 
 
-def _described(found: Difference, higher_is_better: bool) -> dict[str, float | str | None]:
+def _with_verdict(found: Difference, higher_is_better: bool) -> dict[str, float | str | None]:
     verdict = "unclear"
     if found.images < MIN_IMAGES or found.low is None or found.high is None:
         verdict = "few"

@@ -1,5 +1,6 @@
-"""The comparison job: evaluates the runs where need be, and puts them side by side."""
+"""The comparison job: evaluates the runs where necessary, and compares them side by side."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -38,22 +39,24 @@ def compare_runs(
 ) -> tuple[Comparison, pathlib.Path]:
     """Compares trained models on the same images.
 
-    Evaluates each, unless that was done with these settings before, times all models in
-    turn on one device, and writes comparison.json and compare.html.
+    Evaluates each model, unless it has already been evaluated with these settings, times all
+    models in turn on one device, and writes comparison.json and compare.html.
 
     Args:
         given: workdirs, weights files or names of shipped models; the others are compared with
             the first.
-        which: "best", "latest" or a step, of each workdir.
-        make_data: makes the data that a configuration asks for; called once per settings.
-        override: a configuration whose data and evaluation sections take the place of each
-            workdir's; None: files and names are evaluated on the data of the first workdir.
-        output: the folder of the comparison; None: `evaluation/<data>-<which>-against-<names>`
-            where the first one's evaluation is.
-        devices: those to run on; all there are, if None.
+        which: the checkpoint of each workdir: "best", "latest" or a step.
+        make_data: creates the data that a configuration describes; called once per distinct
+            settings.
+        override: a configuration whose data and evaluation sections replace those of each
+            workdir. If None, weights files and shipped models are evaluated on the data of the
+            first workdir.
+        output: the folder for the comparison; if None,
+            `evaluation/<data>-<which>-against-<names>` beside the first evaluation.
+        devices: the devices to use; if None, those of `device_mesh.fitting_devices`.
 
     Returns:
-        The content of comparison.json, and the folder.
+        The content of comparison.json, and the folder it was written to.
 
     Raises:
         UsageError: as `trained.find`, `evaluate.evaluate_model` and `compare.check`.
@@ -62,59 +65,54 @@ def compare_runs(
         raise UsageError("--workdir: a comparison takes two or more; give --workdir for each")
     resolved = [pathlib.Path(one).resolve() for one in given]
     if len(set(resolved)) < len(resolved):
-        raise UsageError(f"--workdir: the same twice: {', '.join(map(str, given))}")
+        raise UsageError(f"--workdir: given twice in {', '.join(map(str, given))}")
     if output is not None and output.exists() and not output.is_dir():
-        raise UsageError(f"--output={output}: is a file; name a folder for the comparison")
+        raise UsageError(f"--output={output}: is a file; give a folder for the comparison")
     make_once = batches.remembering(make_data)
     sources = _find(given, which, override)
     configs = [source.config for source in sources]
-    # Before anything is evaluated or timed: runs of different data cannot be compared.
-    asked = zip(map(str, given), map(results.data_and_settings, configs), strict=True)
-    compare.check_data(list(asked))
+    # Reject runs on different data before spending time on evaluation.
+    requested = zip(map(str, given), map(results.data_and_settings, configs), strict=True)
+    compare.check_data(list(requested))
     runs, models = [], []
     sizes = (config.eval.batch_size for config in configs)
     mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(*sizes))
     for source in sources:
-        found = source.stored()
-        summary, where = found or evaluate.evaluate_model(source, make_once, devices)
-        print(f"{source.given}: {'evaluated before' if found else 'evaluated'}, {where}")
+        stored = source.stored()
+        summary, folder = stored or evaluate.evaluate_model(source, make_once, devices)
+        print(f"{source.given}: {'already evaluated' if stored else 'evaluated'}, {folder}")
         model, variables, _ = trained.read(source, mesh)
         models.append((model, variables))
-        runs.append(_run(source, summary, where))
+        runs.append(_make_run(source, summary, folder))
     compare.check(runs)
 
     data = make_once(sources[0].data_config)
     chosen = compare.choose_images(runs, configs[0].eval.pictures)
-    shown = _restore(
+    shown = _restore_chosen(
         models,
         runs,
         lambda: evaluate.images_of(data, configs[0].eval.split),
         chosen,
         mesh,
     )
-    images = _to_time(next(evaluate.images_of(data, configs[0].eval.split)))
-    costs = cost.measure(
-        {str(i): _on_one_device(model) for i, model in enumerate(models)}, images, _ROUNDS
+    costs, conditions = _measure_costs(
+        models, next(evaluate.images_of(data, configs[0].eval.split))
     )
-    runs = [_with_cost(run, costs[str(i)]) for i, run in enumerate(runs)]
-    conditions = {
-        "device": jax.devices()[0].device_kind,
-        "height": images.shape[1],
-        "width": images.shape[2],
-        "batch": images.shape[0],
-        "rounds": _ROUNDS,
-    }
+    runs = [
+        dataclasses.replace(run, cost=measured)
+        for run, measured in zip(runs, costs, strict=True)
+    ]
     comparison = compare.compare(runs, conditions)
     if output is None:
-        label = sources[0].where
+        first = sources[0].results_folder
         names = "-".join(path.name.removesuffix(".safetensors") for path in resolved[1:])
-        output = label.with_name(f"{label.name}-against-{names}"[:200])
+        output = first.with_name(f"{first.name}-against-{names}"[:200])
     comparison_page.write_comparison(output, comparison, shown)
     return comparison, output
 
 
 def format_comparison(comparison: Comparison, output: pathlib.Path) -> str:
-    """Formats the figures of each run for a terminal, and where the comparison lies."""
+    """Formats the figures of each run and the path of the comparison for a terminal."""
     columns = (
         ("PSNR", "psnr", ".2f"),
         ("SSIM", "ssim", ".4f"),
@@ -130,9 +128,9 @@ def format_comparison(comparison: Comparison, output: pathlib.Path) -> str:
         cells = [name.ljust(width)]
         for title, (_, key, form) in zip(titles, columns, strict=False):
             cells.append(results.format_cell(run["micro"].get(key), form).rjust(len(title)))
-        spent = run["cost"]
-        cells += [f"{spent['parameters']:10,}", f"{spent['gmac']:7.2f}"]
-        cells.append(f"{spent['ms_per_image']:8.1f}")
+        measured = run["cost"]
+        cells += [f"{measured['parameters']:10,}", f"{measured['gmac']:7.2f}"]
+        cells.append(f"{measured['ms_per_image']:8.1f}")
         lines.append("  ".join(cells))
     for found in comparison["differences"]:
         if found["measure"] in ("psnr", "ssim"):
@@ -150,53 +148,66 @@ def format_comparison(comparison: Comparison, output: pathlib.Path) -> str:
 def _find(
     given: Sequence[str | pathlib.Path], which: str, override: ConfigDict | None
 ) -> list[Trained]:
-    """Finds the models; those without data of their own take the first workdir's."""
+    """Finds the models; those without data of their own use the data of the first workdir."""
     folders = [pathlib.Path(one) for one in given if pathlib.Path(one).is_dir()]
-    lent = override or (workdir.read_config(folders[0]) if folders else None)
+    fallback = override or (workdir.read_config(folders[0]) if folders else None)
     return [
-        trained.find(one, which, override if pathlib.Path(one) in folders else lent)
+        trained.find(one, which, override if pathlib.Path(one) in folders else fallback)
         for one in given
     ]
 
 
-def _run(source: Trained, summary: results.Summary, where: pathlib.Path) -> Run:
+def _make_run(source: Trained, summary: results.Summary, folder: pathlib.Path) -> Run:
     return Run(
         workdir=source.given,
         name=source.title,
         summary=summary,
-        rows=results.read_rows(where / "images.csv"),
-        good_rows=results.read_rows(where / "good.csv"),
+        rows=results.read_rows(folder / "images.csv"),
+        good_rows=results.read_rows(folder / "good.csv"),
         oracle_mask=summary["oracle_mask"],
         seen_in_training=bool(evaluation_page.seen_in_training(summary)),
     )
 
 
-def _with_cost(run: Run, spent: cost.Cost) -> Run:
-    return Run(**{**vars(run), "cost": spent})
+def _measure_costs(
+    models: Sequence[Model], batch: batches.Batch
+) -> tuple[list[cost.Cost], dict[str, Any]]:
+    """Measures the models on the first images of a batch, on a single device.
 
-
-def _to_time(batch: batches.Batch) -> jax.Array:
+    Returns:
+        The costs in the order of the models, and the "conditions" of comparison.json.
+    """
+    device = jax.devices()[0]
     count = min(_TIMED_IMAGES, int(np.count_nonzero(batch["valid"])))
-    return jax.device_put(batch["degraded"][:count], jax.devices()[0])
+    images = jax.device_put(batch["degraded"][:count], device)
+    on_device = {
+        str(i): (model, jax.device_put(variables, device))
+        for i, (model, variables) in enumerate(models)
+    }
+    costs = cost.measure(on_device, images, _ROUNDS)
+    conditions = {
+        "device": device.device_kind,
+        "height": images.shape[1],
+        "width": images.shape[2],
+        "batch": images.shape[0],
+        "rounds": _ROUNDS,
+    }
+    return [costs[name] for name in on_device], conditions
 
 
-def _on_one_device(model: Model) -> Model:
-    return model[0], jax.device_put(model[1], jax.devices()[0])
-
-
-def _restore(
+def _restore_chosen(
     models: Sequence[Model],
     runs: Sequence[Run],
     images: Callable[[], Iterator[batches.Batch]],
     chosen: Sequence[str],
     mesh: jax.sharding.Mesh,
 ) -> list[Shown]:
-    """Restores the chosen images with every model, each as its run was evaluated."""
+    """Restores the chosen images with every model, in the same way as its run was evaluated."""
     found: dict[str, list[Restored]] = {name: [] for name in chosen}
 
     def keep(image: Restored) -> None:
         if image.row["id"] in found:
-            # Parts of a batch would keep the whole of it in memory.
+            # Copied: views would keep the whole batch in memory.
             found[image.row["id"]].append(image.copied())
 
     for (model, variables), run in zip(models, runs, strict=True):

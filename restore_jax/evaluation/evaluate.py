@@ -1,4 +1,4 @@
-"""The evaluation job: a checkpoint's figures, what it does to the defects, and the report."""
+"""The evaluation job: metrics of a model, including defect preservation, and the report."""
 
 import functools
 import pathlib
@@ -31,11 +31,11 @@ def evaluate_checkpoint(
     """Evaluates a checkpoint of a workdir and writes the results into it; see `evaluate_model`.
 
     Args:
-        folder: the workdir; the model is the one it was made with.
+        folder: the workdir; its configuration defines the model.
         which: "best", "latest" or a step.
-        make_data: makes the data that a configuration asks for.
-        override: a configuration whose data and evaluation sections take the place of the
-            workdir's.
+        make_data: creates the data that a configuration describes.
+        override: a configuration whose data and evaluation sections replace those of the
+            workdir.
         devices: as for `evaluate_model`.
         write_tree: as for `evaluate_model`.
 
@@ -43,7 +43,7 @@ def evaluate_checkpoint(
         The content of metrics.json, and the folder of the results.
 
     Raises:
-        UsageError: for a workdir without such a checkpoint, or a wrong field.
+        UsageError: if the workdir has no such checkpoint, or a config field is invalid.
         RunError: as `evaluate_model`.
     """
     model = trained.of_workdir(folder, which, override)
@@ -59,56 +59,56 @@ def evaluate_model(
     """Evaluates a trained model and writes the results.
 
     Writes `evaluation/<data>-<which>/`: metrics.json, images.csv, report.html, triplets.png;
-    good.csv where the data have photographs without defects to test; and tree/ where asked for.
-    Several processes share the images, and the first one writes.
+    good.csv if the data have photographs without defects to test; and tree/ if `write_tree`.
+    With several processes, the images are divided among them and the first one writes.
 
     Args:
-        source: the model, and the data and evaluation that are asked for.
-        make_data: makes the data that a configuration asks for.
-        devices: those to run on; those of `device_mesh.fitting_devices`, if None.
+        source: the model, and the data and evaluation settings requested.
+        make_data: creates the data that a configuration describes.
+        devices: the devices to use; if None, those of `device_mesh.fitting_devices`.
         write_tree: whether to write the images in MVTec AD's layout, see `mvtec_tree`.
 
     Returns:
         The content of metrics.json, and the folder of the results.
 
     Raises:
-        UsageError: where the model cannot be read, or for a wrong field.
-        RunError: where a checkpoint cannot be read, or a restored image is not finite.
+        UsageError: if the model cannot be read, or a config field is invalid.
+        RunError: if a checkpoint cannot be read, or a restored image is not finite.
     """
     config = source.config
     mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(config.eval.batch_size))
     device_mesh.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
     model, variables, found = trained.read(source, mesh)
     if config.eval.oracle_mask and not getattr(model, "takes_mask", False):
-        raise UsageError(f"config.eval.oracle_mask: {config.model.name} has no use for a mask")
+        raise UsageError(f"config.eval.oracle_mask: {config.model.name} does not take a mask")
 
     data = make_data(source.data_config)
-    where = source.where
-    processes.on_first(lambda: results.make_room(where, config, found))
+    folder = source.results_folder
+    processes.on_first(lambda: results.set_aside_previous(folder, config, found))
     reference = data.eval_batches("reference") if data.counts.get("reference") else ()
-    tree = mvtec_tree.TreeWriter(where / "tree") if write_tree else None
+    tree = mvtec_tree.TreeWriter(folder / "tree") if write_tree else None
     detectors, fitted_on = _fit_detectors(reference, tree)
     measured = Detectability(detectors)
     pictures = plots.Selection(config.eval.pictures)
 
     def observe(image: Restored) -> None:
-        # Before any of it goes into a picture or a detector.
+        # Reject NaN before it reaches a picture or a detector.
         fidelity.check_finite([image.row], fidelity.IMAGE_FIGURES)
         _add_figures(image, config.eval.protocol)
-        # A detector says nothing of photographs that it was fitted on.
+        # Scores on photographs that the detector was fitted on would be biased.
         if (
             image.row["category"] in detectors
             and image.row["id"] not in fitted_on
             and min(image.clean.shape[:2]) >= detect.MIN_SIZE
         ):
-            _add_to(measured, image)
+            _add_to_detectability(measured, image)
         if tree is not None:
             tree.add_test(image)
 
-    def observe_shown(image: Restored) -> None:
+    def observe_and_select(image: Restored) -> None:
         observe(image)
         if pictures.wants(image.row["category"]):
-            pictures.add(_picture(image))
+            pictures.add(_triplet(image))
 
     run = functools.partial(
         per_image.evaluate,
@@ -119,33 +119,33 @@ def evaluate_model(
     )
     rows = run(
         images=images_of(data, config.eval.split),
-        observe=observe_shown,
+        observe=observe_and_select,
     )
     if not rows:
         raise UsageError(
-            f"config.eval.split: {config.eval.split!r} holds no images in {data.name}"
+            f"config.eval.split: {config.eval.split!r} of {data.name} has no images"
         )
     good = data.eval_batches("good") if data.counts.get("good") else ()
     good_rows = run(images=good, observe=observe)
     if tree is not None:
         tree.close()
         if tree.left_out:
-            print(f"{tree.folder}: {tree.left_out} images left out, their masks are not known")
+            print(f"{tree.folder}: {tree.left_out} images left out: their masks are not known")
 
     for counts in processes.from_others(measured.counts):
         measured.add_counts(counts)
     pictures = pictures.merged(
         processes.in_order(pictures.pictures(), key=lambda shown: shown.id)
     )
-    asked = results.data_and_settings(config)
+    requested = results.data_and_settings(config)
     summary = {
         "checkpoint": found,
-        "data": {**asked["data"], "name": data.name, "count": len(rows)},
+        "data": {**requested["data"], "name": data.name, "count": len(rows)},
         "trained_on": dict(source.trained_on),
         "oracle_mask": config.eval.oracle_mask,
         **_summarise(rows, good_rows, config.eval.protocol),
         "detectability": measured.result() if detectors else None,
-        "settings": asked["settings"],
+        "settings": requested["settings"],
     }
     examples = _examples(run, images_of(data, config.eval.split), rows)
     page = evaluation_page.Report(
@@ -158,13 +158,13 @@ def evaluate_model(
         oracle_mask=config.eval.oracle_mask,
     )
     processes.on_first(
-        lambda: results.write(where, summary, rows, good_rows, pictures.pictures(), page)
+        lambda: results.write(folder, summary, rows, good_rows, pictures.pictures(), page)
     )
-    return summary, where
+    return summary, folder
 
 
 def images_of(data: batches.Data, split: str) -> Iterator[batches.Batch]:
-    """Yields the batches that `config.eval.split` stands for."""
+    """Yields the batches of a `config.eval.split`: "train", "val", or "all" for both."""
     for part in ("train", "val") if split == "all" else (split,):
         yield from data.eval_batches(part)
 
@@ -172,8 +172,12 @@ def images_of(data: batches.Data, split: str) -> Iterator[batches.Batch]:
 def _fit_detectors(
     reference: Iterable[batches.Batch], tree: mvtec_tree.TreeWriter | None
 ) -> tuple[dict[str, detect.Detector], set[str]]:
-    """Fits a detector per category with enough photographs; and the ids they were fitted on."""
-    # Of each photograph: its category, its id and what the detector is fitted on.
+    """Fits a detector for each category that has enough reference photographs.
+
+    Returns:
+        The detectors by category, and the ids of the photographs they were fitted on.
+    """
+    # The category, id and detector features of each photograph.
     measured: list[tuple[str, str, np.ndarray]] = []
     for batch in reference:
         for i in np.flatnonzero(batch["valid"]):
@@ -196,7 +200,7 @@ def _fit_detectors(
 
 
 def _add_figures(image: Restored, protocol: str) -> None:
-    """Adds the figures that are computed on the host to an image's row."""
+    """Adds the figures computed on the host to the row of an image."""
     row, degraded, restored, clean, mask, has_mask = image
     row |= defects.preservation_figures(
         restored, degraded, clean, mask, has_mask, image.is_good
@@ -206,19 +210,19 @@ def _add_figures(image: Restored, protocol: str) -> None:
         row |= kla.kla_figures(restored, clean, known)
 
 
-def _add_to(measured: Detectability, image: Restored) -> None:
+def _add_to_detectability(measured: Detectability, image: Restored) -> None:
     row, degraded, restored, clean, mask, has_mask = image
     measured.add(row["category"], clean, degraded, restored, mask, has_mask, image.is_good)
 
 
-def _picture(image: Restored) -> plots.Triplet:
+def _triplet(image: Restored) -> plots.Triplet:
     return plots.Triplet(
         category=image.row["category"],
         defect_type=image.row["defect_type"],
         degraded=plots.to_uint8(image.degraded),
         restored=plots.to_uint8(image.restored),
         clean=plots.to_uint8(image.clean),
-        mask=image.mask.copy(),  # a part of a batch would keep the whole of it in memory
+        mask=image.mask.copy(),  # a view would keep the whole batch in memory
         input_psnr=image.row["input_psnr"],
         psnr=image.row["psnr"],
         id=image.row["id"],
@@ -226,7 +230,7 @@ def _picture(image: Restored) -> plots.Triplet:
 
 
 def _summarise(rows: Sequence[Row], good_rows: Sequence[Row], protocol: str) -> Summary:
-    """Merges the summaries; `good_rows` count only where a figure is of good photographs."""
+    """Merges the summaries; `good_rows` only count for figures of defect-free photographs."""
     parts = [
         fidelity.summarise(rows),
         defects.summarise_preservation([*rows, *good_rows]),
@@ -239,10 +243,10 @@ def _summarise(rows: Sequence[Row], good_rows: Sequence[Row], protocol: str) -> 
 def _examples(
     run: Callable[..., list[Row]], images: Iterable[batches.Batch], rows: Sequence[Row]
 ) -> list[evaluation_page.Example]:
-    """Restores the best, the median and the worst image of each category once more.
+    """Restores the best, median and worst image of each category (by PSNR) a second time.
 
-    Which they are is known only when all were measured, and those of a large set do not fit in
-    memory together.
+    They are known only after all images have been measured, and the images of a large data set
+    do not all fit in memory.
     """
     chosen: dict[str, list[str]] = {}
     figures_of = {row["id"]: row for row in rows}
@@ -258,7 +262,7 @@ def _examples(
         if row["id"] not in chosen:
             return
         names = {name: row[name] for name in ("category", "defect_type", "id")}
-        # Parts of a batch would keep the whole of it in memory.
+        # Copied: views would keep the whole batch in memory.
         fields = image.copied()._asdict() | names | {"row": row}
         found.extend(evaluation_page.Example(rank=rank, **fields) for rank in chosen[row["id"]])
 

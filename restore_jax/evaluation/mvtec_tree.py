@@ -1,4 +1,4 @@
-"""Evaluated images in MVTec AD's own layout, for any anomaly detector to run on."""
+"""Export of the evaluated images in the layout of MVTec AD, for any anomaly detector."""
 
 import os
 import pathlib
@@ -18,14 +18,16 @@ VERSIONS = ("clean", "degraded", "restored")
 class TreeWriter:
     """Writes three data sets of the same photographs: clean, degraded and restored.
 
-    `<folder>/<version>/<category>/train/good/NNN.png` are the clean photographs without defects
-    in all three, so that a detector fitted on one serves for all; `test/<defect type>/NNN.png`
-    differ; `ground_truth/<defect type>/NNN_mask.png` are the masks, 255 on the defect.
-    Detectors need the mask of every defective photograph: one whose mask is not known is left
-    out, and counted in `left_out`. Nor is a photograph of train/good tested.
+    In all three, `<folder>/<version>/<category>/train/good/NNN.png` are the clean photographs
+    without defects, so that one fitted detector serves for all. `test/<defect type>/NNN.png`
+    hold the respective version of the test photographs, and
+    `ground_truth/<defect type>/NNN_mask.png` their masks, 255 on the defect.
+
+    Detectors need the mask of every defective photograph: one whose mask is not known is
+    omitted, and counted in `left_out`. Photographs in train/good are omitted from test.
 
     Args:
-        folder: what an earlier evaluation wrote there is replaced.
+        folder: the output folder; the tree of an earlier evaluation is replaced.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
@@ -36,7 +38,7 @@ class TreeWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def add_reference(self, image_id: str, category: str, clean: np.ndarray) -> None:
-        """Adds a clean photograph without defect, float [H, W, 3] in [0, 1]."""
+        """Adds a clean photograph without defects, float [H, W, 3] in [0, 1], to train/good."""
         self._references.add(image_id)
         first = self._partial / VERSIONS[0] / category / "train" / batches.GOOD
         path = first / f"{_name(image_id, category, batches.GOOD, 'train')}.png"
@@ -47,7 +49,11 @@ class TreeWriter:
             _link(path, other)
 
     def add_test(self, image: Restored) -> None:
-        """Adds the three versions of a test image, and its mask."""
+        """Adds the three versions of a test image, and its mask if it has a defect.
+
+        Raises:
+            UsageError: if another image of the same category and defect type has its name.
+        """
         row = image.row
         if row["id"] in self._references:
             return
@@ -55,29 +61,29 @@ class TreeWriter:
             self.left_out += 1
             return
         name = _name(row["id"], row["category"], row["defect_type"], "test")
-        kind = row["defect_type"] or "defect"
+        defect_type = row["defect_type"] or "defect"
         for version in VERSIONS:
             category = self._partial / version / row["category"]
-            path = category / "test" / kind / f"{name}.png"
+            path = category / "test" / defect_type / f"{name}.png"
             if path.exists():
                 raise UsageError(
-                    f"--write_tree: two images of {row['category']}/{kind} are called {name}; "
-                    "rename one, or write the tree of another split"
+                    f"--write_tree: two images of {row['category']}/{defect_type} are called "
+                    f"{name}; rename one, or write the tree of another split"
                 )
             _save(path, plots.to_uint8(getattr(image, version)))
             if not image.is_good:
                 mask = (image.mask[..., 0] > 0).astype(np.uint8) * 255
-                _save(category / "ground_truth" / kind / f"{name}_mask.png", mask)
+                _save(category / "ground_truth" / defect_type / f"{name}_mask.png", mask)
 
     def close(self) -> None:
-        """Puts the finished tree in its place."""
+        """Moves the finished tree to its folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._partial.is_dir():
             self._partial.rename(self.folder)
 
 
 def _name(image_id: str, *folders: str) -> str:
-    """The name of an image, with those folders of its id that the tree does not have."""
+    """Returns the name of an image, prefixed with the parts of its id not in `folders`."""
     *path, name = image_id.split("/")
     return "_".join([*(part for part in path if part not in folders), name])
 
@@ -88,7 +94,7 @@ def _save(path: pathlib.Path, pixels: np.ndarray) -> None:
 
 
 def _link(path: pathlib.Path, other: pathlib.Path) -> None:
-    """Makes a second name of a file, or a copy where the file system has no such names."""
+    """Creates a hard link to a file, or a copy if the file system has no hard links."""
     try:
         os.link(path, other)
     except OSError:

@@ -1,4 +1,4 @@
-"""A pure, jitted pass over batches: a model's restorations and their figures per image."""
+"""The evaluation loop over batches: a model's restorations and their metrics per image."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ class Restored(NamedTuple):
         row: its figures, with id, category and defect type; an observer may add to them.
         degraded, restored, clean: float32 [H, W, 3] in [0, 1].
         mask: float32 [H, W, 1] in {0, 1}.
-        has_mask: false where the mask is not known, and its zeros mean nothing.
+        has_mask: false if the mask is not known, so that its zeros mean nothing.
     """
 
     row: Row
@@ -40,7 +40,7 @@ class Restored(NamedTuple):
         return self.row["defect_type"] == batches.GOOD
 
     def copied(self) -> "Restored":
-        """Returns the same with arrays of its own: these are parts of a batch's."""
+        """Returns a copy with its own arrays, which here are views into those of a batch."""
         return self._replace(
             degraded=self.degraded.copy(),
             restored=self.restored.copy(),
@@ -61,19 +61,19 @@ def evaluate_batch(
     loss_params: loss_terms.LossParams | None = None,
     oracle_mask: bool = False,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Restores a batch, without its masks unless told so, and measures it.
+    """Restores a batch and computes its metrics.
 
     Args:
         model: the architecture.
-        terms: names of loss terms to compute along with the metrics.
-        variables: what `model.apply` takes.
+        terms: names of loss terms to compute in addition to the metrics.
+        variables: the variables of the model, for `model.apply`.
         batch: the arrays of a batch (see `batches`).
-        loss_params: parameters of those terms that need some (see `loss_terms`).
-        oracle_mask: shows the model the true masks.
+        loss_params: parameters of the terms that need them (see `loss_terms`).
+        oracle_mask: whether to give the model the ground-truth masks.
 
     Returns:
-        Figures by name, [B] each: those of `fidelity.image_metrics`, and "loss_NAME" for each
-        loss term. And the restored images [B, H, W, 3] as they came, not clipped.
+        A tuple of the figures by name, [B] each (those of `fidelity.image_metrics`, and
+        "loss_NAME" for each loss term), and the restored images [B, H, W, 3], not clipped.
     """
     shown = batch["mask"] if oracle_mask else None
     restored = model.apply(
@@ -100,25 +100,27 @@ def evaluate(
     loss_params: loss_terms.LossParams | None = None,
     oracle_mask: bool = False,
 ) -> list[Row]:
-    """Measures a model on a data set, image by image.
+    """Computes the metrics of a model on a data set, image by image.
 
     Args:
         model: the architecture.
-        variables: what `model.apply` takes, on the devices of the mesh.
-        images: the batches; of several processes, each has its own.
+        variables: the variables of the model, replicated on the devices of the mesh.
+        images: the batches of this process; processes may have different numbers of them.
         mesh: the devices.
-        terms: names of loss terms to compute along with the metrics.
-        observe: is shown every valid image of this process; the images stay on the devices
-            without it.
-        loss_params: parameters of those terms that need some, on the devices of the mesh.
-        oracle_mask: shows the model the true masks, which whoever restores an image has not.
+        terms: names of loss terms to compute in addition to the metrics.
+        observe: called with every valid image of this process; without it, the restored images
+            are not transferred to the host.
+        loss_params: parameters of the terms that need them, replicated likewise.
+        oracle_mask: whether to give the model the ground-truth masks, which are not available
+            when images are restored in practice.
 
     Returns:
-        A row of figures per valid image, with its id, category and defect type, sorted by id;
-        of all processes.
+        A row of figures per valid image of all processes, with id, category and defect type,
+        sorted by id.
     """
     rows = []
-    # An image concerns nobody else, and how many each process has may differ.
+    # Images are independent, so each process runs on its own devices at its own pace: they may
+    # have different numbers of batches.
     (variables, loss_params), mesh = processes.on_own_devices(
         (variables, loss_params or {}), mesh
     )
@@ -149,7 +151,7 @@ def evaluate(
 
 
 def mean_losses(rows: Sequence[Row], weights: Mapping[str, float]) -> dict[str, float]:
-    """Returns the mean of each loss term over the images, and "loss", their weighted sum."""
+    """Returns the mean of each loss term over all images, and their weighted sum as "loss"."""
     terms = {
         name: float(np.mean([row[f"loss_{name}"] for row in rows]))
         for name in loss_terms.active(weights)

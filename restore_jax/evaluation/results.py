@@ -1,4 +1,4 @@
-"""The files of an evaluation, and its figures as a table for a terminal."""
+"""The result files of an evaluation, and its figures as a table for the terminal."""
 
 import csv
 import hashlib
@@ -20,7 +20,7 @@ from restore_jax.report import evaluation_page, plots
 
 Summary = dict[str, Any]
 
-# No figure depends on these.
+# Fields of data and evaluation that do not affect any figure.
 _FREE_FIELDS = ("cache_dir", "batch_size", "pictures")
 
 _COLUMNS = (
@@ -34,10 +34,11 @@ _COLUMNS = (
 
 
 def folder_of(folder: pathlib.Path, config: ConfigDict, which: str) -> pathlib.Path:
-    """Returns where a workdir keeps an evaluation: `evaluation/<data>-<checkpoint>`.
+    """Returns the folder of an evaluation: `evaluation/<data>-<checkpoint>`.
 
-    That of another split than val is called `<data>_<split>-<checkpoint>`, and one in which
-    the model was shown the true masks `<data>_oracle-<checkpoint>`.
+    A split other than val is appended to the name of the data, `<data>_<split>-<checkpoint>`,
+    and so is "oracle" if the model is given the ground-truth masks,
+    `<data>_oracle-<checkpoint>`.
     """
     split = config.eval.split
     label = config.data.name if split == "val" else f"{config.data.name}_{split}"
@@ -47,7 +48,7 @@ def folder_of(folder: pathlib.Path, config: ConfigDict, which: str) -> pathlib.P
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields of data and evaluation that decide on the figures, as in JSON."""
+    """Returns the data and evaluation fields that affect the figures, as in JSON."""
     fields = workdir.as_json(config)
     return {
         section: {k: v for k, v in fields[section].items() if k not in _FREE_FIELDS}
@@ -56,7 +57,7 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def data_and_settings(config: ConfigDict) -> Summary:
-    """Returns what metrics.json says of the data, all but how many images there were."""
+    """Returns "data" (without the number of images) and "settings" as in metrics.json."""
     return {
         "data": {
             "name": config.data.name,
@@ -70,17 +71,18 @@ def data_and_settings(config: ConfigDict) -> Summary:
 def read_stored(
     folder: pathlib.Path, config: ConfigDict, which: str, sha256: str | None = None
 ) -> tuple[Summary, pathlib.Path] | None:
-    """Reads an evaluation that is there already.
+    """Reads the results of an earlier evaluation.
 
     Args:
         folder: the workdir.
-        config: its configuration, with the data and evaluation that are asked for.
-        which: "best", "latest" or a step; of a file "shipped" or "weights".
-        sha256: of the weights file that was evaluated; None for a checkpoint of the workdir.
+        config: its configuration, with the requested data and evaluation sections.
+        which: "best", "latest" or a step; for a weights file "shipped" or "weights".
+        sha256: digest of the weights file; None for a checkpoint of the workdir.
 
     Returns:
-        The content of its metrics.json and its folder; None where there is none, or it is of
-        another checkpoint or file or of other settings, or was not written by this release.
+        The content of its metrics.json and its folder; None if there is no such evaluation, it
+        was made with another checkpoint, weights file or settings, or it lacks fields that this
+        release writes.
     """
     found = folder_of(folder, config, which)
     if not all((found / name).is_file() for name in ("metrics.json", "images.csv")):
@@ -91,49 +93,53 @@ def read_stored(
             field, current = "step", checkpoint.find_step(manager, which, folder)
     try:
         summary = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
-        evaluated, asked = summary["checkpoint"][field], summary["settings"]
-        same = evaluated == current and asked == settings(config) and "trained_on" in summary
+        evaluated, used = summary["checkpoint"][field], summary["settings"]
+        same = evaluated == current and used == settings(config) and "trained_on" in summary
     except (ValueError, KeyError, TypeError):
         return None
     return (summary, found) if same else None
 
 
-def make_room(where: pathlib.Path, config: ConfigDict, found: Mapping[str, Any]) -> None:
-    """Makes room for an evaluation, of which there may be an earlier one.
+def set_aside_previous(
+    folder: pathlib.Path, config: ConfigDict, found: Mapping[str, Any]
+) -> None:
+    """Moves an earlier evaluation out of the way where it would be mixed with the new one.
 
-    One with other settings, or of another weights file, is kept under a name that tells them
-    apart. Of one with the same settings but of another step of a training, the tree is removed,
-    which a new evaluation may not write; everything else it does.
+    An evaluation with other settings, or of another weights file, is renamed to
+    `<folder>-<digest>`. One with the same settings but of another training step stays and will
+    be overwritten; only its tree/ is removed, since the new evaluation may not write one.
 
     Args:
-        where: the folder of the evaluation.
-        config: the configuration of the run, with the data and evaluation that are asked for.
-        found: what is evaluated now, as metrics.json has it under "checkpoint".
+        folder: the folder of the evaluation.
+        config: the configuration of the run, with the requested data and evaluation sections.
+        found: what is about to be evaluated, as "checkpoint" in metrics.json.
     """
     try:
-        summary = json.loads((where / "metrics.json").read_text(encoding="utf-8"))
+        summary = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         before, evaluated = summary["settings"], summary["checkpoint"]
         step, sha256 = evaluated["step"], evaluated.get("sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    other = "settings" if before != settings(config) else "weights"
-    if other == "settings" or sha256 != found.get("sha256"):
+    differing = "settings" if before != settings(config) else "weights"
+    if differing == "settings" or sha256 != found.get("sha256"):
         if sha256 is not None:
             before = {**before, "sha256": sha256}
         digest = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:8]
-        kept = where.with_name(f"{where.name}-{digest}")
+        kept = folder.with_name(f"{folder.name}-{digest}")
         if kept.exists():
             shutil.rmtree(kept)
-        where.rename(kept)
-        print(f"{where}: was of other {other}; it is kept as {kept.name}")
+        folder.rename(kept)
+        print(f"{folder}: was evaluated with other {differing}; it is kept as {kept.name}")
     elif step != found["step"]:
-        shutil.rmtree(where / "tree", ignore_errors=True)
+        shutil.rmtree(folder / "tree", ignore_errors=True)
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:
-    """Reads images.csv or good.csv: a row per image, NaN where a figure is not defined.
+    """Reads images.csv or good.csv.
 
-    No rows where there is no such file.
+    Returns:
+        A row per image, NaN where a figure is not defined; an empty list if the file does not
+        exist.
     """
     if not path.is_file():
         return []
@@ -152,15 +158,16 @@ def write(
     pictures: Sequence[plots.Triplet],
     page: evaluation_page.Report,
 ) -> None:
-    """Writes an evaluation.
+    """Writes the files of an evaluation.
 
     Args:
         results: the folder.
-        summary: goes to metrics.json, written last: where it is, the others are whole.
-        rows: go to images.csv.
-        good_rows: go to good.csv, if there are any.
-        pictures: go to triplets.png, if there are any.
-        page: goes to report.html.
+        summary: content of metrics.json. It is written last, so that its presence means that
+            the other files are complete.
+        rows: content of images.csv.
+        good_rows: content of good.csv, if there are any.
+        pictures: content of triplets.png, if there are any.
+        page: content of report.html.
     """
     files.write_text(results / "images.csv", _csv(rows))
     _write_or_remove(results / "good.csv", _csv(good_rows) if good_rows else None)
@@ -175,7 +182,7 @@ def write(
 
 
 def _write_or_remove(path: pathlib.Path, content: str | None) -> None:
-    """Writes a file, or removes what an earlier evaluation left, which this one replaces."""
+    """Writes a file; without content, removes the one that an earlier evaluation left."""
     if content is None:
         path.unlink(missing_ok=True)
     else:
@@ -190,7 +197,7 @@ def _csv(rows: Sequence[Row]) -> str:
     )
     writer.writeheader()
     for row in rows:
-        # An empty cell where a figure is not defined, as in every spreadsheet.
+        # An undefined figure is an empty cell, as is usual in spreadsheets.
         writer.writerow(
             {k: "" if isinstance(v, float) and v != v else v for k, v in row.items()}
         )
@@ -198,15 +205,15 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def format_cell(value: float | None, form: str) -> str:
-    """Formats a figure for a table; "-" where it is not defined."""
+    """Formats a figure for a table; "-" if it is not defined."""
     return "-" if value is None else format(value, form)
 
 
 def format_table(summary: Summary) -> str:
-    """Formats the figures for a terminal: a line per category, then micro and macro means.
+    """Formats the figures for the terminal: a line per category, then micro and macro means.
 
-    PSNR and SSIM of the degraded input and of the restored image, the PSNR over the pixels of
-    the defects alone, and what is left of the defects.
+    The columns are PSNR and SSIM of the degraded input and of the restored image, their PSNR
+    over the pixels of the defects, the contrast kept and the erasure rate.
     """
     columns = (
         ("PSNR of input", "input_psnr", ".2f"),
@@ -236,7 +243,7 @@ def format_table(summary: Summary) -> str:
 
 
 def format_report(summary: Summary, results: pathlib.Path) -> str:
-    """Formats what a command ends with: the figures, and where checkpoint and report lie."""
+    """Formats the final output of a command: the figures, and the paths of the files."""
     found = summary["checkpoint"]
     if found["step"] is None:
         source = ("weights", found["file"])

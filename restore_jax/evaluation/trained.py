@@ -1,4 +1,4 @@
-"""What can be evaluated: a checkpoint of a workdir, or a file of weights, on given data."""
+"""Models to evaluate: a checkpoint of a workdir or a weights file, together with the data."""
 
 import dataclasses
 import hashlib
@@ -27,24 +27,25 @@ from restore_jax.parallel import device_mesh, processes
 SPLITS = ("val", "train", "all")
 PROTOCOLS = ("standard", "kla")
 
-# A running training removes an older checkpoint as it saves a new one.
+# A running training may remove a checkpoint, as it saves a newer one, before it has been read.
 _ATTEMPTS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model, and what it is to be evaluated on.
+    """A trained model, and the data and settings to evaluate it with.
 
     Attributes:
-        given: the workdir, file or name, as the user gave it.
-        title: what its results are called.
-        home: the folder whose `evaluation/` they go to.
-        which: "best", "latest" or a step of a workdir; of a file "shipped" or "weights".
-        config: as it was trained, with the data and evaluation that are asked for.
-        data_config: what the data are made with: the same for a workdir; for a file, whose
-            configuration may hold the model's fields alone, the one that asks for them.
-        trained_on: "name" and "split" of the data of its training, "" where it is not known.
-        file: its weights; None for a workdir.
+        given: the workdir, weights file or model name, as the user gave it.
+        title: title of its results.
+        home: the folder whose `evaluation/` receives the results.
+        which: "best", "latest" or a step for a workdir; "shipped" or "weights" for a file.
+        config: the configuration it was trained with, with the requested data and evaluation
+            sections.
+        data_config: the configuration that defines the data. For a workdir it is `config`; a
+            weights file may only contain the model's fields, so there it is the override.
+        trained_on: "name" and "split" of its training data, "" where not known.
+        file: the weights file; None for a workdir.
     """
 
     given: str
@@ -58,16 +59,16 @@ class Trained:
 
     @property
     def sha256(self) -> str | None:
-        """The digest of its file; None for a workdir."""
+        """The SHA-256 digest of the weights file; None for a workdir."""
         return None if self.file is None else _digest(self.file)
 
     @property
-    def where(self) -> pathlib.Path:
+    def results_folder(self) -> pathlib.Path:
         """The folder of the evaluation."""
         return results.folder_of(self.home, self.config, self.which)
 
     def stored(self) -> tuple[results.Summary, pathlib.Path] | None:
-        """Reads this evaluation where it is there already, see `results.read_stored`."""
+        """Reads the results of this evaluation if they exist, see `results.read_stored`."""
         return results.read_stored(self.home, self.config, self.which, self.sha256)
 
 
@@ -77,17 +78,19 @@ def find(
     override: ConfigDict | None = None,
     output: pathlib.Path | None = None,
 ) -> Trained:
-    """Finds what a workdir, a weights file or the name of a shipped model stands for.
+    """Resolves a workdir, a weights file or the name of a shipped model.
 
     Args:
-        given: one of them; a path that exists goes before a name.
-        which: of a workdir "best", "latest" or a step.
-        override: a configuration whose data and evaluation sections are asked for; None: those
-            of the workdir.
-        output: the folder that gets the results of a file or a name; None: `runs/NAME`.
+        given: one of these; an existing path takes precedence over a name.
+        which: the checkpoint of a workdir: "best", "latest" or a step; ignored otherwise.
+        override: a configuration that provides the data and evaluation sections; if None, those
+            of the workdir are used.
+        output: the folder for the results of a weights file or shipped model; if None,
+            `runs/NAME`.
 
     Raises:
-        UsageError: for what is none of them; or a file or name without data.
+        UsageError: if it is none of these, or a weights file or shipped model without an
+            override.
     """
     folder = pathlib.Path(given).expanduser()
     if folder.is_dir():
@@ -95,7 +98,7 @@ def find(
     file = weights_file.find_file(given)
     if override is None:
         raise UsageError(
-            f"--workdir={given}: weights alone, which need data to be evaluated on; give them, "
+            f"--workdir={given}: weights only, without data to evaluate on; give the data, "
             "for example --config=configs/sca_unet.py:mvtec_ad --config.data.root=DIR"
         )
     config = weights_file.read_weights(file)[2]
@@ -117,10 +120,10 @@ def find(
 
 
 def of_workdir(folder: pathlib.Path, which: str, override: ConfigDict | None = None) -> Trained:
-    """Returns a workdir's checkpoint, as `find` otherwise.
+    """Resolves a checkpoint of a workdir; the arguments are those of `find`.
 
     Raises:
-        UsageError: where there is no run, or a field is wrong.
+        UsageError: if there is no run in the folder, or a config field is invalid.
     """
     config = workdir.read_config(folder)
     trained_on = {"name": config.data.name, "split": config.data.split}
@@ -129,20 +132,20 @@ def of_workdir(folder: pathlib.Path, which: str, override: ConfigDict | None = N
 
 
 def read(model: Trained, mesh: Mesh) -> tuple[nn.Module, dict[str, Any], results.Summary]:
-    """Reads a model onto devices.
+    """Reads a model and replicates its variables on the devices.
 
     Args:
-        model: which.
+        model: the model to read.
         mesh: the devices.
 
     Returns:
-        The architecture; its variables; and what metrics.json says of them: the "step", "epoch"
-        and `which` of a checkpoint, or the "file" and "sha256" of weights, whose step and epoch
-        are None.
+        A tuple of the architecture, its variables, and the "checkpoint" section of
+        metrics.json: "step", "epoch" and "which" of a checkpoint; for a weights file also
+        "file" and "sha256", and a step and epoch of None.
 
     Raises:
-        UsageError: where there is no such checkpoint, or the file is damaged.
-        RunError: where a checkpoint cannot be read.
+        UsageError: if there is no such checkpoint, or the weights file is damaged.
+        RunError: if a checkpoint cannot be read.
     """
     if model.file is None:
         learner = make_learner(model.config)
@@ -167,10 +170,10 @@ def _digest(file: pathlib.Path) -> str:
 
 
 def check(settings: ConfigDict) -> None:
-    """Checks `config.eval`.
+    """Checks the split and protocol of `config.eval`.
 
     Raises:
-        UsageError: for an unknown split or protocol.
+        UsageError: if either is unknown.
     """
     for field, known in (("split", SPLITS), ("protocol", PROTOCOLS)):
         if settings[field] not in known:
@@ -180,7 +183,18 @@ def check(settings: ConfigDict) -> None:
 
 
 def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict:
-    """Returns a workdir's configuration with the data and evaluation of another, checked."""
+    """Applies the data and evaluation sections of an override to a config, and checks it.
+
+    Args:
+        config: the configuration of a workdir; modified in place.
+        override: a configuration that provides these sections; None changes nothing.
+
+    Returns:
+        `config`.
+
+    Raises:
+        UsageError: if a field is missing, or `config.eval` is invalid.
+    """
     if override is not None:
         config.data, config.eval = override.data, override.eval
     schema.require(config, "config.json")
@@ -191,20 +205,20 @@ def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict
 def read_checkpoint(
     folder: pathlib.Path, which: str, learner: Learner, mesh: Mesh
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Reads a checkpoint; looks again where a running training removed it meanwhile.
+    """Reads a checkpoint; retries if a running training removes it in the meantime.
 
     Args:
         folder: the workdir.
         which: "best", "latest" or a step.
-        learner: what the checkpoint is of.
-        mesh: the devices that the state goes to.
+        learner: defines the structure of the checkpoint's state.
+        mesh: the devices to replicate the state on.
 
     Returns:
-        The state; and its "step", its "epoch" and `which`.
+        The state, and a dict of its "step", "epoch" and "which".
 
     Raises:
-        UsageError: where there is no such checkpoint.
-        RunError: where it cannot be read.
+        UsageError: if there is no such checkpoint.
+        RunError: if it cannot be read.
     """
     template = abstract_state(learner, device_mesh.replicated(mesh))
     states: list[TrainState] = []
@@ -221,7 +235,7 @@ def read_checkpoint(
 def _read(
     folder: pathlib.Path, which: str, template: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Reads it into the host's memory, as `read_checkpoint` otherwise."""
+    """Reads a checkpoint into host memory; see `read_checkpoint`."""
     for _ in range(_ATTEMPTS):
         with checkpoint.open_manager(folder, read_only=True) as manager:
             step = checkpoint.find_step(manager, which, folder)
@@ -235,4 +249,6 @@ def _read(
                     ) from error
                 continue
         return state, {"step": step, "epoch": saved["epoch"], "which": which}
-    raise RunError(f"{folder}: its training removes checkpoints faster than they can be read")
+    raise RunError(
+        f"{folder}: the running training removes checkpoints faster than they can be read"
+    )

@@ -1,4 +1,4 @@
-"""Evaluates each new checkpoint of a running training, from a second process beside it."""
+"""Evaluation of each new checkpoint of a running training, in a separate process."""
 
 import pathlib
 import time
@@ -24,11 +24,11 @@ def watch(
     devices: Sequence[jax.Device] | None = None,
     write_tree: bool = False,
 ) -> list[int]:
-    """Evaluates the newest checkpoint again and again until the training has ended.
+    """Evaluates the newest checkpoint repeatedly until the training has ended.
 
-    Each goes to `evaluation/<data>-<step>`, as `--checkpoint=STEP` has it, and gets a line on
-    the terminal. A training keeps three checkpoints: of those that come while one is evaluated,
-    only the newest is left to be evaluated next.
+    The results of each go to `evaluation/<data>-<step>`, as with `--checkpoint=STEP`, and a
+    line on the terminal. Checkpoints saved while another one is being evaluated are skipped,
+    except for the newest.
 
     Args:
         folder: the workdir.
@@ -42,19 +42,19 @@ def watch(
 
     Raises:
         UsageError: as `evaluate.evaluate_checkpoint`, or if there is neither a checkpoint nor a
-            training that could make one.
+            running training.
     """
     config = trained.with_override(workdir.read_config(folder), override)
     make_once = batches.remembering(make_data)
     done: list[int] = []
     while True:
-        # Asked before the step: a training may save its last checkpoint and end in between.
+        # Checked first: between the two calls, training may save its last checkpoint and end.
         running = workdir.is_held(folder)
         step = checkpoint.latest_step(folder)
         if step and step not in done:
-            summary = _evaluated(folder, step, make_once, override, devices, write_tree)
+            summary = _evaluate_step(folder, step, make_once, override, devices, write_tree)
             if summary is not None:
-                print(_line(summary, header=not done), flush=True)
+                print(_format_line(summary, header=not done), flush=True)
                 done.append(step)
             continue
         if not running:
@@ -69,7 +69,7 @@ def watch(
     return done
 
 
-def _evaluated(
+def _evaluate_step(
     folder: pathlib.Path,
     step: int,
     make_data: Callable[[ConfigDict], batches.Data],
@@ -77,7 +77,7 @@ def _evaluated(
     devices: Sequence[jax.Device] | None,
     write_tree: bool,
 ) -> Summary | None:
-    """Evaluates a step; None if the training removed it before it was read."""
+    """Evaluates a checkpoint; None if the training removed it before it could be read."""
     try:
         return evaluate.evaluate_checkpoint(
             folder, str(step), make_data, override, devices, write_tree
@@ -88,7 +88,8 @@ def _evaluated(
         return None
 
 
-def _line(summary: Summary, header: bool) -> str:
+def _format_line(summary: Summary, header: bool) -> str:
+    """Formats a summary as a line of a table, after the titles if `header`."""
     micro, found = summary["micro"], summary["checkpoint"]
     columns = (
         ("step", f"{found['step']:8d}"),

@@ -1,11 +1,11 @@
-"""Terms of a training loss, one figure per image, and their weighted sum.
+"""The terms of the training loss, one value per image, and their weighted sum.
 
 A term is a pure function `(restored, clean, mask) -> [B]` in float32. `restored` and `clean`
-are `[B, H, W, 3]`, on the scale 0 to 1 but not clipped to it (a clip has no gradient where the
-model is most wrong), in any floating dtype: bfloat16 is cast to float32 first. `mask` is
-`[B, H, W, 1]`, one on the defect, or None where it is unknown, which is as good as empty; terms
-that need none ignore it. A term of `WITH_PARAMETERS` takes parameters of its own as a last
-argument. They are loaded, not trained, and passed around as `loss_params`,
+are `[B, H, W, 3]`, on the scale 0 to 1 but not clipped to it (clipping has no gradient where
+the model is most wrong), in any floating dtype: bfloat16 is cast to float32 first. `mask` is
+`[B, H, W, 1]`, one on the defect, or None if it is unknown, which is treated as empty; terms
+that need no mask ignore it. A term in `WITH_PARAMETERS` takes fixed (loaded, not trained)
+parameters as a last argument; they are passed around as `loss_params`,
 `{name of the term: its parameters}`.
 
 The losses of the published systems:
@@ -49,46 +49,47 @@ def charbonnier(
 ) -> jax.Array:
     """Charbonnier loss, the mean of `sqrt(d² + ε²)` with ε = 1e-3, `[B]`.
 
-    Its least value, for equal images, is ε.
+    Its minimum, for equal images, is ε.
     """
     return _mean_charbonnier(_difference(restored, clean, mask))
 
 
 def ssim(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """One less the mean structural similarity, `[B]`, 0 (equal) to 2.
+    """One minus the mean structural similarity, `[B]`, 0 (equal) to 2.
 
-    The variant of `fidelity.ssim`, but on values that are not clipped. Where a
-    window of either image is flat, `dm_pix.ssim` holds its variance at a tiny positive number,
-    so that the gradient stays finite (and nearly vanishes where `restored` is exactly flat).
+    The variant of `fidelity.ssim`, but on unclipped values. Where a window of either image is
+    flat, `dm_pix.ssim` clamps its variance to a tiny positive number, so that the gradient
+    stays finite (and nearly vanishes where `restored` is exactly flat).
 
     Raises:
-        ValueError: a side under 11 px, besides the shapes.
+        ValueError: if shapes or types do not fit, or a side is under 11 px.
     """
     _check(restored, clean, mask)
     return 1.0 - jnp.mean(unclipped_ssim_map(restored, clean), axis=(1, 2, 3))
 
 
 def edge(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Charbonnier loss of the Laplacians, `[B]`; the report's form.
+    """Charbonnier loss of the Laplacians, `[B]`, as in the report.
 
-    The Laplacian is the four neighbours less four times the pixel, per channel, with replicated
-    borders.
+    The Laplacian is the sum of the four neighbours minus four times the pixel, per channel,
+    with replicated borders.
     """
-    # The Laplacian is linear: that of the difference is the difference of the two.
+    # The Laplacian is linear: the Laplacian of the difference is the difference of Laplacians.
     return _mean_charbonnier(_laplacian(_difference(restored, clean, mask)))
 
 
 def edge_pyramid(
     restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Charbonnier loss of the Gaussian-pyramid Laplacians, `[B]`; the released code's form.
+    """Charbonnier loss of the Gaussian-pyramid Laplacians, `[B]`, as in the released code.
 
-    `L(x) = x - G(4 · U(D(G(x))))`: G a separable 5x5 Gaussian with replicated borders, D every
-    second pixel from the first, U back to the size of x with zeros between; any H and W.
+    `L(x) = x - G(4 · U(D(G(x))))`: G is a separable 5x5 Gaussian with replicated borders, D
+    takes every second pixel, starting with the first, and U upsamples to the size of x by
+    inserting zeros; H and W may be odd.
     """
     d = _difference(restored, clean, mask)
     blurred = _pyramid_blur(d)
-    # Down and up again is the image with three pixels of four set to zero.
+    # Downsampling and zero-insertion together set three pixels of every four to zero.
     even_rows = jnp.arange(d.shape[1])[:, None, None] % 2 == 0
     even_columns = jnp.arange(d.shape[2])[:, None] % 2 == 0
     coarse = jnp.where(even_rows & even_columns, 4.0 * blurred, 0.0)
@@ -101,10 +102,10 @@ def mse(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) ->
 
 
 def psnr(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """`10·log₁₀(1 + mean(d²) / 1e-6)`, `[B]`: what the PSNR lacks of 60 dB; 0 for equal images.
+    """`10·log₁₀(1 + mean(d²) / 1e-6)`, `[B]`: how far PSNR is below 60 dB; 0 for equal images.
 
-    Ten per cent less error count as much where little is left of it as where much is: an image
-    that needs hardly any restoration is not outweighed by those that are beyond it. Source:
+    Reducing the error by ten per cent counts the same whether the error is small or large:
+    images that need hardly any restoration are not outweighed by those beyond it. Source:
     L. Chen, X. Chu, X. Zhang and J. Sun, "Simple Baselines for Image Restoration", ECCV 2022.
     """
     squared = _mean(jnp.square(_difference(restored, clean, mask)))
@@ -126,9 +127,9 @@ def masked_mse(
 ) -> jax.Array:
     """`α · mean(d²) + (1 - α) · mean(mask · d²)` with α = 0.3, `[B]`.
 
-    Both means are over all pixels, as Mahesh, Malapaka, Garimella and Singh, IIT Madras 2024,
-    have it: a pixel of the defect weighs 1/0.3 times one of the rest, and without a defect the
-    second term is 0.
+    Both means are over all pixels, as in Mahesh, Malapaka, Garimella and Singh, IIT Madras
+    2024: a pixel of the defect has 1/0.3 times the weight of any other, and without a defect
+    the second term is 0.
     """
     squared = jnp.square(_difference(restored, clean, mask))
     total = MASKED_MSE_ALPHA * _mean(squared)
@@ -138,12 +139,12 @@ def masked_mse(
 
 
 def defect(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Mean of `|d| + d²` over the pixels of the defect alone, `[B]`.
+    """Mean of `|d| + d²` over the pixels of the defect only, `[B]`.
 
     `Σ mask · (|d| + d²) / (3 · Σ mask)`: `basic`, restricted to the mask, so that a small
-    defect counts as much as a large one. 0, with a gradient of 0, where the mask is empty or
-    unknown. "Image Restoration Model with Defect Preservation" has such a term and gives no
-    formula of it.
+    defect counts as much as a large one. 0, with zero gradient, if the mask is empty or
+    unknown. "Image Restoration Model with Defect Preservation" has such a term but gives no
+    formula for it.
     """
     error = _basic_error(_difference(restored, clean, mask))
     if mask is None:
@@ -157,10 +158,10 @@ def sobel(restored: jax.Array, clean: jax.Array, mask: jax.Array | None = None) 
     """`mean |Sx(restored) - Sx(clean)| + mean |Sy(restored) - Sy(clean)|`, `[B]`.
 
     Sx and Sy are the Sobel gradients along columns and rows, per channel, with taps
-    [-1, 0, 1] and [1, 2, 1] (no division by 8) and replicated borders. Not the gradient's
-    magnitude, which has no derivative where an image is flat.
+    [-1, 0, 1] and [1, 2, 1] (no division by 8) and replicated borders. The gradient magnitude
+    is not used: it is not differentiable where an image is flat.
     """
-    # Linear, as in `edge`.
+    # Linear, so applied to the difference as in `edge`.
     d = _difference(restored, clean, mask)
     p = jnp.pad(d, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     down = p[:, :-2] + 2.0 * p[:, 1:-1] + p[:, 2:]
@@ -196,34 +197,34 @@ def compute(
     mask: jax.Array | None,
     loss_params: LossParams | None = None,
 ) -> jax.Array:
-    """Computes the term of a name, `[B]`, with its fixed parameters where it takes some."""
+    """Computes a term by its name, `[B]`, passing its fixed parameters if it takes any."""
     if name in WITH_PARAMETERS:
         return LOSSES[name](restored, clean, mask, (loss_params or {}).get(name))
     return LOSSES[name](restored, clean, mask)
 
 
 def active(weights: Mapping[str, float]) -> tuple[str, ...]:
-    """Returns the names of the terms that have a weight, in their order."""
+    """Returns the names of the terms with nonzero weight, in the order of `weights`."""
     return tuple(name for name, weight in weights.items() if weight)
 
 
 def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
-    """Makes the training loss of a config's `loss = {name: weight}`.
+    """Builds the training loss from a config's `loss = {name: weight}`.
 
     Args:
         weights: weight by name in `LOSSES`, 0 or more. A term of weight 0 is not computed.
 
     Returns:
         A function `(restored, clean, mask, valid, loss_params=None) -> (total, terms)`. `valid`
-        is bool `[B]`, false on rows of padding; `loss_params` holds the parameters of the terms
-        in `WITH_PARAMETERS` that have a weight. Each term is its mean over the valid rows (0
-        where there is none), `terms` holds them by name without their weights, and `total` is
-        their weighted sum; all are float32 scalars. Rows that are not valid reach neither the
-        value nor the gradient, whatever they hold.
+        is bool `[B]`, false for padding; `loss_params` holds the parameters of the terms in
+        `WITH_PARAMETERS` that have a weight. `terms` holds, by name, the unweighted mean of
+        each term over the valid images (0 if there are none), and `total` is their weighted
+        sum; all are float32 scalars. Padding affects neither the value nor the gradient,
+        whatever it contains.
 
     Raises:
-        UsageError: an unknown name, a weight that is not a finite number of 0 or more, or no
-            weight above 0.
+        UsageError: for an unknown name, a weight that is negative or not finite, or no weight
+            above 0.
     """
     for name, weight in weights.items():
         if name not in LOSSES:
@@ -254,7 +255,7 @@ def weighted_sum(weights: Mapping[str, float]) -> BatchLoss:
                 f"{restored.shape}, got {valid.shape}"
             )
         # A weight of zero would still let a NaN through (0 · NaN is NaN, in the gradient too),
-        # so rows of padding are replaced before any term sees them.
+        # so padding is replaced before it reaches any term.
         keep = valid[:, None, None, None]
         restored, clean = jnp.where(keep, restored, 0), jnp.where(keep, clean, 0)
         if mask is not None:
@@ -290,7 +291,7 @@ def _mean_charbonnier(difference: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _laplacian(image: jax.Array) -> jax.Array:
-    """The four neighbours less four times the pixel, borders replicated, `[B, H, W, C]`."""
+    """Sum of the four neighbours minus four times the pixel, borders replicated."""
     p = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     vertical = p[:, :-2, 1:-1] + p[:, 2:, 1:-1]
     horizontal = p[:, 1:-1, :-2] + p[:, 1:-1, 2:]
@@ -302,8 +303,8 @@ def _laplacian_forward(image: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _laplacian_backward(_: None, g: jax.Array) -> tuple[jax.Array]:
-    # It is its own transpose: a pixel and its neighbour take part in each other alike, and at
-    # the border the replicated neighbour is the pixel itself.
+    # The operator is symmetric: a pixel and its neighbour have the same weight in each other's
+    # result, and at the border the replicated neighbour is the pixel itself.
     return (_laplacian(g),)
 
 
@@ -315,7 +316,7 @@ def _basic_error(difference: jax.Array) -> jax.Array:
 
 
 def _pyramid_blur(image: jax.Array) -> jax.Array:
-    # Shifted multiply-adds: XLA runs a depthwise convolution several times slower on a CPU.
+    # Shifted multiply-adds: XLA's depthwise convolution is several times slower on a CPU.
     for axis in (1, 2):
         length = image.shape[axis]
         pad = [(0, 0)] * image.ndim

@@ -1,10 +1,10 @@
-"""What a model costs: parameters, multiply-accumulates of a forward pass, time per image.
+"""The cost of a model: parameters, multiply-accumulates of a forward pass, time per image.
 
-Multiply-accumulates are counted on the traced program (its jaxpr), nothing is computed: every
-convolution and every matrix product whose two factors both come from the image or from the
-parameters, which is what the figures in the reports hold (SCA U-Net 3.390 GMAC per 256×256
-image, its non-local products among them; RCAN 49.55). A product with a fixed matrix, such as a
-bilinear resizing, is not counted, and nor is element-wise arithmetic.
+Multiply-accumulates are counted on the traced program (its jaxpr), without running it. Every
+convolution and matrix product counts whose two factors both depend on the image or the
+parameters, which matches the figures in the reports (SCA U-Net 3.390 GMAC per 256×256 image,
+including its non-local products; RCAN 49.55). A product with a constant matrix, such as
+bilinear resizing, is not counted, nor is element-wise arithmetic.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ import numpy as np
 from flax import linen as nn
 from jax.extend import core
 
-# The first call compiles, the second finds the memory that later ones use again.
+# The first call compiles, the second allocates the memory that later ones reuse.
 _WARM_UPS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a model costs.
+    """The cost of a model.
 
     Attributes:
-        parameters: trainable values.
+        parameters: number of trainable parameters.
         gmac: 10⁹ multiply-accumulates for one image.
         ms_per_image: median over the rounds, in milliseconds.
         ms_low: lower quartile of the rounds.
@@ -43,7 +43,7 @@ class Cost:
 
 
 def parameter_count(params: Any) -> int:
-    """Returns the number of trainable values."""
+    """Returns the number of trainable parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
@@ -52,12 +52,15 @@ def measure(
     images: jax.Array,
     rounds: int = 10,
 ) -> dict[str, Cost]:
-    """Measures models side by side, on the device that holds their variables.
+    """Measures the cost of several models, on the device that holds their variables.
 
     Args:
-        models: by a name of their own: the architecture, and what its `apply` takes.
-        images: degraded images [B, H, W, 3] in [0, 1]; one call restores them all.
+        models: by a unique name, the architecture and its variables.
+        images: degraded images [B, H, W, 3] in [0, 1]; one call restores the whole batch.
         rounds: how often each model is timed.
+
+    Returns:
+        The costs, by the same names.
     """
     height, width = images.shape[1:3]
     times = interleaved_times(
@@ -91,20 +94,20 @@ def _restoration(
 def interleaved_times(
     calls: Mapping[str, Callable[[], Any]], rounds: int
 ) -> dict[str, list[float]]:
-    """Times several pieces of work in turn, so that a busy spell of the machine meets them all.
+    """Times several calls in turn, so that other load on the machine affects all of them.
 
-    Every round calls each once; the next round begins with the next one, so that none always
-    follows the same neighbour. Two calls of each, which compile and warm up, come before.
+    Every round makes each call once, starting with a different one than the round before. Each
+    call is made twice beforehand, to compile and warm up.
 
     Args:
-        calls: the work by name; what a call returns is waited for.
+        calls: the functions by name; their results are waited for.
         rounds: how often each is timed, 1 or more.
 
     Returns:
         Seconds by name, one per round.
 
     Raises:
-        ValueError: for no round.
+        ValueError: if `rounds` is less than 1.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
@@ -127,9 +130,9 @@ def model_macs(model: nn.Module, variables: Mapping[str, Any], height: int, widt
 
     Args:
         model: the architecture.
-        variables: what `model.apply` takes; shapes and types (`jax.eval_shape`) do.
-        height: of the image; a model that pads it computes, and counts, the padding too.
-        width: the same.
+        variables: the variables of the model; shapes and types (`jax.eval_shape`) suffice.
+        height: height of the image in px. If the model pads it, the padding counts too.
+        width: width of the image in px, likewise.
     """
     image = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
     return count_macs(model.apply, variables, image)
@@ -139,35 +142,44 @@ def count_macs(function: Callable[..., Any], *arguments: Any) -> int:
     """Counts the multiply-accumulates of a function's convolutions and matrix products.
 
     A product counts if both factors depend on `arguments`; arrays that the function closes over
-    are constants. A convolution takes its kernel's size times its output's pixels, taps on
-    the zeros of the border included; a transposed one its kernel's size times its *input's*
-    pixels, as the zeros between them are no work. So PyTorch's counters do it.
+    are constants. A convolution counts as its kernel size times the number of output pixels,
+    including taps on zero padding. A transposed convolution counts as its kernel size times the
+    number of *input* pixels, since the zeros inserted between them cost nothing. PyTorch's
+    counters do the same.
 
     Args:
         function: traced with JAX, never run.
         *arguments: its arguments, arrays or `jax.ShapeDtypeStruct`, in any pytree.
 
     Raises:
-        ValueError: for a product in a loop of unknown length, or in a kernel that has no count.
+        ValueError: for a product in a loop of unknown length, or in a kernel whose number of
+            executions is not known.
     """
     traced = jax.make_jaxpr(function)(*arguments).jaxpr
     return _walk(traced, [True] * len(traced.invars))[0]
 
 
 def _walk(program: core.Jaxpr, depends: Sequence[bool]) -> tuple[int, list[bool]]:
-    """Counts a program's products; tells which outputs depend on the inputs that do."""
+    """Counts the multiply-accumulates of a jaxpr, and propagates dependence through it.
+
+    Args:
+        program: the jaxpr.
+        depends: for each of its inputs, whether it depends on the arguments of `count_macs`.
+
+    Returns:
+        The count, and the same for each output.
+    """
     known = dict(zip(program.invars, depends, strict=True))
 
-    def of(atom: Any) -> bool:
+    def is_dependent(atom: Any) -> bool:
         return not isinstance(atom, core.Literal) and known.get(atom, False)
 
     total = 0
     for equation in program.eqns:
-        factors = [of(atom) for atom in equation.invars]
-        count, results = _count(equation, factors)
+        count, results = _count(equation, [is_dependent(atom) for atom in equation.invars])
         total += count
         known.update(zip(equation.outvars, results, strict=True))
-    return total, [of(atom) for atom in program.outvars]
+    return total, [is_dependent(atom) for atom in program.outvars]
 
 
 def _count(equation: core.JaxprEqn, depends: list[bool]) -> tuple[int, list[bool]]:
@@ -181,13 +193,13 @@ def _count(equation: core.JaxprEqn, depends: list[bool]) -> tuple[int, list[bool
         branches = equation.params["branches"]
         platforms = equation.params.get("branches_platforms")
         if platforms is not None:
-            # What one platform computes in a way of its own does not change the model's cost.
+            # Count the default implementation: the cost must not depend on the platform.
             branches = [branches[platforms.index(None)]]
-        branches = [_walk(_open(one), depends[1:]) for one in branches]
-        # Which one runs is not known here: the dearest counts.
+        branches = [_walk(_jaxpr_of(one), depends[1:]) for one in branches]
+        # The branch taken is not known when tracing: count the most expensive one.
         return max(count for count, _ in branches), every_result
     inner = [
-        _open(one)
+        _jaxpr_of(one)
         for value in equation.params.values()
         for one in (value if isinstance(value, list | tuple) else [value])
         if isinstance(one, core.Jaxpr | core.ClosedJaxpr)
@@ -202,7 +214,7 @@ def _count(equation: core.JaxprEqn, depends: list[bool]) -> tuple[int, list[bool
 
 
 def _count_scan(equation: core.JaxprEqn, depends: list[bool]) -> tuple[int, list[bool]]:
-    body, carried = _open(equation.params["jaxpr"]), equation.params["num_carry"]
+    body, carried = _jaxpr_of(equation.params["jaxpr"]), equation.params["num_carry"]
     start = equation.params["num_consts"]
     while True:
         count, results = _walk(body, depends)
@@ -210,11 +222,11 @@ def _count_scan(equation: core.JaxprEqn, depends: list[bool]) -> tuple[int, list
         joined = [a or b for a, b in zip(carry, results[:carried], strict=True)]
         if joined == carry:
             return count * equation.params["length"], results
-        # What one turn makes depend on the inputs, the next one starts with.
+        # The next iteration starts from the carry of this one, and may add dependences to it.
         depends = depends[:start] + joined + depends[start + carried :]
 
 
-def _open(program: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
+def _jaxpr_of(program: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
     return program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
 
 
@@ -228,7 +240,8 @@ def _convolution(equation: core.JaxprEqn) -> int:
     layout = equation.params["dimension_numbers"]
     image, kernel = (atom.aval.shape for atom in equation.invars[:2])
     result = equation.outvars[0].aval.shape
-    places = [
+    # A dilated input is that of a transposed convolution.
+    positions = [
         image[before] if dilation > 1 else result[after]
         for before, after, dilation in zip(
             layout.lhs_spec[2:],
@@ -237,8 +250,8 @@ def _convolution(equation: core.JaxprEqn) -> int:
             strict=True,
         )
     ]
-    # The kernel's shape has the input channels of one group, and the outputs of all.
-    return math.prod(kernel) * math.prod(places) * result[layout.out_spec[0]]
+    # The kernel's shape has the input channels of one group and the output channels of all.
+    return math.prod(kernel) * math.prod(positions) * result[layout.out_spec[0]]
 
 
 _PRODUCTS = {"dot_general": _matrix_product, "conv_general_dilated": _convolution}

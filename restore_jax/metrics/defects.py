@@ -1,11 +1,11 @@
-"""What a restoration does to the defects: measures of one image on the host, and their sums.
+"""Defect preservation: per-image metrics of what a restoration does to defects, on the host.
 
 Every function takes one image: `restored` and `clean` are floating-point `[H, W, 3]` on the
 scale 0 to 1 (clipped to it here), `mask` is `[H, W, 1]` of zeros and ones (one = defect). To
-know what the degraded image had left of a defect, pass it as `restored`. The arithmetic is
-float64. A figure that an image does not have is NaN, never an infinity;
-`summarise_preservation` leaves those out. The figures of a restoration that itself holds NaN
-mean nothing; `fidelity.summarise` refuses such an image by name.
+measure what remains of a defect in the degraded image, pass that as `restored`. The arithmetic
+is float64. An undefined figure is NaN, never infinite; `summarise_preservation` leaves those
+out. The figures of a restoration that itself contains NaN are meaningless; `fidelity.summarise`
+rejects such an image by name.
 """
 
 import math
@@ -31,20 +31,20 @@ FIGURES = (
     "masked_frame_ssim",
     "hallucination",
 )
-"""Figures of `preservation_figures`; an image may lack any of them."""
+"""Figures of `preservation_figures`; any of them may be undefined for an image."""
 
 _COUNTS = ("regions", "erased_regions", "input_erased_regions")
 _RATES = ("erasure_rate", "input_erasure_rate")
 _MEANS = tuple(figure for figure in FIGURES if figure not in _COUNTS)
-# Of SSIM: (K · peak)² for K 0.01 and 0.03 and a peak of 1.
+# Constants of SSIM: (K · peak)² for K 0.01 and 0.03 and a peak of 1.
 _C1, _C2 = 0.01**2, 0.03**2
 
 
 def check_images(restored: np.ndarray, clean: np.ndarray) -> None:
-    """Refuses anything but two equal floating-point RGB images.
+    """Checks that both arguments are floating-point RGB images of one shape.
 
     Raises:
-        ValueError: unless both are `[H, W, 3]`, of one shape, and of a floating dtype.
+        ValueError: unless both are `[H, W, 3]`, of the same shape, and of a floating dtype.
     """
     first, second = np.shape(restored), np.shape(clean)
     if len(first) != 3 or first[-1] != 3 or first != second:
@@ -53,7 +53,7 @@ def check_images(restored: np.ndarray, clean: np.ndarray) -> None:
 
 
 def check_mask(image: np.ndarray, mask: np.ndarray) -> None:
-    """Refuses a mask that does not fit its image.
+    """Checks that the shape of a mask fits its image.
 
     Raises:
         ValueError: unless `mask` is `[H, W, 1]` for an `image` of `[H, W, C]`.
@@ -69,9 +69,9 @@ def region_contrasts(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) 
     """Share of its contrast that each defect region keeps.
 
     `⟨Δrestored, Δclean⟩ / ⟨Δclean, Δclean⟩` as in `fidelity.defect_contrast`, but for each
-    8-connected region of the mask by itself: Δ is the mean over the region minus the mean over
-    the ring around it, per channel. The ring is the region dilated by a square of
-    `fidelity.ring_width` px each way, less the pixels of this and of every other region.
+    8-connected region of the mask separately: Δ is the mean over the region minus the mean over
+    the ring around it, per channel. The ring is the region dilated by `fidelity.ring_width` px
+    in each direction (by a square), minus the pixels of this and all other regions.
 
     Returns:
         float64 `[R]`, one per region in the order of `scipy.ndimage.label`. Any real number:
@@ -85,8 +85,8 @@ def region_contrasts(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) 
     for index, box in enumerate(ndimage.find_objects(labels)):
         window = tuple(slice(max(0, side.start - width), side.stop + width) for side in box)
         region = labels[window] == index + 1
-        grown = ndimage.maximum_filter(region, 2 * width + 1, mode="constant", cval=0)
-        ring = grown & (labels[window] == 0)
+        dilated = ndimage.maximum_filter(region, 2 * width + 1, mode="constant", cval=0)
+        ring = dilated & (labels[window] == 0)
         if not ring.any():
             continue
         kept, whole = (
@@ -99,11 +99,11 @@ def region_contrasts(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) 
 
 
 def erasure(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> tuple[int, int]:
-    """Counts the defect regions that the restoration erases, and those it could erase.
+    """Counts the defect regions that the restoration erases, out of those with a contrast.
 
     Returns:
-        `(erased, regions)`, 0 ≤ erased ≤ regions: the regions of `region_contrasts` under
-        `ERASED_BELOW`, reversed ones included, and the regions that have a contrast at all.
+        `(erased, regions)`, 0 ≤ erased ≤ regions: the regions whose `region_contrasts` are
+        below `ERASED_BELOW`, including reversed ones, and the regions that have a contrast.
     """
     contrasts = region_contrasts(restored, clean, mask)
     return (
@@ -113,15 +113,14 @@ def erasure(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> tuple[
 
 
 def error_ratio(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> float:
-    """Mean squared error inside the defect over the one outside.
+    """Ratio of the mean squared error inside the defect to that outside.
 
-    `max(MSE(defect), m) / max(MSE(rest), m)` with m = `fidelity.MIN_MSE`, so that it is
+    `max(MSE(defect), m) / max(MSE(rest), m)` with m = `fidelity.MIN_MSE`, which equals
     `10^((background PSNR - defect PSNR) / 10)`.
 
     Returns:
-        1e-10 to 1e10: 1 where the error is the same inside and outside (also where there is
-        none), above 1 where it is larger on the defect. NaN where the mask is empty or covers
-        the image.
+        1e-10 to 1e10: 1 if the error is the same inside and outside (or zero in both), above 1
+        if it is larger on the defect. NaN if the mask is empty or covers the whole image.
     """
     restored, clean, defect = _prepare(restored, clean, mask)
     if not defect.any() or defect.all():
@@ -134,11 +133,12 @@ def error_ratio(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> fl
 
 
 def hallucination(restored: np.ndarray, clean: np.ndarray) -> float:
-    """What the restoration of a defect-free image invents.
+    """Measures the structure that a restoration invents in a defect-free image.
 
-    The 99.9th percentile over the pixels (linear between neighbours) of `|restored - clean|`,
-    the largest of the three channels at each pixel: one pixel in a thousand is further off. A
-    pixel counts by its worst channel, so that an invention of one colour is not thinned out.
+    The 99.9th percentile over the pixels (linearly interpolated) of `|restored - clean|`, where
+    each pixel counts with the largest error of its three channels: one pixel in a thousand has
+    a larger error. Taking the maximum keeps an artefact in a single colour channel from being
+    averaged away.
 
     Returns:
         0 (nothing invented) to 1.
@@ -151,39 +151,39 @@ def hallucination(restored: np.ndarray, clean: np.ndarray) -> float:
 def masked_frame(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """PSNR and SSIM of image · mask over the whole frame. Flattering: never quote them alone.
 
-    Reports that give 42 to 44 dB and 0.99 as "defect PSNR" and "defect SSIM" compared
-    `restored · mask` with `clean · mask` so. The black frame around the defect counts as
-    perfectly restored: the PSNR is `fidelity.defect_psnr` plus `10·log10(1 / mask share)`,
-    18 dB for the median defect of MVTec AD, and the SSIM nears 1 as the defect gets smaller,
-    however it was restored. They stand here to be compared with such reports, under this name
-    only and beside the defect PSNR and SSIM of `fidelity`.
+    Reports that state a "defect PSNR" of 42 to 44 dB and a "defect SSIM" of 0.99 compared
+    `restored · mask` with `clean · mask` in this way. The black frame around the defect counts
+    as perfectly restored: the PSNR is `fidelity.defect_psnr` plus `10·log10(1 / mask share)`,
+    18 dB for the median defect of MVTec AD, and the SSIM approaches 1 for small defects,
+    however they are restored. They are provided only for comparison with such reports, under
+    this name and next to the defect PSNR and SSIM of `fidelity`.
 
     Returns:
         `masked_frame_psnr` in dB, at most 100; `masked_frame_ssim`, at most 1, with the window
-        and constants of `fidelity.ssim`. Both NaN where the mask is empty.
+        and constants of `fidelity.ssim`. Both NaN if the mask is empty.
 
     Raises:
-        ValueError: shapes or types that do not fit, or a side under 11 px.
+        ValueError: if shapes or types do not fit, or a side is under 11 px.
     """
     restored, clean, defect = _prepare(restored, clean, mask)
-    reach = gaussian_window.SSIM_WINDOW - 1
+    margin = gaussian_window.SSIM_WINDOW - 1
     height, width = defect.shape
-    if min(height, width) <= reach:
+    if min(height, width) <= margin:
         raise ValueError(
-            f"SSIM needs images of at least {reach + 1}x{reach + 1} px, got {height}x{width}"
+            f"SSIM needs images of at least {margin + 1}x{margin + 1} px, got {height}x{width}"
         )
     if not defect.any():
         return {"masked_frame_psnr": math.nan, "masked_frame_ssim": math.nan}
-    # All that lies beyond the reach of a window that sees some defect is black in both frames:
-    # no error, and a similarity of 1.
+    # Windows that contain no defect are black in both frames: error 0, similarity 1. Only the
+    # bounding box of the mask, plus the margin of the window, has to be computed.
     box = ndimage.find_objects(defect.astype(np.uint8))[0]
-    near = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in box)
+    near = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
     frames = [
         np.where(defect[near][..., None], image[near], 0.0) for image in (restored, clean)
     ]
     error = np.sum(np.square(frames[0] - frames[1])) / restored.size
     loss = np.sum(1.0 - ssim_map(*frames, _gaussian_window))
-    windows = (height - reach) * (width - reach) * restored.shape[-1]
+    windows = (height - margin) * (width - margin) * restored.shape[-1]
     return {
         "masked_frame_psnr": decibels(error),
         "masked_frame_ssim": float(1.0 - loss / windows),
@@ -198,23 +198,23 @@ def preservation_figures(
     has_mask: bool,
     is_good: bool,
 ) -> dict[str, float]:
-    """Every figure of this module for one image.
+    """Computes all figures of this module for one image.
 
     Args:
         restored: the model's output, `[H, W, 3]`.
         degraded: its input, the same shape.
         clean: the target, the same shape.
         mask: `[H, W, 1]`, one on the defect.
-        has_mask: false where the mask is unknown (and its zeros mean nothing).
+        has_mask: false if the mask is unknown (and its zeros mean nothing).
         is_good: true for an image that is known to have no defect.
 
     Returns:
-        `FIGURES`, `input_erased_regions` being those that the input had lost already.
-        `hallucination` is NaN unless `is_good`; the others are NaN where the mask is unknown or
-        empty, and where they are undefined.
+        `FIGURES`; `input_erased_regions` counts the regions already erased in the degraded
+        input. `hallucination` is NaN unless `is_good`; the others are NaN if the mask is
+        unknown or empty, or if they are undefined.
 
     Raises:
-        ValueError: shapes that do not fit, a dtype that is not floating, a side under 11 px.
+        ValueError: if shapes do not fit, a dtype is not floating, or a side is under 11 px.
     """
     _, _, defect = _prepare(restored, clean, mask)
     figures = dict.fromkeys(FIGURES, math.nan)
@@ -233,15 +233,15 @@ def summarise_preservation(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums and means of `preservation_figures`.
 
     Args:
-        rows: one mapping per image with `category` and `FIGURES` as numbers; None or NaN for a
-            figure that the image does not have.
+        rows: one mapping per image with `category` and `FIGURES` as numbers; None or NaN where
+            undefined.
 
     Returns:
-        As `fidelity.by_category`. M has `regions`, `erased_regions` and `input_erased_regions`,
-        their sums; `erasure_rate` and `input_erasure_rate`, the quotients of the sums, so that
-        each region counts alike, None without a region; `good_count`, the images without
-        defects; the means of the other figures over the images that have them, None where none
-        has.
+        As `fidelity.by_category`. M has the sums `regions`, `erased_regions` and
+        `input_erased_regions`; the quotients of the sums `erasure_rate` and
+        `input_erasure_rate`, in which every region has the same weight, None without regions;
+        `good_count`, the number of images without defects; and the means of the other figures
+        over the images that have them, None if none has.
     """
     return fidelity.by_category(rows, _sums_and_means, _RATES + _MEANS)
 
@@ -266,16 +266,16 @@ def ssim_map(
 ) -> np.ndarray:
     """Structural similarity (Wang et al. 2004) at each pixel, per channel, for a peak of 1.
 
-    K 0.01 and 0.03. Variances and the covariance are those of the window's weights (for a
-    uniform window of N pixels divided by N, not by N - 1).
+    K is 0.01 and 0.03. Variances and covariance are weighted by the window, without bias
+    correction (for a uniform window of N pixels they are divided by N, not by N - 1).
 
     Args:
         first: float64 `[H, W, C]` on the scale 0 to 1.
         second: the same shape.
-        window: the weighted mean around each pixel, over the first two axes.
+        window: computes the weighted mean around each pixel, over the first two axes.
 
     Returns:
-        What `window` returns the shape of, -1 to 1.
+        An array of the shape that `window` returns, -1 to 1.
     """
     mean, other = window(first), window(second)
     covariance = window(first * second) - mean * other
@@ -286,7 +286,7 @@ def ssim_map(
 
 
 def decibels(mean_squared_error: float) -> float:
-    """PSNR in dB for a peak of 1, at most 100: the error is held at `fidelity.MIN_MSE`."""
+    """PSNR in dB for a peak of 1, at most 100: the error is clamped to `fidelity.MIN_MSE`."""
     return float(-10.0 * np.log10(np.maximum(mean_squared_error, fidelity.MIN_MSE)))
 
 
@@ -297,14 +297,14 @@ def _clip(image: np.ndarray) -> np.ndarray:
 def _prepare(
     restored: np.ndarray, clean: np.ndarray, mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both images checked and clipped, and the mask as bool `[H, W]`."""
+    """Checks the arguments; returns the clipped images, and the mask as bool `[H, W]`."""
     check_images(restored, clean)
     check_mask(restored, mask)
     return _clip(restored), _clip(clean), np.asarray(mask)[..., 0] > 0.5
 
 
 def _gaussian_window(image: np.ndarray) -> np.ndarray:
-    """The window of `fidelity.ssim`, valid region only: `[H, W, C]` to `[H-10, W-10, C]`."""
+    """Applies the window of `fidelity.ssim`, valid region only: `[H-10, W-10, C]`."""
     border = gaussian_window.SSIM_WINDOW // 2
     taps = np.exp(-0.5 * (np.arange(-border, border + 1) / gaussian_window.SSIM_SIGMA) ** 2)
     for axis in (0, 1):

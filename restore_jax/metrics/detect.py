@@ -1,12 +1,13 @@
-"""A small defect detector without a network: a Gaussian over fixed filters' responses.
+"""A small defect detector without a neural network: a Gaussian over responses of fixed filters.
 
-A relative of PaDiM (Defard et al. 2021): a Gaussian over the features of every place, fitted on
-clean photographs without defects, and as the anomaly the Mahalanobis distance from it. In place
-of a pretrained network, a fixed filter bank: it needs no weights and no training, and takes
-some ten milliseconds per image. It is there to compare versions of an image (see
-`detectability`), not to compete with the detectors of the literature.
+It is related to PaDiM (Defard et al. 2021): a Gaussian over the features at every position is
+fitted on clean photographs without defects, and the anomaly score is the Mahalanobis distance
+from it. In place of a pretrained network there is a fixed filter bank, which needs no weights
+and no training and takes some ten milliseconds per image. The detector is meant for comparing
+versions of an image (see `detectability`), not for competing with the detectors of the
+literature.
 
-NumPy and SciPy on the host; the same input gives the same figures.
+Everything runs in NumPy and SciPy on the host and is deterministic.
 """
 
 import functools
@@ -20,25 +21,25 @@ from scipy import ndimage
 MIN_SIZE = 32
 MIN_IMAGES = 2
 
-# With fewer references, what lies beyond a threshold that leaves 0.5 % of their pixels out are
-# the quirks of one or two of them.
+# With fewer references, the 0.5 % of their pixels above the threshold only reflect the
+# peculiarities of one or two of them.
 MIN_FOR_THRESHOLD = 8
 
-# The share of held-out clean pixels without defect that the frozen threshold flags.
+# False-positive rate of the frozen threshold on held-out clean pixels without defects.
 _CLEAN_FPR = 0.005
 
 # Grey and two opponent colours.
 _OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [0.5, 0, -0.5], [-0.25, 0.5, -0.25]], np.float32)
 
-# Standard deviations in quarters of the grid's step, which is 4 px at 128 px and above.
+# Standard deviations, in quarters of the grid step (which is 4 px for images of 128 px and up).
 _COLOUR = (2.0, 4.0, 8.0)
 _BLOB = (2.0, 4.0, 8.0)
-_EDGE = ((0.8, 2.5), (1.6, 4.0), (3.2, 8.0))  # of the derivative, of the mean of its square
+_EDGE = ((0.8, 2.5), (1.6, 4.0), (3.2, 8.0))  # of the derivative, of averaging its square
 _DEVIATION = (2.5, 5.0)
-_FAINTEST = 1e-5  # energy at which the logarithm levels off: a deviation of 0.8 grey levels
+_MIN_ENERGY = 1e-5  # added in the logarithm: a standard deviation of 0.8 grey levels
 
-# What counts as no deviation, whatever the references' spread: a hundredth in colour, 3 % in
-# an energy. It keeps constant features (grey cameras, flat backgrounds) from ruling the rest.
+# Deviations that count as none however little the references vary: 0.01 in colour, 3 % in an
+# energy. Without it, constant features (grey cameras, flat backgrounds) would dominate.
 _FLOOR = np.array(
     [0.01] * (3 * len(_COLOUR))
     + [0.002] * len(_BLOB)
@@ -46,7 +47,7 @@ _FLOOR = np.array(
     np.float32,
 )
 _SHRINKAGE = 0.02
-_NEIGHBOURS = 1.5  # grid steps over which neighbouring places share their statistics
+_NEIGHBOURS = 1.5  # grid steps over which neighbouring positions share their statistics
 _SMOOTHING = 1.0  # of the anomaly map, in grid steps
 
 
@@ -54,15 +55,15 @@ class Detector(NamedTuple):
     """A fitted detector.
 
     Attributes:
-        mean: float32 [h, w, F], the expected features of each place.
-        whitening: float32 [F, F]; times its transpose it is the precision matrix of the
-            deviations, one for all places.
-        scale: float32 [h, w], by which a place's distance is multiplied: over 1 where the
+        mean: float32 [h, w, F], the expected features at each position.
+        whitening: float32 [F, F]; W · Wᵀ is the precision matrix of the deviations, the same
+            at all positions.
+        scale: float32 [h, w], a factor on the distance at each position: above 1 where the
             references vary less than elsewhere.
-        threshold: distance above which a pixel counts as defective: 0.5 % of the reference
-            pixels exceed it, each reference scored by what the others predict for it. None
-            with fewer than `MIN_FOR_THRESHOLD` references.
-        references: how many photographs it was fitted on.
+        threshold: distance above which a pixel counts as defective. It is exceeded by 0.5 % of
+            the reference pixels, each reference scored by a model of the others. None with
+            fewer than `MIN_FOR_THRESHOLD` references.
+        references: the number of photographs it was fitted on.
     """
 
     mean: np.ndarray
@@ -73,24 +74,26 @@ class Detector(NamedTuple):
 
 
 def features(image: np.ndarray) -> np.ndarray:
-    """Filters an image by the fixed bank and samples the responses on a grid.
+    """Applies the filter bank to an image and samples the responses on a grid.
 
-    Grey and opponent colours at three scales; the Laplacian of Gaussian of the grey image at
-    three; of its horizontal and vertical derivatives at three scales the local energies
-    (logarithms of the root mean square) and the correlation, which tells the diagonals apart;
-    the logarithm of the local standard deviation at two.
+    The features are grey level and opponent colours at three scales; the Laplacian of Gaussian
+    of the grey image at three scales; at three scales, the local energies of its horizontal and
+    vertical derivatives (logarithms of the root mean square) and their correlation, which
+    distinguishes the diagonals; and the logarithm of the local standard deviation at two
+    scales.
 
-    Images of 384 px and more are first averaged down by a whole factor, to a short side of
-    about 256 px. Borders are reflected.
+    Images of 384 px and more are first reduced by an integer factor, by block averaging, to a
+    short side of about 256 px. Borders are reflected.
 
     Args:
-        image: float [H, W, 3], clipped to [0, 1]; 32 px or more each way.
+        image: float [H, W, 3], clipped to [0, 1]; at least 32 px on each side.
 
     Returns:
-        float32 [h, w, F], one place every 4 px (of 256); every 1 to 3 px under 128 px.
+        float32 [h, w, F], one position every 4 px (after the reduction); every 1 to 3 px if the
+        image is under 128 px.
 
     Raises:
-        ValueError: another shape, or values that are not finite.
+        ValueError: if the image has another shape, or contains values that are not finite.
     """
     image = np.asarray(image, np.float32)
     if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < MIN_SIZE:
@@ -115,40 +118,41 @@ def features(image: np.ndarray) -> np.ndarray:
         fine = ((height, width), (2 * grid[0], 2 * grid[1]), grid)[i]
         dx = _filtered(grey, fine, sigma * unit, (0, 1))
         dy = _filtered(grey, fine, sigma * unit, (1, 0))
-        # The window in samples of the finer grid.
+        # From px to samples of the finer grid.
         window *= unit * fine[0] / height
         xx, yy, xy = (_filtered(p, grid, window) for p in (dx * dx, dy * dy, dx * dy))
-        responses.append(xy / (np.sqrt(np.maximum(xx * yy, 0.0)) + _FAINTEST))
+        responses.append(xy / (np.sqrt(np.maximum(xx * yy, 0.0)) + _MIN_ENERGY))
         energies += [xx, yy]
     for sigma in _DEVIATION:
         mean = _filtered(grey, grid, sigma * unit)
         energies.append(_filtered(grey * grey, grid, sigma * unit) - mean * mean)
-    responses += [0.5 * np.log(np.maximum(energy, 0.0) + _FAINTEST) for energy in energies]
+    responses += [0.5 * np.log(np.maximum(energy, 0.0) + _MIN_ENERGY) for energy in energies]
     return np.stack(responses, axis=-1)
 
 
 def fit(images: Iterable[np.ndarray]) -> Detector:
     """Fits a detector on clean photographs of one category without defects.
 
-    How far a place's features follow the place and not the category as a whole is the slope of
-    a regression of each reference's features on the mean of the others': near 1 for aligned
-    objects, near 0 for textures, whose places have nothing in common. The same holds for how
-    much the places vary. So nothing has to be known about the category.
+    The expected features lie between those of the position and those of the category as a
+    whole. The weight of the position is the slope of a regression of each reference's features
+    on the mean of the others at the same position: near 1 for aligned objects, near 0 for
+    textures, whose positions have nothing in common. The variance at each position is treated
+    in the same way. Thus no prior knowledge of the category is needed.
 
     The features of all images are in memory at once, 0.4 MB per image of 256x256.
 
     Args:
-        images: two or more, as `features` takes them. Where sizes differ, places correspond by
-            their share of height and width.
+        images: two or more, as for `features`. Where sizes differ, positions correspond by
+            their relative coordinates.
 
     Raises:
-        ValueError: fewer than two images, or one that `features` refuses.
+        ValueError: if there are fewer than two images, or `features` rejects one.
     """
     return fit_features([features(image) for image in images])
 
 
 def fit_features(measured: Sequence[np.ndarray]) -> Detector:
-    """Fits a detector as `fit` does, on what `features` gives of each photograph."""
+    """Fits a detector as `fit` does, from the `features` of each photograph."""
     found = [feature / _FLOOR for feature in measured]
     count = len(found)
     if count < MIN_IMAGES:
@@ -178,8 +182,8 @@ def fit_features(measured: Sequence[np.ndarray]) -> Detector:
         rows = feature.reshape(-1, centre.size).astype(np.float64)
         scatter.append(rows.T @ rows / (height * width))
     total_scatter = functools.reduce(np.add, scatter)
-    # A few references tell little of how photographs differ from one another. What is frozen
-    # for later ones is therefore learned on each with the covariance, too, of the others.
+    # The covariance of a few references generalises poorly. Threshold and scale are therefore
+    # fitted on held-out distances: the covariance for each reference is that of the others.
     distances = np.stack(
         [
             np.square(feature @ _whitening((total_scatter - own) / (count - 1))).sum(-1)
@@ -196,7 +200,7 @@ def fit_features(measured: Sequence[np.ndarray]) -> Detector:
     ]
     threshold = None
     if count >= MIN_FOR_THRESHOLD:
-        # Under one floor there is nothing to see, however alike the references are.
+        # A distance below 1 (one `_FLOOR`, if the references do not vary) is never a defect.
         threshold = max(1.0, float(np.quantile(np.stack(held_out), 1 - _CLEAN_FPR)))
     return Detector(
         mean=(mean * _FLOOR).astype(np.float32),
@@ -208,14 +212,15 @@ def fit_features(measured: Sequence[np.ndarray]) -> Detector:
 
 
 def score(detector: Detector, image: np.ndarray) -> np.ndarray:
-    """Maps how far each pixel is from what the clean photographs look like.
+    """Computes the anomaly map of an image.
 
     Args:
-        detector: from `fit`.
-        image: as `features` takes it; of any size, whatever the references'.
+        detector: a detector from `fit`.
+        image: as for `features`; its size may differ from that of the references.
 
     Returns:
-        float32 [H, W], a Mahalanobis distance, 0 or more. Its maximum is the image's score.
+        float32 [H, W], the Mahalanobis distance of each pixel from the clean photographs, 0 or
+        more. Its maximum is the image's score.
     """
     found = features(image)
     height, width = found.shape[:2]
@@ -225,7 +230,7 @@ def score(detector: Detector, image: np.ndarray) -> np.ndarray:
 
 
 def _reduced(image: np.ndarray) -> np.ndarray:
-    """Means of square blocks; the last ones repeat the border where they reach over it."""
+    """Reduces an image by averaging square blocks; incomplete ones repeat the border."""
     height, width, channels = image.shape
     factor = max(1, round(min(height, width) / 256))
     if factor == 1:
@@ -239,7 +244,7 @@ def _reduced(image: np.ndarray) -> np.ndarray:
 def _filtered(
     plane: np.ndarray, grid: tuple[int, int], sigma: float, orders: tuple[int, int] = (0, 0)
 ) -> np.ndarray:
-    """Gaussian derivatives of a plane [H, W], sampled at the cell centres of a grid."""
+    """Applies a Gaussian derivative to a plane [H, W], sampled at the centres of grid cells."""
     down, across = (
         _gaussian(length, count, sigma, order)
         for length, count, order in zip(plane.shape, grid, orders, strict=True)
@@ -249,14 +254,15 @@ def _filtered(
 
 @functools.lru_cache(maxsize=128)
 def _gaussian(length: int, count: int, sigma: float, order: int) -> np.ndarray:
-    """Matrix [count, length] of a sampled Gaussian or derivative, the line's ends reflected.
+    """Returns the matrix [count, length] of a Gaussian or its derivative, borders reflected.
 
-    The taps add up to 1 for order 0; for 1 and 2 to 0, and without their signs to 1.
+    The taps of each row sum to 1 for order 0. For orders 1 and 2 they sum to 0, and their
+    absolute values to 1.
     """
-    reach = math.ceil(6 * sigma + length / count)
-    places = np.arange(-reach, length + reach)
-    offset = (places - ((np.arange(count) + 0.5) * length / count - 0.5)[:, None]) / sigma
-    # Further out float32 has subnormal numbers, which slow a product down tenfold.
+    margin = math.ceil(6 * sigma + length / count)
+    positions = np.arange(-margin, length + margin)
+    offset = (positions - ((np.arange(count) + 0.5) * length / count - 0.5)[:, None]) / sigma
+    # Beyond 6 σ, float32 values become subnormal and slow a product down tenfold.
     bell = np.where(np.abs(offset) <= 6, np.exp(-0.5 * offset * offset), 0.0)
     taps = bell
     if order == 1:
@@ -265,7 +271,7 @@ def _gaussian(length: int, count: int, sigma: float, order: int) -> np.ndarray:
         taps = (offset * offset - 1) * bell
         taps -= bell * (taps.sum(axis=1) / bell.sum(axis=1))[:, None]
     taps = taps / np.abs(taps).sum(axis=1, keepdims=True)
-    folded = places % (2 * length)
+    folded = positions % (2 * length)
     folded = np.where(folded < length, folded, 2 * length - 1 - folded)
     matrix = np.zeros((length, count))
     np.add.at(matrix, folded, taps.T)
@@ -273,7 +279,7 @@ def _gaussian(length: int, count: int, sigma: float, order: int) -> np.ndarray:
 
 
 def _resized(maps: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear interpolation of [h, w] or [h, w, F]; pixels' edges, not centres, align."""
+    """Resizes [h, w] or [h, w, F] bilinearly, aligning the outer edges of the corner pixels."""
     if maps.shape[:2] == (height, width):
         return maps
     tall = np.tensordot(_interpolation(maps.shape[0], height), maps, (1, 0))
@@ -282,8 +288,9 @@ def _resized(maps: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _interpolation(length: int, count: int) -> np.ndarray:
-    place = np.clip((np.arange(count) + 0.5) * length / count - 0.5, 0, length - 1)
-    return np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(length))).astype(np.float32)
+    position = np.clip((np.arange(count) + 0.5) * length / count - 0.5, 0, length - 1)
+    distance = np.abs(position[:, None] - np.arange(length))
+    return np.maximum(0.0, 1.0 - distance).astype(np.float32)
 
 
 def _smoothed(maps: np.ndarray) -> np.ndarray:
@@ -296,17 +303,25 @@ def _blurred(distance: np.ndarray) -> np.ndarray:
 
 
 def _whitening(covariance: np.ndarray) -> np.ndarray:
-    """Root of the precision, of a covariance [F, F] of features in units of the floor."""
+    """Returns the Cholesky factor of the precision matrix.
+
+    Args:
+        covariance: [F, F], of features in units of `_FLOOR`.
+    """
     shrunk = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * np.diag(np.diag(covariance))
     precision = np.linalg.inv(shrunk + np.eye(len(covariance)))
     return np.linalg.cholesky(precision).astype(np.float32)
 
 
 def _slope(products: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Regression slope through the origin, within [0, 1]; 0 where there is nothing to tell."""
+    """Slope of a regression through the origin, clipped to [0, 1]; 0 without any variation."""
     return np.clip(products / np.maximum(squares, 1e-12), 0.0, 1.0)
 
 
 def _scale(deviation: np.ndarray) -> np.ndarray:
-    """One over the spread; no place is taken for quieter than half the mean variance."""
+    """Returns 1 / standard deviation, with the variance clamped to at least half its mean.
+
+    Args:
+        deviation: relative deviation of the variance from its mean at each position.
+    """
     return (1.0 / np.sqrt(np.maximum(1.0 + deviation, 0.5))).astype(np.float32)

@@ -1,10 +1,10 @@
-"""Detectability: does a defect detector still find the defects after the restoration?
+"""Detectability: does a defect detector still find the defects after restoration?
 
-A detector fitted on clean photographs without defects, its threshold frozen there (`detect`),
-looks at the clean, the degraded and the restored version of the same test images. How much of
-the clean images' detection the restoration brings back is its recovery,
-`(restored - degraded) / (clean - degraded)`. A restorer for which this is claimed must not have
-seen the defects in training.
+A detector whose parameters and threshold were fitted on clean photographs without defects
+(`detect`) scores the clean, degraded and restored versions of the same test images. The
+recovery, `(restored - degraded) / (clean - degraded)`, is the share of the detection
+performance lost to the degradation that the restoration brings back. Such a claim is only valid
+for a model that has not seen the defects in training.
 """
 
 import dataclasses
@@ -22,38 +22,40 @@ VERSIONS = ("clean", "degraded", "restored")
 FIGURES = ("image_auroc", "pixel_auroc", "aupro", "f1", "hallucination_fpr")
 RECOVERED = ("pixel_auroc", "aupro")
 
-# Where clean and degraded differ by less, their difference is no scale to measure on.
+# Recovery is undefined if clean and degraded differ by less: the quotient would be unstable.
 MIN_LOSS = 0.05
 
-# Bins of a score's histogram: 1024 to the octave from 2^-5 to 2^11, so that scores within
-# 0.07 % of each other count as equal. Set beforehand, they do not depend on the images' order.
+# Bins of the score histograms: 1024 per octave from 2^-5 to 2^11, so that scores within 0.07 %
+# of each other count as equal. The bins are fixed, so that the order of images does not matter.
 _BINS_PER_OCTAVE, _LOWEST, _BINS = 1024, -5, 1 << 14
 
-# Whole numbers add up alike in any order: every region weighs this, spread over its pixels.
+# Weight of every region, divided among its pixels. Pixel weights are integers (stored as
+# float64), whose sums do not depend on the order of the additions.
 _REGION = float(1 << 40)
 
-# Up to so many scores, `aupro` takes each as a threshold.
+# Up to this many scores, `aupro` uses every score as a threshold.
 _MAX_THRESHOLDS = 1 << 20
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve: how often a defective one outscores one without defect.
+    """Area under the ROC curve: the probability that a defective sample outscores a good one.
 
     Ties count one half. In [0, 1], 0.5 by chance.
 
     Args:
         labels: nonzero where defective, any shape.
-        scores: finite numbers, as many.
+        scores: finite numbers, one per label.
 
     Raises:
-        ValueError: one of the two classes is missing, or sizes differ.
+        ValueError: if one of the two classes is missing, sizes differ, or a score is not
+            finite.
     """
-    labels, scores = _pairs(np.asarray(labels) != 0, scores)
+    labels, scores = _flattened(np.asarray(labels) != 0, scores)
     positives = int(labels.sum())
     negatives = labels.size - positives
     if not positives or not negatives:
         raise ValueError("AUROC needs scores of both classes, with defect and without")
-    # Imported here: it takes most of a second, which every training would wait for.
+    # Imported here: the import takes most of a second, which would delay every training.
     from scipy import stats  # noqa: PLC0415
 
     ranks = stats.rankdata(scores)[labels].sum()
@@ -61,17 +63,17 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def f1_at(threshold: float, labels: np.ndarray, scores: np.ndarray) -> float:
-    """F1 of calling defective what scores above a threshold, `2 TP / (2 TP + FP + FN)`.
+    """F1 score of the classification by a threshold, `2 TP / (2 TP + FP + FN)`.
 
     Args:
-        threshold: set beforehand, not on these scores.
+        threshold: scores above it count as defective; chosen in advance, not on these scores.
         labels: nonzero where defective, any shape.
-        scores: finite numbers, as many.
+        scores: finite numbers, one per label.
 
     Raises:
-        ValueError: nothing is defective, or sizes differ.
+        ValueError: if nothing is defective, sizes differ, or a score is not finite.
     """
-    labels, scores = _pairs(np.asarray(labels) != 0, scores)
+    labels, scores = _flattened(np.asarray(labels) != 0, scores)
     if not labels.any():
         raise ValueError("F1 needs at least one defective pixel or image")
     flagged = scores > threshold
@@ -83,23 +85,24 @@ def aupro(
 ) -> float:
     """Area under the per-region overlap curve up to a false-positive rate, over that rate.
 
-    As MVTec AD defines it (Bergmann et al. 2021): at each threshold, the share of each defect
-    region (8-connected, every region counting alike) that is flagged, averaged, against the
-    share of flagged pixels among all pixels without defect. Straight lines between thresholds.
+    As defined for MVTec AD (Bergmann et al. 2021). The curve plots, for all thresholds, the
+    flagged share of each defect region (8-connected), averaged over the regions, against the
+    flagged share of all pixels without defects, with straight lines between thresholds.
 
-    Exact up to 2^20 pixels in all; beyond that the thresholds are every k-th score, at least
-    2^19 of them (or their ties), so that thousands of maps can be passed.
+    Exact up to 2^20 pixels in total; beyond that the thresholds are every k-th score, at least
+    2^19 of them (fewer with ties), so that thousands of maps can be passed.
 
     Args:
         maps: anomaly maps [H, W].
-        masks: [H, W] or [H, W, 1], nonzero on the defects; empty where there is none.
-        max_fpr: in (0, 1].
+        masks: [H, W] or [H, W, 1], nonzero on the defects; all zeros for an image without.
+        max_fpr: the false-positive rate to integrate to, in (0, 1].
 
     Returns:
-        In [0, 1]; a detector that guesses has `max_fpr / 2`.
+        In [0, 1]; `max_fpr / 2` for random guessing.
 
     Raises:
-        ValueError: no defect, no pixel without, or sizes that differ.
+        ValueError: if there is no defective pixel or none without defect, sizes differ, or a
+            score is not finite.
     """
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr: {max_fpr} is not in (0, 1]")
@@ -107,7 +110,7 @@ def aupro(
     edges = np.unique(np.concatenate([np.zeros(0), *(np.ravel(s)[::stride] for s in maps)]))
     outside, regions = np.zeros(edges.size + 1), np.zeros(edges.size + 1)
     for scores, mask in zip(maps, masks, strict=True):
-        weights, scores = _pairs(_region_weights(mask), scores)
+        weights, scores = _flattened(_region_weights(mask), scores)
         bins = np.searchsorted(edges, scores, side="right")
         outside += np.bincount(bins, weights == 0, outside.size)
         regions += np.bincount(bins, weights, regions.size)
@@ -118,19 +121,19 @@ def aupro(
 
 @dataclasses.dataclass
 class _Tally:
-    """What is kept of one version of a category's images: counts and a score per image."""
+    """Statistics of one version of a category's images: histograms, counts, image scores."""
 
     labels: list[bool] = dataclasses.field(default_factory=list)
     scores: list[float] = dataclasses.field(default_factory=list)
     inside: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(_BINS))
     outside: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(_BINS))
     regions: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(_BINS))
-    # Pixels above the threshold: in defects, outside them, and of that on good images.
+    # Pixels above the threshold: in defects, outside of them, and of the latter on good images.
     hits: int = 0
     false_alarms: int = 0
     good_alarms: int = 0
     good_pixels: int = 0
-    is_frozen: bool = False
+    has_threshold: bool = False
 
     def add(
         self,
@@ -151,7 +154,7 @@ class _Tally:
         self.regions += np.bincount(bins, weights.ravel(), _BINS)
         if threshold is None:
             return
-        self.is_frozen = True
+        self.has_threshold = True
         flagged = scores > threshold
         self.hits += int((flagged & defect).sum())
         self.false_alarms += int((flagged & ~defect).sum())
@@ -174,7 +177,7 @@ class _Tally:
             below = np.cumsum(self.outside) - 0.5 * self.outside
             found["pixel_auroc"] = float(self.inside @ below / (positives * negatives))
             found["aupro"] = _area_under_pro(self.outside, self.regions, MAX_FPR)
-        if positives and self.is_frozen:
+        if positives and self.has_threshold:
             flagged = self.hits + self.false_alarms
             found["f1"] = float(2 * self.hits / (flagged + positives))
         if self.good_pixels:
@@ -183,9 +186,9 @@ class _Tally:
 
 
 class Detectability:
-    """Measures detectability over images that pass one at a time, in any order.
+    """Accumulates detectability over images passed one at a time, in any order.
 
-    Keeps 2 MB of counts per category, and one number per image and version.
+    Needs 2 MB of histograms per category, plus one score per image and version.
 
     Args:
         detectors: one per category, from `detect.fit`.
@@ -211,18 +214,18 @@ class Detectability:
         """Scores the three versions of one test image.
 
         Args:
-            category: one that has a detector.
+            category: a category that has a detector.
             clean: float [H, W, 3] in [0, 1].
             degraded: the same shape.
             restored: the same shape; clipped here.
-            mask: [H, W] or [H, W, 1], nonzero on the defect; ignored on good images.
-            has_mask: false where the mask is not known. Such an image counts in the image
-                AUROC alone, and so does a defective one whose mask is empty.
-            is_good: true for an image without defect.
+            mask: [H, W] or [H, W, 1], nonzero on the defect; ignored for good images.
+            has_mask: false if the mask is not known. Such an image only counts for the image
+                AUROC, as does a defective one whose mask is empty.
+            is_good: true for an image without defects.
 
         Raises:
-            ValueError: no detector for the category, shapes that do not fit, or values that
-                are not finite.
+            ValueError: if the category has no detector, shapes do not fit, or values are not
+                finite.
         """
         if category not in self._detectors:
             raise ValueError(f"{category}: no detector was fitted for this category")
@@ -235,41 +238,47 @@ class Detectability:
         elif has_mask and np.any(mask):
             weights = _region_weights(mask)
         versions = zip(VERSIONS, (clean, degraded, restored), strict=True)
-        # All are scored before any is counted, so that a refused image leaves nothing behind.
+        # All versions are scored before any is counted: a rejected image changes nothing.
         maps = {version: detect.score(detector, image) for version, image in versions}
         self._masked[category] += weights is not None and not is_good
         for version, scores in maps.items():
             self._tallies[category][version].add(scores, weights, is_good, detector.threshold)
 
     def counts(self) -> dict[str, Any]:
-        """Returns what was counted so far, for `add_counts` in another process."""
+        """Returns the statistics so far, to be passed to `add_counts` in another process."""
         return {"tallies": self._tallies, "masked": self._masked}
 
     def add_counts(self, counts: Mapping[str, Any]) -> None:
-        """Adds what another process counted, on other images by the same detectors."""
+        """Adds the statistics of another process, from other images and the same detectors."""
         for name, tallies in counts["tallies"].items():
             self._masked[name] += counts["masked"][name]
             for version, tally in tallies.items():
                 self._tallies[name][version].add_counts(tally)
 
     def result(self) -> dict[str, Any]:
-        """Returns the figures so far, fit for JSON: None where one is not defined, no NaN.
+        """Returns the figures so far, JSON-serialisable: None where undefined, no NaN.
 
-        `{"macro": M, "categories": {name: M}}`, categories in alphabetical order. M has, under
-        "clean", "degraded" and "restored",
-            image_auroc: AUROC of the images' scores; None without images of both kinds;
-            pixel_auroc: AUROC over the pixels of all images with a known mask, good ones too;
-            aupro: see `aupro`, at 30 % false positives;
-            f1: of the pixels above the threshold frozen on the clean references;
-            hallucination_fpr: the share of pixels above it on good images; both None where
-                there were too few references for a threshold;
-        under "recovery", for pixel_auroc and aupro, (restored - degraded) / (clean - degraded):
-        1 where all that the degradation took is back, 0 where nothing is; None where that is
-        less than 0.05; and `count` (images), `mask_count` (defective ones with a known mask)
-        and, for a category, its `threshold` and the number of its `references`.
+        Returns:
+            `{"macro": M, "categories": {name: M}}`, categories in alphabetical order. M has,
+            under each of "clean", "degraded" and "restored",
 
-        The macro figures are means over the categories that have one. Macro recovery is that
-        of the macro figures: a mean of quotients would be ruled by the smallest denominators.
+            - image_auroc: AUROC of the image scores; None without images of both classes;
+            - pixel_auroc: AUROC over the pixels of all images with a known mask, including good
+              images;
+            - aupro: see `aupro`, up to a false-positive rate of 30 %;
+            - f1: F1 score of the pixels by the threshold frozen on the clean references;
+            - hallucination_fpr: the share of pixels above it on good images; both None if there
+              were too few references for a threshold.
+
+            "recovery" has, for pixel_auroc and aupro, (restored - degraded) / (clean -
+            degraded): 1 if all of the loss by the degradation is recovered, 0 if none is; None
+            if that loss is less than 0.05. There are also `count` (images), `mask_count`
+            (defective images with a known mask) and, for a category, `threshold` and the number
+            of `references`.
+
+            Macro figures are means over the categories that have one. Macro recovery is
+            computed from the macro figures: a mean of quotients would be dominated by the
+            smallest denominators.
         """
         categories = {}
         for name, tallies in sorted(self._tallies.items()):
@@ -303,14 +312,19 @@ def detectability(
     reference: Mapping[str, Iterable[np.ndarray]],
     tests: Mapping[str, Iterable[Mapping[str, Any]]],
 ) -> dict[str, Any]:
-    """Fits a detector per category and measures its tests; see `Detectability.result`.
+    """Fits a detector per category and evaluates the test images with it.
 
     Args:
-        reference: clean photographs without defect [H, W, 3] by category, none of them tested.
-        tests: by category, mappings of the arguments of `Detectability.add`.
+        reference: by category, clean photographs without defects [H, W, 3], none of them among
+            the test images.
+        tests: by category, test images as keyword arguments of `Detectability.add`.
+
+    Returns:
+        As `Detectability.result`.
 
     Raises:
-        ValueError: a category of the tests has fewer than two references, or a wrong image.
+        ValueError: if a category of the tests has fewer than two references, or an image is
+            invalid.
     """
     detectors = {}
     for name in tests:
@@ -325,17 +339,21 @@ def detectability(
     return measured.result()
 
 
-def _pairs(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _flattened(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flattens labels and scores; checks that they fit and that all scores are finite."""
     labels, scores = np.ravel(labels), np.ravel(scores)
     if labels.size != scores.size:
         raise ValueError(f"{labels.size} labels do not fit {scores.size} scores")
     if not np.isfinite(scores).all():
-        raise ValueError("the scores hold values that are not finite")
+        raise ValueError("the scores contain values that are not finite")
     return labels, scores
 
 
 def _region_weights(mask: np.ndarray) -> np.ndarray:
-    """Float64 [H, W]: on each 8-connected region a constant whole number, adding up alike."""
+    """Returns float64 [H, W] integer weights: constant on each 8-connected region, 0 outside.
+
+    The weights of every region sum to `_REGION`, up to rounding.
+    """
     mask = np.asarray(mask)
     mask = mask[..., 0] if mask.ndim == 3 else mask
     regions, _ = ndimage.label(mask, structure=np.ones((3, 3)))
@@ -346,7 +364,13 @@ def _region_weights(mask: np.ndarray) -> np.ndarray:
 
 
 def _area_under_pro(outside: np.ndarray, regions: np.ndarray, max_fpr: float) -> float:
-    """From histograms over ascending scores, of pixels without defect and of region shares."""
+    """Computes AUPRO from histograms over ascending scores.
+
+    Args:
+        outside: number of pixels without defects in each bin.
+        regions: sum of the region weights in each bin.
+        max_fpr: the false-positive rate to integrate to.
+    """
     rate = np.concatenate([[0.0], np.cumsum(outside[::-1]) / outside.sum()])
     overlap = np.concatenate([[0.0], np.cumsum(regions[::-1]) / regions.sum()])
     inside = rate < max_fpr

@@ -1,17 +1,17 @@
-"""Per-image measures of a restoration, and their means over a data set.
+"""Per-image metrics of a restoration, and their means over a data set.
 
-The measures are pure functions over batches: images `[B, H, W, 3]` on the scale 0 to 1
-(clipped to it and cast to float32 here), masks `[B, H, W, 1]` of zeros and ones (one = defect),
-a float32 array `[B]` out. A measure that an image has no value for (an empty mask, no ring
-around the defect) is NaN in the array; `summarise`, on the host, leaves those out and never
-returns a NaN.
+The metrics are pure functions of batches: images `[B, H, W, 3]` on the scale 0 to 1 (clipped to
+it and cast to float32 here) and masks `[B, H, W, 1]` of zeros and ones (one = defect). They
+return a float32 array `[B]`, with NaN for an image for which the metric is undefined (an empty
+mask, no ring around the defect); `summarise`, on the host, leaves those out and never returns a
+NaN.
 
-PSNR and SSIM figures depend on the variant. These are: RGB, per image, on clipped values, peak
-1; SSIM after Wang et al. 2004 with an 11x11 Gaussian window of σ 1.5, K 0.01 and 0.03, per
+Values of PSNR and SSIM depend on the variant. Here they are: RGB, per image, on clipped values,
+peak 1; SSIM after Wang et al. 2004 with an 11x11 Gaussian window of σ 1.5, K 0.01 and 0.03, per
 channel, over the valid region (the border of 5 px has no value).
 
-No step uses a convolution, and the window's matrix products ask for full float32, so that a GPU
-does not fall back to TF32.
+Nothing here uses a convolution, and the window's matrix products request full float32, so that
+a GPU does not fall back to TF32.
 """
 
 import math
@@ -27,11 +27,11 @@ from restore_jax.metrics.gaussian_window import SSIM_WINDOW, gaussian_window
 
 _SSIM_BORDER = SSIM_WINDOW // 2
 
-# 100 dB. A restoration that equals the clean image has a finite, comparable PSNR.
+# 100 dB, so that a restoration that equals the clean image has a finite, comparable PSNR.
 MIN_MSE = 1e-10
 
-# Below one grey level of 255 between defect and surroundings, over the three channels together,
-# the clean contrast is within what 8-bit rounding makes and its quotient means nothing.
+# A clean contrast between defect and surroundings of less than one grey level of 255 (the norm
+# over the three channels) is within 8-bit rounding error, and a quotient of it is meaningless.
 MIN_CONTRAST = 1.0 / 255.0
 
 IMAGE_FIGURES = ("psnr", "ssim", "mae", "input_psnr", "input_ssim")
@@ -49,10 +49,10 @@ DEFECT_FIGURES = (
 
 
 def check_images(first: jax.Array, second: jax.Array) -> None:
-    """Refuses anything but two equal batches of floating-point RGB images.
+    """Checks that both arguments are batches of floating-point RGB images of one shape.
 
     Raises:
-        ValueError: unless both are `[B, H, W, 3]`, of one shape, and of a floating dtype.
+        ValueError: unless both are `[B, H, W, 3]`, of the same shape, and of a floating dtype.
     """
     if first.ndim != 4 or first.shape[-1] != 3 or first.shape != second.shape:
         raise ValueError(
@@ -66,7 +66,7 @@ def check_images(first: jax.Array, second: jax.Array) -> None:
 
 
 def check_mask(images: jax.Array, mask: jax.Array) -> None:
-    """Refuses a mask that does not fit its images.
+    """Checks that the shape of a mask fits its images.
 
     Raises:
         ValueError: unless `mask` is `[B, H, W, 1]` for `images` of `[B, H, W, C]`.
@@ -79,7 +79,7 @@ def check_mask(images: jax.Array, mask: jax.Array) -> None:
 
 
 def unclipped_ssim_map(restored: jax.Array, clean: jax.Array) -> jax.Array:
-    """Structural similarity at each pixel, of the values as they are (not clipped).
+    """Structural similarity at each pixel, without clipping the values.
 
     Args:
         restored: `[B, H, W, 3]`, any floating dtype, H and W at least 11; on the scale 0 to 1.
@@ -89,8 +89,8 @@ def unclipped_ssim_map(restored: jax.Array, clean: jax.Array) -> jax.Array:
         `[B, H-10, W-10, 3]` float32, at most 1; differentiable.
 
     Raises:
-        ValueError: shapes that differ, a dtype that is not floating, or a side under 11 px,
-            where `dm_pix.ssim` would return a wrong figure without a word.
+        ValueError: if shapes differ, a dtype is not floating, or a side is under 11 px, for
+            which `dm_pix.ssim` would silently return a wrong value.
     """
     check_images(restored, clean)
     if min(restored.shape[1:3]) < SSIM_WINDOW:
@@ -105,8 +105,10 @@ def unclipped_ssim_map(restored: jax.Array, clean: jax.Array) -> jax.Array:
 def ssim_map(restored: jax.Array, clean: jax.Array) -> jax.Array:
     """Structural similarity at each pixel of the clipped images, `[B, H-10, W-10, 3]`.
 
-    Pixel (i, j) of the map belongs to pixel (i + 5, j + 5) of the images. Raises as
-    `unclipped_ssim_map`.
+    Pixel (i, j) of the map corresponds to pixel (i + 5, j + 5) of the images.
+
+    Raises:
+        ValueError: as `unclipped_ssim_map`.
     """
     check_images(restored, clean)
     return unclipped_ssim_map(_clip(restored), _clip(clean))
@@ -126,15 +128,15 @@ def mae(restored: jax.Array, clean: jax.Array) -> jax.Array:
 def psnr(restored: jax.Array, clean: jax.Array) -> jax.Array:
     """Peak signal-to-noise ratio in dB, `[B]`, at most 100.
 
-    The mean squared error is held at 1e-10 or more, so that equal images score 100 dB.
+    The mean squared error is clamped to 1e-10 or more, so that equal images score 100 dB.
     """
     return _decibels(jnp.mean(_squared_error(restored, clean), axis=(1, 2, 3)))
 
 
 def defect_psnr(restored: jax.Array, clean: jax.Array, mask: jax.Array) -> jax.Array:
-    """PSNR with the mean squared error over the mask's pixels only, `[B]`.
+    """PSNR with the mean squared error over the pixels of the mask only, `[B]`.
 
-    At most 100 dB as in `psnr`; NaN where the mask is empty.
+    At most 100 dB as in `psnr`; NaN if the mask is empty.
     """
     check_mask(restored, mask)
     return _decibels(_mean_over(_squared_error(restored, clean), _is_defect(mask)))
@@ -143,17 +145,16 @@ def defect_psnr(restored: jax.Array, clean: jax.Array, mask: jax.Array) -> jax.A
 def background_psnr(restored: jax.Array, clean: jax.Array, mask: jax.Array) -> jax.Array:
     """PSNR with the mean squared error over the pixels outside the mask, `[B]`.
 
-    At most 100 dB as in `psnr`; NaN where the mask covers the image.
+    At most 100 dB as in `psnr`; NaN if the mask covers the whole image.
     """
     check_mask(restored, mask)
     return _decibels(_mean_over(_squared_error(restored, clean), ~_is_defect(mask)))
 
 
 def defect_ssim(restored: jax.Array, clean: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of the SSIM map over the mask's pixels and the channels, `[B]`.
+    """Mean of the SSIM map over the pixels of the mask and the channels, `[B]`.
 
-    The mask is cropped by the 5 px on each side that the map does not have. NaN where nothing
-    of the mask is left.
+    The mask is cropped to the map, by 5 px on each side. NaN if nothing of the mask remains.
     """
     check_mask(restored, mask)
     inner = slice(_SSIM_BORDER, -_SSIM_BORDER)
@@ -165,10 +166,10 @@ def defect_contrast(restored: jax.Array, clean: jax.Array, mask: jax.Array) -> j
 
     `⟨Δrestored, Δclean⟩ / ⟨Δclean, Δclean⟩`, with Δ the mean over the defect minus the mean
     over a ring around it, per channel. 1: kept; 0: erased; negative: reversed. The ring is the
-    mask dilated by a square of `ring_width` px each way, less the mask.
+    mask dilated by `ring_width` px in each direction (by a square), minus the mask.
 
-    NaN where the mask is empty, where it leaves no ring, and where the clean contrast (the
-    length of Δclean) is under one grey level of 255.
+    NaN if the mask is empty, if it leaves no ring, or if the clean contrast (the norm of
+    Δclean) is under one grey level of 255.
     """
     check_images(restored, clean)
     check_mask(restored, mask)
@@ -182,13 +183,13 @@ def defect_contrast(restored: jax.Array, clean: jax.Array, mask: jax.Array) -> j
     clean_contrast = contrast(clean)
     energy = jnp.sum(jnp.square(clean_contrast), axis=-1)
     product = jnp.sum(contrast(restored) * clean_contrast, axis=-1)
-    # A NaN energy (no mask, no ring) fails the comparison too.
+    # Also False for a NaN energy (no mask, no ring).
     defined = energy >= MIN_CONTRAST**2
     return jnp.where(defined, product / jnp.where(defined, energy, 1.0), jnp.nan)
 
 
 def ring_width(height: int, width: int) -> int:
-    """Width in px of the ring around a defect: 3 % of the image's short side, 2 or more."""
+    """Width in px of the ring around a defect: 3 % of the image's short side, at least 2."""
     return max(2, round(0.03 * min(height, width)))
 
 
@@ -199,7 +200,7 @@ def image_metrics(
     mask: jax.Array,
     has_mask: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Every figure of each image of a batch; made to be jitted.
+    """Computes all figures of each image of a batch; meant to be jitted.
 
     Args:
         restored: the model's output, `[B, H, W, 3]`.
@@ -210,11 +211,11 @@ def image_metrics(
 
     Returns:
         `IMAGE_FIGURES` and `DEFECT_FIGURES`, each `[B]` float32. The latter are NaN where
-        `has_mask` is false or the figure is undefined. Rows of padding get values like any
+        `has_mask` is false or the figure is undefined. Padding images get values like any
         other; the caller drops them.
 
     Raises:
-        ValueError: shapes that do not fit, a dtype that is not floating, a side under 11 px.
+        ValueError: if shapes do not fit, a dtype is not floating, or a side is under 11 px.
     """
     check_mask(restored, mask)
     if has_mask.shape != restored.shape[:1]:
@@ -237,7 +238,7 @@ def image_metrics(
         "defect_contrast": defect_contrast(restored, clean, mask),
         "input_defect_contrast": defect_contrast(degraded, clean, mask),
     }
-    # Without a defect there is no background to set apart: an empty mask has no figure at all.
+    # Without a defect there is no background either: all figures are undefined.
     known = has_mask & jnp.any(_is_defect(mask), axis=(1, 2, 3))
     return over_all | {
         name: jnp.where(known, value, jnp.nan) for name, value in over_defect.items()
@@ -249,16 +250,16 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
         rows: one mapping per image with `id`, `category` and the figures of `image_metrics` as
-            numbers; None or NaN for a figure of `DEFECT_FIGURES` that the image does not have.
+            numbers; those of `DEFECT_FIGURES` may be None or NaN for an image without them.
 
     Returns:
         As `by_category`. M holds `count` (images), `mask_count` (images with a known mask that
-        is not empty) and the mean of each figure over the images that have it; None where none
+        is not empty) and the mean of each figure over the images that have it, None if none
         has.
 
     Raises:
-        RunError: a figure of `IMAGE_FIGURES` is not finite (the model's output held NaN).
-            Leaving that image out would flatter the model.
+        RunError: if a figure of `IMAGE_FIGURES` is not finite (the model's output contained
+            NaN). Leaving that image out would flatter the model.
     """
     check_finite(rows, IMAGE_FIGURES)
     return by_category(rows, _means, IMAGE_FIGURES + DEFECT_FIGURES)
@@ -269,18 +270,18 @@ def by_category(
     means: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
     averaged: Sequence[str],
 ) -> dict[str, Any]:
-    """Summarises images over all of them and by category.
+    """Summarises images over the whole data set and by category.
 
     Args:
         rows: one mapping per image, with `category`.
         means: summarises any set of rows.
-        averaged: the figures of a summary that macro means are taken of; the others, counts,
-            stay those of all images.
+        averaged: the figures of a summary to take macro means of. The others, counts, are taken
+            over all images.
 
     Returns:
         `{"micro": M, "macro": M, "categories": {name: M}}`, categories in alphabetical order, M
-        what `means` gives. Micro means are over images, macro means over the means of the
-        categories that have one. Fit for JSON: plain numbers, no NaN.
+        as returned by `means`. Micro means are over the images, macro means over the means of
+        the categories that have one. JSON-serialisable: plain numbers, no NaN.
     """
     categories = {
         name: means([row for row in rows if row["category"] == name])
@@ -292,7 +293,7 @@ def by_category(
 
 
 def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merges summaries of `by_category`; the categories are those of the first."""
+    """Merges summaries from `by_category`; the categories are those of the first."""
 
     def merged(means: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         return {figure: value for one in means for figure, value in one.items()}
@@ -308,7 +309,7 @@ def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def check_finite(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> None:
-    """Checks the figures that every image has.
+    """Checks that figures are defined for every image.
 
     Raises:
         RunError: naming the first image and figure that is not a finite number.
@@ -318,7 +319,7 @@ def check_finite(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> N
             if not is_defined(row[figure]):
                 raise RunError(
                     f"image {row['id']}: {figure} is {row[figure]}; the image or its "
-                    "restoration holds values that are not finite, so no mean can be given"
+                    "restoration contains values that are not finite"
                 )
 
 
@@ -334,13 +335,13 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | float | None]:
 
 
 def mean_of_defined(rows: Iterable[Mapping[str, Any]], figure: str) -> float | None:
-    """Mean of a figure over the rows that have it (neither None nor NaN); None without any."""
+    """Mean of a figure over the rows where it is defined; None if there are none."""
     values = [float(row[figure]) for row in rows if is_defined(row[figure])]
     return math.fsum(values) / len(values) if values else None
 
 
 def is_defined(value: float | None) -> bool:
-    """Tells whether a figure has a value: neither None nor NaN nor infinite."""
+    """Returns whether a figure has a value: not None, NaN or infinite."""
     return value is not None and math.isfinite(value)
 
 
@@ -364,7 +365,7 @@ def _decibels(mean_squared_error: jax.Array) -> jax.Array:
 def _mean_over(
     values: jax.Array, region: jax.Array, axis: tuple[int, ...] = (1, 2, 3)
 ) -> jax.Array:
-    """Means of `values` where `region` (broadcast to it) holds; NaN where it holds nowhere."""
+    """Means of `values` over a boolean `region` (broadcast to them); NaN if it is empty."""
     region = jnp.broadcast_to(region, values.shape)
     count = jnp.sum(region, axis=axis)
     total = jnp.sum(jnp.where(region, values, 0.0), axis=axis)
@@ -372,7 +373,7 @@ def _mean_over(
 
 
 def _dilate(region: jax.Array, width: int) -> jax.Array:
-    """Bool `[B, H, W, 1]`, grown by a square of `width` px each way; one axis at a time."""
+    """Dilates bool `[B, H, W, 1]` by `width` px in each direction, one axis at a time."""
     span = 2 * width + 1
     for window in ((1, span, 1, 1), (1, 1, span, 1)):
         region = jax.lax.reduce_window(
@@ -382,10 +383,10 @@ def _dilate(region: jax.Array, width: int) -> jax.Array:
 
 
 def mean_of_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean of a figure over the valid images, a scalar; 0 where there is none.
+    """Mean of a figure over the valid images, a scalar; 0 if there are none.
 
     Args:
-        values: [B]; what rows of padding hold does not matter, NaN included.
-        valid: bool [B].
+        values: [B]; values of padding images are ignored, even NaN.
+        valid: bool [B], false for padding.
     """
     return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)

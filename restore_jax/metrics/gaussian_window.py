@@ -1,7 +1,7 @@
-"""The Gaussian window of the structural similarity, as products with band matrices.
+"""The Gaussian window of SSIM, computed as products with band matrices.
 
-Source of its shape: Z. Wang et al., "Image Quality Assessment: From Error Visibility to
-Structural Similarity", 2004; 11×11 px, σ 1.5.
+The window is 11×11 px with σ 1.5, as in Z. Wang et al., "Image Quality Assessment: From Error
+Visibility to Structural Similarity", 2004.
 """
 
 import jax
@@ -11,19 +11,19 @@ import numpy as np
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 
-# Places of the tiles that the products go through, down and across.
+# Output pixels per tile of the products, along y and x.
 _ROWS = 32
 _COLUMNS = 16
 
 
 @jax.custom_vjp
 def gaussian_window(images: jax.Array) -> jax.Array:
-    """Valid-region Gaussian window over `[B, H, W, C]`, `[B, H-10, W-10, C]`.
+    """Filters `[B, H, W, C]` with the Gaussian window, valid region: `[B, H-10, W-10, C]`.
 
-    The same values as `dm_pix.ssim`'s own filter, which convolves row by row. A product with a
-    band matrix is over five times faster on a CPU; each axis is cut into overlapping tiles, so
-    that the cost grows with the number of pixels and not faster. The channels stay where they
-    are: along the columns, the band has a copy of itself for each.
+    Gives the same values as the default filter of `dm_pix.ssim`, which convolves row by row. A
+    product with a band matrix is over five times faster on a CPU; each axis is cut into
+    overlapping tiles, so that the cost grows only linearly with the number of pixels. The
+    channels need no transpose: along the columns, the band matrix is repeated for each channel.
     """
     b, h, w, c = images.shape
     height, width = h - SSIM_WINDOW + 1, w - SSIM_WINDOW + 1
@@ -42,32 +42,32 @@ def _forward(images: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _backward(_: None, g: jax.Array) -> tuple[jax.Array]:
-    # The window is symmetric: its transpose is itself, over all places that touch the image.
-    # JAX would derive a sum of padded pieces, which a CPU takes longer for.
-    around = (SSIM_WINDOW - 1, SSIM_WINDOW - 1)
-    return (gaussian_window(jnp.pad(g, ((0, 0), around, around, (0, 0)))),)
+    # The window is symmetric: its transpose is the same filter over the zero-padded gradient.
+    # The gradient that JAX derives, a sum of padded slices, is slower on a CPU.
+    padding = (SSIM_WINDOW - 1, SSIM_WINDOW - 1)
+    return (gaussian_window(jnp.pad(g, ((0, 0), padding, padding, (0, 0)))),)
 
 
 gaussian_window.defvjp(_forward, _backward)
 
 
 def _tiles(lines: jax.Array, axis: int, length: int, tile: int, step: int = 1) -> jax.Array:
-    """Cuts an axis into overlapping tiles, which come as an axis before it.
+    """Cuts an axis into overlapping tiles, which are stacked along a new axis before it.
 
     Args:
         lines: any array.
-        axis: the one to cut.
-        length: places of the window along it.
-        tile: places of a tile.
-        step: values of a place.
+        axis: the axis to cut.
+        length: number of output pixels along it.
+        tile: output pixels per tile.
+        step: values per pixel along the axis.
 
     Returns:
-        Tiles of (`tile` + 10) · `step` values; zeros follow the end of the axis.
+        Tiles of (`tile` + 10) · `step` values; the last one is padded with zeros.
     """
     count = -(-length // tile)
-    around = [(0, 0)] * lines.ndim
-    around[axis] = (0, (count * tile - length) * step)
-    lines = jnp.pad(lines, around)
+    padding = [(0, 0)] * lines.ndim
+    padding[axis] = (0, (count * tile - length) * step)
+    lines = jnp.pad(lines, padding)
     size = (tile + SSIM_WINDOW - 1) * step
     starts = range(0, count * tile * step, tile * step)
     return jnp.stack(
@@ -76,7 +76,7 @@ def _tiles(lines: jax.Array, axis: int, length: int, tile: int, step: int = 1) -
 
 
 def _band_matrix(outputs: int) -> np.ndarray:
-    """Column j holds the window's taps in rows j to j + 10; float32."""
+    """Returns float32 [outputs + 10, outputs]: column j has the taps in rows j to j + 10."""
     offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     taps = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     matrix = np.zeros((outputs + SSIM_WINDOW - 1, outputs), np.float32)

@@ -1,13 +1,14 @@
-"""Confidence intervals of the difference between two models that saw the same images.
+"""Confidence intervals of the difference between two models evaluated on the same images.
 
-Method: Student's t interval of the paired differences. For a macro mean the categories are
-strata, and the degrees of freedom are those of Welch and Satterthwaite; for a rate, a quotient
-of sums, the variance is that of its first-order expansion (the delta method). Of 4,000
-95 % intervals from 5 images each, 96 % held the true mean of a normal law, 88 % that of an
-exponential and 82 % that of a lognormal one, as many as or more than percentiles of a bootstrap
-hold.
+The method is Student's t interval of the paired differences. For a macro mean, the categories
+are strata, and the degrees of freedom are those of Welch and Satterthwaite; for a rate, a
+quotient of sums, the variance is that of its first-order expansion (the delta method). In a
+simulation of 4,000 intervals at a level of 95 %, each from 5 images, the coverage was 96 % for
+a normal distribution, 88 % for an exponential and 82 % for a lognormal one, the same as or
+higher than that of percentile bootstrap intervals.
 
-An interval says what other images of the same kind would give, not what another training would.
+The interval reflects the choice among images of the same kind, not the variation between
+training runs.
 """
 
 import dataclasses
@@ -27,9 +28,9 @@ class Difference:
     """A mean difference, `second - first`, and its confidence interval.
 
     Attributes:
-        images: pairs that have both figures.
-        value: the mean difference; None without a pair.
-        low: lower bound; None where the spread of the differences is not known.
+        images: number of images with both figures.
+        value: the mean difference; None without such images.
+        low: lower bound; None if the variance of the differences cannot be estimated.
         high: upper bound; None likewise.
     """
 
@@ -46,22 +47,23 @@ def paired_difference(
     weights: Sequence[float | None] | None = None,
     level: float = LEVEL,
 ) -> Difference:
-    """Estimates how much the second model's mean differs from the first's.
+    """Estimates the difference between the means of the second and the first model.
 
     Args:
-        first: figures of one model, an image each; None or NaN where it has none.
-        second: figures of the other on the same images. A pair that lacks one is left out.
-        categories: of the images, for the macro mean (over categories, of their means). All
-            categories with a single pair count as one stratum, which, if anything, widens the
-            interval. None: the mean over the images.
-        weights: for a rate, such as erased regions per region: each image's count below the
-            line, while the figures are the counts above it. Rates are quotients of sums. Images
-            that weigh nothing are left out. None: plain means.
-        level: of confidence.
+        first: figures of one model, one per image; None or NaN where undefined.
+        second: figures of the other on the same images. Images that lack either are left out.
+        categories: categories of the images, for the macro mean (the mean over categories of
+            their means). All categories with a single pair are pooled into one stratum,
+            which, if anything, widens the interval. None: the mean over the images.
+        weights: for a rate, such as erased regions per region: the denominator of each image,
+            while the figures are the numerators. Rates are quotients of sums. Images of weight
+            0 are left out. None: plain means.
+        level: confidence level.
 
     Returns:
-        The difference. Its bounds are equal where all pairs differ alike, and None for a single
-        pair, or where exactly one category has a single pair: the spread is not known then.
+        The difference. Its bounds are equal if all pairs have the same difference, and None
+        for a single pair, or if exactly one category has a single pair, since the variance
+        cannot be estimated then.
 
     Raises:
         ValueError: for sequences of different lengths, or a level outside of 0 to 1.
@@ -85,12 +87,12 @@ def paired_difference(
         return Difference(0, None, None, None)
     strata = [_Stratum(np.array(pairs[name]).T, 1 / len(pairs)) for name in sorted(pairs)]
     value = math.fsum(stratum.share * stratum.mean for stratum in strata)
-    low, high = _interval(_collapsed(strata), value, level)
+    low, high = _interval(_pool_single_images(strata), value, level)
     return Difference(used, value, low, high)
 
 
 class _Stratum:
-    """Differences and weights of some images, and the share of their mean in the estimate."""
+    """Differences and weights of a group of images, and the share of its mean in the total."""
 
     def __init__(self, pairs: np.ndarray, share: float) -> None:
         self.differences, self.weights = pairs
@@ -99,13 +101,13 @@ class _Stratum:
         self.mean = math.fsum(self.differences) / math.fsum(self.weights)
 
     def variance(self) -> float:
-        """The variance of the share times the mean, unbiased; first order if weights differ."""
+        """Returns the unbiased variance of share · mean, to first order if weights differ."""
         scatter = (self.differences - self.mean * self.weights) / np.mean(self.weights)
         return self.share**2 * float(np.sum(scatter**2)) / (self.size - 1) / self.size
 
 
-def _collapsed(strata: Sequence[_Stratum]) -> list[_Stratum]:
-    """Joins the strata of a single image, whose spread is not known."""
+def _pool_single_images(strata: Sequence[_Stratum]) -> list[_Stratum]:
+    """Pools the strata of a single image, whose own variance cannot be estimated."""
     single = [stratum for stratum in strata if stratum.size == 1]
     several = [stratum for stratum in strata if stratum.size > 1]
     if single:
@@ -125,6 +127,6 @@ def _interval(
     if not total:
         return value, value
     sizes = np.array([stratum.size for stratum in strata])
-    freedom = total**2 / np.sum(variances**2 / (sizes - 1))
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(total)
-    return value - half, value + half
+    degrees_of_freedom = total**2 / np.sum(variances**2 / (sizes - 1))
+    half_width = float(stats.t.ppf((1 + level) / 2, degrees_of_freedom)) * math.sqrt(total)
+    return value - half_width, value + half_width

@@ -1,9 +1,9 @@
-"""Other people's evaluation protocols, to compare with figures that were published by them.
+"""The evaluation protocol of the KLA set, for comparison with published figures.
 
-"KLA" is the script that came with the degraded set of the reports (the KLA set; course EE5179,
-IIT Madras, 2024). Its figures are not those of `fidelity`; its SSIM above all is a good deal
-higher on the same images. It feeds the model degraded images of 256x256 made by area averaging:
-for its figures, degrade and restore at that size and by that method.
+"KLA" is the script that came with the degraded data set of the reports (the KLA set; course
+EE5179, IIT Madras, 2024). Its figures differ from those of `fidelity`; in particular, its SSIM
+is considerably higher on the same images. It feeds the model degraded images of 256x256 made by
+area averaging: to obtain its figures, degrade and restore at that size and by that method.
 """
 
 import math
@@ -23,30 +23,30 @@ from restore_jax.metrics.defects import (
 
 KLA_SIZE = 256
 KLA_IMAGE_FIGURES = ("kla_psnr", "kla_ssim")
-"""Figures of `kla_figures` that every image has."""
+"""Figures of `kla_figures` that are defined for every image."""
 
 KLA_DEFECT_FIGURES = ("kla_defect_psnr", "kla_defect_ssim")
-"""Figures of `kla_figures` that need a defect."""
+"""Figures of `kla_figures` that are only defined for an image with a defect."""
 
 KLA_FIGURES = KLA_IMAGE_FIGURES + KLA_DEFECT_FIGURES
 _KLA_WINDOW = 3
 
 
 def area_resize(image: np.ndarray, size: int = KLA_SIZE) -> np.ndarray:
-    """Resizes to a square by averaging the pixels under each new one, by their share of it.
+    """Resizes to a square by averaging the pixels under each new one, weighted by overlap.
 
-    What OpenCV's `resize` with INTER_AREA does with floats when both axes shrink, by whole or
-    fractional factors, and when both grow. What is not square is stretched.
+    This is what OpenCV's `resize` with INTER_AREA does on floats when both axes shrink, by
+    integer or fractional factors, and when both grow. An image that is not square is stretched.
 
     Args:
         image: `[H, W, C]`, any range.
         size: the side of the result, in px.
 
     Returns:
-        float64 `[size, size, C]` in the input's range; the same values if it has that size.
+        float64 `[size, size, C]` in the input's range; unchanged if it already has that size.
 
     Raises:
-        ValueError: the image has not three axes, or is empty, or the size is under 1.
+        ValueError: if the image does not have three axes or is empty, or the size is under 1.
     """
     image = np.asarray(image, np.float64)
     if image.ndim != 3 or 0 in image.shape or size < 1:
@@ -61,34 +61,35 @@ def area_resize(image: np.ndarray, size: int = KLA_SIZE) -> np.ndarray:
 
 
 def kla_figures(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """One image's figures by the KLA set's own protocol.
+    """Computes the figures of one image by the protocol of the KLA set.
 
     Both images are clipped to 0…1 (the script does not clip) and, unless they are 256x256,
-    brought to it by `area_resize`, along with the mask. The resized mask is the share of each
-    pixel that is defect, on 8 bits as the script's is; defect is where it is above zero. A mask
-    that comes at 256x256 is taken as it is. The images are not rounded to 8 bits again.
+    resized to it by `area_resize`, along with the mask. The resized mask holds the share of
+    each pixel that is defect, quantised to 8 bits as in the script; any share above zero counts
+    as defect. A mask that is already 256x256 is used unchanged. The images are not quantised to
+    8 bits again.
 
     - `kla_psnr`: from the mean squared error over pixels and channels, peak 1, dB, at most 100.
-    - `kla_ssim`: the mean of `(1 + SSIM) / 2` over pixels and channels, 0 to 1: images that
-      have nothing in common score 0.5. SSIM has a 3x3 uniform window, K 0.01 and 0.03, data
-      range 1, variances and covariance divided by 9, each channel by itself. It has a value at
-      every pixel: borders are reflected about the outermost pixel, which is not repeated.
+    - `kla_ssim`: the mean of `(1 + SSIM) / 2` over pixels and channels, 0 to 1: unrelated
+      images score 0.5. SSIM has a 3x3 uniform window, K 0.01 and 0.03, data range 1, variances
+      and covariance divided by 9, per channel. It has a value at every pixel: borders are
+      reflected about the outermost pixel, which is not repeated.
     - `kla_defect_psnr`: as `kla_psnr`, over the pixels of the defect only.
     - `kla_defect_ssim`: `1 - mean(mask · (1 - SSIM) / 2)`. The SSIM term is multiplied by the
-      mask, and the mean is still over the whole frame and the channels: all that is not defect
-      counts as perfect, so it lies between 1 - the defect's share of the frame and 1, and nears
-      1 for small defects, however they were restored.
+      mask, but the mean is still over the whole frame and the channels, so that everything
+      outside the defect counts as perfect. The result lies between 1 - the defect's share of
+      the frame and 1, and approaches 1 for small defects, however they are restored.
 
     Args:
         restored: the model's output, floating-point `[H, W, 3]`.
         clean: the target, the same shape.
-        mask: `[H, W, 1]` of zeros and ones, one on the defect; zeros where it is unknown.
+        mask: `[H, W, 1]` of zeros and ones, one on the defect; all zeros if it is unknown.
 
     Returns:
-        `KLA_IMAGE_FIGURES` and `KLA_DEFECT_FIGURES`; the latter NaN where there is no defect.
+        `KLA_IMAGE_FIGURES` and `KLA_DEFECT_FIGURES`; the latter NaN if there is no defect.
 
     Raises:
-        ValueError: shapes that do not fit, or a dtype that is not floating.
+        ValueError: if shapes do not fit, or a dtype is not floating.
     """
     check_images(restored, clean)
     check_mask(restored, mask)
@@ -110,19 +111,19 @@ def kla_figures(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> di
 
 
 def summarise_kla(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of `kla_figures`; the protocol's own means are the macro ones.
+    """Means of `kla_figures`; the means that the protocol itself reports are the macro means.
 
     Args:
-        rows: one mapping per image with `id`, `category` and the figures as numbers; None or
-            NaN for a defect figure that the image does not have.
+        rows: one mapping per image with `id`, `category` and the figures as numbers; a defect
+            figure may be None or NaN for an image without it.
 
     Returns:
-        As `fidelity.by_category`, M with the mean of each figure over the images that have it;
-        None where none has.
+        As `fidelity.by_category`, M with the mean of each figure over the images that have it,
+        None if none has.
 
     Raises:
-        RunError: a figure of `KLA_IMAGE_FIGURES` is not finite (the model's output held NaN).
-            Leaving that image out would flatter the model.
+        RunError: if a figure of `KLA_IMAGE_FIGURES` is not finite (the model's output contained
+            NaN). Leaving that image out would flatter the model.
     """
     fidelity.check_finite(rows, KLA_IMAGE_FIGURES)
 
@@ -133,14 +134,14 @@ def summarise_kla(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _area_weights(length: int, size: int) -> np.ndarray:
-    """`[size, length]`: row i holds the share of each pixel in new pixel i."""
-    # In units of 1/size of a pixel, so that the overlaps are whole numbers and zeros are exact.
+    """Returns `[size, length]` weights: row i holds the share of each pixel in new pixel i."""
+    # In units of 1/size of a pixel, so that the overlaps are integers and zeros are exact.
     cell, pixel = np.arange(size)[:, None] * length, np.arange(length) * size
     overlap = np.minimum(cell + length, pixel + size) - np.maximum(cell, pixel)
     return np.maximum(overlap, 0) / length
 
 
 def _kla_window(image: np.ndarray) -> np.ndarray:
-    # SciPy's "mirror" leaves the outermost pixel single, as the script's padding does; its
-    # "reflect" would repeat it.
+    # SciPy's "mirror" does not repeat the outermost pixel, like the script's padding; its
+    # "reflect" does.
     return ndimage.uniform_filter(image, (_KLA_WINDOW, _KLA_WINDOW, 1), mode="mirror")

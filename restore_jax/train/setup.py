@@ -114,7 +114,7 @@ def claim_workdir(
         UsageError: if the workdir is in use, or has changed since this training looked.
     """
     stack.enter_context(workdir.held(folder))
-    stack.enter_context(workdir.full_disk_told(folder))
+    stack.enter_context(workdir.reporting_disk_failures(folder))
     # Check again: another training may have claimed it since `check_workdir`.
     workdir.is_claimed(folder, config)
     if checkpoint.latest_step(folder) != newest:

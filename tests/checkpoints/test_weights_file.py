@@ -216,7 +216,7 @@ def test_weights_of_other_programs_are_refused(path):
         ("config", "{", "not a configuration"),
         ("config", "[1]", "not a configuration .not an object"),
         ("config", "{}", "names no model"),
-        ("config", '{"model": {"name": 5}}', r"config\.model\.name: 5 is not a text"),
+        ("config", '{"model": {"name": 5}}', r"config\.model\.name: 5 is not a string"),
         ("config", '{"model": {"name": "nonsense"}}', "no model 'nonsense'"),
         ("config", '{"model": {"name": "sca_unet", "width": 3}}', "no such option"),
         ("config", '{"model": {"name": "rcan"}}', "belongs to another"),

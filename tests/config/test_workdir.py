@@ -119,11 +119,11 @@ def test_a_folder_is_removed_whole(tmp_path):
 )
 def test_a_full_disk_is_one_line_and_other_failures_are_left_alone(tmp_path, number, text):
     with (
-        pytest.raises(RunError, match=rf"^/a/b: {text}; .*same command goes on"),
-        workdir.full_disk_told(tmp_path),
+        pytest.raises(RunError, match=rf"^/a/b: {text}; .*same command resumes"),
+        workdir.reporting_disk_failures(tmp_path),
     ):
         raise OSError(number, text, "/a/b")
-    with pytest.raises(FileNotFoundError), workdir.full_disk_told(tmp_path):
+    with pytest.raises(FileNotFoundError), workdir.reporting_disk_failures(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "No such file", "/a/b")
 
 

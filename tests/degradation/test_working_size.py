@@ -199,7 +199,9 @@ def test_a_blur_that_cannot_be_drawn_is_refused(blur):
 
 
 def test_an_enlarged_photograph_is_refused():
-    with pytest.raises(UsageError, match=r"^config\.data\.image_size: 64 px enlarge .* 40 px"):
+    with pytest.raises(
+        UsageError, match=r"^config\.data\.image_size: 64 px would enlarge .* 40 px"
+    ):
         working_size.correlations([(64, 40)], 64, "bilinear")
 
 

@@ -241,9 +241,12 @@ def other_noise(rows):
             r"runs/rcan: image bottle/\S+ has an input PSNR of \S+ dB, but \S+ dB in "
             "runs/sca_unet; their degraded images differ",
         ),
-        ([A, run([*B.rows, B.rows[3]])], "image bottle/test/scratch/000 stands twice"),
-        ([A, run([r | {"id": f"x{i}"} for i, r in enumerate(B.rows)])], "shares no image with"),
-        ([A, run([])], "shares no image with"),
+        ([A, run([*B.rows, B.rows[3]])], "image bottle/test/scratch/000 occurs twice"),
+        (
+            [A, run([r | {"id": f"x{i}"} for i, r in enumerate(B.rows)])],
+            "has no image in common",
+        ),
+        ([A, run([])], "has no image in common"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_line(runs, message):

@@ -56,7 +56,7 @@ def test_runs_are_evaluated_once_and_compared(runs, capsys, monkeypatch):
     )
     assert again["differences"] == comparison["differences"]
     assert (runs[0].parent / "there" / "compare.html").exists()
-    assert capsys.readouterr().out.count(": evaluated before,") == 2
+    assert capsys.readouterr().out.count(": already evaluated,") == 2
 
 
 def test_names_and_weights_files_are_compared_with_workdirs(runs, tmp_path, monkeypatch):
@@ -73,14 +73,14 @@ def test_names_and_weights_files_are_compared_with_workdirs(runs, tmp_path, monk
     assert (tmp_path / "runs/mine/evaluation/sample-weights/metrics.json").exists()
     page = (where / "compare.html").read_text().replace("<wbr>", "")
     assert "shipped file tiny.safetensors, SHA-256" in page
-    with pytest.raises(UsageError, match=r"mine\.safetensors: weights alone, which need data"):
+    with pytest.raises(UsageError, match=r"mine\.safetensors: weights only, without data"):
         compare_runs.compare_runs([shipping.NAME, file][::-1], "best", data)
 
 
 def test_what_cannot_be_compared_is_said_in_one_line(runs, tmp_path):
     with pytest.raises(UsageError, match="two or more"):
         compare_runs.compare_runs(runs[:1], "best", data)
-    with pytest.raises(UsageError, match="the same twice"):
+    with pytest.raises(UsageError, match="given twice"):
         compare_runs.compare_runs([runs[0], runs[0] / ".." / "first"], "best", data)
     with pytest.raises(UsageError, match="no run in it"):
         compare_runs.compare_runs([runs[0], tmp_path], "best", data)
@@ -111,7 +111,7 @@ def test_pictures_are_restored_with_the_masks_that_each_run_was_evaluated_with()
         runs = [Run(str(i), "painter", {}, rows, oracle_mask=o) for i, o in enumerate(oracles)]
         mesh = device_mesh.make_mesh(ONE)
         models = [(Painter(), {})] * 2
-        shown = compare_runs._restore(models, runs, lambda: iter([found]), names, mesh)
+        shown = compare_runs._restore_chosen(models, runs, lambda: iter([found]), names, mesh)
         assert [image.id for image in shown] == names
         for image in shown:
             for restored, oracle in zip(image.restored, oracles, strict=True):

@@ -179,7 +179,10 @@ def test_what_was_evaluated_with_other_settings_is_kept(trained, tmp_path, capsy
     run(folder, override=changed(protocol="kla"))
     (kept,) = where.parent.glob(f"{where.name}-????????")
     assert (kept / "metrics.json").read_bytes() == first
-    assert f"was of other settings; it is kept as {kept.name}" in capsys.readouterr().out
+    assert (
+        f"was evaluated with other settings; it is kept as {kept.name}"
+        in capsys.readouterr().out
+    )
     assert "kla_psnr" in (where / "images.csv").read_text()
     run(folder)  # as at first, and both once only
     assert (where / "metrics.json").read_bytes() == first
@@ -431,7 +434,7 @@ def test_the_tree_leaves_out_images_whose_mask_is_not_known(trained, capsys):
 
     _, where = run(trained, write_tree=True, made=unknown)
     assert not list((where / "tree" / "restored").rglob("scratch"))
-    assert "6 images left out, their masks are not known" in capsys.readouterr().out
+    assert "6 images left out: their masks are not known" in capsys.readouterr().out
 
 
 def test_photographs_of_one_name_are_told_apart_in_the_tree(trained):
@@ -471,7 +474,9 @@ def test_the_true_mask_is_shown_only_on_demand_and_said_so(trained, tmp_path):
     assert "With oracle mask" in (elsewhere / "report.html").read_text()
     for text in (results.format_report(plain, where), (where / "report.html").read_text()):
         assert "ith oracle mask" not in text
-    with pytest.raises(UsageError, match=r"config\.eval\.oracle_mask: sca_unet has no use"):
+    with pytest.raises(
+        UsageError, match=r"config\.eval\.oracle_mask: sca_unet does not take a mask"
+    ):
         run(trained, override=changed(oracle_mask=True))
 
 
@@ -479,5 +484,5 @@ def test_a_split_without_images_is_refused(trained):
     def nothing(settings):
         return batches.Data("none", {"train": 0, "val": 0}, 0, None, lambda split: iter(()))
 
-    with pytest.raises(UsageError, match=r"config\.eval\.split: 'val' holds no images in none"):
+    with pytest.raises(UsageError, match=r"config\.eval\.split: 'val' of none has no images"):
         run(trained, made=nothing)
