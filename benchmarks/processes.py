@@ -36,7 +36,7 @@ def measure(task: common.Task) -> dict[str, Any]:
     mesh = device_mesh.make_mesh()
     learner = state.make_learner(config)
     step = steps.compile_step(config, learner, loss_terms.weighted_sum(config.loss), mesh)
-    own = processes.share().of(task.batch)
+    own = processes.share().rows(task.batch)
     batch = {name: np.asarray(value)[own] for name, value in common.make_batch(task).items()}
     now = processes.replicate(state.create_state(learner, config.seed), mesh)
     count = parameter_count(now.params)

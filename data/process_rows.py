@@ -57,7 +57,7 @@ class Rows:
         self._draws = draws
         self._make = kept
         self._iterate = iterate
-        self._own = share.of(batch_size)
+        self._own = share.rows(batch_size)
         self._batch_size = batch_size
         self._kept: dict[int, Any] = {}
 

@@ -45,7 +45,7 @@ def watch(
             training that could make one.
     """
     config = trained.with_override(workdir.read_config(folder), override)
-    make_once = batches.remembering(make_data)
+    make_once = batches.cached(make_data)
     done: list[int] = []
     while True:
         # Asked before the step: a training may save its last checkpoint and end in between.

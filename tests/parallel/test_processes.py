@@ -372,8 +372,8 @@ TRAIN = ("--config=configs/sca_unet.py:sample",)
         ((*TRAIN, *JOB, "--coordinator=localhost"), ["HOST:PORT"]),
         ((*TRAIN, *JOB, "--distributed"), ["--coordinator: not with --distributed"]),
         ((*TRAIN, "--distributed"), ["--distributed", "srun"]),
-        (("--mode=compare", "--workdir=w", *JOB), ["--mode=compare is for one process"]),
-        (("--mode=export", "--workdir=w", "--output=o", *JOB), ["is for one process"]),
+        (("--mode=compare", "--workdir=w", *JOB), ["--mode=compare runs in one process"]),
+        (("--mode=export", "--workdir=w", "--output=o", *JOB), ["runs in one process"]),
         (("--mode=evaluate", "--workdir=w", "--watch", *JOB), ["--watch: not with"]),
         (("--mode=evaluate", "--workdir=w", "--write_tree", *JOB), ["--write_tree: not with"]),
         (
@@ -472,8 +472,8 @@ def test_each_process_reads_its_own_share_alone(tmp_path, monkeypatch):
 
 
 def test_a_share_is_a_block_of_every_batch():
-    assert batches.Share().of(8) == slice(0, 8)
-    assert [batches.Share(i, 4).of(8) for i in (0, 3)] == [slice(0, 2), slice(6, 8)]
+    assert batches.Share().rows(8) == slice(0, 8)
+    assert [batches.Share(i, 4).rows(8) for i in (0, 3)] == [slice(0, 2), slice(6, 8)]
 
 
 @pytest.mark.parametrize(
