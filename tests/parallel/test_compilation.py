@@ -10,7 +10,7 @@ from restore_jax.parallel import compilation
 
 SCRIPT = """
 import jax
-from restore_jax import compilation
+from restore_jax.parallel import compilation
 compilation.use_cache()
 print(jax.config.jax_compilation_cache_dir)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -8,7 +8,7 @@ from restore_jax.parallel import cores, device_mesh
 
 SCRIPT = """
 import sys
-from restore_jax import cores
+from restore_jax.parallel import cores
 cores.prepare(in_job=sys.argv[1] == "job")
 import jax
 print(jax.device_count())
