@@ -60,7 +60,7 @@ def measure(task: common.Task) -> dict[str, Any]:
         "step_ms": _median_ms(one_step, task.rounds),
         "sum_ms": _median_ms(lambda: total(part), task.rounds),
         "mb": count * 4 / 1e6,
-        "asked_ms": _median_ms(stop.asked, task.rounds),
+        "asked_ms": _median_ms(stop.requested, task.rounds),
     }
 
 

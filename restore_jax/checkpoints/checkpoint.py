@@ -389,7 +389,7 @@ def to_devices(state: TrainState | None, template: TrainState) -> TrainState:
         state: from `read`; only the first process has it.
         template: as for `restore`.
     """
-    state = processes.from_first(state, template)
+    state = processes.broadcast(state, template)
     if jax.process_count() > 1:
         return jax.tree.map(
             lambda leaf, like: jax.make_array_from_process_local_data(like.sharding, leaf),

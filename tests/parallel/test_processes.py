@@ -399,7 +399,7 @@ def test_the_launcher_tells_which_process_this_is():
     assert launcher.from_flags(None, None, None, True, mpi).shard == "1/2"
     # Not by the variables alone: a batch script has them too.
     assert launcher.from_flags(None, None, None, False, slurm) is None
-    with pytest.raises(UsageError, match="none of Slurm, Open MPI"):
+    with pytest.raises(UsageError, match="not started by Slurm or Open MPI"):
         launcher.from_flags(None, None, None, True, {})
 
 
