@@ -44,7 +44,7 @@ class Options:
     def __post_init__(self) -> None:
         """Checks the values."""
         for name, least in (
-            ("tile", tiling.LEAST_TILE), ("overlap", 0), ("batch_size", 1), ("white", 1)
+            ("tile", tiling.MIN_TILE), ("overlap", 0), ("batch_size", 1), ("white", 1)
         ):  # fmt: skip
             value = getattr(self, name)
             if value is None and name != "tile":
@@ -183,7 +183,7 @@ class Restorer:
             self_ensemble,
             white,
         )
-        self._restore = sharded.divided(model, self.variables)
+        self._restore = sharded.make_apply(model, self.variables)
         # Once the memory has not sufficed for some sizes, it will not the next time.
         self._sizes: dict[tuple[int, int, int], tiling.Sizes] = {}
 

@@ -41,7 +41,7 @@ def made():
 def test_devices_together_give_what_one_does(made, name, shape, split):
     model, variables = made[name]
     images = np.random.default_rng(0).random((*shape, 3), np.float32)
-    found = sharded.divided(model, variables)(images)
+    found = sharded.make_apply(model, variables)(images)
     assert found.sharding.shard_shape(found.shape)[:3] == split
     expected = jax.jit(model.apply)(variables, images)
     np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -50,5 +50,5 @@ def test_devices_together_give_what_one_does(made, name, shape, split):
 def test_images_may_lie_on_a_device(made):
     model, variables = made["pexels_cnn"]
     images = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
-    found = sharded.divided(model, variables)(images)
+    found = sharded.make_apply(model, variables)(images)
     np.testing.assert_allclose(found, model.apply(variables, images), atol=2e-6)
