@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the flags; on an error, prints one line and exits with status 2."""
-    with errors.told():
+    with errors.exit_on_failure():
         return flags.parse(argv)
 
 
@@ -54,7 +54,7 @@ def main(_: Sequence[str]) -> None:
     from restore_jax.parallel import compilation, processes  # noqa: PLC0415
 
     compilation.use_cache()
-    with errors.told(), processes.joined(flags.joined_job()):
+    with errors.exit_on_failure(), processes.joined(flags.joined_job()):
         commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), make_data)
 
 

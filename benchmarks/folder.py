@@ -248,7 +248,7 @@ def run_alone(weights: pathlib.Path, size: int) -> Alone:
     photographs = [make_photograph(size, number) for number in range(_DISTINCT)]
     images = [photographs[i % _DISTINCT] for i in range(_BATCHES * images_per_batch)]
     on_device = jax.random.uniform(jax.random.key(0), (batch, *plan.shape, 3))
-    apply = sharded.divided(loaded.model, loaded.variables)
+    apply = sharded.make_apply(loaded.model, loaded.variables)
 
     def model() -> None:
         # Like the restorer, which dispatches a batch before it waits for the previous one.

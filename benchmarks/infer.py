@@ -23,7 +23,7 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
     model = models.from_config(common.make_config(task))
     images = common.make_batch(task)["degraded"]
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    restore = sharded.divided(model, variables)
+    restore = sharded.make_apply(model, variables)
     calls = {"jax": lambda: restore(images)}
     if task.peers:
         # Imported on demand, since PyTorch is not a requirement.

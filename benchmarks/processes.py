@@ -37,7 +37,7 @@ def measure(task: common.Task) -> dict[str, Any]:
     mesh = device_mesh.make_mesh()
     learner = state.make_learner(config)
     step = steps.compile_step(config, learner, loss_terms.weighted_sum(config.loss), mesh)
-    own = processes.share().of(task.batch)
+    own = processes.share().rows(task.batch)
     batch = {name: np.asarray(value)[own] for name, value in common.make_batch(task).items()}
     now = processes.replicate(state.create_state(learner, config.seed), mesh)
     count = parameter_count(now.params)
@@ -61,7 +61,7 @@ def measure(task: common.Task) -> dict[str, Any]:
         "step_ms": _median_ms(one_step, task.rounds),
         "sum_ms": _median_ms(lambda: total(part), task.rounds),
         "mb": count * 4 / 1e6,
-        "asked_ms": _median_ms(stop.asked, task.rounds),
+        "asked_ms": _median_ms(stop.requested, task.rounds),
     }
 
 

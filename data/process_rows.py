@@ -53,7 +53,7 @@ class Rows:
         self._draws = draws
         self._make_items = make_items
         self._iterate = iterate
-        self._own = share.of(batch_size)
+        self._own = share.rows(batch_size)
         self._batch_size = batch_size
         self._items: dict[int, Any] = {}
 

@@ -1,7 +1,7 @@
-"""Training, evaluation and use of networks that restore images and keep their defects.
+"""Trains, evaluates and applies networks that restore images and preserve their defects.
 
-`restore_jax.load(path_or_name)` makes a trained model callable on arrays; see `Restorer`.
-`restore_jax.models_available()` names those that come with the package.
+`restore_jax.load(path_or_name)` returns a trained model that is callable on arrays, see
+`Restorer`. `restore_jax.models_available()` lists the models that come with the package.
 """
 
 import importlib
@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports JAX only when something that needs it is asked for."""
+    """Imports public names on first use, so that JAX is loaded only when it is needed."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

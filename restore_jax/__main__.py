@@ -1,10 +1,10 @@
-"""Restores photographs with a trained model, from anywhere.
+"""Restores photographs with a trained model, from any working directory.
 
 restore-jax --input=photographs --output=restored
 restore-jax --input='scans/**/*.tif' --output=restored --workdir=NAME|FILE.safetensors|RUN
 restore-jax --models
 
-The same as python -m restore_jax. Without --workdir the default model is taken.
+The same as python -m restore_jax. Without --workdir the default model is used.
 """
 
 import sys
@@ -17,13 +17,13 @@ from restore_jax.parallel import cores
 
 
 def list_models() -> str:
-    """Returns a line for each model that comes with the package, the default first."""
+    """Returns a table of the models that come with the package, the default first."""
     rows = [("name", "MB", "licence", "purpose")]
     for model in shipped.MODELS:
-        size = f"{shipped.checked(model.name).path.stat().st_size / 1e6:.1f}"
+        size = f"{shipped.verified(model.name).path.stat().st_size / 1e6:.1f}"
         rows.append((model.name, size, model.licence, model.purpose))
     if not shipped.MODELS:
-        return "No model comes with this version."
+        return "No models come with this version."
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         "  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows
@@ -31,17 +31,17 @@ def list_models() -> str:
 
 
 def main() -> None:
-    """Does what the command line says; a mistake of the user's is one line."""
-    with errors.told():
+    """Runs what the command line asks for; user errors are reported in one line."""
+    with errors.exit_on_failure():
         values = flags.parse_restoring(sys.argv)
         if values.help:
             print(f"{__doc__}\n{flags.restoring_help()}")
         elif values.models:
             print(list_models())
         else:
-            logging.set_verbosity(logging.ERROR)  # Orbax tells of every step it takes
+            logging.set_verbosity(logging.ERROR)  # Orbax logs everything it does
             cores.prepare()
-            # Imported here: a wrong flag is told at once, without waiting for JAX.
+            # Imported here: a wrong flag is reported at once, without waiting for JAX.
             from restore_jax.cli import commands  # noqa: PLC0415
             from restore_jax.parallel import compilation  # noqa: PLC0415
 

@@ -1,13 +1,13 @@
-"""What the training loop and the evaluation take as data.
+"""The data format of the training loop and the evaluation.
 
 A batch is a dict of NumPy arrays:
   degraded, clean: float32 [B, H, W, 3] in [0, 1];
-  mask: float32 [B, H, W, 1] in {0, 1}, 1 on the defect, all zeros where it is not known;
-  has_mask: bool [B], false where the mask is not known;
-  valid: bool [B], false on the rows that fill up a last batch; no figure counts them;
+  mask: float32 [B, H, W, 1] in {0, 1}, 1 on the defect, all zeros where it is unknown;
+  has_mask: bool [B], false where the mask is unknown;
+  valid: bool [B], false for padding rows in the last batch, which count in no metric;
   category, defect_type, id: strings [B], which stay on the host.
 Where the images are crops of photographs, there is also
-  context: float32 [B, 64, 64, 3] in [0, 1], the thumbnails of the whole degraded photographs.
+  context: float32 [B, 64, 64, 3] in [0, 1], thumbnails of the whole degraded photographs.
 """
 
 import dataclasses
@@ -30,22 +30,22 @@ CONTEXT_SIZE = 64
 """Side of the thumbnails in px."""
 
 MIN_SIZE = 11
-"""Sides are at least so many px: the SSIM of training and evaluation has a window of that."""
+"""Smallest side of an image in px: the window of the SSIM in training and evaluation."""
 
 
 class Share(NamedTuple):
     """The part of the data that one of several processes reads.
 
     Attributes:
-        index: of the process, from 0.
-        count: of the processes; 1: all of the data are its part.
+        index: index of the process, from 0.
+        count: number of processes; with 1, the share is all of the data.
     """
 
     index: int = 0
     count: int = 1
 
-    def of(self, batch_size: int) -> slice:
-        """Returns which rows of a batch are its own."""
+    def rows(self, batch_size: int) -> slice:
+        """Returns the rows of a batch that belong to this share."""
         own = batch_size // self.count
         return slice(self.index * own, (self.index + 1) * own)
 
@@ -58,22 +58,21 @@ class Data:
     """A data set, ready to be read.
 
     Attributes:
-        name: as it stands in the results, e.g. "mvtec_ad".
+        name: the name that results are reported under, e.g. "mvtec_ad".
         counts: number of images by split: "train" and "val"; where there are any, "good",
             photographs without defects that are in neither, and "reference", clean photographs
             without defects to fit a detector on, whose degraded image is the clean one.
-        train_images: images of one training epoch; each fixed draw of an image counts.
-        train_batches: from a step (0 = the start) on, the batches of training without end.
-            Every epoch has ceil(train_images / batch size) of them, its last one filled up with
-            rows that are not valid. The same step always yields the same batch. Of several
-            processes, each gets the rows of its share.
-        eval_batches: the batches of a split, once; the images of a batch are of one size. Of
-            several processes, each gets images of its own.
-        load_loss_params: loads the parameters that terms of the loss take and that are not
-            trained, by the name of the term (see `losses.loss_terms`); only a training asks
-            for them.
-        identity: digests that tell the images of "train" and "val" from others, by what they
-            are digests of; {} where nothing tells.
+        train_images: images per training epoch; each fixed draw of an image counts.
+        train_batches: yields training batches endlessly, starting at a given step (0 = the
+            beginning). Every epoch has ceil(train_images / batch size) batches, the last one
+            padded with rows that are not valid. The same step always yields the same batch.
+            With several processes, each gets the rows of its share.
+        eval_batches: yields the batches of a split once; all images of a batch have the same
+            size. With several processes, each gets different images.
+        load_loss_params: loads the untrained parameters of loss terms, by the name of the term
+            (see `losses.loss_terms`); called only in training.
+        identity: digests that identify the images of "train" and "val", by what was digested;
+            {} where nothing identifies them.
         pairs: the file of pairs that the batches come from, a `pairs_file.Pairs`; None where
             they come from the host's pipeline.
     """
@@ -88,8 +87,11 @@ class Data:
     pairs: Any = None
 
 
-def remembering(make_data: Callable[[ConfigDict], Data]) -> Callable[[ConfigDict], Data]:
-    """Makes the same data only once: their images stay in memory from one use to the next."""
+def cached(make_data: Callable[[ConfigDict], Data]) -> Callable[[ConfigDict], Data]:
+    """Returns `make_data` with a cache, which keeps images in memory from one use to the next.
+
+    The key is all that the data depend on: `config.data`, `config.eval` and `config.seed`.
+    """
     made: dict[str, Data] = {}
 
     def make_once(config: ConfigDict) -> Data:

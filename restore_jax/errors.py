@@ -1,7 +1,7 @@
-"""The two kinds of failure that are the user's to mend, each one clear line.
+"""The two kinds of error that a user can act on, each reported in one clear line.
 
-A command prints the message without a traceback and exits with the class's status, see `told`.
-Anything else that is raised is a defect of this project and keeps its traceback.
+A command prints the message without a traceback and exits with the status of the class, see
+`exit_on_failure`. Any other exception is a bug in this project and keeps its traceback.
 """
 
 import contextlib
@@ -17,27 +17,27 @@ class UsageError(Exception):
 
 
 class RunError(Exception):
-    """Work that was well asked for could not be finished."""
+    """The request was valid, but the work failed."""
 
     exit_status = 1
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Ends the program with one line and the status where what is done within fails."""
+def exit_on_failure() -> Iterator[None]:
+    """Turns an error in its body into one line on stderr and an exit status."""
     try:
         yield
     except (UsageError, RunError) as error:
-        _end(str(error), error.exit_status)
+        _exit(str(error), error.exit_status)
     except OSError as error:
         if error.filename is None:
             raise
-        # A full disk, a wrong permission.
-        _end(f"{error.filename}: {error.strerror}", RunError.exit_status)
+        # For example a full disk or missing permission.
+        _exit(f"{error.filename}: {error.strerror}", RunError.exit_status)
     except KeyboardInterrupt:
-        _end("stopped; the same command goes on from what is saved", 130)
+        _exit("stopped; run the same command again to resume from what is saved", 130)
 
 
-def _end(line: str, status: int) -> None:
+def _exit(line: str, status: int) -> None:
     print(f"error: {line}", file=sys.stderr)
     sys.exit(status)

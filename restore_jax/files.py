@@ -1,4 +1,4 @@
-"""Where this project keeps its own files, and how it writes files whole or not at all."""
+"""The cache folder of this project, atomic writes, and paths that other libraries can read."""
 
 import atexit
 import contextlib
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from restore_jax.errors import UsageError
 
 TEMPORARY = ".tmp-"
-"""What the names of files begin with that are still being written."""
+"""Prefix of the names of files that are still being written."""
 
-# Letters and digits of any script; all else might mean something to somebody.
+# Letters and digits of any script; any other character may be special to some library.
 _PLAIN = re.compile(r"[\w/. -]*")
 
 
@@ -28,19 +28,20 @@ def cache_folder() -> pathlib.Path:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path, sole_writer: bool = False) -> Iterator[pathlib.Path]:
-    """Gives a path to write to, whose content replaces the file once it is complete.
+    """Writes a file atomically: yields a temporary path, which replaces the file on success.
 
-    A reader sees the old content or the new, never half of it, whatever ends the process or
-    fills the disk meanwhile. Folders that are missing are made.
+    A reader sees either the old content or the new, never a partial file, even if the process
+    is killed or the disk is full. Missing folders are created.
 
     Args:
         path: the file.
-        sole_writer: that no other process writes it at the same time. What a killed process
-            left is then overwritten by the next, instead of staying beside it.
+        sole_writer: whether no other process writes the file at the same time. The temporary
+            file of a killed process is then overwritten by the next one instead of being left
+            behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = "" if sole_writer else f"{os.getpid()}-"
-    # A digest in place of the name, which may be as long already as names can be.
+    # A digest instead of the name, which may already have the greatest length allowed.
     digest = f"{zlib.crc32(os.fsencode(path.name)):08x}"
     temporary = path.with_name(f"{TEMPORARY}{writer}{digest}{path.suffix[:16]}")
     try:
@@ -51,7 +52,7 @@ def replacing(path: pathlib.Path, sole_writer: bool = False) -> Iterator[pathlib
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file in one step, see `replacing`; it is on the disk when this returns."""
+    """Writes a text file atomically, see `replacing`; it is on disk when this returns."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -59,23 +60,23 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def plain_path(folder: pathlib.Path) -> pathlib.Path:
-    """Returns an absolute path to a folder for libraries that read more into a path than names.
+    """Returns an absolute path to a folder without characters that some libraries interpret.
 
-    Orbax looks for its files with an unescaped `glob`, TensorStore takes a backslash for a
-    slash, and TensorFlow Datasets globs for what it prepared: a folder called `line [3]` is one
-    that none of them finds. They get a link to it instead, in a folder of a plain name.
+    Orbax looks for its files with an unescaped `glob`, TensorStore treats a backslash as a
+    slash, and TensorFlow Datasets globs for what it prepared: none of them finds a folder
+    called `line [3]`. They are given a symbolic link to it with a plain name instead.
 
     Args:
-        folder: need not be there yet.
+        folder: the folder, which need not exist yet.
 
     Returns:
-        Its own path, if it is of plain characters; else one through a link, which is there
-        until the process ends and is the same for the same folder.
+        The folder's own path, if all its characters are plain; otherwise a path through a
+        link, which lasts until the process ends and is the same for the same folder.
 
     Raises:
-        UsageError: where a link is needed and none can be made.
+        UsageError: if a link is needed and none can be created.
     """
-    absolute = os.path.abspath(folder)  # noqa: PTH100 - as it is named: links are not followed
+    absolute = os.path.abspath(folder)  # noqa: PTH100 - unlike resolve, follows no links
     if _is_plain(absolute):
         return pathlib.Path(absolute)
     return _link_to(absolute)
@@ -99,8 +100,8 @@ def _link_to(absolute: str) -> pathlib.Path:
         atexit.register(_remove, folder, os.getpid())
         return link
     raise UsageError(
-        f"{absolute}: a path with such characters needs a link to it in a temporary folder, "
-        "and none can be made; take another folder, or set TMPDIR to one that can be written"
+        f"{absolute}: a path with special characters needs a link in a temporary folder, which "
+        "cannot be created; use another folder, or set TMPDIR to a writable one"
     )
 
 

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar in a terminal, a line now and then in a log file."""
+"""Progress of long tasks: a bar in a terminal, a line every 10 s in a log file."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -19,10 +19,10 @@ def bar(
 
     Args:
         items: what to iterate over; None: call `update` on the bar instead.
-        total: the number of images.
-        initial: how many of them are done already.
-        title: what stands before the bar.
-        shown: whether it is shown at all.
+        total: number of images.
+        initial: number of images already done.
+        title: text before the bar.
+        shown: whether the bar is shown at all.
     """
     in_terminal = sys.stderr.isatty()
     kind = tqdm.tqdm if in_terminal else _Lines
@@ -39,7 +39,7 @@ def bar(
 
 
 class _Lines(tqdm.tqdm):
-    """A bar for log files: each state is a line of its own, and nothing moves the cursor."""
+    """A bar for log files: each update is a separate line, and nothing moves the cursor."""
 
     @staticmethod
     def status_printer(file: TextIO) -> Callable[[str], None]:
@@ -51,10 +51,10 @@ class _Lines(tqdm.tqdm):
         return print_line
 
     def clear(self, nolock: bool = False) -> None:
-        """Does nothing: what is in a file stays there."""
+        """Does nothing: a log file keeps its lines."""
 
     def close(self) -> None:
-        """Writes the last state."""
+        """Writes the final state."""
         if not self.disable:
             self.refresh()
             self.disable = True

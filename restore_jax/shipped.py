@@ -1,9 +1,9 @@
 """The trained models that come with the package, by name.
 
-Their files lie in `weights/` beside this module. To add one, write its file with
+Their files are in `weights/` beside this module. To add a model, write its file with
 `python launch.py --mode=export --output=NAME.safetensors --dtype=float16 --metadata=…`, which
-prints its digest, put it there, add a row below and a card docs/models/NAME.md. Light: nothing
-here needs JAX.
+prints the digest, put the file there, and add an entry below and a model card
+docs/models/NAME.md. This module is light: it does not need JAX.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ class Shipped:
     """A trained model that comes with the package.
 
     Attributes:
-        name: what `restore_jax.load` and `--workdir` take.
-        purpose: what photographs it is for, in one line.
+        name: the name that `restore_jax.load` and `--workdir` accept.
+        purpose: the kind of photographs it is for, in one line.
         config: the experiment that it was trained with, e.g. "configs/sca_unet.py".
         training_data: what it was trained on.
-        licence: of the weights, as the file's metadata have it.
-        sha256: of the file, in hexadecimal.
+        licence: licence of the weights, as in the file's metadata.
+        sha256: digest of the file, in hexadecimal.
         protocol: how `figures` were measured: data, split, image size, degradation.
-        figures: what was measured, e.g. {"psnr": 33.1, "ssim": 0.89}; PSNR in dB.
+        figures: metrics, e.g. {"psnr": 33.1, "ssim": 0.89}; PSNR in dB.
     """
 
     name: str
@@ -42,17 +42,17 @@ class Shipped:
 
     @property
     def file(self) -> str:
-        """Its file's name in `FOLDER`."""
+        """The name of its file in `FOLDER`."""
         return f"{self.name}.safetensors"
 
     @property
     def path(self) -> pathlib.Path:
-        """Where its file should be."""
+        """The path where its file should be."""
         return FOLDER / self.file
 
     @property
     def card(self) -> str:
-        """Where its model card is, in the repository."""
+        """The path of its model card in the repository."""
         return f"docs/models/{self.name}.md"
 
 
@@ -142,29 +142,29 @@ def models_available() -> list[str]:
 
 
 def is_name(text: str) -> bool:
-    """Tells whether there is a shipped model of that name."""
+    """Returns whether a model with this name is shipped."""
     return any(model.name == text for model in MODELS)
 
 
 def default() -> Shipped:
-    """Returns the model that is taken where none is named.
+    """Returns the model that is used where none is named.
 
     Raises:
-        UsageError: where no model is shipped.
+        UsageError: if no model is shipped.
     """
     if not MODELS:
         raise UsageError(
-            "--workdir: missing, and no model comes with this version; give a training's "
-            "workdir or a .safetensors file"
+            "--workdir: missing, and no models come with this version; give the workdir of a "
+            "training or a .safetensors file"
         )
     return MODELS[0]
 
 
-def checked(name: str) -> Shipped:
-    """Returns the model of a name, once its file is found to be the one that was shipped.
+def verified(name: str) -> Shipped:
+    """Returns the model with a given name after checking its file against its digest.
 
     Raises:
-        UsageError: where there is none of that name, or its file is missing or changed.
+        UsageError: if there is no such model, or its file is missing or modified.
     """
     model = next((model for model in MODELS if model.name == name), None)
     if model is None:
@@ -174,21 +174,21 @@ def checked(name: str) -> Shipped:
     except OSError as error:
         raise UsageError(
             f"{model.path}: the shipped model {name!r} cannot be read ({error.strerror}); "
-            "install restore_jax again"
+            "reinstall restore_jax"
         ) from error
     if found != model.sha256:
         raise UsageError(
             f"{model.path}: not the file of the shipped model {name!r} (its SHA-256 is "
-            f"{found[:12]}…, not {model.sha256[:12]}…); install restore_jax again"
+            f"{found[:12]}…, not {model.sha256[:12]}…); reinstall restore_jax"
         )
     return model
 
 
 def known() -> str:
-    """Returns the end of a refusal that lists the names there are; "" where there are none."""
+    """Returns the names of all models, as the end of an error message; "" if there are none."""
     return f"; there are {', '.join(models_available())}" if MODELS else ""
 
 
 def one_line(model: Shipped) -> str:
-    """Says which model it is and what for."""
+    """Returns the model's name, purpose and licence in one line."""
     return f"{model.name}: {model.purpose} (licence: {model.licence})"

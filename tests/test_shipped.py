@@ -92,7 +92,7 @@ def test_an_unknown_name_is_refused_with_those_there_are(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match=r"^three: does not exist; .*: one, two$"):
         restore_jax.load("three")
     with pytest.raises(UsageError, match=r"^three: no model .*; there are one, two$"):
-        shipped.checked("three")
+        shipped.verified("three")
 
 
 def test_without_shipped_models_a_path_is_asked_for(monkeypatch):
@@ -179,13 +179,13 @@ def test_weights_are_evaluated_only_with_data_and_in_a_place_of_their_own(ships,
     flags = commands.Flags(workdir=[shipping.NAME])
     with pytest.raises(UsageError, match=r"^--workdir=tiny: weights only.*--config=configs/"):
         commands.run_evaluate(flags, tiny.data)
-    with pytest.raises(UsageError, match=r"^--checkpoint: tiny holds one state alone"):
+    with pytest.raises(UsageError, match=r"^--checkpoint: tiny holds a single state"):
         evaluated(workdir=[shipping.NAME], checkpoint="latest")
     with pytest.raises(UsageError, match=r"^tinny: does not exist; .*: tiny$"):
         evaluated(workdir=["tinny"])
     (tmp_path / "config.json").write_text(json.dumps(tiny.config().to_dict()))
     with pytest.raises(
-        UsageError, match=r"^--output=x: a workdir keeps its evaluations itself"
+        UsageError, match=r"^--output=x: evaluations of a run are saved in its workdir"
     ):
         evaluated(workdir=[str(tmp_path)], output="x")
 

@@ -392,7 +392,7 @@ def to_devices(state: TrainState | None, template: TrainState) -> TrainState:
         state: from `read` in the first process; None in the others.
         template: as for `restore`.
     """
-    state = processes.from_first(state, template)
+    state = processes.broadcast(state, template)
     if jax.process_count() > 1:
         return jax.tree.map(
             lambda leaf, like: jax.make_array_from_process_local_data(like.sharding, leaf),

@@ -221,7 +221,7 @@ def find_file(path: str | os.PathLike[str]) -> pathlib.Path:
             )
         return place
     if shipped.is_name(name):
-        return shipped.checked(name).path
+        return shipped.verified(name).path
     names = ", ".join(shipped.models_available())
     raise UsageError(
         f"{place}: does not exist; give a workdir or a .safetensors file"

@@ -1,1 +1,1 @@
-"""The command line: flags, and what each command does with them."""
+"""The command line: the flags, and the commands that they select."""

@@ -1,8 +1,8 @@
-"""What the commands of launch.py do, once their flags are read.
+"""The commands of launch.py, run after the flags are parsed.
 
-A command takes the flags as they came, calls the library and prints what it found. The data are
-made by a function that it is given, so that nothing here needs TensorFlow. Each command imports
-what it needs itself: what a training imports takes longer than restoring an image.
+A command takes the parsed flags, calls the library and prints the result. The data come from a
+function passed in by the caller, so that nothing here needs TensorFlow. Each command imports
+what it needs itself: the imports of a training take longer than restoring an image.
 """
 
 import collections
@@ -24,7 +24,7 @@ MakeData = Callable[["ConfigDict"], "batches.Data"]
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """The flags of launch.py; one that was not given is None, false or empty."""
+    """The flags of launch.py; those not given are None, false or empty."""
 
     config: "ConfigDict | None" = None
     workdir: Sequence[str] = ()
@@ -52,13 +52,13 @@ class Flags:
 
 
 def run_train(flags: Flags, make_data: MakeData) -> None:
-    """Trains a run to its end and evaluates its best state, unless that was done before."""
+    """Trains a run to its end and evaluates its best checkpoint, skipping what is done."""
     from restore_jax.evaluation import evaluate, results  # noqa: PLC0415
     from restore_jax.parallel import processes  # noqa: PLC0415
     from restore_jax.train import loop  # noqa: PLC0415
 
     config, folder = flags.config, _workdir(flags)
-    assert config is not None  # a training without one is refused with the flags
+    assert config is not None  # checked with the flags
     loop.train(config, folder, make_data)
     found = processes.on_first(lambda: results.read_stored(folder, config, "best"))
     print(
@@ -86,10 +86,10 @@ def run_evaluate(flags: Flags, make_data: MakeData) -> None:
     model = trained.find(folder, flags.checkpoint or "best", flags.config, output)
     if model.file is None and output is not None:
         raise UsageError(
-            f"--output={output}: a workdir keeps its evaluations itself; leave it out"
+            f"--output={output}: evaluations of a run are saved in its workdir; leave it out"
         )
     if model.file is not None and flags.checkpoint:
-        raise UsageError(f"--checkpoint: {model.given} holds one state alone; leave it out")
+        raise UsageError(f"--checkpoint: {model.given} holds a single state; leave it out")
     summary, where = evaluate.evaluate_model(model, make_data, write_tree=flags.write_tree)
     print(results.format_report(summary, where))
 
@@ -109,7 +109,7 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
 
 
 def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
-    """Restores files and folders of images; without a workdir by the default shipped model."""
+    """Restores files and folders of images, by default with the default shipped model."""
     from restore_jax import shipped  # noqa: PLC0415
     from restore_jax.image_io import image_paths  # noqa: PLC0415
     from restore_jax.inference import folders  # noqa: PLC0415
@@ -124,8 +124,8 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     items = folders.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
         for item in items:
-            there = item.target.exists() and not flags.overwrite
-            print(f"{item.source} -> {item.target}{' (there, skipped)' if there else ''}")
+            exists = item.target.exists() and not flags.overwrite
+            print(f"{item.source} -> {item.target}{' (exists, skipped)' if exists else ''}")
         if passed_over:
             print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
@@ -134,7 +134,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     if flags.workdir:
         model: str | pathlib.Path = _workdir(flags)
     else:
-        model = shipped.checked(shipped.default().name).path
+        model = shipped.verified(shipped.default().name).path
         print(shipped.one_line(shipped.default()))
     restorer = load(
         model,
@@ -157,7 +157,10 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
 
 
 def run_export(flags: Flags, make_data: MakeData) -> None:
-    """Writes a model to a file of weights, or to one that runs without this project."""
+    """Exports a model as a weights file, or as ONNX or StableHLO to run without this project.
+
+    The suffix of --output decides: .safetensors, .onnx, otherwise a folder for StableHLO.
+    """
     from restore_jax.checkpoints import weights_file  # noqa: PLC0415
     from restore_jax.inference import export  # noqa: PLC0415
     from restore_jax.inference.restorer import load  # noqa: PLC0415
@@ -169,7 +172,7 @@ def run_export(flags: Flags, make_data: MakeData) -> None:
     if flags.size and output.suffix == ".safetensors":
         raise UsageError(f"--size={flags.size}: only for --output=FILE.onnx or a folder")
     size = _size(flags.size) if flags.size is not None else None
-    # What a file says of itself goes on with its weights.
+    # Metadata of the source file, such as its licence, stay with the weights.
     notes = weights_file.read_source_notes(source) | _notes(flags.metadata)
     restorer = load(source, flags.checkpoint or "best")
     model, config = (restorer.model, restorer.variables, output), restorer.config
@@ -183,7 +186,7 @@ def run_export(flags: Flags, make_data: MakeData) -> None:
 
 
 def run_import(flags: Flags, make_data: MakeData) -> None:
-    """Makes a workdir of weights that were published for PyTorch."""
+    """Creates a workdir from weights that were published for PyTorch."""
     from restore_jax.checkpoints import torch_import  # noqa: PLC0415
 
     del make_data
@@ -206,13 +209,13 @@ COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
 
 
 def _given(value: str | None) -> str:
-    """Returns a flag that is checked to be there with the others."""
+    """Returns the value of a flag whose presence was checked with the flags."""
     assert value is not None
     return value
 
 
 def _notes(given: Sequence[str]) -> dict[str, str]:
-    """Reads what goes into a weights file's metadata, each KEY=TEXT."""
+    """Parses the metadata of an exported file, each entry given as KEY=TEXT."""
     pairs = [text.partition("=") for text in given]
     for text, (_, sign, _) in zip(given, pairs, strict=True):
         if not sign:
@@ -223,7 +226,7 @@ def _notes(given: Sequence[str]) -> dict[str, str]:
 
 
 def _size(given: str) -> tuple[int, int]:
-    """Reads the height and the width of images."""
+    """Parses HEIGHTxWIDTH into the height and width of images in px."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", given)
     if found is None:
         raise UsageError(
@@ -233,9 +236,9 @@ def _size(given: str) -> tuple[int, int]:
 
 
 def _workdir(flags: Flags) -> pathlib.Path:
-    """Returns the one folder that a command works on."""
+    """Returns the only workdir that was given, or the default one of the configuration."""
     if len(flags.workdir) > 1:
-        raise UsageError("--workdir: several are only for --mode=compare; give one")
+        raise UsageError("--workdir: only --mode=compare takes several; give one")
     if flags.workdir:
         return pathlib.Path(flags.workdir[0])
     assert flags.config is not None

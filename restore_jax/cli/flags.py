@@ -1,6 +1,6 @@
-"""The flags of launch.py: which there are, which command takes which, and their checks.
+"""The flags of launch.py: their definitions, the commands that accept them, and their checks.
 
-Light enough to tell of a wrong flag at once, without waiting for JAX and TensorFlow.
+This module is light, so that a wrong flag is reported without waiting for JAX and TensorFlow.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class _Flag(NamedTuple):
     define: Callable[..., flags.FlagHolder[Any]]
     default: Any
     help: str
-    modes: tuple[str, ...]  # those that have a use for it
+    modes: tuple[str, ...]  # those that accept it
 
 
 def _define_pages(
@@ -36,26 +36,26 @@ def _define_pages(
     return flags.DEFINE_enum(name, default, ("all", "first"), text, **options)
 
 
-# Those of some commands.
+# Flags that only some commands accept.
 _FLAGS = tuple(
     _Flag(*row)
     for row in (
         ("workdir", flags.DEFINE_multi_string, [],
-         "A run's folder, or to read: a weights file or shipped model [runs/NAME_DATA].",
+         "A run's folder; to read, also a weights file or shipped model [runs/NAME_DATA].",
          MODES),
         ("checkpoint", flags.DEFINE_string, None, "best, latest or a step [best].", _READING),
         ("watch", flags.DEFINE_bool, False, "Evaluate each new checkpoint.", ("evaluate",)),
-        ("write_tree", flags.DEFINE_bool, False, "Save the images as MVTec AD does.",
+        ("write_tree", flags.DEFINE_bool, False, "Save the images in the layout of MVTec AD.",
          ("evaluate",)),
         ("input", flags.DEFINE_multi_string, [], "A file, folder or glob.", _RESTORING),
         ("output", flags.DEFINE_string, None, "Where the results go.", _READING),
-        ("format", flags.DEFINE_string, None, "png, jpeg, tiff, bmp, webp, gif, … [its own].",
-         _RESTORING),
-        ("overwrite", flags.DEFINE_bool, False, "Replace what is there.",
+        ("format", flags.DEFINE_string, None,
+         "png, jpeg, tiff, bmp, webp, gif, … [as the input].", _RESTORING),
+        ("overwrite", flags.DEFINE_bool, False, "Replace existing files.",
          ("restore", "export")),
-        ("dry_run", flags.DEFINE_bool, False, "Only say what would be done.", _RESTORING),
-        ("side_by_side", flags.DEFINE_bool, False, "Save pictures of before and after too.",
-         _RESTORING),
+        ("dry_run", flags.DEFINE_bool, False, "Only print what would be done.", _RESTORING),
+        ("side_by_side", flags.DEFINE_bool, False,
+         "Also save before-and-after comparison images.", _RESTORING),
         ("compare", flags.DEFINE_bool, False, "The former name of side_by_side.", _RESTORING),
         ("strength", flags.DEFINE_float, None, "0 (input) to 1 (restored) [1].", _RESTORING),
         ("self_ensemble", flags.DEFINE_string, None, "none, flips or all8 [none].",
@@ -63,21 +63,21 @@ _FLAGS = tuple(
         ("tile", flags.DEFINE_integer, None, "Side of the tiles, px [as trained].",
          _RESTORING),
         ("shard", flags.DEFINE_string, None, "I/N: the I-th of N parts.", _RESTORING),
-        ("white", flags.DEFINE_integer, None, "White of 16-bit files [told, or found].",
-         _RESTORING),
+        ("white", flags.DEFINE_integer, None,
+         "White level of 16-bit files [from the file, or estimated].", _RESTORING),
         ("pages", _define_pages, None, "all or first, of TIFF stacks [all].", _RESTORING),
-        ("max_megapixels", flags.DEFINE_integer, None, "Larger images are refused [200].",
+        ("max_megapixels", flags.DEFINE_integer, None, "Refuse larger images [200].",
          _RESTORING),
         ("dtype", flags.DEFINE_string, None, "float32 or float16, of .safetensors [float32].",
          ("export",)),
-        ("size", flags.DEFINE_string, None, "HxW: one size, px, for .onnx or StableHLO [any].",
+        ("size", flags.DEFINE_string, None, "HxW: fixed size, px, of .onnx or StableHLO [any].",
          ("export",)),
         ("metadata", flags.DEFINE_multi_string, [],
          "KEY=TEXT: name, purpose, training_data or licence.", ("export",)),
         ("weights", flags.DEFINE_string, None, "The file to import.", ("import",)),
     )
 )  # fmt: skip
-# Those of `python -m restore_jax`, which has models at hand rather than runs.
+# The flags of `python -m restore_jax`, whose users have models rather than runs.
 _RESTORING_FLAGS = tuple(
     flag._replace(help="A shipped model, weights file or run's folder [the default model].")
     if flag.name == "workdir"
@@ -85,13 +85,14 @@ _RESTORING_FLAGS = tuple(
     for flag in _FLAGS
     if "restore" in flag.modes
 )
+_MODELS_HELP = "List the models that come with the package."
 _USES = tuple((flag.define(flag.name, flag.default, flag.help), flag.modes) for flag in _FLAGS)
-# Of several processes that work together, see docs/scale.md.
+# Flags for a job of several processes, see docs/scale.md.
 _JOB = (
     flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes."),
-    flags.DEFINE_integer("num_processes", None, "How many processes there are."),
-    flags.DEFINE_integer("process_id", None, "Which one this is, from 0."),
-    flags.DEFINE_bool("distributed", False, "Ask Slurm or Open MPI about these."),
+    flags.DEFINE_integer("num_processes", None, "Number of processes."),
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0."),
+    flags.DEFINE_bool("distributed", False, "Take these from Slurm or Open MPI."),
 )
 
 
@@ -99,22 +100,22 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Parses the command line.
 
     Returns:
-        What is no flag: the program's name.
+        The arguments that are not flags: the program's name.
 
     Raises:
-        UsageError: whatever is wrong, in one line.
+        UsageError: for any mistake, in one line.
     """
     try:
         rest = flags.FLAGS(argv)
         if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = logging.ERROR  # Orbax tells of every step it takes
+            flags.FLAGS.verbosity = logging.ERROR  # Orbax logs everything it does
         if CONFIG.value is not None:
-            _ = CONFIG.value.name  # a file that cannot be read says so only here
+            _ = CONFIG.value.name  # an unreadable file raises only on access
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config."):
             raise UsageError(
-                f"--{error.flagname}: sets a field of a configuration; give that too, for "
-                "example --config=configs/sca_unet.py:sample"
+                f"--{error.flagname}: sets a field of a configuration, which is missing; add "
+                "for example --config=configs/sca_unet.py:sample"
             ) from error
         raise UsageError(_one_line(error)) from error
     except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
@@ -128,7 +129,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     if CONFIG.value is None and mode in ("train", "import"):
         raise UsageError("--config: missing; for example --config=configs/sca_unet.py:sample")
     if CONFIG.value is not None and mode in ("restore", "export"):
-        raise UsageError(f"--config: not for --mode={mode}, which takes the workdir's")
+        raise UsageError(f"--config: not for --mode={mode}, which uses that of the workdir")
     if CONFIG.value is None and not flags.FLAGS.workdir:
         if mode != "restore":
             raise UsageError("--workdir: missing; it names the run, for example runs/mine")
@@ -144,18 +145,19 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
-    """Parses the command line of `python -m restore_jax`, which restores and nothing else.
+    """Parses the command line of `python -m restore_jax`, which only restores.
 
     Returns:
-        The flags of `--mode=restore`, apart from those of launch.py; and `help` and `models`.
+        The flags of `--mode=restore`, separate from those of launch.py, and `help` and
+        `models`.
 
     Raises:
-        UsageError: whatever is wrong, in one line.
+        UsageError: for any mistake, in one line.
     """
     values = flags.FlagValues()
     for flag in _RESTORING_FLAGS:
         flag.define(flag.name, flag.default, flag.help, flag_values=values)
-    flags.DEFINE_bool("models", False, "List the models that come along.", flag_values=values)
+    flags.DEFINE_bool("models", False, _MODELS_HELP, flag_values=values)
     flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
     try:
         rest = values(argv)
@@ -172,14 +174,14 @@ def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def restoring_help() -> str:
-    """Returns a line for each flag of `python -m restore_jax`."""
+    """Returns a help text with a line for each flag of `python -m restore_jax`."""
     rows = [(flag.name, flag.help) for flag in _RESTORING_FLAGS]
-    rows.append(("models", "List the models that come along."))
+    rows.append(("models", _MODELS_HELP))
     return "\n".join(f"  --{name:14} {text}" for name, text in rows)
 
 
 def restoring(values: flags.FlagValues) -> dict[str, Any]:
-    """Returns the flags of `parse_restoring` by their names, as `given` does."""
+    """Returns the values of the flags of `parse_restoring` by name, as `given` does."""
     return {flag.name: values[flag.name].value for flag in _RESTORING_FLAGS}
 
 
@@ -191,13 +193,13 @@ def _check_rest(rest: Sequence[str], program: str) -> None:
 def _one_line(error: Exception) -> str:
     cause = error.args[0] if error.args else None
     if isinstance(error, AttributeError) and isinstance(cause, KeyError):
-        # Of a field, and only its name and what it may have been meant to be.
+        # ml_collections raises this for an unknown field; the cause names it and suggests one.
         error = ValueError(f"--config: no such field: {cause.args[0]}")
     return " ".join(str(error).split())
 
 
 def _is_given(value: Any) -> bool:
-    # Not `in (None, False, [])`: 0 equals False, and is a process or a strength.
+    # Not `in (None, False, [])`: 0 equals False, but is a valid process_id or strength.
     return value is not None and value is not False and value != []
 
 
@@ -208,12 +210,13 @@ def _check_job(mode: str) -> None:
     _job()
     if mode not in _SHARED:
         raise UsageError(
-            f"--{named}: --mode={mode} is for one process; {' and '.join(_SHARED)} take several"
+            f"--{named}: --mode={mode} runs in one process; only {', '.join(_SHARED)} run in "
+            "several"
         )
     for flag, why in (
-        ("watch", "one process waits for the checkpoints of a training"),
-        ("write_tree", "one process writes the tree"),
-        ("shard", "every process of the job has a shard of its own"),
+        ("watch", "a single process waits for the checkpoints of a training"),
+        ("write_tree", "a single process writes the tree"),
+        ("shard", "every process of the job has its own shard"),
     ):
         if flags.FLAGS[flag].value:
             raise UsageError(f"--{flag}: not with --{named}; {why}")
@@ -224,16 +227,16 @@ def _job() -> launcher.Job | None:
 
 
 def joined_job() -> launcher.Job | None:
-    """Returns the job whose processes wait for each other; None where this one is alone.
+    """Returns the job whose processes communicate; None if this process works independently.
 
-    To restore, every process has images of its own and needs no other.
+    When restoring, every process has its own images and needs no other process.
     """
     found = _job()
     return None if found is None or found.count == 1 or MODE.value == "restore" else found
 
 
 def given() -> dict[str, Any]:
-    """Returns the flags by their names, once they are parsed."""
+    """Returns the values of the parsed flags by name."""
     values = {flag.name: flag.value for flag, _ in _USES} | {"config": CONFIG.value}
     if MODE.value == "restore" and (found := _job()) is not None:
         values["shard"] = found.shard

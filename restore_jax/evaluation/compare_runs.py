@@ -68,7 +68,7 @@ def compare_runs(
         raise UsageError(f"--workdir: given twice in {', '.join(map(str, given))}")
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(f"--output={output}: is a file; give a folder for the comparison")
-    make_once = batches.remembering(make_data)
+    make_once = batches.cached(make_data)
     sources = _find(given, which, override)
     configs = [source.config for source in sources]
     # Reject runs on different data before spending time on evaluation.

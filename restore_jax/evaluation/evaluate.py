@@ -135,7 +135,7 @@ def evaluate_model(
     for counts in processes.from_others(measured.counts):
         measured.add_counts(counts)
     pictures = pictures.merged(
-        processes.in_order(pictures.pictures(), key=lambda shown: shown.id)
+        processes.gather_sorted(pictures.pictures(), key=lambda shown: shown.id)
     )
     requested = results.data_and_settings(config)
     summary = {
@@ -188,7 +188,7 @@ def _fit_detectors(
                 measured.append((category, str(batch["id"][i]), detect.features(image)))
     features: dict[str, list[np.ndarray]] = {}
     ids: dict[str, set[str]] = {}
-    for category, name, found in processes.in_order(measured, key=lambda image: image[1]):
+    for category, name, found in processes.gather_sorted(measured, key=lambda image: image[1]):
         features.setdefault(category, []).append(found)
         ids.setdefault(category, set()).add(name)
     detectors = {
@@ -268,5 +268,5 @@ def _examples(
 
     wanted = (batch for batch in images if not chosen.keys().isdisjoint(batch["id"].tolist()))
     run(images=wanted, observe=keep)
-    found = processes.in_order(found, key=lambda example: example.id)
+    found = processes.gather_sorted(found, key=lambda example: example.id)
     return sorted(found, key=lambda example: (example.category, example.id))

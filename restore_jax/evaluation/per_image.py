@@ -147,7 +147,9 @@ def evaluate(
             if observe is not None:
                 images_ = (batch["degraded"][i], restored[i], batch["clean"][i])
                 observe(Restored(row, *images_, batch["mask"][i], bool(batch["has_mask"][i])))
-    return sorted(processes.in_order(rows, lambda row: row["id"]), key=lambda row: row["id"])
+    return sorted(
+        processes.gather_sorted(rows, lambda row: row["id"]), key=lambda row: row["id"]
+    )
 
 
 def mean_losses(rows: Sequence[Row], weights: Mapping[str, float]) -> dict[str, float]:

@@ -45,7 +45,7 @@ def watch(
             running training.
     """
     config = trained.with_override(workdir.read_config(folder), override)
-    make_once = batches.remembering(make_data)
+    make_once = batches.cached(make_data)
     done: list[int] = []
     while True:
         # Checked first: between the two calls, training may save its last checkpoint and end.

@@ -1,1 +1,1 @@
-"""Use of a trained model: on arrays, on folders, exported."""
+"""Inference with a trained model, on arrays and on folders, and its export."""

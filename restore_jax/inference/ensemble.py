@@ -1,4 +1,4 @@
-"""Self-ensemble: the mean of the restorations of an image's flips and rotations."""
+"""Self-ensemble: averages the restorations of an image's flips and rotations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +17,14 @@ Symmetry = tuple[bool, bool, bool]
 def symmetries(ensemble: str, degradation: Mapping[str, Any]) -> list[Symmetry]:
     """Returns the views of an image that are restored and averaged.
 
-    "flips" takes those that turn a degraded image into one that the law of the training could
-    have made as well. A blur with axes along rows and columns, however unequal, stays what it
-    is when flipped, but not when rotated by 90°. Motion is flipped only where its range of
-    angles is its own mirror image, else the image is only turned by 180°.
+    "flips" are those that turn a degraded image into one that the degradation law of the
+    training could also have produced. An anisotropic blur with axes along rows and columns is
+    unchanged by flips, but not by rotations by 90°. If motion blur has a range of angles that
+    is not symmetric under flips, the image is only rotated by 180°.
 
     Args:
-        ensemble: "none", "flips" or "all8" (flips and rotations by 90°, whatever the law).
-        degradation: `config.data.degradation`; {} where it is not known.
+        ensemble: "none", "flips" or "all8" (all flips and rotations by 90°, for any law).
+        degradation: `config.data.degradation`; {} where it is unknown.
     """
     whole = (False, False, False)
     if ensemble == "none":
@@ -45,16 +45,16 @@ def mean_over(
     batch: np.ndarray,
     context: np.ndarray | None = None,
 ) -> np.ndarray | jax.Array:
-    """Restores a batch [B, h, w, 3] in each view, turns the results back and averages them.
+    """Restores a batch [B, h, w, 3] in each view, undoes the views and averages the results.
 
-    What the images are parts of, `context` [B, h', w', 3], is seen in the same view.
+    The whole photographs of the images, `context` [B, h', w', 3], are put into the same view.
     """
 
     def seen_in(view: Symmetry, images: np.ndarray | None) -> np.ndarray | None:
         return None if images is None else np.ascontiguousarray(_seen(images, view))
 
     restored = [apply(seen_in(view, batch), seen_in(view, context)) for view in views]
-    if len(views) == 1:  # the image as it is, which nobody needs to wait for here
+    if len(views) == 1:  # the unchanged image, still being computed asynchronously
         return restored[0]
     total = np.zeros_like(batch)
     for view, seen in zip(views, restored, strict=True):
@@ -63,7 +63,7 @@ def mean_over(
 
 
 def _seen(batch: np.ndarray, view: Symmetry, back: bool = False) -> np.ndarray:
-    """Flips a batch [B, h, w, 3] into a view of it; or back, in the reverse order."""
+    """Transposes and flips a batch [B, h, w, 3] into a view, or back in reverse order."""
     transposed, *reversed_axes = view
     if transposed and not back:
         batch = batch.swapaxes(1, 2)

@@ -1,7 +1,7 @@
-"""Models as files for other programs: ONNX, and StableHLO for a process that has only JAX.
+"""Exports models for other programs: as ONNX, and as StableHLO for a process that has only JAX.
 
-What is exported takes `degraded` float32 [B, H, W, 3] in [0, 1] and returns `restored` of the
-same shape, not clipped; the parameters are within. Models that can be shown a mask are exported
+An exported model takes `degraded` float32 [B, H, W, 3] in [0, 1] and returns `restored` of the
+same shape, not clipped; the parameters are included. Models that accept a mask are exported
 without one. Every export is compared with the model itself before it is written.
 """
 
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     import onnx
 
 TOLERANCE = 1e-4
-"""Largest difference from the model that an export may have.
+"""Largest allowed difference of an export from the model.
 
-In units of the range [0, 1], or of the largest value of an image that goes beyond it.
+Relative to the range [0, 1], or to the largest absolute value of an image that exceeds it.
 """
 
 STABLEHLO_FILES = ("restorer.stablehlo", "restorer.json")
 
-# An image's sides have to be a multiple of 2 to the power of the poolings.
+# The sides of an image have to be a multiple of 2^(number of poolings).
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 _ANY_SIZE = ("B", "H", "W", 3)
-# Of a model that cannot be exported at any size.
-_KNOWN_SIZE = (256, 256)
-# Batch, height and width of the images that an export of any size is tried on.
+# Default size of a model that can only be exported at a fixed size.
+_FIXED_SIZE = (256, 256)
+# Batch, height and width of the images that an export for any size is tested on.
 _TRIALS = ((1, 32, 48), (2, 61, 83))
 
 Restore = Callable[[jax.Array], jax.Array]
@@ -55,12 +55,12 @@ Restore = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """An exported model.
 
     Attributes:
         path: the file, or the folder.
-        shape: of the input and the output; a letter where any number goes.
-        largest_difference: from the model, over the images it was tried on.
+        shape: shape of the input and the output; a letter for a dimension of any size.
+        largest_difference: largest difference from the model, over the test images.
     """
 
     path: pathlib.Path
@@ -68,10 +68,10 @@ class Exported:
     largest_difference: float
 
     def __str__(self) -> str:
-        """A line for a terminal."""
+        """Returns a line for a terminal."""
         shape = ", ".join(map(str, self.shape))
         must = self.shape[0] == "B" and self.shape != _ANY_SIZE
-        fixed = "; this model must know its size, which --size=HxW sets" if must else ""
+        fixed = "; this model needs a fixed size, which --size=HxW sets" if must else ""
         return (
             f"{self.path}: degraded [{shape}] → restored [{shape}]{fixed}; differs from the "
             f"model by at most {self.largest_difference:.1e}"
@@ -87,26 +87,25 @@ def export_onnx(
     overwrite: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> Exported:
-    """Writes a model as ONNX (opset 23), for any batch, height and width where it allows.
+    """Exports a model as ONNX (opset 23), for any batch size, height and width if possible.
 
     Args:
-        model: the architecture; computes in float32, whatever its `dtype`.
-        variables: what `model.apply` takes.
-        path: of the file, .onnx.
-        config: kept in the file's metadata under "config", as JSON.
-        size: height and width of all images, px: the file is for one image of that size at a
-            time, without any computing with sizes; None: any, or 256×256 for a model that must
-            know its size.
-        overwrite: whether a file that exists may be replaced.
+        model: the architecture; it computes in float32, whatever its `dtype`.
+        variables: variables for `model.apply`.
+        path: path of the file, .onnx.
+        config: stored in the file's metadata under "config", as JSON.
+        size: height and width of all images, px: the file is then for a single image of that
+            size and has no shape arithmetic. None: any size, or 256×256 for a model that needs
+            a fixed size.
+        overwrite: whether an existing file may be replaced.
         notes: further texts for the metadata, such as "licence".
 
     Returns:
-        What was written.
+        The exported model.
 
     Raises:
-        UsageError: for a file that exists, or where the packages of the extra `export` are
-            missing.
-        RunError: where the model cannot be converted, or onnxruntime computes otherwise.
+        UsageError: if the file exists, or packages of the extra `export` are missing.
+        RunError: if the model cannot be converted, or onnxruntime gives different results.
     """
     _check_new([path], overwrite)
     try:
@@ -122,8 +121,8 @@ def export_onnx(
     model = model.clone(dtype=jnp.float32)
 
     def convert(restore: Restore, spec: jax.ShapeDtypeStruct) -> tuple[bytes, Restore]:
-        # The converter's own tracing of Flax loses the padding of dilated convolutions of
-        # unknown size and stops at others: it is given what JAX has traced.
+        # The converter gets the function as traced by JAX: its own tracing of Flax loses the
+        # padding of dilated convolutions of unknown size and fails at others.
         traced = jax.make_jaxpr(restore)(spec)
         with _quiet():
             proto = jax2onnx.to_onnx(
@@ -139,7 +138,7 @@ def export_onnx(
         onnx.helper.set_model_props(proto, {**(notes or {}), "config": json.dumps(fields)})
         content = proto.SerializeToString()
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised as well
+        options.log_severity_level = 4  # errors are also raised as exceptions
         session = onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"]
         )
@@ -159,26 +158,26 @@ def export_stablehlo(
     overwrite: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> Exported:
-    """Writes a model as StableHLO by `jax.export`, for CPU, CUDA and TPU.
+    """Exports a model as StableHLO by `jax.export`, for CPU, CUDA and TPU.
 
     Args:
-        model: the architecture; computes in float32, whatever its `dtype`.
-        variables: what `model.apply` takes.
-        folder: gets restorer.stablehlo, for `jax.export.deserialize`, and restorer.json, which
-            describes its input and output and holds the configuration.
-        config: goes into restorer.json.
-        size: height and width of all images, px: the file is for one image of that size at a
-            time, without any computing with sizes; None: any, or 256×256 for a model that must
-            know its size.
-        overwrite: whether files that exist may be replaced.
+        model: the architecture; it computes in float32, whatever its `dtype`.
+        variables: variables for `model.apply`.
+        folder: folder for restorer.stablehlo, to be read by `jax.export.deserialize`, and
+            restorer.json, which describes its input and output and holds the configuration.
+        config: stored in restorer.json.
+        size: height and width of all images, px: the file is then for a single image of that
+            size and has no shape arithmetic. None: any size, or 256×256 for a model that needs
+            a fixed size.
+        overwrite: whether existing files may be replaced.
         notes: further texts for restorer.json, such as "licence".
 
     Returns:
-        What was written.
+        The exported model.
 
     Raises:
-        UsageError: for a file that exists.
-        RunError: where the model cannot be exported, or what was exported computes otherwise.
+        UsageError: if a file exists.
+        RunError: if the model cannot be exported, or the export gives different results.
     """
     paths = [folder / name for name in STABLEHLO_FILES]
     _check_new(paths, overwrite)
@@ -206,15 +205,16 @@ def export_stablehlo(
 
 @dataclasses.dataclass(frozen=True)
 class ExportedWeights:
-    """What was written of weights.
+    """An exported weights file.
 
     Attributes:
         path: the file.
-        size: of it, in bytes.
-        dtype: that the parameters are stored as.
-        licence: as the file has it; "" where it has none.
-        sha256: the file's digest.
-        largest_difference: of what is restored with it, over the image it was tried on.
+        size: its size, in bytes.
+        dtype: dtype in which the parameters are stored.
+        licence: licence in the file's metadata; "" if there is none.
+        sha256: digest of the file.
+        largest_difference: largest difference of a test image restored with these weights from
+            one restored with the original ones.
     """
 
     path: pathlib.Path
@@ -225,7 +225,7 @@ class ExportedWeights:
     largest_difference: float
 
     def __str__(self) -> str:
-        """Lines for a terminal."""
+        """Returns lines for a terminal."""
         return (
             f"{self.path}: {self.size / 1e6:.2f} MB, parameters as {self.dtype}; differs from "
             f"the model by at most {self.largest_difference:.1e}\n"
@@ -242,19 +242,19 @@ def export_weights(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> ExportedWeights:
-    """Writes a model's weights and configuration to one file, see `weights_file.save_weights`.
+    """Exports a model's weights and configuration, see `weights_file.save_weights`.
 
     Args:
         model: the architecture.
-        variables: what `model.apply` takes.
-        path: of the file, .safetensors.
+        variables: variables for `model.apply`.
+        path: path of the file, .safetensors.
         config: the configuration.
         dtype: as for `save_weights`.
         metadata: as for `save_weights`.
-        overwrite: whether a file that exists may be replaced.
+        overwrite: whether an existing file may be replaced.
 
     Returns:
-        What was written; the file is read again for it.
+        The exported file, as read back and compared with the model.
 
     Raises:
         UsageError: as `save_weights`.
@@ -276,16 +276,16 @@ def export_weights(
 
 
 def _folded(proto: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Computes all of a graph of one size that does not depend on the image, sizes above all.
+    """Folds the constants of a fixed-size graph, in particular its shape arithmetic.
 
-    OpenCV 4 computes with sizes in a way of its own, and stumbles.
+    OpenCV 4 handles shape arithmetic differently and fails at it.
     """
     import onnx  # noqa: PLC0415
     import onnxruntime  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    # Beyond the basic level there are operators that only onnxruntime has.
+    # Higher levels introduce operators that only onnxruntime has.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "folded.onnx"
@@ -297,7 +297,7 @@ def _folded(proto: "onnx.ModelProto") -> "onnx.ModelProto":
     for node in folded.graph.node:
         beta = next((a.f for a in node.attribute if a.name == "beta"), 1.0)
         if node.op_type == "Gemm" and len(node.input) == 3 and beta == 0.0:
-            # A scalar that counts for nothing, but OpenCV 4 does not take it.
+            # With beta = 0 this scalar has no effect, but OpenCV 4 does not accept it.
             del node.input[2]
     used = {node.domain for node in folded.graph.node}
     kept = [opset for opset in folded.opset_import if opset.domain in used]
@@ -307,15 +307,15 @@ def _folded(proto: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def side_multiple(model: nn.Module, variables: Mapping[str, Any]) -> int | None:
-    """Finds what a model pads the sides of images to a multiple of.
+    """Finds the number that a model pads the sides of images to a multiple of.
 
     Args:
         model: the architecture.
-        variables: what `model.apply` takes.
+        variables: variables for `model.apply`.
 
     Returns:
-        The smallest power of two whose multiples JAX can trace it at with the sides unknown;
-        None if there is none.
+        The smallest power of two such that JAX can trace the model with symbolic sides that are
+        multiples of it; None if there is none.
     """
     for multiple in _MULTIPLES:
         shape = jax_export.symbolic_shape(f"B, {multiple}*H, {multiple}*W, 3")
@@ -323,15 +323,15 @@ def side_multiple(model: nn.Module, variables: Mapping[str, Any]) -> int | None:
             jax.eval_shape(
                 lambda x: model.apply(variables, x), jax.ShapeDtypeStruct(shape, jnp.float32)
             )
-        # What a comparison of unknown sizes raises, by itself or within `jnp.pad`.
+        # Raised by a comparison of symbolic sizes, directly or within `jnp.pad`.
         except (jax.errors.InconclusiveDimensionOperation, ValueError):
             continue
         return multiple
     return None
 
 
-def _picked(size: int, full: int) -> jax.Array:
-    """Returns the zeros and ones [full, size] that extend `size` pixels by reflection."""
+def _reflection_matrix(size: int, full: int) -> jax.Array:
+    """Returns the matrix of zeros and ones [full, size] that pads an axis by reflection."""
     position = jnp.arange(full)
     # The distance to the nearest multiple of the period 2·(size − 1).
     period = jnp.maximum(2 * size - 2, 1)
@@ -341,21 +341,21 @@ def _picked(size: int, full: int) -> jax.Array:
 
 
 def _at_any_size(model: nn.Module, variables: Mapping[str, Any], multiple: int) -> Restore:
-    """Returns what pads, restores and crops images whose size is unknown in tracing.
+    """Returns a function that pads, restores and crops images of symbolic size.
 
-    `jnp.pad` and indexing need to know sizes, or are beyond the converter to ONNX; a product
-    with zeros and ones and `jax.lax.slice` are not.
+    `jnp.pad` and indexing need known sizes or are not supported by the converter to ONNX;
+    products with matrices of zeros and ones and `jax.lax.slice` work.
     """
 
     def restore(degraded: jax.Array) -> jax.Array:
-        # What is seen of the whole image is without the padding.
+        # The context is the whole image without the padding.
         whole = {"context": degraded} if models.takes_context(model) else {}
         if multiple == 1:
             return model.apply(variables, degraded, **whole)
         height, width = degraded.shape[1:3]
-        # Rounded up so that no division is of a negative: ONNX rounds those towards zero.
+        # Rounded up without dividing a negative number, which ONNX rounds towards zero.
         rows, columns = (
-            _picked(side, (side + multiple - 1) // multiple * multiple)
+            _reflection_matrix(side, (side + multiple - 1) // multiple * multiple)
             for side in (height, width)
         )
         x = jnp.einsum("oh,bhwc->bowc", rows, degraded, precision="highest")
@@ -373,16 +373,24 @@ def _converted(
     convert: Callable[[Restore, jax.ShapeDtypeStruct], tuple[bytes, Restore]],
     kind: str,
 ) -> tuple[bytes, tuple[int | str, ...], float]:
-    """Converts a model for one size, or for any if that can be, and compares the two.
+    """Converts a model for a given size, or else for any size if possible, and tests it.
+
+    Args:
+        model: the architecture.
+        variables: variables for `model.apply`.
+        size: height and width; None: any, or 256×256 if that fails.
+        convert: converts a function for inputs of a given shape; returns the content of the
+            file and a function that runs it.
+        kind: name of the format, for messages.
 
     Returns:
         The content of the file, the shape of its input, and the largest difference.
 
     Raises:
-        RunError: where neither gives what the model does.
+        RunError: if no conversion gives the results of the model.
     """
-    sides = size or _KNOWN_SIZE
-    # A batch of unknown size has sizes to compute with, too.
+    sides = size or _FIXED_SIZE
+    # With a given size, the batch is fixed too: a symbolic one would need shape arithmetic.
     fixed = (1 if size else _ANY_SIZE[0], *sides, 3)
     attempts: list[tuple[Restore, tuple[int | str, ...], Sequence[tuple[int, ...]]]] = [
         (lambda x: model.apply(variables, x), fixed, [(1 if size else 2, *sides)])
@@ -397,7 +405,7 @@ def _converted(
             with portable.tracing():
                 content, run = convert(restore, jax.ShapeDtypeStruct(symbolic, jnp.float32))
             difference = _largest_difference(model, variables, run, trials)
-        # The converter raises whatever it stumbles on; a fixed size asks less of it.
+        # Converters raise exceptions of any type; a fixed size, tried next, is easier for them.
         except Exception as error:
             problem = next(iter(str(error).splitlines()), type(error).__name__)
             continue
@@ -413,7 +421,7 @@ def _largest_difference(
     run: Restore,
     trials: Sequence[tuple[int, ...]],
 ) -> float:
-    """Returns how far the results of `run` are from the model's, on random images."""
+    """Returns the largest difference of `run` from the model on random images."""
     rng = np.random.default_rng(0)
     expected_of = jax.jit(model.apply)
     largest = 0.0
@@ -426,14 +434,14 @@ def _largest_difference(
                 raise ValueError(f"gives {found.shape} where the model gives {expected.shape}")
             scale = max(1.0, float(np.abs(expected).max()))
             difference = float(np.abs(found - expected).max()) / scale
-            # A NaN must not pass as small.
+            # NaN compares false, so that `max` could drop it.
             largest = max(largest, difference if np.isfinite(difference) else np.inf)
     return largest
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what the converter says about itself off the terminal."""
+    """Suppresses warnings and log messages of the converter."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -448,11 +456,11 @@ def _quiet() -> Iterator[None]:
 def _check_new(paths: Sequence[pathlib.Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
-            raise UsageError(f"--output={path}: exists; take another name, or give --overwrite")
+            raise UsageError(f"--output={path}: exists; use another name, or give --overwrite")
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file in one step; a reader never sees half of it."""
+    """Writes a file atomically."""
     try:
         with files.replacing(path) as temporary:
             temporary.write_bytes(content)

@@ -20,14 +20,16 @@ from restore_jax.inference import pixels
 from restore_jax.inference.restorer import Restorer
 from restore_jax.parallel import cores, host_memory
 
-# Read ahead and written behind the model, so that it need not wait for the disk; but not so far
-# that large photographs fill the memory.
+# Images are read ahead of the model and written behind it, so that it does not wait for the
+# disk; each way up to this size, so that large photographs do not fill the memory.
 _AHEAD_BYTES = 256 << 20
-# Threads: so many at least for a disk that is far away; each may hold a large photograph.
-_LEAST_THREADS = 4
-# After so many batches freed memory goes back to the system: it stays flat in any folder.
-_BATCHES_OF_MEMORY = 25
-_MOST_READERS, _MOST_WRITERS = 16, 32
+# At least so many threads read and write, for a remote disk; not too many, because each may
+# hold a large photograph.
+_MIN_THREADS = 4
+_MAX_READERS, _MAX_WRITERS = 16, 32
+# After this many batches, freed memory is returned to the system, so that the process does not
+# grow with the number of images.
+_BATCHES_PER_TRIM = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Item:
     """One image to restore.
 
     Attributes:
-        source: where it is.
-        target: where its restoration goes.
-        relative: the same, from the folder of the output.
+        source: path of the image.
+        target: path of its restoration.
+        relative: `target`, relative to the output folder.
     """
 
     source: pathlib.Path
@@ -47,12 +49,12 @@ class Item:
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of the images.
+    """The result of restoring images.
 
     Attributes:
-        restored: written now.
-        skipped: there before.
-        failed: a line for each that could not be read, restored or written.
+        restored: number of images restored and written.
+        skipped: number of images whose restoration already existed.
+        failed: an error line for each image that could not be read, restored or written.
     """
 
     restored: int = 0
@@ -70,21 +72,21 @@ def plan(
     """Lists the images to restore.
 
     Args:
-        inputs: files, folders (searched throughout) and globs.
-        output: the folder of the restorations; what is in it is no input.
-        file_format: of all restorations, e.g. "png"; None: each input's own.
-        shard: "I/N" for the I-th of N parts, of which each image belongs to one, by a hash of
-            its output's name; None for all.
-        passed_over: gains the number of files that are no images, by suffix.
+        inputs: files, folders (searched recursively) and globs.
+        output: the output folder; files in it are not used as inputs.
+        file_format: format of all restorations, e.g. "png"; None: that of each input.
+        shard: "I/N" for the I-th of N parts; each image belongs to one part, by a hash of its
+            output path. None: all images.
+        passed_over: counter to which the files that are not images are added, by suffix.
 
     Raises:
-        UsageError: as `image_paths.find`, or for a wrong shard.
+        UsageError: as `image_paths.find`, or for an invalid shard.
     """
     part, parts = _parse_shard(shard)
     return [
         Item(source, output / relative, relative)
         for source, relative in image_paths.find(inputs, file_format, output, passed_over)
-        if parts == 1 or _number(relative) % parts == part - 1
+        if parts == 1 or _hash(relative) % parts == part - 1
     ]
 
 
@@ -98,26 +100,27 @@ def restore_files(
     pages: str = "all",
     white: int | None = None,
 ) -> Outcome:
-    """Restores images and writes them, each in one step.
+    """Restores images and writes each of them atomically.
 
-    An image that cannot be read or written is told of and left out; the others go on.
+    An image that cannot be read or written is reported and skipped; the others are restored.
 
     Args:
         restorer: the model.
         items: from `plan`.
         file_format: as for `plan`.
-        overwrite: writes restorations that are there already anew, rather than skip them.
+        overwrite: replaces restorations that exist, instead of skipping them.
         comparisons: a folder for pictures of each input beside its restoration.
-        max_pixels: how many an image may have.
-        pages: of TIFF files, "all" (of the series with the most pixels) or "first".
-        white: the level of 16-bit files that is white. None: what the file tells, or else what
-            its highest level tells, see `pixels.found_white`, which is said.
+        max_pixels: largest number of pixels of an image.
+        pages: the pages of TIFF files to restore, "all" (of the series with the most pixels) or
+            "first".
+        white: the white level of 16-bit files. None: as stated in the file, or else estimated
+            from its highest level, see `pixels.estimated_white`, which is reported.
 
     Returns:
-        What became of them.
+        The numbers of images restored and skipped, and the errors.
 
     Raises:
-        RunError: where the model gives values that are not finite, or memory runs out.
+        RunError: if the model gives values that are not finite, or memory runs out.
     """
     outcome = Outcome()
     todo = [item for item in items if overwrite or not item.target.exists()]
@@ -131,16 +134,16 @@ def restore_files(
         bar.write(f"error: {line}", file=sys.stderr)
         bar.update()
 
-    def tell(item: Item, notes: Sequence[str]) -> None:
+    def report(item: Item, notes: Sequence[str]) -> None:
         for note in notes:
             bar.write(f"{item.source}: {note}", file=sys.stderr)
 
     def read_one(item: Item) -> Photograph:
-        # Only TIFF has room for the pictures of a stack.
+        # Only TIFF can store several pages.
         name = image_paths.format_name(file_format) if file_format else "TIFF"
-        whole = pages if name == "TIFF" else "first"
-        photograph = image_files.read(item.source, max_pixels, whole)
-        # Here, so that one image that cannot be restored does not end the others.
+        which = pages if name == "TIFF" else "first"
+        photograph = image_files.read(item.source, max_pixels, which)
+        # Checked here, so that an image that cannot be restored does not stop the others.
         photograph = _with_white(photograph, white)
         for plane in photograph.planes:
             pixels.checked(plane, str(item.source), white=photograph.white)
@@ -152,7 +155,7 @@ def restore_files(
 
     def arrays(reading: _ReadAhead) -> Iterator[np.ndarray | pixels.Levels]:
         for item, photograph in reading.take(fail):
-            tell(item, photograph.notes)
+            report(item, photograph.notes)
             read.append((item, photograph))
             for plane in photograph.planes:
                 white = photograph.white
@@ -162,14 +165,14 @@ def restore_files(
     writing = collections.deque()
 
     def too_many() -> bool:
-        # While the images of one batch are written, those of the next come.
+        # Room for two batches: one is written while the next is restored.
         held = sum(size for *_, size in writing)
         return len(writing) > 2 * max(batch, writers) or held > _AHEAD_BYTES
 
     def finish_one() -> None:
         item, future, _ = writing.popleft()
         try:
-            tell(item, future.result())
+            report(item, future.result())
         except (ImageFileError, OSError) as error:
             fail(item, error)
         else:
@@ -195,7 +198,7 @@ def restore_files(
             writing.append((item, future, sum(plane.nbytes for plane in restored)))
             while writing and (writing[0][1].done() or too_many()):
                 finish_one()
-            if count % (_BATCHES_OF_MEMORY * batch) == 0:
+            if count % (_BATCHES_PER_TRIM * batch) == 0:
                 host_memory.give_back()
         while writing:
             finish_one()
@@ -203,10 +206,10 @@ def restore_files(
 
 
 def check_output(output: pathlib.Path) -> None:
-    """Makes the folder of the restorations, and sees that it can be written to.
+    """Creates the output folder and checks that it is writable.
 
     Raises:
-        UsageError: it cannot; better told now than of every image once it is restored.
+        UsageError: if it is not, before any image has been restored in vain.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -219,10 +222,10 @@ def check_output(output: pathlib.Path) -> None:
 
 
 def pixel_limit(megapixels: int | None) -> int:
-    """Returns the limit that `--max_megapixels` sets.
+    """Returns the largest number of pixels of an image, from `--max_megapixels`.
 
     Raises:
-        UsageError: it is below 1.
+        UsageError: if it is below 1.
     """
     if megapixels is None:
         return image_files.MAX_PIXELS
@@ -236,20 +239,20 @@ def format_outcome(
     output: pathlib.Path,
     passed_over: collections.Counter[str] | None = None,
 ) -> str:
-    """Formats what a run ends with.
+    """Formats the summary of a run.
 
     Args:
-        outcome: of the images.
-        output: their folder.
+        outcome: from `restore_files`.
+        output: the output folder.
         passed_over: from `plan`.
 
     Raises:
-        RunError: with the same, where an image failed.
+        RunError: with the summary as its message, if an image failed.
     """
     plural = "" if outcome.restored == 1 else "s"
     parts = [f"{outcome.restored} image{plural} restored into {output}"]
     if outcome.skipped:
-        parts.append(f"{outcome.skipped} skipped, which were there (--overwrite replaces them)")
+        parts.append(f"{outcome.skipped} skipped, as they exist (--overwrite replaces them)")
     if passed_over:
         parts.append(f"passed over: {image_paths.format_passed_over(passed_over)}")
     if outcome.failed:
@@ -267,31 +270,34 @@ def _parse_shard(shard: str | None) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _number(relative: pathlib.Path) -> int:
+def _hash(relative: pathlib.Path) -> int:
     return int.from_bytes(hashlib.sha256(relative.as_posix().encode()).digest()[:8])
 
 
 def _threads() -> tuple[int, int]:
-    """Returns how many threads read and how many write, which takes five times as long."""
+    """Returns the number of reading threads and of writing threads.
+
+    Writing has more threads, because it takes five times as long.
+    """
     count = cores.count()
     return (
-        min(max(_LEAST_THREADS, count // 4), _MOST_READERS),
-        min(max(_LEAST_THREADS, count), _MOST_WRITERS),
+        min(max(_MIN_THREADS, count // 4), _MAX_READERS),
+        min(max(_MIN_THREADS, count), _MAX_WRITERS),
     )
 
 
 class _ReadAhead:
-    """Reads images ahead, in threads, in order.
+    """Reads images ahead in threads and yields them in order.
 
-    Nothing is begun that would not fit into `_AHEAD_BYTES` beside what waits to be taken, if it
-    is as large as the largest that was read lately; so that where images become larger, those
-    that are too many are no more than there are threads.
+    An image is only read if it fits into `_AHEAD_BYTES` along with those already read but not
+    taken, assuming that it is as large as the largest of the images read recently. If images
+    become larger, the limit is exceeded by at most as many images as there are threads.
 
     Args:
         items: the images.
-        threads: how many are read at the same time, at most.
-        most: how many are read or wait to be taken, at most.
-        read: reads one.
+        threads: largest number of images read at the same time.
+        most: largest number of images being read or waiting to be taken.
+        read: reads one image.
     """
 
     def __init__(
@@ -305,12 +311,12 @@ class _ReadAhead:
         self._remaining = iter(items)
         self._most, self._most_reading = most, threads
         self._threads = concurrent.futures.ThreadPoolExecutor(threads)
-        # What follows is changed by all threads.
+        # The lock guards the attributes below, which all threads change.
         self._lock = threading.Lock()
         self._waiting: collections.deque[tuple[Item, concurrent.futures.Future[Photograph]]]
         self._waiting = collections.deque()
         self._reading = self._held = 0
-        self._lately: collections.deque[int] = collections.deque(maxlen=threads)
+        self._recent_sizes: collections.deque[int] = collections.deque(maxlen=threads)
 
     def __enter__(self) -> "_ReadAhead":
         return self
@@ -323,28 +329,29 @@ class _ReadAhead:
     def take(
         self, fail: Callable[[Item, Exception], None]
     ) -> Iterator[tuple[Item, Photograph]]:
-        """Yields the images; what cannot be read is handed to `fail` and passed over."""
+        """Yields the images in order; those that cannot be read go to `fail` instead."""
         while True:
-            self._begin()
+            self._start_reading()
             if not self._waiting:
                 return
             item, future = self._waiting[0]
             try:
                 photograph = future.result()
             except (ImageFileError, OSError, ValueError, MemoryError) as error:
-                self._let_go(0)
+                self._release(0)
                 fail(item, error)
             else:
-                self._let_go(_size(photograph))
+                self._release(_size(photograph))
                 yield item, photograph
 
-    def _let_go(self, size: int) -> None:
+    def _release(self, size: int) -> None:
+        """Removes the first image, whose pixels take `size` bytes, from those waiting."""
         with self._lock:
             self._waiting.popleft()
             self._held -= size
 
-    def _begin(self) -> None:
-        """Has as many more read as there is room for; at least one where none is waiting."""
+    def _start_reading(self) -> None:
+        """Starts reading as many images as there is room for; at least one if none waits."""
         with self._lock:
             while self._has_room() and (item := next(self._remaining, None)) is not None:
                 self._reading += 1
@@ -355,8 +362,8 @@ class _ReadAhead:
             return True
         if len(self._waiting) >= self._most or self._reading >= self._most_reading:
             return False
-        # Of the first one, nothing is known before it is read.
-        size = max(self._lately, default=_AHEAD_BYTES)
+        # Until the first image is read, no size is known.
+        size = max(self._recent_sizes, default=_AHEAD_BYTES)
         return self._held + (self._reading + 1) * size <= _AHEAD_BYTES
 
     def _read(self, item: Item) -> Photograph:
@@ -370,26 +377,26 @@ class _ReadAhead:
                 self._reading -= 1
                 self._held += size
                 if size:
-                    self._lately.append(size)
-            self._begin()
+                    self._recent_sizes.append(size)
+            self._start_reading()
 
 
 def _with_white(photograph: Photograph, white: int | None) -> Photograph:
-    """Gives a 16-bit photograph its white, and a note where that was found from its levels."""
-    told = photograph.white
+    """Sets the white level of a 16-bit photograph, with a note if it was estimated."""
+    stated = photograph.white
     if photograph.pixels.dtype != np.uint16:
         return photograph
     if white is not None:
         return dataclasses.replace(photograph, white=white)
     highest = max(int(plane.max()) for plane in photograph.planes)
-    if told is not None and highest <= told:
+    if stated is not None and highest <= stated:
         return photograph
-    found = pixels.found_white(photograph.planes)
+    found = pixels.estimated_white(photograph.planes)
     if found is None:
         return dataclasses.replace(photograph, white=None)
     note = (
-        f"no level is above {highest:,}: {found:,} ({found.bit_length()} bits) is taken for "
-        "white; --white=65535 for the whole range"
+        f"no level is above {highest:,}: {found:,} ({found.bit_length()} bits) is assumed to "
+        "be white; --white=65535 uses the whole range"
     )
     return dataclasses.replace(photograph, white=found, notes=(*photograph.notes, note))
 
@@ -405,7 +412,7 @@ def _write(
     file_format: str | None,
     comparisons: pathlib.Path | None,
 ) -> tuple[str, ...]:
-    """Writes a restoration; returns what its format could not keep."""
+    """Writes a restoration; returns notes on what its format could not preserve."""
     notes = image_files.write(item.target, restored, photograph, file_format)
     if comparisons is not None:
         path = comparisons / item.relative.with_name(f"{item.relative.name}.png")
@@ -418,7 +425,7 @@ def _write(
 def _side_by_side(
     before: np.ndarray, after: np.ndarray, white: int | None = None
 ) -> np.ndarray:
-    """The input left of its restoration, uint8 [H, W, 3]."""
+    """Returns the input and its restoration side by side, uint8 [H, 2·W + 8, 3]."""
     pair = [np.atleast_3d(_to_bytes(image, white)) for image in (before, after)]
     gap = np.full((pair[0].shape[0], 8, 3), 255, np.uint8)
     left, right = (np.broadcast_to(image, (*image.shape[:2], 3)) for image in pair)

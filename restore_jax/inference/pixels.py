@@ -1,4 +1,4 @@
-"""Images as users have them: what can be restored, and its way to RGB floats and back."""
+"""Users' images: which arrays can be restored, and their conversion to RGB floats and back."""
 
 import math
 from collections.abc import Iterator
@@ -11,52 +11,52 @@ from restore_jax.errors import RunError
 
 DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 
-# What an earlier resize in float32 may leave above white or below black.
-_FLOAT_DUST = 1e-4
+# How far an earlier resize in float32 may overshoot white or black.
+_RANGE_TOLERANCE = 1e-4
 
-
-# Cameras give 10 bits and more in 16; those with 15 or 16 are taken to use the whole range.
-_FEWEST_BITS, _MOST_BITS = 10, 14
+# Cameras store 10 or more bits in 16; those with 15 or 16 are assumed to use the whole range.
+_MIN_BITS, _MAX_BITS = 10, 14
 
 
 class Levels(NamedTuple):
-    """An image of whole numbers with the level that is white in it."""
+    """An image of integers and its white level; None: the highest of its dtype."""
 
     pixels: np.ndarray
     white: int | None
 
 
-def found_white(planes: list[np.ndarray]) -> int | None:
-    """Finds the white of a camera's 10 to 14 bits in 16 from the highest level.
+def estimated_white(planes: list[np.ndarray]) -> int | None:
+    """Estimates the white level of 10 to 14 bits stored in 16 from the highest level.
 
     Args:
-        planes: pictures of one camera.
+        planes: images of one camera.
 
     Returns:
-        1,023, 4,095 or the like; None where the levels reach beyond 14 bits or are not uint16.
+        1,023, 4,095 or the like; None if the levels exceed 14 bits, are all 0 or are not
+        uint16.
     """
     if any(plane.dtype != np.uint16 for plane in planes):
         return None
     highest = max(int(plane.max()) for plane in planes)
-    bits = max(_FEWEST_BITS, highest.bit_length())
-    return 2**bits - 1 if highest > 0 and bits <= _MOST_BITS else None
+    bits = max(_MIN_BITS, highest.bit_length())
+    return 2**bits - 1 if highest > 0 and bits <= _MAX_BITS else None
 
 
 def checked(image: Any, name: str, batch: bool = False, white: int | None = None) -> np.ndarray:
-    """Returns an image, or a batch where that is allowed, as a NumPy array.
+    """Checks an image, or a batch if allowed, and returns it as a NumPy array.
 
     Args:
-        image: to be checked.
-        name: of it, for messages.
-        batch: whether it may be a batch.
-        white: the highest level that whole numbers may have; None for that of their type.
+        image: the image.
+        name: its name in error messages.
+        batch: whether a batch is allowed.
+        white: the highest level that integers may have; None: the highest of their dtype.
 
     Raises:
-        ValueError: in one line, for anything else.
+        ValueError: if it cannot be restored, in one line.
     """
     if not isinstance(image, np.ndarray | jax.Array):
         raise ValueError(
-            f"{name}: a {type(image).__name__} is no array; give a NumPy or JAX array"
+            f"{name}: a {type(image).__name__} is not an array; give a NumPy or JAX array"
         )
     if np.dtype(image.dtype).name not in DTYPES:
         raise ValueError(f"{name}: dtype {image.dtype} is not one of {', '.join(DTYPES)}")
@@ -76,23 +76,23 @@ def checked(image: Any, name: str, batch: bool = False, white: int | None = None
         if (highest := int(colours.max())) > white:
             raise ValueError(f"{name}: its levels reach {highest:,}, above the white {white:,}")
         if white > np.iinfo(array.dtype).max:
-            raise ValueError(f"{name}: {array.dtype} has no level {white:,} to be white")
+            raise ValueError(f"{name}: the white level {white:,} does not fit {array.dtype}")
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"{name}: some of its values are not finite")
-        if low < -_FLOAT_DUST or high > 1.0 + _FLOAT_DUST:
+        if low < -_RANGE_TOLERANCE or high > 1.0 + _RANGE_TOLERANCE:
             raise ValueError(
-                f"{name}: floats must lie in [0, 1], these reach from {low:g} to {high:g}; "
+                f"{name}: floats must lie in [0, 1], these range from {low:g} to {high:g}; "
                 "scale them"
             )
     return array
 
 
 class TiledImage:
-    """An image as `restore_jax.inference.tiling` reads and writes it, and its result.
+    """An image to be restored by `restore_jax.inference.tiling`, and its result.
 
-    Nothing of the image's size is held in float32: rows are converted as they come and go.
+    No float32 copy of the whole image is held: rows are converted as they are read and written.
     """
 
     def __init__(
@@ -114,11 +114,10 @@ class TiledImage:
         self.context = None if context_side is None else self._thumbnail(context_side)
 
     def _thumbnail(self, side: int) -> np.ndarray:
-        """Shrinks the image to a square as `models.gain_unet.thumbnail` does, in few rows."""
-        everything = slice(None)
+        """Resizes the image as `models.gain_unet.thumbnail` does, a few rows at a time."""
         small = np.empty((side, self.width, 3), np.float32)
         for row, (first, taps) in enumerate(_thumbnail_taps(self.height, side)):
-            rows = self.read(slice(first, first + len(taps)), everything)
+            rows = self.read(slice(first, first + len(taps)), slice(None))
             small[row] = np.einsum("r,rwc->wc", taps, rows)
         columns = [
             np.einsum("r,hrc->hc", taps, small[:, first : first + len(taps)])
@@ -127,19 +126,21 @@ class TiledImage:
         return np.stack(columns, axis=1)
 
     def read(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> np.ndarray:
-        """Returns some pixels as RGB, float32 [h, w, 3] in [0, 1]."""
+        """Returns the pixels of given rows and columns as RGB, float32 [h, w, 3] in [0, 1]."""
         pixels = self._as_float32(self._pixels[rows][:, columns])
         return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
     def write(self, top: int, rows: np.ndarray) -> None:
-        """Takes restored RGB rows, float32 [n, W, 3], any range."""
+        """Converts restored RGB rows, float32 [n, W, 3] of any range, and stores them.
+
+        Raises:
+            RunError: if some values are not finite.
+        """
         if not np.isfinite(rows).all():
-            raise RunError(
-                "the model gives values that are not finite; take another checkpoint"
-            )
+            raise RunError("the model gives values that are not finite; use another checkpoint")
         here = slice(top, top + len(rows))
         if self._results.shape[-1] == 1:
-            # As `mean` does, which takes ten times as long over an axis of three.
+            # Not `mean`, which takes ten times as long over an axis of three.
             grey = rows[..., :1] + rows[..., 1:2]
             grey += rows[..., 2:]
             rows = np.divide(grey, np.float32(3.0), out=grey)
@@ -151,7 +152,7 @@ class TiledImage:
             rows *= self._white
             np.rint(rows, out=rows)
         else:
-            rows += np.float32(0.0)  # makes zeros of negative zeros
+            rows += np.float32(0.0)  # turns -0.0 into 0.0
         self._results[here] = rows
 
     def _as_float32(self, pixels: np.ndarray) -> np.ndarray:
@@ -162,7 +163,7 @@ class TiledImage:
 
 
 def _thumbnail_taps(size: int, side: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the first pixel under each pixel of a thumbnail, and the weights from there on."""
+    """Yields the first pixel that each pixel of a thumbnail covers, and the weights from it."""
     ratio = size / side
     reach = max(ratio, 1.0)
     for place in range(side):

@@ -1,4 +1,4 @@
-"""Restoring anybody's images with a trained model: arrays in, arrays of the same kind out."""
+"""Restores users' images with a trained model: arrays in, arrays of the same kind out."""
 
 import dataclasses
 import os
@@ -16,14 +16,15 @@ from restore_jax.errors import UsageError
 from restore_jax.inference import ensemble, pixels, sharded, tiling
 
 _FALLBACK_TILE = 256
-# Networks that take means over a tile to correct its colour see too little of a plain surface
-# in smaller ones: those of 64 px differed visibly from their neighbours, those of 128 did not.
-_LEAST_DEFAULT_TILE = 128
+# Networks that correct the colour of a tile by its global means see too little of a plain
+# surface in smaller tiles: tiles of 64 px differed visibly from their neighbours, tiles of
+# 128 px did not.
+_MIN_DEFAULT_TILE = 128
 _LOCAL_TILE = 512
-# A batch has no more pixels than eight images of the reports' size, whatever the tile, and no
-# more tiles than keep the count of its possible sizes, each of which is compiled, small.
-_MOST_PIXELS = 8 * 256 * 256
-_MOST_TILES = 32
+# A batch has at most the pixels of eight images of the reports' size, for any tile. It has at
+# most 32 tiles, to limit the number of batch sizes, each of which is compiled.
+_MAX_PIXELS = 8 * 256 * 256
+_MAX_TILES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Options:
     """How images are restored; see `Restorer` for the fields.
 
     Raises:
-        UsageError: for a value that cannot be.
+        UsageError: for an invalid value.
     """
 
     tile: int
@@ -44,7 +45,7 @@ class Options:
     def __post_init__(self) -> None:
         """Checks the values."""
         for name, least in (
-            ("tile", tiling.LEAST_TILE), ("overlap", 0), ("batch_size", 1), ("white", 1)
+            ("tile", tiling.MIN_TILE), ("overlap", 0), ("batch_size", 1), ("white", 1)
         ):  # fmt: skip
             value = getattr(self, name)
             if value is None and name != "tile":
@@ -70,9 +71,9 @@ class Options:
 
     @property
     def cut(self) -> tuple[int, int, int]:
-        """Tile, overlap and batch size; what was not given follows from the tile."""
+        """Tile, overlap and batch size; by default, the last two follow from the tile."""
         overlap = self.tile // 4 if self.overlap is None else self.overlap
-        batch_size = self.batch_size or min(_MOST_TILES, max(1, _MOST_PIXELS // self.tile**2))
+        batch_size = self.batch_size or min(_MAX_TILES, max(1, _MAX_PIXELS // self.tile**2))
         return self.tile, overlap, batch_size
 
 
@@ -83,55 +84,58 @@ class Restorer:
 
     | shape | meaning |
     |---|---|
-    | [H, W], [H, W, 1] | greyscale: restored as RGB of equal channels, then their mean |
+    | [H, W], [H, W, 1] | greyscale: restored as RGB with equal channels, then averaged |
     | [H, W, 3] | RGB |
-    | [H, W, 4] | RGB and alpha, which is kept as it is |
+    | [H, W, 4] | RGB and alpha, which is kept unchanged |
     | [B, H, W, C] | a batch of any of them, C as above |
 
     of dtype uint8 (0 to 255), uint16 (0 to 65535), or float16, float32 or float64 in [0, 1]. A
-    list or tuple of images may mix sizes and types. What comes out has the shape and dtype of
-    what went in, clipped to its range. H and W may be anything from 1 on.
+    list or tuple of images may mix sizes and dtypes. The result has the shape and dtype of the
+    input, clipped to its range. H and W may be any number from 1.
 
-    Images larger than `tile` are restored in overlapping tiles, see `tiling`. The
-    pooling and attention of a model see only their tile, so a restoration depends a little on
-    how the image is cut; a tile of the training size sees as much as the model was trained to.
-    A side shorter than the tile is padded by reflection to a multiple of 32 and cropped back.
-    Measured with an SCA U-Net trained at 256×256, on six degraded photographs of MVTec AD:
+    Images larger than `tile` are restored in overlapping tiles, see `tiling`. The pooling and
+    attention of a model see only their tile, so that the result depends slightly on the tiling;
+    a tile of the training size covers as much as the model was trained on. A side shorter than
+    the tile is padded by reflection to a multiple of 32 and cropped afterwards. Measured with
+    an SCA U-Net trained at 256×256, on six degraded photographs of MVTec AD:
 
-    | image | cut or padding | PSNR | in one piece, unpadded | PSNR between the two |
+    | image | tiles or padding | PSNR | whole image, unpadded | PSNR between the two |
     |---|---|---|---|---|
     | 512×512 | tiles of 256 | 25.22 dB | 25.23 dB | 55.8 dB |
     | 512×512 | tiles of 128 | 25.18 dB | 25.23 dB | 50.0 dB |
     | 225×225 | padded to 256×256 | 26.02 dB | 26.02 dB | 58.7 dB |
     | 200×200 | padded to 224×224 | 26.01 dB | 25.98 dB | 45.9 dB |
 
-    Images are never resized here: a model that was trained on photographs shrunk to a smaller
-    size finds another blur in them at their own size than the one it knows.
+    Images are never resized here: for a model that was trained on downscaled photographs, the
+    blur in photographs at their native size differs from that of its training.
 
     Args:
-        model: an architecture of `restore_jax.models` that restores.
-        variables: what its `apply` takes.
-        config: the configuration it was trained with; what is missing there is as by default.
+        model: an architecture of `restore_jax.models` that restores images.
+        variables: variables for its `apply`.
+        config: the configuration it was trained with; missing fields have their defaults.
         tile: side of the tiles in px, at least 32. None: the training's
-            `config.data.image_size` or, where it was native, `config.data.crop_size`, but
-            128 at least; 512 for a gain U-Net, whose tiles need not have the training's size.
-        overlap: of neighbouring tiles in px, at most half a tile. None: a quarter of the tile.
+            `config.data.image_size` or, if it was trained at native size,
+            `config.data.crop_size`, but at least 128; 512 for a gain U-Net, whose tiles need
+            not have the training's size.
+        overlap: overlap of neighbouring tiles in px, at most half a tile. None: a quarter of
+            the tile.
         batch_size: tiles restored at once. None: as many as have the pixels of eight 256×256
-            images, at most 32. Where the memory does not suffice, this and then the tile are
-            halved until it does.
-        strength: 1 is the restored image, 0 the input, between them their mean by that weight.
-        self_ensemble: "none"; "flips" averages the restorations of the image's flips that the
-            degradation of the training allows (up to four times the time); "all8" those of all
-            flips and rotations by 90° (eight times).
-        white: the level that is white in images of whole numbers, such as 4095 for 12 bits in
-            uint16; what comes out keeps that range. None: the highest of their type.
+            images, at most 32. When memory runs out, this and then the tile are halved until it
+            suffices.
+        strength: weight of the restoration in a blend with the input: 1 is the restored image,
+            0 the input.
+        self_ensemble: "none"; "flips" averages the restorations of the image's flips that are
+            consistent with the degradation of the training (up to four times the time); "all8"
+            those of all flips and rotations by 90° (eight times).
+        white: the white level of integer images, such as 4095 for 12 bits in uint16; the result
+            keeps that range. None: the highest level of their dtype.
 
     Attributes:
         model, variables, config: as given; the variables are on the default device.
-        options: the options that a call takes where it is given none.
+        options: default options of a call.
 
     Raises:
-        UsageError: for an option that cannot be.
+        UsageError: for an invalid option.
 
     Examples:
         >>> import jax, numpy as np
@@ -150,9 +154,9 @@ class Restorer:
         >>> restorer(np.full((8, 8, 3), 255.0))
         Traceback (most recent call last):
         ...
-        ValueError: image: floats must lie in [0, 1], these reach from 255 to 255; scale them
+        ValueError: image: floats must lie in [0, 1], these range from 255 to 255; scale them
 
-        A generator of images, restored in batches as they come:
+        A generator of images, restored in batches as they arrive:
 
         >>> images = (np.full((20, 16 + i), i, np.uint8) for i in range(3))
         >>> [restored.shape for restored in restorer.restore_many(images)]
@@ -183,12 +187,12 @@ class Restorer:
             self_ensemble,
             white,
         )
-        self._restore = sharded.divided(model, self.variables)
-        # Once the memory has not sufficed for some sizes, it will not the next time.
+        self._restore = sharded.make_apply(model, self.variables)
+        # Kept between calls: if memory ran out for some sizes once, it would again.
         self._sizes: dict[tuple[int, int, int], tiling.Sizes] = {}
 
     def __repr__(self) -> str:
-        """Names the architecture and its size."""
+        """Returns the architecture, its number of parameters and the options."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.variables.get("params", {})))
         name = type(self.model).__name__
         return f"Restorer({name}, {count:,} parameters, {self.options})"
@@ -197,19 +201,19 @@ class Restorer:
         """Restores an image, a batch of images, or a list of images.
 
         Args:
-            image: an array as described above, or a list or tuple of them (no batches in it).
+            image: an array as described above, or a list or tuple of them (without batches).
             **options: `tile`, `overlap`, `batch_size`, `strength`, `self_ensemble`,
-                `white`, for this call alone.
+                `white`, only for this call.
 
         Returns:
             A NumPy array of the same shape and dtype; a list of them for a list or tuple.
 
         Raises:
-            ValueError: for what is not such an array: its number of axes or channels, its
-                dtype, no pixels, floats outside [0, 1] or not finite.
-            UsageError: for an option that is unknown or cannot be.
-            RunError: where the memory does not suffice even for the smallest tile, or the model
-                gives values that are not finite.
+            ValueError: for anything else: a wrong number of axes or channels, another dtype,
+                no pixels, floats outside [0, 1] or not finite.
+            UsageError: for an unknown or invalid option.
+            RunError: if memory runs out even for the smallest tile, or the model gives values
+                that are not finite.
         """
         if isinstance(image, list | tuple):
             return list(self.restore_many(image, **options))
@@ -223,17 +227,17 @@ class Restorer:
         return restored
 
     def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[np.ndarray]:
-        """Restores images one after the other, filling batches across them.
+        """Restores images in order, with batches that span several images.
 
-        Only as many images as a batch needs are taken in before the first comes out.
+        Images are taken only as needed to fill a batch, so that the first results come early.
 
         Args:
-            images: arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any sizes and types;
-                or `pixels.Levels`, to give each a white of its own.
+            images: arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any sizes and dtypes;
+                or `pixels.Levels`, to give each its own white level.
             **options: as for a call.
 
         Yields:
-            For each, in order, an array of its shape and dtype.
+            For each image, in order, an array of its shape and dtype.
 
         Raises:
             ValueError, UsageError, RunError: as for a call.
@@ -273,19 +277,20 @@ def load(
     Nothing in the files is executed, and TensorFlow is not needed.
 
     Args:
-        path: a workdir of a training; one checkpoint's folder in it, `checkpoints/STEP`; a
-            `.safetensors` file of `restore_jax.save_weights`; or, where there is no such path,
-            one of the names of `restore_jax.models_available`.
-        checkpoint: of a workdir: "best" (by validation SSIM), "latest" or a step.
+        path: the workdir of a training; the folder of one of its checkpoints,
+            `checkpoints/STEP`; a `.safetensors` file of `restore_jax.save_weights`; or, if
+            there is no such path, a name from `restore_jax.models_available`.
+        checkpoint: the checkpoint of a workdir: "best" (by validation SSIM), "latest" or a
+            step.
         **options: those of `Restorer`: `tile`, `overlap`, `batch_size`, `strength`,
             `self_ensemble`, `white`.
 
     Returns:
-        The model with its averaged parameters where the training kept an average.
+        The model, with its averaged parameters if the training kept an average.
 
     Raises:
-        UsageError: for what is none of these, a file that is damaged or of another program,
-            a checkpoint that does not exist, or an option that cannot be.
+        UsageError: for any other path, a file that is damaged or from another program, a
+            checkpoint that does not exist, or an invalid option.
 
     Examples:
         >>> import pathlib, tempfile
@@ -317,13 +322,13 @@ def _check_names(options: Mapping[str, Any]) -> None:
 
 
 def _default_tile(model: nn.Module, config: ConfigDict) -> int:
-    """Returns the side of the images that a model was trained on, unless that is too small.
+    """Returns the side of the images that a model was trained on, but at least 128 px.
 
-    A model that sees no further than its convolutions, or is told of the whole image, takes
-    larger tiles: their overlaps are less of them.
+    A model with a context input is otherwise purely convolutional and can use larger tiles, of
+    which the overlaps are a smaller part.
     """
     if getattr(model, "takes_context", False):
         return _LOCAL_TILE
     data = config.get("data") or {}
     size = data.get("image_size") or data.get("crop_size") or _FALLBACK_TILE
-    return max(_LEAST_DEFAULT_TILE, size)
+    return max(_MIN_DEFAULT_TILE, size)

@@ -1,4 +1,4 @@
-"""Restoring a batch on all devices of a process: images, or the rows of one, are divided."""
+"""Restores a batch on all devices of a process, sharded over images or the rows of one."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,37 +11,37 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from restore_jax.parallel import device_mesh
 
-# Cores that share an image have so many of its rows at least: they also compute what lies
-# around their own.
-_LEAST_ROWS = 64
+# Smallest number of rows per core when an image is sharded by rows: each core also computes
+# a margin around its own rows.
+_MIN_ROWS = 64
 
 
-def divided(model: nn.Module, variables: Mapping[str, Any]) -> Callable[..., jax.Array]:
-    """Returns what runs a model on the devices of this process.
+def make_apply(model: nn.Module, variables: Mapping[str, Any]) -> Callable[..., jax.Array]:
+    """Returns a function that applies a model on the devices of this process.
 
-    The images of a batch are divided among as many devices as their number allows. A single
-    image is divided by its rows among the cores of a CPU, which exchange what convolutions,
-    means and attention see of the others' rows. The results are the same to rounding.
+    A batch is sharded by images over as many devices as divide their number. A single image is
+    sharded by rows over the cores of a CPU, which exchange the rows that convolutions, means
+    and attention need from other cores. The results are equal up to rounding.
 
     Args:
-        model: an architecture of `restore_jax.models` that restores.
-        variables: what its `apply` takes.
+        model: an architecture of `restore_jax.models` that restores images.
+        variables: variables for its `apply`.
 
     Returns:
-        A function of float32 [B, H, W, 3] in [0, 1], which gives the same shape, not clipped.
-        A second argument, [B, h, w, 3] or None, is what the images are parts of, for models
-        that take it.
+        A function from float32 [B, H, W, 3] in [0, 1] to the same shape, not clipped. Its
+        second argument, [B, h, w, 3] or None, is the whole photographs that the images are
+        parts of, for models that accept it.
     """
     devices = jax.local_devices()
     on_cpu = devices[0].platform == "cpu"
 
     @functools.cache
-    def program(in_context: bool, count: int, *axes: str | None) -> Callable[..., jax.Array]:
+    def program(has_context: bool, count: int, *axes: str | None) -> Callable[..., jax.Array]:
         mesh = device_mesh.make_mesh(devices[:count])
         placed = jax.device_put(variables, device_mesh.replicated(mesh))
         split = NamedSharding(mesh, PartitionSpec(*axes))
-        # The rows of one image share its whole context.
-        contexts = (NamedSharding(mesh, PartitionSpec(axes[0])),) * in_context
+        # The context is sharded by images, but not by rows.
+        contexts = (NamedSharding(mesh, PartitionSpec(axes[0])),) * has_context
         compiled = jax.jit(
             functools.partial(_apply, model),
             in_shardings=(device_mesh.replicated(mesh), split, *contexts),
@@ -53,13 +53,13 @@ def divided(model: nn.Module, variables: Mapping[str, Any]) -> Callable[..., jax
         batch: np.ndarray | jax.Array, context: np.ndarray | jax.Array | None = None
     ) -> jax.Array:
         images = (batch,) if context is None else (batch, context)
-        in_context = context is not None
+        has_context = context is not None
         count = _most(len(devices), len(batch))
         if count == 1 and on_cpu:
             rows = batch.shape[1]
-            count = _most(min(len(devices), rows // _LEAST_ROWS), rows)
-            return program(in_context, count, None, "data")(*images)
-        return program(in_context, count, "data")(*images)
+            count = _most(min(len(devices), rows // _MIN_ROWS), rows)
+            return program(has_context, count, None, "data")(*images)
+        return program(has_context, count, "data")(*images)
 
     return restore
 
@@ -71,5 +71,5 @@ def _apply(
 
 
 def _most(limit: int, size: int) -> int:
-    """Returns the largest number up to a limit that divides a size; 1 at least."""
+    """Returns the largest divisor of a size up to a limit, at least 1."""
     return max((n for n in range(1, limit + 1) if size % n == 0), default=1)

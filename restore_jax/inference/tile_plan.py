@@ -1,4 +1,4 @@
-"""Where the tiles of an image lie, and how much each counts where they overlap."""
+"""The positions of an image's tiles, and their weights where they overlap."""
 
 import dataclasses
 import functools
@@ -7,17 +7,17 @@ import math
 
 import numpy as np
 
-LEAST_TILE = 32
-"""Tiles are no smaller, and sides shorter than a tile are padded to a multiple of this."""
+MIN_TILE = 32
+"""Smallest side of a tile, px; sides shorter than a tile are padded to a multiple of it."""
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Returns where tiles begin along an axis: evenly spread, the last one ends with the axis.
+    """Returns the starts of evenly spaced tiles along an axis; the last ends with the axis.
 
     Args:
-        length: of the axis, in px.
-        tile: length of a tile; where it is not below `length`, there is one tile.
-        overlap: of neighbours, at least; below `tile`.
+        length: length of the axis, in px.
+        tile: length of a tile; if it is at least `length`, there is one tile.
+        overlap: smallest overlap of neighbouring tiles; below `tile`.
     """
     if length <= tile:
         return [0]
@@ -28,11 +28,11 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 def axis_weights(begins: list[int], tile: int) -> np.ndarray:
     """Returns the weights of the tiles along an axis, float32 [tiles, tile].
 
-    Where two tiles overlap, the one's weight falls as the other's rises, by a raised cosine
-    over the whole of the overlap. Over all tiles the weights of a pixel sum to one.
+    Where two tiles overlap, they are cross-faded by a raised cosine over the whole overlap. The
+    weights of a pixel sum to one over all tiles.
 
     Args:
-        begins: from `starts`.
+        begins: starts of the tiles, from `starts`.
         tile: length of a tile, in px.
     """
     weights = np.ones((len(begins), tile))
@@ -41,7 +41,7 @@ def axis_weights(begins: list[int], tile: int) -> np.ndarray:
         rise = np.sin(0.5 * np.pi * (np.arange(shared) + 0.5) / max(1, shared)) ** 2
         weights[i, tile - shared :] *= rise[::-1]
         weights[i + 1, :shared] *= rise
-    # Where the last tiles crowd, three can share a pixel.
+    # Up to three tiles can share a pixel, so the weights are normalised.
     total = np.zeros(begins[-1] + tile)
     for begin, row in zip(begins, weights, strict=True):
         total[begin : begin + tile] += row
@@ -55,9 +55,9 @@ class Plan:
     """The tiles of an image, row by row.
 
     Attributes:
-        height, width: of the image.
-        tile_height, tile_width: of each tile.
-        tops, lefts: where the rows and columns of tiles begin.
+        height, width: size of the image.
+        tile_height, tile_width: size of each tile.
+        tops, lefts: starts of the rows and columns of tiles.
     """
 
     height: int
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def count(self) -> int:
-        """How many tiles there are."""
+        """The number of tiles."""
         return len(self.tops) * len(self.lefts)
 
     @property
@@ -79,7 +79,7 @@ class Plan:
 
     @functools.cached_property
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """Those along the rows, [len(tops), tile_height], and along the columns."""
+        """Vertical weights [len(tops), tile_height], horizontal [len(lefts), tile_width]."""
         return (
             axis_weights(self.tops, self.tile_height),
             axis_weights(self.lefts, self.tile_width),
@@ -87,17 +87,18 @@ class Plan:
 
 
 def plan(height: int, width: int, tile: int, overlap: int) -> Plan:
-    """Cuts an image into tiles.
+    """Plans the tiles of an image.
 
     Args:
-        height: of the image, at least 1.
-        width: of the image, at least 1.
-        tile: side of a tile; shorter sides are padded to a multiple of 32, but not beyond it.
-        overlap: of neighbouring tiles, at least; at most half a tile.
+        height: height of the image, at least 1.
+        width: width of the image, at least 1.
+        tile: side of a tile; shorter sides of the image are padded to a multiple of 32, but
+            not beyond it.
+        overlap: smallest overlap of neighbouring tiles, at most half a tile.
     """
 
     def side(length: int) -> int:
-        return min(tile, LEAST_TILE * math.ceil(length / LEAST_TILE))
+        return min(tile, MIN_TILE * math.ceil(length / MIN_TILE))
 
     return Plan(
         height,
@@ -110,13 +111,13 @@ def plan(height: int, width: int, tile: int, overlap: int) -> Plan:
 
 
 def reflected(length: int, padded: int) -> np.ndarray:
-    """Returns which pixels of an axis continue it by reflection, as often as needed.
+    """Returns the pixel indices that pad an axis by reflection, repeated as often as needed.
 
     The border pixel is not repeated: 0 1 2 1 0 1 … for a length of 3.
 
     Args:
-        length: of the axis, at least 1.
-        padded: the length wanted.
+        length: length of the axis, at least 1.
+        padded: length after padding.
 
     Returns:
         Indices below `length`, int [padded].

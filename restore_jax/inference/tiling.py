@@ -1,15 +1,15 @@
-"""Restoring images of any size in bounded memory: overlapping tiles, blended without a seam.
+"""Restores images of any size in bounded memory, in overlapping tiles blended without seams.
 
-A model that pools over the whole image or attends to all of it sees only its tile here, so
-tiles should have the size of the images it was trained on. Neighbours overlap, and in the
-overlap the weight passes from one to the other along a raised cosine; the weights of a pixel
-sum to one, and those at a tile's edge, where convolutions see its frame, are next to nothing.
+A model that pools or attends over the whole image sees only its tile here, so tiles should have
+the size of the images it was trained on. Neighbouring tiles overlap, and in the overlap they
+are cross-faded by a raised cosine; the weights of a pixel sum to one and are close to zero at
+the edge of a tile, where convolutions see its border.
 
 An image is blended in a band as high as one tile and as wide as the image, from which rows are
-handed on as soon as no further tile touches them. A side that is longer than the tile is
-covered by tiles of just that size. A shorter one is padded by reflection to the next multiple
-of 32, so that all the images there are need no more than (tile / 32)² shapes, each compiled
-once per batch size, which is a power of two or the largest allowed.
+written as soon as no further tile touches them. A side that is longer than the tile is covered
+by tiles of exactly that size. A shorter one is padded by reflection to the next multiple of 32,
+so that images of all sizes need at most (tile / 32)² tile shapes, each compiled once per batch
+size, which is a power of two or the largest allowed.
 """
 
 import collections
@@ -22,15 +22,16 @@ import jax
 import numpy as np
 
 from restore_jax.errors import RunError
-from restore_jax.inference.tile_plan import LEAST_TILE, plan, reflected
+from restore_jax.inference.tile_plan import MIN_TILE, plan, reflected
 
 Apply = Callable[[np.ndarray, np.ndarray | None], np.ndarray | jax.Array]
 
-# Images that were taken in and not handed back, at most: where those of two shapes take turns,
-# each has a batch on the device and fills the next one. Smaller batches have more.
+# Limits of the images that are taken but not yet yielded. Four batches: if images of two shapes
+# alternate, each shape has a batch on the device and fills the next one. At least 32 images, as
+# small batches have room for more.
 _BATCHES_WAITING = 4
-_LEAST_ROOM = 32
-_MOST_PIXELS_WAITING = 2**25
+_MIN_IMAGES_WAITING = 32
+_MAX_PIXELS_WAITING = 2**25
 
 
 class Tileable(Protocol):
@@ -39,17 +40,18 @@ class Tileable(Protocol):
     height: int
     width: int
     context: np.ndarray | None
-    """What each of its tiles is shown of the whole, float32 [h, w, 3]; None: nothing.
+    """The whole image as its tiles see it, float32 [h, w, 3], for models that use it.
 
     Either all images of a run have one, of the same shape, or none has."""
 
     def read(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> np.ndarray:
-        """Returns the pixels of some rows and columns, float32 [h, w, 3] in [0, 1]."""
+        """Returns the pixels of given rows and columns, float32 [h, w, 3] in [0, 1]."""
 
     def write(self, top: int, rows: np.ndarray) -> None:
-        """Takes restored rows from `top` on, float32 [n, width, 3], to be read at once only.
+        """Receives restored rows from `top` on, float32 [n, width, 3].
 
-        From top to bottom, each once; from the top again where the memory did not suffice.
+        The array is only valid during the call. Each row is written once, from top to bottom;
+        after an out-of-memory error, writing may start again from the top.
         """
 
 
@@ -58,12 +60,12 @@ AnyTileable = TypeVar("AnyTileable", bound=Tileable)
 
 @dataclasses.dataclass
 class Sizes:
-    """How images are cut; smaller from the moment that the device's memory did not suffice.
+    """How images are tiled; reduced when the device runs out of memory.
 
     Attributes:
         tile: side of a tile, in px.
-        overlap: of neighbouring tiles, at least, in px; at most half a tile.
-        batch_size: tiles restored at once, at most.
+        overlap: smallest overlap of neighbouring tiles, in px; at most half a tile.
+        batch_size: largest number of tiles restored at once.
     """
 
     tile: int
@@ -71,33 +73,33 @@ class Sizes:
     batch_size: int
 
     def halve(self, shape: tuple[int, int, int]) -> None:
-        """Makes less of a batch [B, h, w] that was too large: half the batch, or the tile.
+        """Halves the batch size, or else the tile, after a batch [B, h, w] was too large.
 
         Raises:
-            RunError: where it was a single tile of the smallest size.
+            RunError: if it was a single tile of the smallest size.
         """
         batch, side = shape[0], max(shape[1:])
         if batch > 1:
             self.batch_size = batch // 2
             logging.warning("out of memory: batches of %d tiles from here on", self.batch_size)
             return
-        if side <= LEAST_TILE:
+        if side <= MIN_TILE:
             raise RunError(
                 f"out of memory for one tile of {shape[1]}×{shape[2]} px; free some memory, or "
-                "take a smaller model"
+                "use a smaller model"
             )
-        tile = max(LEAST_TILE, side // 2)
+        tile = max(MIN_TILE, side // 2)
         self.overlap = self.overlap * tile // self.tile
         self.tile = tile
         logging.warning("out of memory: tiles of %d px from here on", tile)
 
 
 class ImageInFlight:
-    """An image on its way: its tiles go out and come back in the same order.
+    """An image being restored: its tiles are sent and received in the same order.
 
     Args:
         picture: the image.
-        sizes: how it is cut, from now on.
+        sizes: how it is tiled.
     """
 
     def __init__(self, picture: Tileable, sizes: Sizes) -> None:
@@ -105,7 +107,7 @@ class ImageInFlight:
         self.start(sizes)
 
     def start(self, sizes: Sizes) -> None:
-        """Begins with the first tile, whatever was done before."""
+        """Starts with the first tile, discarding what was done before."""
         self.plan = plan(self.picture.height, self.picture.width, sizes.tile, sizes.overlap)
         self.done = self.sent = 0
         self._top = 0
@@ -115,16 +117,16 @@ class ImageInFlight:
 
     @property
     def remaining(self) -> int:
-        """How many tiles are still to come back."""
+        """The number of tiles not yet received."""
         return self.plan.count - self.done
 
     @property
     def unsent(self) -> int:
-        """How many tiles are still to go out."""
+        """The number of tiles not yet sent."""
         return self.plan.count - self.sent
 
     def read(self, index: int) -> np.ndarray:
-        """Returns a tile of the image as it is, float32 [tile_height, tile_width, 3]."""
+        """Returns a tile of the degraded image, float32 [tile_height, tile_width, 3]."""
         row, column = divmod(index, len(self.plan.lefts))
 
         def along(begin: int, tile: int, length: int) -> np.ndarray | slice:
@@ -136,8 +138,8 @@ class ImageInFlight:
         )
 
     def add(self, tile: np.ndarray) -> None:
-        """Blends the next tile in; rows that are complete go to the picture."""
-        if self.plan.count == 1:  # whose weights are all 1
+        """Blends in the next restored tile and writes completed rows to the picture."""
+        if self.plan.count == 1:  # all weights are 1
             self.done = 1
             self.picture.write(0, tile[: self.plan.height, : self.plan.width])
             return
@@ -145,18 +147,18 @@ class ImageInFlight:
         if self._band is None:
             self._band = np.zeros(self._band_shape, np.float32)
         if column == 0:
-            self._hand_on(self.plan.tops[row])
+            self._flush(self.plan.tops[row])
         down, across = self.plan.weights
         left = self.plan.lefts[column]
-        share = tile * down[row][:, None, None]
-        share *= np.repeat(across[column], 3).reshape(-1, 3)  # far faster than [:, None]
-        self._band[:, left : left + self.plan.tile_width] += share
+        weighted = tile * down[row][:, None, None]
+        weighted *= np.repeat(across[column], 3).reshape(-1, 3)  # far faster than [:, None]
+        self._band[:, left : left + self.plan.tile_width] += weighted
         self.done += 1
         if not self.remaining:
-            self._hand_on(self.plan.height)
+            self._flush(self.plan.height)
             self._band = None
 
-    def _hand_on(self, until: int) -> None:
+    def _flush(self, until: int) -> None:
         """Writes the rows above `until` and moves the band down to it."""
         count = until - self._top
         if count:
@@ -167,7 +169,7 @@ class ImageInFlight:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tells whether an error means that an allocation failed, on the device or beside it."""
+    """Returns whether an error means that an allocation failed, on the device or the host."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, jax.errors.JaxRuntimeError) and (
@@ -180,64 +182,65 @@ def restore(
 ) -> Iterator[AnyTileable]:
     """Restores images tile by tile; tiles of several images share a batch.
 
-    Only as many images are taken from `pictures` as are needed to fill a batch. While the
-    device works on one batch, the host cuts the next and blends the one before: a batch is sent
-    before one is waited for, unless images that are not handed back leave no room. Where the
-    memory of the device does not suffice, the batch and then the tile are halved, `sizes` says
-    so from then on, and the work goes on; what is not finished begins anew with smaller tiles.
+    Images are taken from `pictures` only as needed to fill a batch. While the device works on
+    one batch, the host prepares the next and blends the previous one: a batch is sent before
+    another is waited for, unless too many images are unfinished. If the device runs out of
+    memory, the batch size and then the tile are halved in `sizes`, and the work continues;
+    unfinished images start again with smaller tiles.
 
     Args:
         pictures: the images, of any sizes.
         apply: the model: tiles, float32 [B, h, w, 3] in [0, 1] → the same shape; its second
             argument is the `context` of each tile's image, [B, h', w', 3] or None. It may
             return before the device is done.
-        sizes: how to cut them; changed where that turns out to be too large.
+        sizes: how to tile them; reduced after an out-of-memory error.
 
     Yields:
-        The images, all rows written, in the order they came in.
+        The images, with all rows written, in the order of `pictures`.
 
     Raises:
-        RunError: where the memory does not suffice for the smallest tile.
+        RunError: if memory runs out even for the smallest tile.
     """
     waiting: collections.deque[ImageInFlight] = collections.deque()
     source = iter(pictures)
     ended = False
-    flight: _Flight | None = None
+    sent: _SentBatch | None = None
     while waiting or not ended:
         while waiting and not waiting[0].remaining:
             yield waiting.popleft().picture
-        room = not ended and _room(waiting, sizes)
-        # What is on the device makes room when it is back: no need yet for less than a batch.
-        batch = _next_batch(waiting, sizes, room or not (ended or flight is None))
+        room = not ended and _has_room(waiting, sizes)
+        # While a batch is on the device, whose return makes room, only full batches are sent.
+        batch = _next_batch(waiting, sizes, room or not (ended or sent is None))
         if room and not batch:
             picture = next(source, None)
             ended = picture is None
             if picture is not None:
                 waiting.append(ImageInFlight(picture, sizes))
             continue
-        before, flight = flight, _launch(batch, apply, sizes) if batch else None
-        for landing in (before, flight):
-            # There is no use in sending more after one that failed at once.
-            if landing is None or (landing is flight and landing.error is None):
+        previous, sent = sent, _send(batch, apply, sizes) if batch else None
+        for due in (previous, sent):
+            # The new batch is left on the device, unless it failed at once.
+            if due is None or (due is sent and due.error is None):
                 continue
-            if not _land(landing, waiting, sizes):
-                flight = None
+            if not _receive(due, waiting, sizes):
+                sent = None
                 break
 
 
-def _room(waiting: collections.deque[ImageInFlight], sizes: Sizes) -> bool:
-    """Tells whether another image may be taken in before a batch is full."""
+def _has_room(waiting: collections.deque[ImageInFlight], sizes: Sizes) -> bool:
+    """Returns whether another image may be taken before a batch is full."""
     pixels = sum(job.plan.height * job.plan.width for job in waiting)
-    most = max(_LEAST_ROOM, _BATCHES_WAITING * sizes.batch_size)
-    return len(waiting) < most and pixels < _MOST_PIXELS_WAITING
+    most = max(_MIN_IMAGES_WAITING, _BATCHES_WAITING * sizes.batch_size)
+    return len(waiting) < most and pixels < _MAX_PIXELS_WAITING
 
 
 def _next_batch(
     waiting: collections.deque[ImageInFlight], sizes: Sizes, only_full: bool
 ) -> list[tuple[ImageInFlight, int]]:
-    """Picks the next tiles of one shape: those of the first image that fills a batch.
+    """Picks the next batch of tiles with one shape.
 
-    Where none does and `only_full` is off, those of the first image of all.
+    The first shape that fills a batch is taken; if there is none, the first shape, or no tiles
+    with `only_full`.
     """
     by_shape: dict[tuple[int, int], list[tuple[ImageInFlight, int]]] = {}
     for job in waiting:
@@ -253,14 +256,14 @@ def _next_batch(
     return next(iter(full or ([] if only_full else found)), [])
 
 
-class _Flight(NamedTuple):
+class _SentBatch(NamedTuple):
     """A batch of tiles that was sent to the device.
 
     Attributes:
-        tiles: of which image, and which of its tiles, in the order of the batch.
-        shape: of the batch.
-        restored: what comes back, which the device may still be at.
-        error: why it could not be sent; None where it was.
+        tiles: the image and the index of each tile, in the order of the batch.
+        shape: shape of the batch.
+        restored: the result, which the device may still be computing.
+        error: why it could not be sent; None if it was.
     """
 
     tiles: list[tuple[ImageInFlight, int]]
@@ -272,10 +275,10 @@ class _Flight(NamedTuple):
 _FAILURES = (jax.errors.JaxRuntimeError, MemoryError)
 
 
-def _launch(batch: list[tuple[ImageInFlight, int]], apply: Apply, sizes: Sizes) -> _Flight:
-    """Sends a batch of tiles to the device, and does not wait for it.
+def _send(batch: list[tuple[ImageInFlight, int]], apply: Apply, sizes: Sizes) -> _SentBatch:
+    """Sends a batch of tiles to the device without waiting for the result.
 
-    A batch that is not full is padded to a power of two: every size is a program to compile.
+    A batch that is not full is padded to a power of two, because each size is compiled.
     """
     shape = batch[0][0].plan.shape
     size = min(sizes.batch_size, 2 ** (len(batch) - 1).bit_length())
@@ -290,31 +293,31 @@ def _launch(batch: list[tuple[ImageInFlight, int]], apply: Apply, sizes: Sizes) 
     for job, _ in batch:
         job.sent += 1
     try:
-        return _Flight(batch, tiles.shape, apply(tiles, contexts))
+        return _SentBatch(batch, tiles.shape, apply(tiles, contexts))
     except _FAILURES as error:
-        return _Flight(batch, tiles.shape, error=error)
+        return _SentBatch(batch, tiles.shape, error=error)
 
 
-def _land(flight: _Flight, waiting: collections.deque[ImageInFlight], sizes: Sizes) -> bool:
-    """Hands each tile of a batch to its image, or makes do with less memory.
+def _receive(sent: _SentBatch, waiting: collections.deque[ImageInFlight], sizes: Sizes) -> bool:
+    """Adds each tile of a batch to its image, or reduces the sizes if memory ran out.
 
     Returns:
-        Whether it came back. If not, all that was sent after it must be sent anew.
+        Whether it was received. If not, everything sent after it must be sent again.
     """
     try:
-        if flight.error is not None:
-            raise flight.error
-        restored = np.asarray(flight.restored)
+        if sent.error is not None:
+            raise sent.error
+        restored = np.asarray(sent.restored)
     except _FAILURES as error:
         if not is_out_of_memory(error):
             raise
         before = sizes.tile
-        sizes.halve(flight.shape[:3])
+        sizes.halve(sent.shape[:3])
         for job in waiting:
             job.sent = job.done
             if sizes.tile != before and job.remaining:
                 job.start(sizes)
         return False
-    for (job, _), tile in zip(flight.tiles, restored, strict=False):
+    for (job, _), tile in zip(sent.tiles, restored, strict=False):
         job.add(tile)
     return True

@@ -1,4 +1,4 @@
-"""The architectures, by the name that `config.model.name` gives."""
+"""The architectures, by the name used in `config.model.name`."""
 
 import inspect
 from collections.abc import Mapping
@@ -32,23 +32,23 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 DISCRIMINATORS = ("pexels_discriminator",)
-"""Those that judge images and restore none."""
+"""Models that judge images instead of restoring them."""
 
 
 def create(name: str, **options: Any) -> nn.Module:
-    """Makes an architecture; its parameters come from `init`.
+    """Creates an architecture; its parameters come from `init`.
 
     Args:
         name: a key of `MODELS`.
         **options: the architecture's attributes, e.g. `variant="released"`; each architecture
-            checks the values of its own. Lists, as read from JSON, become tuples.
+            checks its own values. Lists, as read from JSON, become tuples.
 
     Returns:
         A module with `apply(variables, degraded, mask=None, train=False, valid=None)` →
-        restored [B, H, W, 3] float32, for any H and W. `mask` [B, H, W, 1] helps where the
-        architecture takes it. In training, models with BatchNorm take the statistics of the
-        rows that are `valid` (bool [B]; None: all) and hand back "batch_stats"; dropout takes
-        the key "dropout". Only "pexels_discriminator" differs: see its class.
+        restored [B, H, W, 3] float32, for any H and W. Only some architectures use `mask`
+        [B, H, W, 1]. In training, models with BatchNorm use the statistics of the rows that
+        are `valid` (bool [B]; None: all) and return updated "batch_stats"; dropout uses the
+        PRNG key "dropout". Only "pexels_discriminator" differs, see its class.
 
     Raises:
         UsageError: for an unknown name, option or option value.
@@ -63,17 +63,17 @@ def create(name: str, **options: Any) -> nn.Module:
             raise UsageError(
                 f"config.model.{option}: {name} has no such option; it has {known}"
             )
-        # A list would make the module unfit to be a static argument.
+        # With a list the module would not be hashable and could not be a static argument.
         if isinstance(value, list):
             options[option] = tuple(value)
     return MODELS[name](**options)
 
 
 def from_config(config: ConfigDict) -> nn.Module:
-    """Makes the architecture of `config.model`, computing in `config.dtype`.
+    """Creates the architecture of `config.model`, computing in `config.dtype`.
 
     Raises:
-        UsageError: for a wrong field, or an architecture that restores no images.
+        UsageError: for an invalid field, or an architecture that does not restore images.
     """
     if config.dtype not in ("float32", "bfloat16"):
         raise UsageError(f"config.dtype: {config.dtype!r} is not one of float32, bfloat16")
@@ -81,27 +81,28 @@ def from_config(config: ConfigDict) -> nn.Module:
     name = options.pop("name")
     if name in DISCRIMINATORS:
         raise UsageError(
-            f"config.model.name: {name} judges images and restores none; take pexels_generator"
+            f"config.model.name: {name} judges images instead of restoring them; use "
+            "pexels_generator"
         )
     return create(name, dtype=jnp.dtype(config.dtype), **options)
 
 
 def takes_context(model: nn.Module) -> bool:
-    """Tells whether `apply` takes `context`: the whole photograph beside a part of it."""
+    """Returns whether `apply` accepts `context`: the whole photograph along with a crop."""
     return getattr(model, "takes_context", False) and model.gain
 
 
 def context_of(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `apply` takes of a batch's `context`; {} for models without use for it."""
+    """Returns the keyword argument `context` for `apply`; {} if the model does not use it."""
     name = batches.CONTEXT
     return {"context": batch[name]} if name in batch and takes_context(model) else {}
 
 
 def discriminator(name: str, dtype: str) -> nn.Module:
-    """Makes the discriminator of `config.adversarial`, computing in `config.dtype`.
+    """Creates the discriminator of `config.adversarial`, computing in `config.dtype`.
 
     Raises:
-        UsageError: for one that does not exist.
+        UsageError: for an unknown name.
     """
     if name not in DISCRIMINATORS:
         raise UsageError(

@@ -2,8 +2,8 @@
 
 Source: "Image Restoration Model with Defect Preservation". 27,949,124 parameters and 38.6 GMAC
 per 256×256 image without skips, 31,082,564 parameters with all four, both with the identity
-mask attention of its released code. Its text puts an attention behind the bottleneck too; both
-totals leave room for none there, so it is an option that is off.
+mask attention of the released code. The text also describes an attention after the bottleneck;
+both parameter counts exclude it, so it is an option that is off by default.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ MASK_ATTENTIONS = ("blend", "identity")
 class CBAMChannelAttention(nn.Module):
     """`x · sigmoid(mlp(global mean of x) + mlp(global maximum of x))`.
 
-    The shared MLP has a hidden ReLU layer of 1/16 of the channels (at least one), no biases.
-    Source: S. Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, of which
-    this is the channel half.
+    The shared MLP has a hidden ReLU layer of 1/16 of the channels (at least one) and no biases.
+    Source: the channel attention of S. Woo et al., "CBAM: Convolutional Block Attention
+    Module", ECCV 2018.
     """
 
     dtype: layers.Dtype = jnp.float32
@@ -44,7 +44,7 @@ class CBAMChannelAttention(nn.Module):
 
 
 class MaskAttention(nn.Module):
-    """Turns the mask into a weight: conv3×3 1→C, ReLU, conv1×1 C→1, sigmoid."""
+    """Maps the mask to a weight: conv3×3 1→C, ReLU, conv1×1 C→1, sigmoid."""
 
     features: int
     dtype: layers.Dtype = jnp.float32
@@ -59,18 +59,18 @@ class MaskAttention(nn.Module):
 class CBAMUNet(nn.Module):
     """The CBAM U-Net with mask attention.
 
-    The mask is not known where an image is to be restored, so training should leave it out now
-    and then; any figure of a restoration that was given the true mask must say so.
+    The mask is unknown when restoring real images, so training should drop it now and then.
+    Metrics of restorations that were given the true mask must say so.
 
     Attributes:
         widths: channels of the encoder stages, full resolution first, then the bottleneck's.
         skips: whether each encoder stage is concatenated in the decoder, full resolution first.
-        dropout: share of the channels that each block drops in training.
-        mask_attention: "blend": two output heads, one for defects and one for the rest, mixed
-            by a weight w computed from the mask, as the report's text has it. "identity": one
-            head; the released code's out·w + out·(1−w), which is out whatever w.
-        bottleneck_attention: channel attention behind the bottleneck too.
-        dtype: type of the arithmetic; parameters and the result are float32.
+        dropout: fraction of the channels that each block drops in training.
+        mask_attention: "blend": two output heads, one for defects and one for the background,
+            blended by a weight w computed from the mask, as in the report's text. "identity":
+            one head; the released code computes out·w + out·(1−w), which equals out for any w.
+        bottleneck_attention: adds channel attention after the bottleneck.
+        dtype: computation dtype; parameters and the result are float32.
     """
 
     takes_mask: ClassVar[bool] = True
@@ -103,11 +103,11 @@ class CBAMUNet(nn.Module):
 
         Args:
             degraded: [B, H, W, 3] in [0, 1].
-            mask: [B, H, W, 1], 1 on the defect; None: not known, the same as zeros.
-            train: applies dropout (key "dropout") and takes the batch's statistics.
-            valid: bool [B], the rows that BatchNorm counts in training; None: all. It counts
-                the pixels of padding by reflection too, so sizes that are a multiple of 2 to
-                the number of poolings are best to train on.
+            mask: [B, H, W, 1], 1 on the defect; None: unknown, equivalent to zeros.
+            train: applies dropout (PRNG key "dropout") and uses batch statistics.
+            valid: bool [B], the rows that count in the batch statistics; None: all. Pixels
+                padded by reflection count too, so train on sizes that are a multiple of
+                2^(number of poolings).
 
         Returns:
             [B, H, W, 3] float32, near [0, 1] but not clipped.

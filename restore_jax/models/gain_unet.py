@@ -1,17 +1,17 @@
 """Gain U-Net: corrects the camera's colour from the whole photograph, then restores locally.
 
-This project's own network. Two things differ from the published ones:
+This project's own network. It differs from the published ones in two ways:
 
 - The gain of each channel is a property of the whole photograph, and uncorrected it limits the
   PSNR more than noise and blur do. A small branch estimates it from a thumbnail of the whole
   photograph, so that all tiles of a large photograph get the same correction.
-- Everything else is convolutions: no pooling over the image and no attention over it. What a
-  tile gives is what the whole photograph gives, but for a frame as wide as the receptive field.
+- Everything else is convolutions, without pooling or attention over the whole image. A tile is
+  restored as in the whole photograph, except for a margin as wide as the receptive field.
 
-The trunk works on pixels rearranged into channels (`stem`×`stem` of them, W. Shi et al., CVPR
-2016), where a convolution sees a larger part of the photograph for the same arithmetic. Its
-blocks are residual without normalisation and start as the identity: their last convolution is
-zero (H. Zhang, Y. Dauphin and T. Ma, "Fixup Initialization", ICLR 2019).
+The trunk works on pixels rearranged into channels (`stem`×`stem` pixels, W. Shi et al., CVPR
+2016), where a convolution covers a larger part of the photograph for the same arithmetic. Its
+blocks are residual, without normalisation, and initialised as the identity: their last
+convolution is zero (H. Zhang, Y. Dauphin and T. Ma, "Fixup Initialization", ICLR 2019).
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ from restore_jax.batches import CONTEXT_SIZE
 from restore_jax.errors import UsageError
 from restore_jax.models import layers, options
 
-_MOST_LOG_GAIN = 0.25
+_MAX_LOG_GAIN = 0.25
 _GAIN_WIDTHS = (16, 32, 64)
 
 
 def thumbnail(photograph: jax.Array, side: int = CONTEXT_SIZE) -> jax.Array:
-    """Shrinks (or stretches) photographs to a square by averaging under a triangle.
+    """Resizes photographs to a square with an antialiasing triangle filter.
 
     Args:
         photograph: [B, H, W, 3], any H and W.
-        side: of the result, px.
+        side: side of the result, px.
 
     Returns:
         [B, side, side, 3] float32.
@@ -52,21 +52,29 @@ def thumbnail(photograph: jax.Array, side: int = CONTEXT_SIZE) -> jax.Array:
 
 
 def unshuffle(x: jax.Array, factor: int) -> jax.Array:
-    """Moves blocks of pixels into channels: [B, H, W, C] → [B, H/f, W/f, f·f·C]."""
+    """Rearranges f×f blocks of pixels into channels: [B, H, W, C] → [B, H/f, W/f, f·f·C]."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, factor**2 * c)
 
 
 def shuffle(x: jax.Array, factor: int) -> jax.Array:
-    """Undoes `unshuffle`: [B, H, W, f·f·C] → [B, H·f, W·f, C]."""
+    """Inverts `unshuffle`: [B, H, W, f·f·C] → [B, H·f, W·f, C]."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, factor, factor, c // factor**2)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
 
 
 def averaged(x: jax.Array, factor: int) -> jax.Array:
-    """Averages blocks of pixels, and interpolates between them: [B, H, W, C] → the same."""
+    """Averages blocks of pixels and upsamples the averages bilinearly to the same shape.
+
+    Args:
+        x: [B, H, W, C], both sides a multiple of `factor`.
+        factor: side of the blocks in px, a power of 2.
+
+    Returns:
+        [B, H, W, C].
+    """
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4))
     for _ in range(factor.bit_length() - 1):
@@ -75,7 +83,7 @@ def averaged(x: jax.Array, factor: int) -> jax.Array:
 
 
 class ResidualBlock(nn.Module):
-    """`x + conv(relu(conv(x)))`, 3×3, as wide as the input; the identity at the start."""
+    """`x + conv(relu(conv(x)))`, 3×3, as wide as the input; initialised as the identity."""
 
     dtype: layers.Dtype = jnp.float32
 
@@ -95,22 +103,22 @@ class ResidualBlock(nn.Module):
 
 
 class GainBranch(nn.Module):
-    """Says of a thumbnail what the trunk cannot see in a part of the photograph.
+    """Estimates from a thumbnail what the trunk cannot see in a part of the photograph.
 
-    That is the logarithm of each channel's gain, and what is added to the trunk's features: how
-    a clipped value is to be read depends on noise and gain alike. All of it is 0 at the start.
+    That is the logarithm of each channel's gain, and offsets for the trunk's features: how to
+    interpret a clipped value depends on both noise and gain. All are initialised to 0.
 
     Attributes:
-        told: features of the stages that are told.
-        dtype: type of the arithmetic of the convolutions.
+        offset_widths: channels of the trunk's stages that get an offset.
+        dtype: computation dtype of the convolutions.
     """
 
-    told: Sequence[int] = ()
+    offset_widths: Sequence[int] = ()
     dtype: layers.Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """[B, 64, 64, 3] → [B, 1, 1, 3] float32 in ±0.25, and [B, 1, 1, C] of each stage."""
+        """[B, 64, 64, 3] → [B, 1, 1, 3] float32 in ±0.25, and [B, 1, 1, C] for each stage."""
         for number, features in enumerate(_GAIN_WIDTHS, start=1):
             x = layers.Conv(features, (3, 3), dtype=self.dtype, name=f"conv{number}")(x)
             x = layers.max_pool2(nn.relu(x))
@@ -121,8 +129,9 @@ class GainBranch(nn.Module):
             layer = nn.Dense(features, kernel_init=nn.initializers.zeros, name=name)
             return layer(hidden).astype(jnp.float32)[:, None, None, :]
 
-        log_gain = _MOST_LOG_GAIN * jnp.tanh(dense(3, "log_gain"))
-        return log_gain, [dense(c, f"tell{i}") for i, c in enumerate(self.told, start=1)]
+        log_gain = _MAX_LOG_GAIN * jnp.tanh(dense(3, "log_gain"))
+        offsets = [dense(c, f"tell{i}") for i, c in enumerate(self.offset_widths, start=1)]
+        return log_gain, offsets
 
 
 class GainUNet(nn.Module):
@@ -130,17 +139,18 @@ class GainUNet(nn.Module):
 
     Attributes:
         widths: channels of the stages, finest first.
-        blocks: residual blocks of each stage of the encoder and of the decoder alike; the
-            coarsest stage has them once.
+        blocks: residual blocks per stage, in the encoder and in the decoder; the coarsest
+            stage, which is the bottleneck, has them once.
         stem: side of the blocks of pixels that become channels: 2 for photographs with detail
             down to the pixel, 4 where blur leaves none and time matters.
-        gain: corrects the gain of each channel; off where the camera's colours are true, or
-            unknown and therefore to be kept.
-        tell: the branch that estimates the gain adds to the trunk's coarser features, too.
-        shortcut: what the trunk's result is added to: the "image" itself, or its "average"
-            over the blocks of the stem, interpolated. Under strong noise the latter: what the
-            trunk would have to take away again is more than its channels hold.
-        dtype: type of the arithmetic; parameters, gain and result are float32.
+        gain: corrects the gain of each channel; to be turned off where the camera's colours
+            are correct, or unknown and therefore to be preserved.
+        tell: the branch that estimates the gain also adds offsets to the trunk's coarser
+            features.
+        shortcut: what the trunk's output is added to: the "image" itself, or its "average"
+            over the blocks of the stem, interpolated. Use the latter under strong noise: the
+            trunk has too few channels to carry all the noise that it would have to subtract.
+        dtype: computation dtype; parameters, gain and result are float32.
     """
 
     widths: Sequence[int] = (32, 48, 64, 80)
@@ -152,7 +162,7 @@ class GainUNet(nn.Module):
     dtype: layers.Dtype = jnp.float32
 
     takes_context = True
-    """A whole photograph, or its thumbnail, can be given beside a part of it."""
+    """`apply` accepts a whole photograph, or its thumbnail, along with a part of it."""
 
     def __post_init__(self) -> None:
         """Checks the options."""
@@ -164,8 +174,8 @@ class GainUNet(nn.Module):
         options.check_choice("shortcut", self.shortcut, ("image", "average"))
         if self.shortcut == "average" and self.stem & (self.stem - 1):
             raise UsageError(
-                f"config.model.shortcut: an average over {self.stem}×{self.stem} pixels is not "
-                "interpolated; set config.model.stem to a power of 2"
+                f"config.model.shortcut: an average over {self.stem}×{self.stem} pixels cannot "
+                "be interpolated; set config.model.stem to a power of 2"
             )
         super().__post_init__()
 
@@ -184,9 +194,9 @@ class GainUNet(nn.Module):
             degraded: [B, H, W, 3] in [0, 1].
             mask: ignored; part of the signature that all models share.
             train: ignored; the model has no dropout and no running statistics.
-            valid: ignored; no row of a batch has to do with another.
-            context: [B, h, w, 3], the whole photographs that these are parts of, of any size,
-                from which the gain is estimated; None: `degraded` is the whole.
+            valid: ignored; the rows of a batch are independent.
+            context: [B, h, w, 3], the whole photographs that `degraded` are crops of, at any
+                size, from which the gain is estimated; None: `degraded` is the whole.
 
         Returns:
             [B, H, W, 3] float32, near [0, 1] but not clipped.
@@ -195,12 +205,13 @@ class GainUNet(nn.Module):
         height, width = degraded.shape[1:3]
         multiple = self.stem * 2 ** (len(self.widths) - 1)
         base = layers.pad_to_multiple(degraded, multiple).astype(jnp.float32)
-        told: list[jax.Array] = []
+        offsets: list[jax.Array] = []
         if self.gain:
             whole = thumbnail(degraded if context is None else context).astype(self.dtype)
-            # From the coarsest stage to the last but one.
-            stages = self.widths[:0:-1] if self.tell else ()
-            log_gain, told = GainBranch(stages, dtype=self.dtype, name="gain_branch")(whole)
+            # All stages but the finest, coarsest first.
+            widths = self.widths[:0:-1] if self.tell else ()
+            branch = GainBranch(widths, dtype=self.dtype, name="gain_branch")
+            log_gain, offsets = branch(whole)
             base = base * jnp.exp(-log_gain)
 
         def conv(features: int, size: int, name: str, zero: bool = False) -> nn.Conv:
@@ -214,8 +225,8 @@ class GainUNet(nn.Module):
                 x = ResidualBlock(dtype=self.dtype, name=f"{name}_block{block}")(x)
             return x
 
-        def hearing(x: jax.Array) -> jax.Array:
-            return x + told.pop(0).astype(self.dtype) if told else x
+        def with_offset(x: jax.Array) -> jax.Array:
+            return x + offsets.pop(0).astype(self.dtype) if offsets else x
 
         x = unshuffle(base, self.stem).astype(self.dtype)
         x = conv(self.widths[0], 3, "input")(x)
@@ -224,10 +235,10 @@ class GainUNet(nn.Module):
             x = stage(x, f"down{level}")
             skips.append(x)
             x = conv(features, 1, f"reduce{level}")(unshuffle(x, 2))
-        x = stage(hearing(x), "bottleneck")
+        x = stage(with_offset(x), "bottleneck")
         for level in range(len(self.widths) - 1, 0, -1):
             x = layers.upsample2(conv(self.widths[level - 1], 1, f"expand{level}")(x))
-            x = stage(hearing(x + skips[level - 1]), f"up{level}")
+            x = stage(with_offset(x + skips[level - 1]), f"up{level}")
         residual = conv(3 * self.stem**2, 3, "output", zero=True)(x)
         if self.shortcut == "average":
             base = averaged(base, self.stem)

@@ -1,10 +1,10 @@
 """Blocks that several architectures share, and the resampling they are built on.
 
-All arrays are [B, H, W, C]. Modules take `dtype` for the arithmetic; parameters stay float32.
+All arrays are [B, H, W, C]. Modules compute in `dtype`; parameters stay float32.
 
-Every layer starts as Flax's default does: kernels drawn with a variance of one over the inputs
-that an output sees, biases zero. The reports name no initialisation; this one keeps the size of
-activations and gradients at any width, and one rule for all makes the architectures comparable.
+Every layer uses Flax's default initialisation: kernels with a variance of 1/fan_in, biases
+zero. The reports specify none; this one preserves the scale of activations and gradients at any
+width, and one rule for all makes the architectures comparable.
 """
 
 import functools
@@ -20,24 +20,24 @@ from restore_jax.models.conv_cpu import convolution
 Dtype = Any
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolution.conv_general_dilated)
-"""`nn.Conv`, of whose kernel the gradient takes less time on a CPU."""
+"""`nn.Conv` with implementations that are faster on a CPU."""
 
 # Positions whose attention is computed at once: those of a 512×512 image after three poolings.
 _MAX_QUERIES = 4096
 
 
 def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
-    """Pads height and width at the bottom and right by reflection to a multiple of `multiple`.
+    """Pads height and width by reflection at the bottom and right to a multiple of `multiple`.
 
-    Reflection, not zeros: a frame of zeros would shift the global means and the attention.
+    Reflection, not zeros: a border of zeros would shift the global means and the attention.
     Images smaller than the padding are reflected as often as needed.
 
     Args:
         x: images [B, H, W, C].
-        multiple: the multiple that both sides must have.
+        multiple: number that must divide both sides.
 
     Returns:
-        [B, H', W', C] with H' >= H and W' >= W, `x` itself where nothing is missing.
+        [B, H', W', C] with H' >= H and W' >= W; `x` itself if it needs no padding.
     """
     height, width = x.shape[1:3]
     bottom, right = -height % multiple, -width % multiple
@@ -47,16 +47,16 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
 
 
 def max_pool2(x: jax.Array) -> jax.Array:
-    """Halves an image of even sides by the maximum over 2×2 pixels, [B, H/2, W/2, C].
+    """Max-pools images with even sides over 2×2 pixels, [B, H/2, W/2, C].
 
-    A maximum over two reshaped axes: the gradient of `nn.max_pool` is slow, and on a GPU it has
-    no deterministic form.
+    Computed as a maximum over two reshaped axes, because the gradient of `nn.max_pool` is slow,
+    and on a GPU it has no deterministic form.
     """
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
 
 
-def _bordered(x: jax.Array, axis: int) -> jax.Array:
+def _edge_padded(x: jax.Array, axis: int) -> jax.Array:
     """Repeats the first and the last entry of an axis."""
     size = x.shape[axis]
     first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
@@ -64,8 +64,8 @@ def _bordered(x: jax.Array, axis: int) -> jax.Array:
     return jnp.concatenate([first, x, last], axis)
 
 
-def _halved_axis(g: jax.Array, axis: int) -> jax.Array:
-    """Applies to one axis the transpose of doubling it linearly."""
+def _upsample2_transposed(g: jax.Array, axis: int) -> jax.Array:
+    """Applies the transpose of linear upsampling by 2 to one axis."""
     size = g.shape[axis] // 2
     pairs = g.reshape(*g.shape[:axis], size, 2, *g.shape[axis + 1 :])
     even, odd = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
@@ -75,8 +75,8 @@ def _halved_axis(g: jax.Array, axis: int) -> jax.Array:
 
     if size == 1:
         return even + odd
-    # A pixel is 3/4 of the two that lie on it and 1/4 of the next on either side. Beyond the
-    # border there is none: the outermost pixel has all of the one there.
+    # A pixel has weight 3/4 in the two output pixels that lie on it and 1/4 in the next on
+    # either side. At the border, the outermost output pixel has the full weight of its own.
     first = part(even, 0, 1) + 0.75 * part(odd, 0, 1) + 0.25 * part(even, 1, 2)
     near = part(even, 1, size - 1) + part(odd, 1, size - 1)
     far = part(odd, 0, size - 2) + part(even, 2, size)
@@ -88,15 +88,17 @@ def _halved_axis(g: jax.Array, axis: int) -> jax.Array:
 
 @jax.custom_vjp
 def upsample2(x: jax.Array) -> jax.Array:
-    """Doubles height and width bilinearly (pixel centres), [B, 2H, 2W, C].
+    """Upsamples bilinearly by 2 (pixel centres), [B, 2H, 2W, C].
 
     Equals `jax.image.resize(..., "bilinear")`, which computes the same two taps as dense
-    products with [2H, H] matrices. Only reverse-mode differentiation is possible: the gradient
-    that JAX derives adds padded copies, and takes a CPU twelve times as long.
+    products with [2H, H] matrices. It has a gradient of its own, so that only reverse-mode
+    differentiation is supported: the gradient that JAX derives adds padded copies, and takes
+    twelve times as long on a CPU.
     """
     b, h, w, c = x.shape
-    # The barrier has the borders written once, not looked for in each of the four pixels.
-    x = jax.lax.optimization_barrier(_bordered(_bordered(x, 1), 2))
+    # The barrier materialises the padded array: without it, each of the four output pixels
+    # would check for the border.
+    x = jax.lax.optimization_barrier(_edge_padded(_edge_padded(x, 1), 2))
     rows = (0.25 * x[:, :h] + 0.75 * x[:, 1:-1], 0.75 * x[:, 1:-1] + 0.25 * x[:, 2:])
     pixels = [
         (
@@ -113,14 +115,14 @@ def _upsample2_forward(x: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _upsample2_backward(_: None, g: jax.Array) -> tuple[jax.Array]:
-    return (_halved_axis(_halved_axis(g, 1), 2),)
+    return (_upsample2_transposed(_upsample2_transposed(g, 1), 2),)
 
 
 upsample2.defvjp(_upsample2_forward, _upsample2_backward)
 
 
 def upsample2_aligned(x: jax.Array) -> jax.Array:
-    """Doubles height and width bilinearly with aligned corners, [B, 2H, 2W, C].
+    """Upsamples bilinearly by 2 with aligned corners, [B, 2H, 2W, C].
 
     The corner pixels of input and output coincide (PyTorch's `align_corners=True`), so the taps
     vary along the axis; they are applied as one product with a [2H, H] matrix per axis.
@@ -137,21 +139,21 @@ def upsample2_aligned(x: jax.Array) -> jax.Array:
 
 
 def concat(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Joins [B, H, W, C] and [B, H, W, D] along their channels, [B, H, W, C + D].
+    """Concatenates [B, H, W, C] and [B, H, W, D] along the channels, [B, H, W, C + D].
 
-    Written once, for all that take it: without the barrier XLA joins them anew for each
-    convolution, and on a CPU that is slow.
+    Without the barrier, XLA concatenates them again for each convolution that uses the result,
+    which is slow on a CPU.
     """
     return jax.lax.optimization_barrier(jnp.concatenate([x, y], axis=-1))
 
 
 class TransposedConv2(nn.Module):
-    """Transposed convolution 2×2 of stride 2: doubles height and width.
+    """Transposed 2×2 convolution with stride 2: doubles height and width.
 
-    Its windows do not overlap, so it is a product per input pixel whose four results are laid
-    out as 2×2 pixels: on a CPU, the gradient of `nn.ConvTranspose` takes up to 60 times longer.
-    The parameters are `kernel` [2, 2, C, features], in the orientation of the output's pixels
-    (as in PyTorch, after moving axes), and `bias` [features].
+    Its windows do not overlap, so that it is a matrix product per input pixel whose four
+    results are arranged as 2×2 pixels: on a CPU, the gradient of `nn.ConvTranspose` takes up to
+    60 times longer. The parameters are `kernel` [2, 2, C, features], in the orientation of the
+    output's pixels (as in PyTorch, after moving axes), and `bias` [features].
     """
 
     features: int
@@ -161,7 +163,7 @@ class TransposedConv2(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] → [B, 2H, 2W, features]."""
         b, h, w, c = x.shape
-        # Each output pixel sees one input pixel: the four taps do not add to its inputs.
+        # Each output pixel depends on one input pixel: the four taps do not add to the fan-in.
         init = nn.initializers.lecun_normal(batch_axis=(0, 1))
         kernel = self.param("kernel", init, (2, 2, c, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -173,21 +175,21 @@ class TransposedConv2(nn.Module):
 def batch_norm(
     x: jax.Array, train: bool, valid: jax.Array | None, dtype: Dtype, name: str
 ) -> jax.Array:
-    """Normalises channels as PyTorch does by default; to be called in a compact method.
+    """Applies BatchNorm with PyTorch's defaults; call it in a compact method.
 
-    In training with the statistics of the batch, which move the running ones by a tenth; else
-    with the running ones. Every pixel counts, those of padding by reflection too. All
-    statistics are float32, and those of a batch that is sharded over devices are of the whole
-    batch. Unlike PyTorch's, the running variance is not scaled by n/(n−1), which is nothing at
-    tens of thousands of pixels.
+    In training it uses the statistics of the batch and updates the running ones with a weight
+    of 0.1; otherwise it uses the running ones. Every pixel counts, including padding by
+    reflection. All statistics are float32, and those of a batch that is sharded over devices
+    cover the whole batch. Unlike in PyTorch, the running variance is not scaled by n/(n−1),
+    which is negligible at tens of thousands of pixels.
 
     Args:
         x: [B, H, W, C].
-        train: whether the batch's own statistics are taken.
-        valid: bool [B], false on rows that only fill up a batch: the statistics leave them
-            out. At least one must be true. None: all rows count.
-        dtype: type of the result.
-        name: of the submodule.
+        train: whether the statistics of the batch are used.
+        valid: bool [B], false for padding rows, which the statistics leave out. At least one
+            must be true. None: all rows count.
+        dtype: dtype of the result.
+        name: name of the submodule.
 
     Returns:
         [B, H, W, C].
@@ -196,7 +198,7 @@ def batch_norm(
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,
-        # In one pass the variance is a difference of large numbers where an image is flat.
+        # Computed in one pass, the variance of a flat image is a difference of large numbers.
         use_fast_variance=False,
         dtype=dtype,
         name=name,
@@ -205,14 +207,14 @@ def batch_norm(
 
 
 class BatchNormDoubleConv(nn.Module):
-    """Twice convolution 3×3, BatchNorm and ReLU; then dropout of whole channels.
+    """Two times 3×3 convolution, BatchNorm and ReLU, then dropout of whole channels.
 
     Attributes:
         features: channels of both convolutions.
-        use_bias: whether the convolutions have a bias, which BatchNorm makes redundant but
-            which counts among the parameters of some reports.
-        dropout: share of the channels set to zero in training, drawn anew for every image.
-        dtype: type of the arithmetic.
+        use_bias: whether the convolutions have a bias. BatchNorm makes it redundant, but some
+            reports count it among their parameters.
+        dropout: fraction of the channels set to zero in training, drawn for every image.
+        dtype: computation dtype.
     """
 
     features: int
@@ -240,7 +242,7 @@ class BatchNormDoubleConv(nn.Module):
 class ResidualDoubleConv(nn.Module):
     """`relu(conv(relu(conv(x)))) + shortcut(x)`, 3×3 convolutions, no ReLU after the sum.
 
-    The shortcut is a 1×1 convolution where the channel count changes, else the identity.
+    The shortcut is a 1×1 convolution where the number of channels changes, else the identity.
     Source: Sarvesan and Mendhe, "Image Denoising and Deblurring", IIT Madras 2024.
     """
 
@@ -258,20 +260,20 @@ class ResidualDoubleConv(nn.Module):
 
 
 def channel_gate(x: jax.Array, dtype: Dtype) -> jax.Array:
-    """`sigmoid(fc(relu(fc(global mean of x))))`; to be called in a compact method.
+    """Returns `sigmoid(fc(relu(fc(global mean of x))))`; call it in a compact method.
 
     The hidden layer has 1/16 of the channels (at least one). The two layers are the caller's
     submodules `squeeze` and `excite`.
 
     Args:
         x: [B, H, W, C].
-        dtype: type of the arithmetic.
+        dtype: computation dtype.
 
     Returns:
         [B, 1, 1, C] in (0, 1).
     """
     channels = x.shape[-1]
-    # The mean is taken in float32: over 65,536 pixels bfloat16 would lose it.
+    # The mean is computed in float32: over 65,536 pixels, bfloat16 would be too imprecise.
     mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
     hidden = nn.Dense(max(1, channels // 16), dtype=dtype, name="squeeze")(mean)
     return nn.sigmoid(nn.Dense(channels, dtype=dtype, name="excite")(nn.relu(hidden)))
@@ -308,7 +310,7 @@ class SpatialChannelAttention(nn.Module):
 
 
 def softmax_attention(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Array:
-    """`softmax(θᵀφ)·g` without scaling: the report's equation 6.
+    """Returns `softmax(θᵀφ)·g` without scaling, equation 6 of the report.
 
     Args:
         theta: queries [B, H, W, C].
@@ -323,19 +325,19 @@ def softmax_attention(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Arr
     query, key, value = (z.reshape(b, count, c) for z in (theta, phi, g))
 
     def attend(query: jax.Array) -> jax.Array:
-        # `jax.nn.dot_product_attention` has an axis of heads, for whose sake a CPU copies all
-        # the weights into another order, forward and backward.
+        # Not `jax.nn.dot_product_attention`: because of its axis of heads, a CPU transposes all
+        # the weights, forward and backward.
         scores = jnp.einsum("bqc,bkc->bqk", *(z.astype(jnp.float32) for z in (query, key)))
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         return jnp.einsum("bqk,bkc->bqc", weights, value)
 
-    # While an export is traced the count may be unknown, and then nothing can be compared.
+    # While an export is traced, the count may be symbolic and cannot be compared.
     if not isinstance(count, int) or count <= _MAX_QUERIES:
         return attend(query).reshape(b, h, w, c)
-    # A native 1024×1024 photograph has 16,384 positions here: all the weights at once would
-    # take a gigabyte per image, so the queries go through in blocks.
+    # A native 1024×1024 photograph has 16,384 positions here, whose weights would take 1 GB per
+    # image at once, so the queries are processed in blocks.
     if portable.is_on():
-        # Other programs may have no loops.
+        # Other programs may not support loops.
         starts = range(0, count, _MAX_QUERIES)
         parts = [attend(query[:, start : start + _MAX_QUERIES]) for start in starts]
         return jnp.concatenate(parts, axis=1).reshape(b, h, w, c)
@@ -346,11 +348,11 @@ def softmax_attention(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Arr
 
 
 def linear_attention_as_released(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Array:
-    """`θᵀφ·g / (H·W)` in the layout of the released code, which its weights rely on.
+    """Returns `θᵀφ·g / (H·W)` in the layout of the released code, which its weights rely on.
 
-    There the [H·W, C] result is *reshaped* to [C, H, W] where a transpose was meant, which
-    scatters each position's channels over the image. Without a softmax the product is
-    associative, so `θ·(φᵀg)/(H·W)` gives the same in linear cost.
+    The released code *reshapes* the [H·W, C] result to [C, H, W] where a transpose was meant,
+    which scatters each position's channels over the image. Without a softmax the product is
+    associative, so that `θ·(φᵀg)/(H·W)` gives the same result at linear cost.
 
     Args:
         theta: queries [B, H, W, C].
@@ -362,21 +364,21 @@ def linear_attention_as_released(theta: jax.Array, phi: jax.Array, g: jax.Array)
     """
     b, h, w, c = theta.shape
     query, key, value = (z.reshape(b, h * w, c) for z in (theta, phi, g))
-    # Divided early: a sum over H·W products would leave bfloat16's useful range.
+    # Divided first: a sum over H·W products would exceed the useful range of bfloat16.
     context = jnp.einsum("bnc,bnd->bcd", key, value / (h * w))
     attended = jnp.einsum("bnc,bcd->bnd", query, context)
     return attended.reshape(b, c, h, w).transpose(0, 2, 3, 1)
 
 
 class NonLocal(nn.Module):
-    """`x + W(attend(θ(x), φ(x), g(x)))` with half the channels inside, all four 1×1.
+    """`x + W(attend(θ(x), φ(x), g(x)))`: four 1×1 convolutions, half the channels inside.
 
     Source: Sarvesan and Mendhe, "Image Denoising and Deblurring", IIT Madras 2024, after
     X. Wang et al., "Non-local Neural Networks", CVPR 2018.
 
     Attributes:
-        as_released: takes the attention of the released code in place of the report's.
-        dtype: type of the arithmetic.
+        as_released: uses the attention of the released code instead of the report's.
+        dtype: computation dtype.
     """
 
     as_released: bool = False

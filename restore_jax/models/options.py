@@ -1,4 +1,4 @@
-"""Checks of the options of an architecture, `config.model`, each refusing in one line."""
+"""Checks of the options of an architecture, `config.model`, with one-line error messages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from restore_jax.errors import UsageError
 
 
 def check_choice(field: str, value: Any, choices: Sequence[str]) -> None:
-    """Checks that an option is one of its names.
+    """Checks that an option is one of its choices.
 
     Raises:
         UsageError: if it is not.
@@ -27,7 +27,7 @@ def check_switch(field: str, value: Any) -> None:
 
 
 def check_switches(field: str, values: Any, count: int) -> None:
-    """Checks that an option is `count` times True or False.
+    """Checks that an option is a list of `count` booleans.
 
     Raises:
         UsageError: if it is not.
@@ -35,7 +35,7 @@ def check_switches(field: str, values: Any, count: int) -> None:
     fits = isinstance(values, Sequence) and all(isinstance(value, bool) for value in values)
     if not fits or len(values) != count:
         raise UsageError(
-            f"config.model.{field}: {values!r} must be {count} times True or False"
+            f"config.model.{field}: {values!r} must be {count} values, each True or False"
         )
 
 
@@ -56,10 +56,10 @@ def check_numbers(
 
     Args:
         field: name of the option.
-        values: what it was set to.
-        least: how many there must be at least.
-        most: how many there may be; any number, if None.
-        multiple: what each must be a multiple of.
+        values: its value.
+        least: smallest allowed number of values.
+        most: largest allowed number of values; None: no limit.
+        multiple: every value must be a multiple of this.
 
     Raises:
         UsageError: if it is not.
@@ -74,7 +74,7 @@ def check_numbers(
 
 
 def check_rate(field: str, value: Any) -> None:
-    """Checks that an option is a probability under 1.
+    """Checks that an option is a probability below 1.
 
     Raises:
         UsageError: if it is not.
@@ -85,7 +85,7 @@ def check_rate(field: str, value: Any) -> None:
 
 
 def _is_number(value: Any, multiple: int) -> bool:
-    # A bool is an int to Python, but no number of channels to a user.
+    # bool is a subclass of int, but True is no number of channels.
     whole = isinstance(value, int) and not isinstance(value, bool)
     return whole and value > 0 and value % multiple == 0
 

@@ -1,7 +1,7 @@
 """Five convolutions with BatchNorm, the baseline of the Pexels deblurring report.
 
-Source: the report on deblurring with a U-Net, a CNN and a GAN: 83,715 parameters, 24.84 dB. It
-gives the total, from which this layout was inferred.
+Source: the report on deblurring with a U-Net, a CNN and a GAN: 83,715 parameters, 24.84 dB. The
+layout was inferred from the number of parameters.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from restore_jax.models import layers, options
 
 
 class PexelsCNN(nn.Module):
-    """Convolutions with BatchNorm and ReLU, the first 7×7 and the others 3×3; 7×7 to RGB.
+    """Convolutions with BatchNorm and ReLU (first 7×7, then 3×3) and a 7×7 one to RGB.
 
     Attributes:
         widths: channels of the convolutions before the output layer.
-        dtype: type of the arithmetic; parameters and the result are float32.
+        dtype: computation dtype; parameters and the result are float32.
     """
 
     widths: Sequence[int] = (32, 64, 64, 32)
@@ -42,8 +42,8 @@ class PexelsCNN(nn.Module):
         Args:
             degraded: [B, H, W, 3] in [0, 1].
             mask: ignored; part of the signature that all models share.
-            train: takes the batch's statistics.
-            valid: bool [B], the rows that BatchNorm counts in training; None: all.
+            train: uses batch statistics.
+            valid: bool [B], the rows that count in the batch statistics; None: all.
 
         Returns:
             [B, H, W, 3] float32, near [0, 1] but not clipped.

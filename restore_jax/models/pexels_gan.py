@@ -1,7 +1,7 @@
 """Generator and discriminator for adversarial deblurring.
 
 Source: the report on deblurring with a U-Net, a CNN and a GAN, which gives about 2,075,928
-parameters for both together and no layout. This one has 1,379,843 and 696,225, within 0.007 %.
+parameters for both together but no layout. These have 1,379,843 and 696,225, within 0.007 %.
 The discriminator follows P. Isola et al., "Image-to-Image Translation with Conditional
 Adversarial Networks", CVPR 2017.
 """
@@ -20,8 +20,9 @@ class PexelsGenerator(nn.Module):
     """A U-Net whose transposed convolutions keep their channels, with a 3×3 output layer.
 
     Attributes:
-        widths: channels of the encoder, full resolution first; the last also of the bottleneck.
-        dtype: type of the arithmetic; parameters and the result are float32.
+        widths: channels of the encoder, full resolution first; the bottleneck has as many as
+            the last stage.
+        dtype: computation dtype; parameters and the result are float32.
     """
 
     widths: Sequence[int] = (16, 32, 64, 128)
@@ -45,10 +46,10 @@ class PexelsGenerator(nn.Module):
         Args:
             degraded: [B, H, W, 3] in [0, 1].
             mask: ignored; part of the signature that all models share.
-            train: takes the batch's statistics.
-            valid: bool [B], the rows that BatchNorm counts in training; None: all. It counts
-                the pixels of padding by reflection too, so sizes that are a multiple of 2 to
-                the number of `widths` are best to train on.
+            train: uses batch statistics.
+            valid: bool [B], the rows that count in the batch statistics; None: all. Pixels
+                padded by reflection count too, so train on sizes that are a multiple of
+                2^len(widths).
 
         Returns:
             [B, H, W, 3] float32, near [0, 1] but not clipped.
@@ -62,15 +63,15 @@ class PexelsGenerator(nn.Module):
 
 
 class PexelsDiscriminator(nn.Module):
-    """Judges patches of an image, given what it was restored from (a conditional PatchGAN).
+    """Judges patches of an image, given the degraded image (a conditional PatchGAN).
 
-    4×4 convolutions with leaky ReLU (slope 0.2), of stride 2 but for the last, with BatchNorm
-    but on the first; a bias only where there is no BatchNorm; then a 4×4 convolution to one
-    logit. A logit sees 70×70 pixels at the default widths.
+    4×4 convolutions with leaky ReLU (slope 0.2), of stride 2 except the last, with BatchNorm
+    except the first; only the first has a bias. A 4×4 convolution to one logit follows. A
+    logit has a receptive field of 70×70 pixels at the default widths.
 
     Attributes:
         widths: channels of the convolutions before the logits.
-        dtype: type of the arithmetic; parameters and the result are float32.
+        dtype: computation dtype; parameters and the result are float32.
     """
 
     widths: Sequence[int] = (32, 64, 128, 256)
@@ -93,9 +94,9 @@ class PexelsDiscriminator(nn.Module):
 
         Args:
             degraded: [B, H, W, 3] in [0, 1].
-            candidate: [B, H, W, 3], the clean image or what a generator made of `degraded`.
-            train: takes the batch's statistics.
-            valid: bool [B], the rows that BatchNorm counts in training; None: all.
+            candidate: [B, H, W, 3], the clean image or a generator's restoration of `degraded`.
+            train: uses batch statistics.
+            valid: bool [B], the rows that count in the batch statistics; None: all.
 
         Returns:
             Logits [B, h, w, 1] float32, above 0 where a patch looks clean; h = ⌈H / 8⌉ and

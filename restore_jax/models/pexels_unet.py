@@ -1,4 +1,4 @@
-"""U-Net for deblurring, trained at 128×128 on photographs of Pexels, with BatchNorm.
+"""U-Net with BatchNorm for deblurring, trained at 128×128 on photographs from Pexels.
 
 Source: the report on deblurring with a U-Net, a CNN and a GAN. 7,766,051 parameters with a
 bottleneck of 512 channels (reported 30.85 dB / 0.9229), 31,043,651 with 1024 (30.90 / 0.9261).
@@ -22,17 +22,17 @@ def encode_decode(
     valid: jax.Array | None,
     dtype: layers.Dtype,
 ) -> jax.Array:
-    """A U-Net up to its output layer; to be called in a compact method.
+    """Applies a U-Net up to its output layer; call it in a compact method.
 
     Args:
-        x: images [B, H, W, C], both sides a multiple of 2 to the number of `widths`.
+        x: images [B, H, W, C], both sides a multiple of 2^len(widths).
         widths: channels of the encoder, full resolution first.
         bottleneck: channels of the bottleneck.
-        halve: whether a transposed convolution goes to the channels of its stage, or keeps
-            those that come from below.
-        train: takes the batch's statistics.
+        halve: whether a transposed convolution reduces the channels to those of its stage, or
+            keeps the number of its input.
+        train: uses batch statistics.
         valid: see `layers.batch_norm`.
-        dtype: type of the arithmetic.
+        dtype: computation dtype.
 
     Returns:
         [B, H, W, widths[0]].
@@ -61,9 +61,9 @@ class PexelsUNet(nn.Module):
     """The U-Net: four poolings, skips concatenated, a 1×1 output layer.
 
     Attributes:
-        bottleneck: channels at the bottom; each stage above has half of those below it. A
-            multiple of 16.
-        dtype: type of the arithmetic; parameters and the result are float32.
+        bottleneck: channels of the bottleneck, a multiple of 16; each stage above has half the
+            channels of the one below.
+        dtype: computation dtype; parameters and the result are float32.
     """
 
     bottleneck: int = 512
@@ -87,10 +87,9 @@ class PexelsUNet(nn.Module):
         Args:
             degraded: [B, H, W, 3] in [0, 1].
             mask: ignored; part of the signature that all models share.
-            train: takes the batch's statistics.
-            valid: bool [B], the rows that BatchNorm counts in training; None: all. It counts
-                the pixels of padding by reflection too, so sizes that are a multiple of 16
-                are best to train on.
+            train: uses batch statistics.
+            valid: bool [B], the rows that count in the batch statistics; None: all. Pixels
+                padded by reflection count too, so train on sizes that are a multiple of 16.
 
         Returns:
             [B, H, W, 3] float32, near [0, 1] but not clipped.

@@ -1,7 +1,7 @@
-"""Whether what is traced goes into a file for other programs.
+"""A switch for tracing a model that is exported to other programs.
 
-Where a device or a size decides how something is computed fastest here, other programs may have
-no word for the choice: within `tracing` the architectures take the plain way.
+Some layers choose the fastest implementation by device or size, which other programs may not
+be able to express: within `tracing`, the architectures use the plain implementation.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ _is_on = contextvars.ContextVar("portable", default=False)
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Has what is traced within it be portable.
+    """Makes everything traced within it portable.
 
-    What was traced before, or is compiled within it, stays as it is: trace a new function.
+    JAX reuses functions that were traced before, so trace a new function.
     """
     token = _is_on.set(True)
     try:
@@ -25,5 +25,5 @@ def tracing() -> Iterator[None]:
 
 
 def is_on() -> bool:
-    """Tells whether what is being traced has to be portable."""
+    """Returns whether the current trace has to be portable."""
     return _is_on.get()

@@ -2,8 +2,8 @@
 
 Source: Mahesh, Malapaka, Garimella and Singh, IIT Madras 2024, after Y. Zhang et al., "Image
 Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018. 763,243
-parameters, 49.55 GMAC per 256×256 image and, the attention's global means apart, a receptive
-field of 93×93 pixels at the reported size.
+parameters, 49.55 GMAC per 256×256 image and, apart from the global means of the attention, a
+receptive field of 93×93 pixels at the reported size.
 """
 
 import jax
@@ -14,7 +14,7 @@ from restore_jax.models import layers, options
 
 
 class RCAB(nn.Module):
-    """`x + attention(conv(relu(conv(x))))`, both 3×3 of dilation 2, as wide as their input."""
+    """`x + attention(conv(relu(conv(x))))`, 3×3 with dilation 2, as wide as the input."""
 
     dtype: layers.Dtype = jnp.float32
 
@@ -35,10 +35,10 @@ class RCAN(nn.Module):
     """The RCAN-like network: conv7×7, the residual blocks, conv7×7.
 
     Attributes:
-        width: channels throughout.
-        blocks: residual blocks.
+        width: channels of all layers.
+        blocks: number of residual blocks.
         global_residual: adds the input to the output, which the report's listing does not.
-        dtype: type of the arithmetic; parameters and the result are float32.
+        dtype: computation dtype; parameters and the result are float32.
     """
 
     width: int = 64
@@ -67,7 +67,7 @@ class RCAN(nn.Module):
             degraded: [B, H, W, 3] in [0, 1].
             mask: ignored; part of the signature that all models share.
             train: ignored; the model has no dropout and no running statistics.
-            valid: ignored; no row of a batch has to do with another.
+            valid: ignored; the rows of a batch are independent.
 
         Returns:
             [B, H, W, 3] float32, near [0, 1] but not clipped.

@@ -1,11 +1,12 @@
-"""Receptive field of an architecture: which input pixels one restored pixel can depend on.
+"""Receptive field of an architecture: which input pixels a restored pixel can depend on.
 
-It is measured on a narrow copy of the architecture, which has the same layers and so the same
-receptive field. All its kernels are positive and its biases zero, so nothing cancels, no ReLU
-is off, and an image of zeros stays exactly zero. Where a column of ones leaves the result zero,
-no local operation leads from there to here; a maximum hides nothing, as it is taken over zeros
-and positive values. Channel attention multiplies zeros by a factor, which leaves them zero;
-non-local attention is left out. A second measurement tells whether there are any of these.
+It is measured on a narrow copy of the architecture, which has the same layers and thus the same
+receptive field. All its kernels are positive and its biases zero, so that nothing cancels, no
+ReLU is inactive, and an image of zeros stays exactly zero. If a column of ones in the input
+leaves an output column zero, no local operation connects the two; a maximum hides nothing, as
+it is taken over zeros and positive values. Channel attention multiplies zeros by a factor,
+which leaves them zero; non-local attention is left out. A second measurement detects whether
+the architecture has any of these global operations.
 """
 
 import dataclasses
@@ -20,12 +21,13 @@ from flax import linen as nn
 
 from restore_jax.models import gain_unet, layers
 
-# Columns of the first trial; doubled until the field fits in often enough.
+# Columns of the first measurement; doubled until enough columns have their whole receptive
+# field inside the image.
 _SIDE = 320
 _MAX_SIDE = 2560
 
-# Attributes that set the number of channels, and what they are in the narrow copy. Two at
-# least: the non-local block works on half of them.
+# Attributes that set the number of channels, and their values in the narrow copy. At least 2
+# channels: the non-local block works on half of them.
 _NARROW: dict[str, Callable[[Any], Any]] = {
     "width": lambda width: 2,
     "widths": lambda widths: (2,) * len(widths),
@@ -35,14 +37,14 @@ _NARROW: dict[str, Callable[[Any], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ReceptiveField:
-    """What a restored pixel can depend on.
+    """The input pixels that a restored pixel can depend on.
 
     Attributes:
-        side: of the square of input pixels that convolutions, pooling and upsampling lead
-            from, in px; where the square's size differs from pixel to pixel (by their place
-            on the grid of a pooling), the largest.
-        whole_image: whether every pixel depends on all others besides, by the global means of
-            a channel attention or by a non-local attention.
+        side: side in px of the square of input pixels that reach a restored pixel through
+            convolutions, pooling and upsampling; the largest, where the size depends on the
+            pixel's position in the pooling grid.
+        whole_image: whether every pixel also depends on all others, through the global means
+            of a channel attention or through a non-local attention.
     """
 
     side: int
@@ -54,23 +56,24 @@ def receptive_field(model: nn.Module) -> ReceptiveField:
 
     Args:
         model: from `restore_jax.models.create`. Upsampling with aligned corners shifts by a
-            part of a pixel along the image; the field is then the largest over a row of 320 px.
+            fraction of a pixel that varies along the image; the receptive field is then the
+            largest over a row of 320 px.
 
     Raises:
         ValueError: for an architecture whose local operations reach over 1,900 px.
     """
     narrow = _narrow(model)
-    variables = _averaging(narrow)
+    variables = _averaging_variables(narrow)
     side = _SIDE
     while side <= _MAX_SIDE:
         reach = _reach(narrow, variables, side)
         first, last = reach.argmax(axis=0), side - 1 - reach[::-1].argmax(axis=0)
-        # Fields that touch a border may be cut off by it.
-        whole = reach.any(axis=0) & (first > 0) & (last < side - 1)
-        if whole.sum() >= side // 4:
+        # A receptive field that touches the border may be truncated by it.
+        complete = reach.any(axis=0) & (first > 0) & (last < side - 1)
+        if complete.sum() >= side // 4:
             return ReceptiveField(
-                side=int((last - first + 1)[whole].max()),
-                whole_image=_depends_on_far_away(narrow, variables, side),
+                side=int((last - first + 1)[complete].max()),
+                whole_image=_has_global_operation(narrow, variables, side),
             )
         side *= 2
     raise ValueError(f"the receptive field of {type(model).__name__} is too large to measure")
@@ -85,8 +88,8 @@ def _narrow(model: nn.Module) -> nn.Module:
     return model.clone(dtype=jnp.float32, **options)
 
 
-def _averaging(model: nn.Module) -> dict[str, Any]:
-    """Makes variables of which every kernel averages and every normalisation does nothing."""
+def _averaging_variables(model: nn.Module) -> dict[str, Any]:
+    """Returns variables with averaging kernels and identity normalisations."""
 
     def constant(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if path[-1] == "kernel":
@@ -101,9 +104,9 @@ def _averaging(model: nn.Module) -> dict[str, Any]:
 
 
 def _reach(model: nn.Module, variables: dict[str, Any], side: int) -> np.ndarray:
-    """Tells whether input column i changes output column j, bool [i, j]."""
+    """Returns whether input column i changes output column j, bool [i, j]."""
 
-    def without_the_whole(
+    def without_global_operations(
         call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         if isinstance(context.module, layers.NonLocal):
@@ -115,19 +118,19 @@ def _reach(model: nn.Module, variables: dict[str, Any], side: int) -> np.ndarray
 
     @jax.jit
     def restore(row: jax.Array) -> jax.Array:
-        # One row of pixels; the models pad it to the height that they need.
+        # A single row of pixels; the models pad it to the height that they need.
         image = jnp.broadcast_to(row[None, None, :, None], (1, 1, side, 3))
-        with nn.intercept_methods(without_the_whole):
+        with nn.intercept_methods(without_global_operations):
             return model.apply(variables, image)[0, 0]
 
     columns = jax.jit(lambda rows: jax.lax.map(restore, rows, batch_size=64))(jnp.eye(side))
     return np.asarray(columns != 0).any(axis=-1)
 
 
-def _depends_on_far_away(model: nn.Module, variables: dict[str, Any], side: int) -> bool:
-    """Tells whether the first column changes the last one, which no local operation does."""
+def _has_global_operation(model: nn.Module, variables: dict[str, Any], side: int) -> bool:
+    """Returns whether the first column changes the last, which no local operation can do."""
     restore = jax.jit(model.apply)
     grey = jnp.full((1, 1, side, 3), 0.5)
-    # In two calls of one program: the same arithmetic gives the same bits.
+    # Two calls of one compiled program: equal inputs would give the same bits.
     one, other = (restore(variables, image) for image in (grey, grey.at[:, :, 0].set(10.0)))
     return bool(np.any(np.asarray(one)[:, :, -1] != np.asarray(other)[:, :, -1]))

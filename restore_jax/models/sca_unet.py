@@ -16,15 +16,15 @@ VARIANTS = ("report", "released")
 
 
 class SCAUNet(nn.Module):
-    """The SCA U-Net, in the report's form or in that of its released code.
+    """The SCA U-Net, as described in the report or as in its released code.
 
     Attributes:
-        widths: channels of the encoder stages, full resolution first; the last one is also the
-            bottleneck's.
+        widths: channels of the encoder stages, full resolution first; the bottleneck has as
+            many as the last stage.
         variant: "report" (softmax attention, bilinear upsampling by pixel centres) or
             "released" (unnormalised attention with the released code's layout, aligned
             corners), which the published weights need.
-        dtype: type of the arithmetic; parameters and the result are float32.
+        dtype: computation dtype; parameters and the result are float32.
     """
 
     widths: Sequence[int] = (16, 32, 64, 128)
@@ -52,7 +52,7 @@ class SCAUNet(nn.Module):
             degraded: [B, H, W, 3] in [0, 1].
             mask: ignored; part of the signature that all models share.
             train: ignored; the model has no dropout and no running statistics.
-            valid: ignored; no row of a batch has to do with another.
+            valid: ignored; the rows of a batch are independent.
 
         Returns:
             [B, H, W, 3] float32, near [0, 1] but not clipped.

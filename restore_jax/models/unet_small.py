@@ -1,4 +1,4 @@
-"""A plain encoder and decoder with one pooling and no skips, the report's baseline.
+"""A plain encoder-decoder with one pooling and no skips, the report's baseline.
 
 Source: Mahesh, Malapaka, Garimella and Singh, IIT Madras 2024, who call it a U-Net. 430,339
 parameters and 21.73 GMAC per 256×256 image at the reported widths.
@@ -17,8 +17,8 @@ class SmallUNet(nn.Module):
     """Two 3×3 convolutions with ReLU, max-pool, transposed 2×2 with ReLU, 1×1 to RGB.
 
     Attributes:
-        widths: channels of the two convolutions; the decoder goes back to the first.
-        dtype: type of the arithmetic; parameters and the result are float32.
+        widths: channels of the two convolutions; the decoder has as many as the first.
+        dtype: computation dtype; parameters and the result are float32.
     """
 
     widths: Sequence[int] = (128, 256)
@@ -43,7 +43,7 @@ class SmallUNet(nn.Module):
             degraded: [B, H, W, 3] in [0, 1].
             mask: ignored; part of the signature that all models share.
             train: ignored; the model has no dropout and no running statistics.
-            valid: ignored; no row of a batch has to do with another.
+            valid: ignored; the rows of a batch are independent.
 
         Returns:
             [B, H, W, 3] float32, near [0, 1] but not clipped.

@@ -1,1 +1,1 @@
-"""Processes, devices and cores, and the compilation for them."""
+"""Parallel execution: processes, devices and CPU cores, and the compilation cache."""

@@ -9,16 +9,16 @@ import jax
 
 from restore_jax import files
 
-# A program takes some hundred KiB, of large models on a GPU some MiB.
+# A compiled program takes some hundred KiB, that of a large model on a GPU some MiB.
 MAX_BYTES = 2 << 30
 
 
 def use_cache() -> None:
     """Keeps compiled programs in the user's cache folder, so that a second start is quick.
 
-    What was not used for longest goes when they take more than `MAX_BYTES`. Where there can be
-    no such folder, each start compiles anew. An environment that sets
-    `JAX_COMPILATION_CACHE_DIR` has the last word.
+    The least recently used programs are removed when all take more than `MAX_BYTES`. If the
+    folder cannot be created, each start compiles anew. `JAX_COMPILATION_CACHE_DIR` in the
+    environment takes precedence.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -27,7 +27,7 @@ def use_cache() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except (OSError, RuntimeError):  # no home, or one that cannot be written to
+    except (OSError, RuntimeError):  # no home folder, or not writable
         return
     prune(folder, MAX_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -35,14 +35,14 @@ def use_cache() -> None:
 
 
 def prune(folder: pathlib.Path, most: int) -> None:
-    """Removes the files of a folder that were not used for longest, if all take too much.
+    """Removes the least recently used files of a folder that has grown too large.
 
-    Half of what is allowed is left then. Another process may do the same meanwhile, and one
-    that misses a program compiles it.
+    It is then reduced to half of the limit. Other processes may do the same at the same time;
+    a process that misses a program compiles it.
 
     Args:
-        folder: of files; it may be missing.
-        most: bytes that they may take together.
+        folder: the folder, which may be missing.
+        most: largest total size of its files, in bytes.
     """
     found = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:

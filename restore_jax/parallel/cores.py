@@ -1,25 +1,25 @@
-"""The cores of a CPU as devices of JAX, so that each works on images of its own.
+"""The cores of a CPU as JAX devices, so that each works on different images.
 
-Light, like `host_memory`: it has to be done before JAX is used at all.
+This module is light, like `host_memory`: both have to run before JAX is initialised.
 """
 
 import os
 
 from restore_jax.parallel import host_memory
 
-# Whoever sets these decides on the devices.
-_DECIDED = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
+# Where one of these is set, the user chooses the devices.
+_USER_SETTINGS = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
 
 
 def count() -> int:
-    """Counts the cores that this process may use."""
-    # Not every system can tell which.
-    able = getattr(os, "sched_getaffinity", None)
-    return len(able(0)) if able else os.cpu_count() or 1
+    """Returns the number of cores that this process may use."""
+    # Not available on every system.
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def prepare(in_job: bool = False) -> None:
-    """Does what makes a CPU fast and has to be done before JAX is used at all.
+    """Tunes the process for computing on the CPU; call it before JAX is initialised.
 
     Args:
         in_job: whether this is one of several processes, which divide the cores among them.
@@ -30,21 +30,21 @@ def prepare(in_job: bool = False) -> None:
 
 
 def as_devices() -> int:
-    """Has JAX see each core that this process may use as a device.
+    """Makes JAX treat each core that this process may use as a device.
 
-    On a CPU, XLA gives most convolutions, loops and small pieces of work to a single core. With
-    the images of a batch divided among the cores, all of them are busy all the time. To be
-    called before JAX makes its devices. It changes nothing where the environment says how many
-    there are (`JAX_NUM_CPU_DEVICES`, or `XLA_FLAGS`, whatever is in it), and where there is an
-    NVIDIA GPU.
+    On a CPU, XLA runs most convolutions, loops and small operations on a single core. With the
+    images of a batch sharded over the cores, all of them are busy all the time. Call it before
+    JAX creates its devices. It changes nothing where the environment sets
+    `JAX_NUM_CPU_DEVICES` or `XLA_FLAGS` (whatever its content), or where there is an NVIDIA
+    GPU.
 
     Returns:
-        How many devices a CPU has now, 0 where that is left to JAX.
+        The number of CPU devices that was set, 0 if that is left to JAX.
     """
-    # Imported here: this module is read before it is known whether JAX is needed.
+    # Imported here: this module is loaded before it is known whether JAX is needed.
     import jax  # noqa: PLC0415
 
-    if any(name in os.environ for name in _DECIDED) or host_memory.has_gpu():
+    if any(name in os.environ for name in _USER_SETTINGS) or host_memory.has_gpu():
         return 0
     found = count()
     jax.config.update("jax_num_cpu_devices", found)

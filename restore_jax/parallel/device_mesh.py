@@ -1,4 +1,4 @@
-"""The devices as a mesh of one axis, and the way of a batch and of a state onto them."""
+"""A device mesh with one axis, and how a batch is sharded and a state replicated over it."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from restore_jax.errors import UsageError
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of one axis, "data", over the devices (all there are, if None)."""
+    """Returns a mesh with one axis, "data", over the devices (None: all devices)."""
     devices = jax.devices() if devices is None else devices
     # Some releases of JAX default to explicit axes, others to automatic ones.
     return jax.make_mesh(
@@ -20,10 +20,10 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def fitting_devices(*batch_sizes: int) -> list[jax.Device]:
-    """Returns the devices that batches of some sizes are divided among.
+    """Returns the devices that batches of given sizes are sharded over.
 
-    All there are, but of the cores of a CPU only as many as divide the batches: how many cores
-    a machine has is no reason to refuse a batch.
+    All devices, except that on a CPU only as many cores are used as divide the batch sizes: a
+    batch should not be refused because of the number of cores of a machine.
     """
     devices = jax.devices()
     if devices[0].platform != "cpu" or jax.process_count() > 1:
@@ -42,27 +42,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split_over(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its first axis divided among the devices."""
+    """Returns the sharding of a batch: its first axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
-    """Checks that every device gets as many images.
+    """Checks that every device gets the same number of images.
 
     Args:
-        batch_size: images of a batch over all devices.
+        batch_size: images per batch over all devices.
         mesh: the devices.
-        field: the config field to name.
+        field: the config field to name in the error message.
 
     Raises:
-        UsageError: with the nearest sizes that divide.
+        UsageError: with the nearest batch sizes that work.
     """
     devices = mesh.size
     if batch_size < 1 or batch_size % devices:
         below, above = batch_size // devices * devices, (batch_size // devices + 1) * devices
         fitting = f"{below} or {above}" if below > 0 else f"{above}"
         raise UsageError(
-            f"{field}: {batch_size} images do not divide among {devices} devices"
+            f"{field}: {batch_size} images cannot be divided equally among {devices} devices"
             f"{_of_processes()}; take {fitting}"
         )
 
@@ -72,10 +72,10 @@ def _of_processes() -> str:
 
 
 def to_devices(batch: batches.Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts a batch's arrays on the devices, the images divided among them.
+    """Puts a batch's arrays on the devices, sharded over the images.
 
-    Those that are on the devices already stay as they are.
-    Of several processes, each puts its own rows on its own devices.
+    Arrays that are already on the devices stay as they are. With several processes, each puts
+    its own rows on its own devices.
     """
     sharding = split_over(mesh)
     return {

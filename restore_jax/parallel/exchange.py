@@ -1,6 +1,6 @@
-"""Values as bytes, for other processes of the job: JSON and NumPy arrays.
+"""Serialises values for the other processes of a job, as JSON and NumPy arrays.
 
-Not a pickle, which runs whatever it is told to: a port of the job may be open to others.
+Not with pickle, which executes code from its input: a port of the job may be open to others.
 """
 
 import importlib
@@ -11,22 +11,23 @@ from typing import Any
 
 import numpy as np
 
-# The one place whose classes come back; they are made of their attributes, and nothing is run.
+# Only classes of this package are decoded; they are rebuilt from their attributes without
+# calling any of their code.
 _PACKAGE = "restore_jax"
 
 
 def encode(value: Any) -> bytes:
-    """Turns a value into bytes.
+    """Serialises a value.
 
     Args:
-        value: of numbers, strings, None, paths, arrays, and objects of this project that hold
-            such; in lists, tuples and dicts (of any kind; a dict comes back).
+        value: numbers, strings, None, paths, arrays, and objects of this project made of
+            these, in lists, tuples and dicts (subclasses of dict are decoded as dicts).
 
     Raises:
         TypeError: for anything else.
     """
     arrays: list[np.ndarray] = []
-    text = json.dumps(_to_plain(value, arrays))
+    text = json.dumps(_to_json(value, arrays))
     named = {str(number): array for number, array in enumerate(arrays)}
     buffer = io.BytesIO()
     np.savez(buffer, text=np.frombuffer(text.encode(), np.uint8), **named)
@@ -34,14 +35,16 @@ def encode(value: Any) -> bytes:
 
 
 def decode(content: bytes) -> Any:
-    """Turns bytes of `encode` into the value."""
+    """Restores a value from the bytes that `encode` returned."""
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return _from_plain(json.loads(arrays["text"].tobytes()), arrays)
+        return _from_json(json.loads(arrays["text"].tobytes()), arrays)
 
 
-def _to_plain(value: Any, arrays: list[np.ndarray]) -> Any:
-    def plain(values: Any) -> list[Any]:
-        return [_to_plain(each, arrays) for each in values]
+def _to_json(value: Any, arrays: list[np.ndarray]) -> Any:
+    """Returns a JSON value, with arrays moved to `arrays` and replaced by their index."""
+
+    def converted(values: Any) -> list[Any]:
+        return [_to_json(each, arrays) for each in values]
 
     if isinstance(value, (np.ndarray, np.generic)):
         if value.dtype.hasobject:
@@ -53,18 +56,18 @@ def _to_plain(value: Any, arrays: list[np.ndarray]) -> Any:
     if isinstance(value, pathlib.Path):
         return ["path", str(value)]
     if isinstance(value, dict):
-        return ["dict", [plain(item) for item in value.items()]]
+        return ["dict", [converted(item) for item in value.items()]]
     kind = type(value)
     if kind in (list, tuple):
-        return [kind.__name__, plain(value)]
+        return [kind.__name__, converted(value)]
     if kind.__module__.split(".")[0] != _PACKAGE:
         raise TypeError(f"a {kind.__module__}.{kind.__qualname__} cannot be sent")
-    # A NamedTuple has its fields in order, another object its attributes.
-    held = tuple(value) if isinstance(value, tuple) else dict(vars(value))
-    return ["object", kind.__module__, kind.__qualname__, _to_plain(held, arrays)]
+    # A NamedTuple is sent as a tuple, any other object as a dict of its attributes.
+    fields = tuple(value) if isinstance(value, tuple) else dict(vars(value))
+    return ["object", kind.__module__, kind.__qualname__, _to_json(fields, arrays)]
 
 
-def _from_plain(value: Any, arrays: Any) -> Any:
+def _from_json(value: Any, arrays: Any) -> Any:
     if not isinstance(value, list):
         return value
     kind, *content = value
@@ -74,25 +77,26 @@ def _from_plain(value: Any, arrays: Any) -> Any:
     if kind == "path":
         return pathlib.Path(content[0])
     if kind == "object":
-        module, name, held = content
-        return _made(module, name, _from_plain(held, arrays))
+        module, name, fields = content
+        return _make_object(module, name, _from_json(fields, arrays))
     if kind == "dict":
-        return {_from_plain(key, arrays): _from_plain(each, arrays) for key, each in content[0]}
-    items = [_from_plain(each, arrays) for each in content[0]]
+        return {_from_json(key, arrays): _from_json(each, arrays) for key, each in content[0]}
+    items = [_from_json(each, arrays) for each in content[0]]
     return items if kind == "list" else tuple(items)
 
 
-def _made(module: str, name: str, held: Any) -> Any:
+def _make_object(module: str, name: str, fields: Any) -> Any:
+    """Creates an object of a class of this package without calling its constructor."""
     if module.split(".", maxsplit=1)[0] != _PACKAGE:
         raise TypeError(f"a {module}.{name} cannot be received")
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
     if not isinstance(found, type):
-        raise TypeError(f"{module}.{name} is no class")
-    if isinstance(held, tuple):
-        return tuple.__new__(found, held)
+        raise TypeError(f"{module}.{name} is not a class")
+    if isinstance(fields, tuple):
+        return tuple.__new__(found, fields)
     made = object.__new__(found)
-    for attribute, each in held.items():
+    for attribute, each in fields.items():
         object.__setattr__(made, attribute, each)
     return made

@@ -1,6 +1,7 @@
-"""A job of several processes: which of them this one is, and the parent that sees it end.
+"""A job of several processes: which of them this one is, and the parent that supervises it.
 
-Light, like `flags`: none of it needs JAX, which has to be told of the job before it starts.
+This module is light, like `flags`, and does not need JAX, which must be given the job before
+it is initialised.
 """
 
 import ctypes
@@ -14,19 +15,19 @@ from types import FrameType
 
 from restore_jax.errors import UsageError
 
-# What starts processes together, by the variables that hold a process's index and their number.
+# The environment variables with a process's index and the number of processes, by launcher.
 LAUNCHERS = {
     "Slurm": ("SLURM_PROCID", "SLURM_NTASKS"),
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
 }
 
 LOST = (
-    "another process of this job has ended or cannot be reached, so this one ends too; what it "
-    "said last tells why. The same commands go on from the latest checkpoint"
+    "another process of this job has ended or cannot be reached, so this one ends too; its "
+    "last output says why. Run the same commands again to resume from the latest checkpoint"
 )
 
 LOST_STATUS = 75
-"""A supervised process's exit status by which its parent knows that another one is lost."""
+"""Exit status by which a supervised process tells its parent that another process is lost."""
 
 _PR_SET_PDEATHSIG = 1
 _supervised = False
@@ -37,9 +38,9 @@ class Job:
     """The processes that work together.
 
     Attributes:
-        index: of this process, from 0.
-        count: of them all.
-        coordinator: HOST:PORT of the first one; None: JAX asks what started them.
+        index: index of this process, from 0.
+        count: number of processes.
+        coordinator: HOST:PORT of the first process; None: JAX takes it from the launcher.
     """
 
     index: int
@@ -48,7 +49,7 @@ class Job:
 
     @property
     def shard(self) -> str:
-        """The part of a folder that this process restores, as `--shard` has it."""
+        """The part of a folder that this process restores, in the format of `--shard`."""
         return f"{self.index + 1}/{self.count}"
 
 
@@ -59,7 +60,7 @@ def from_flags(
     distributed: bool,
     environment: Mapping[str, str] = os.environ,
 ) -> Job | None:
-    """Returns the job that the flags of those names ask for; None without them.
+    """Returns the job that the flags of the same names specify; None if none is given.
 
     Raises:
         UsageError: for a wrong value or combination.
@@ -73,7 +74,7 @@ def from_flags(
     if distributed:
         if named:
             raise UsageError(
-                f"--{named[0]}: not with --distributed, which asks Slurm or Open MPI"
+                f"--{named[0]}: not with --distributed, which takes it from Slurm or Open MPI"
             )
         return _from_launcher(environment)
     if not named:
@@ -83,15 +84,15 @@ def from_flags(
         raise UsageError(f"--{missing}: missing; --{named[0]} needs it ({_TOGETHER})")
     if not re.fullmatch(r"[^\s/]+:\d{1,5}", coordinator):
         raise UsageError(
-            f"--coordinator={coordinator}: give HOST:PORT, the first process's host and a free "
-            "port of it"
+            f"--coordinator={coordinator}: give HOST:PORT, the host of the first process and a "
+            "free port on it"
         )
     if num_processes < 1:
         raise UsageError(f"--num_processes={num_processes}: give 1 or more")
     if not 0 <= process_id < num_processes:
         raise UsageError(
             f"--process_id={process_id}: with --num_processes={num_processes}, give 0 to "
-            f"{num_processes - 1}, another one to each process"
+            f"{num_processes - 1}, a different one to each process"
         )
     return Job(process_id, num_processes, coordinator)
 
@@ -104,39 +105,39 @@ def _from_launcher(environment: Mapping[str, str]) -> Job:
         if index in environment and count in environment:
             return Job(int(environment[index]), int(environment[count]))
     raise UsageError(
-        f"--distributed: this process was started by none of {', '.join(LAUNCHERS)} (srun, "
-        "mpirun); start it so, or give --coordinator, --num_processes and --process_id"
+        f"--distributed: this process was not started by {' or '.join(LAUNCHERS)} (srun, "
+        "mpirun); use one of these, or give --coordinator, --num_processes and --process_id"
     )
 
 
 def is_supervised() -> bool:
-    """Tells whether a parent waits for this process, and says why it ended."""
+    """Returns whether a parent process waits for this one and reports why it ended."""
     return _supervised
 
 
 def supervise() -> None:
-    """Lets a child go on with the program, and ends as it does.
+    """Forks: the child continues with the program; the parent waits and exits as it does.
 
-    JAX's client of a job ends its process from a thread of its own, by `abort`, when another
-    process is lost: no code in that process can tell the user. Its parent, which does nothing
-    but wait and pass signals on, can; and it is the last to speak, after all that JAX's threads
-    still say while the process ends by itself.
+    When another process is lost, JAX's client of the job calls `abort` in a thread of its own,
+    so that no code in that process can inform the user. The parent, which only waits and
+    forwards signals, can; and its message comes last, after everything that JAX's threads
+    still print.
     """
     global _supervised  # noqa: PLW0603 - a fact of the process, found once
     child = os.fork()
     if child == 0:
         _supervised = True
-        # A signal from the terminal would reach it twice: by itself and from its parent.
+        # A signal from the terminal would reach it twice: directly and from its parent.
         os.setpgid(0, 0)
-        _end_with_parent()
+        _die_with_parent()
         return
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         del frame
         os.kill(child, number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pass_on)
+        signal.signal(number, forward)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code in (-signal.SIGABRT, LOST_STATUS):
@@ -145,7 +146,7 @@ def supervise() -> None:
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _end_with_parent() -> None:
-    """Has this process killed when its parent is; left alone where the system cannot."""
+def _die_with_parent() -> None:
+    """Has this process killed when its parent dies; does nothing outside Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

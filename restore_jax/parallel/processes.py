@@ -1,8 +1,9 @@
-"""Several processes as one training: what they agree on, and what each has for itself.
+"""Several processes as one training or evaluation: joining a job, and communication in it.
 
-Every process runs the same program on its own devices, by `jax.distributed`. They all hold the
-whole state; each reads the rows of a batch that its devices take (`batches.Share`), and the
-first one alone writes. With one process nothing here costs anything.
+Every process runs the same program on its own devices, connected by `jax.distributed`. The
+state is replicated; each process reads the rows of a batch that its devices take
+(`batches.Share`), and only the first one writes files. With one process nothing here has a
+cost.
 """
 
 import atexit
@@ -31,21 +32,24 @@ from restore_jax.parallel.signals import Interrupted, Request
 Value = TypeVar("Value")
 Tree = TypeVar("Tree")
 
-# How long the others may take to begin.
+# How long the other processes may take to start.
 _START_SECONDS = 300
-# Within this a process that is lost without a word (its host switched off) is missed, and all
-# wait for the slowest to leave at the end. One that is killed is missed at once by its sockets.
+# After this time, a process that vanished silently (its host was switched off) is declared
+# lost. One that is killed is noticed at once, because its sockets are closed.
 _HEARTBEAT_SECONDS = 30
+# How long all wait for the slowest at the end.
 _LEAVE_SECONDS = 120
-# An error that all processes find is told by each before the first to leave is missed.
+# A process that fails stays this long, so that where all find the same error, each can report
+# it before the first to exit is noticed as lost.
 _GRACE_SECONDS = 2.0
 
-# The kinds of failure that XLA begins its messages with: those that tell of another process,
-# and those that do only where its collectives (Gloo on the CPU, NCCL on GPUs) or the job's own
-# service say so. It raises them as JAX's error, some as ValueError.
+# The status codes that XLA's error messages begin with: those that always mean that another
+# process is lost, and those that mean it only if the message comes from the collectives (Gloo
+# on the CPU, NCCL on GPUs) or the coordination service. JAX raises most as JaxRuntimeError,
+# some as ValueError.
 _GONE = re.compile(r"(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 _UNCLEAR = re.compile(r"(INTERNAL|UNKNOWN|FAILED_PRECONDITION|DATA_LOSS): ")
-_LOSSES = re.compile(
+_CONNECTION = re.compile(
     r"(?<![/\w])(gloo|nccl)(?![/\w])|connection (reset|closed|refused)|socket closed|"
     r"coordination ?service|unhealthy|heartbeat",
     re.IGNORECASE,
@@ -54,10 +58,10 @@ _LOSSES = re.compile(
 
 @contextlib.contextmanager
 def joined(job: Job | None) -> Iterator[None]:
-    """Makes this process part of a job while it lasts; before anything else of JAX is used.
+    """Makes this process part of a job; enter it before JAX is used for anything else.
 
     Raises:
-        RunError: where the others cannot be found, or one of them is lost.
+        RunError: if the other processes cannot be reached, or one of them is lost.
     """
     if job is None:
         yield
@@ -65,23 +69,23 @@ def joined(job: Job | None) -> Iterator[None]:
     _join(job)
     try:
         _check_devices()
-        # Gloo connects at the first exchange and waits half a minute for the others there; in
-        # later ones it waits as long as another one compiles.
+        # Gloo connects in the first collective and waits only 30 s for the others there; later
+        # collectives wait as long as another process compiles.
         gather(None)
         yield
     except Interrupted:
-        raise  # all of them stop, after the same step
+        raise  # all processes stop after the same step
     except BaseException as error:
         lost = _is_loss(error)
-        told_by_parent = lost and is_supervised()
+        reported_by_parent = lost and is_supervised()
         status = (
             130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
         )
-        if told_by_parent:
+        if reported_by_parent:
             status = LOST_STATUS
-        # Not by way of JAX, which would wait for the others first.
+        # Exits without JAX's shutdown, which would first wait for the other processes.
         atexit.register(_leave, status, 0 if lost else _GRACE_SECONDS)
-        if told_by_parent:
+        if reported_by_parent:
             raise SystemExit(status) from error
         if lost:
             raise RunError(LOST) from error
@@ -89,7 +93,7 @@ def joined(job: Job | None) -> Iterator[None]:
 
 
 def _join(job: Job) -> None:
-    # Its handler of SIGTERM would take the place of this program's.
+    # Its SIGTERM handler would replace that of this program.
     jax.config.update("jax_enable_preemption_service", False)
     given = {}
     if job.coordinator is not None:
@@ -107,12 +111,12 @@ def _join(job: Job) -> None:
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        where = job.coordinator or "what started it names"
+        where = job.coordinator or "the address given by its launcher"
         raise RunError(
             f"process {job.index} of {job.count} cannot join the job at {where} ({reason})"
         ) from error
     if not is_first():
-        # What one process says is enough; errors go to stderr.
+        # The output of one process is enough; errors go to stderr.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
@@ -120,12 +124,12 @@ def _check_devices() -> None:
     if jax.device_count() != jax.process_count() * jax.local_device_count():
         raise UsageError(
             f"this process has {jax.local_device_count()} of {jax.device_count()} devices, not "
-            f"its share among {jax.process_count()} processes; give each as many"
+            f"an equal share for {jax.process_count()} processes; give each the same number"
         )
 
 
 def _is_loss(error: BaseException | None) -> bool:
-    """Tells what JAX's runtime says of a lost process from all that others may say."""
+    """Returns whether an error, or a cause of it, is JAX's report of a lost process."""
     while error is not None:
         if isinstance(error, (UsageError, RunError, KeyboardInterrupt, SystemExit)):
             return False
@@ -133,7 +137,7 @@ def _is_loss(error: BaseException | None) -> bool:
         if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.match(text):
             return True
         if isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and (
-            (_GONE.match(text) or _UNCLEAR.match(text)) and _LOSSES.search(text)
+            (_GONE.match(text) or _UNCLEAR.match(text)) and _CONNECTION.search(text)
         ):
             return True
         error = error.__cause__
@@ -148,7 +152,7 @@ def _leave(status: int, after: float) -> None:
 
 
 def is_first() -> bool:
-    """Tells whether this process is the one that writes and prints; the only one always is."""
+    """Returns whether this is the process that writes and prints (always, if it is alone)."""
     return jax.process_index() == 0
 
 
@@ -158,12 +162,15 @@ def share() -> batches.Share:
 
 
 def gather(value: Value) -> list[Value]:
-    """Returns the values that every process calls this with, in their order; all at once."""
+    """Returns the values that all processes pass, in order of the process index.
+
+    A collective operation: every process has to call it.
+    """
     if jax.process_count() == 1:
         return [value]
     content = np.frombuffer(exchange.encode(value), np.uint8)
     sizes = _gather_array(np.array([len(content)], np.int32))[:, 0]
-    # Of few lengths, as every one is a program to compile.
+    # Padded to a power of two, because each length needs its own compiled program.
     padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     padded[: len(content)] = content
     contents = _gather_array(padded)
@@ -171,15 +178,15 @@ def gather(value: Value) -> list[Value]:
 
 
 def from_others(make: Callable[[], Value]) -> list[Value]:
-    """Makes a value in every process, and returns those of the others; none has one process."""
+    """Makes a value in every process and returns those of the others ([] with one process)."""
     if jax.process_count() == 1:
         return []
     made = gather(make())
     return [value for index, value in enumerate(made) if index != jax.process_index()]
 
 
-def in_order(items: list[Value], key: Callable[[Value], Any]) -> list[Value]:
-    """Returns the items of all processes in the order of a key; those of one, as they are."""
+def gather_sorted(items: list[Value], key: Callable[[Value], Any]) -> list[Value]:
+    """Returns the items of all processes, sorted by a key; with one process, `items` as is."""
     if jax.process_count() == 1:
         return items
     return sorted((item for part in gather(items) for item in part), key=key)
@@ -190,31 +197,31 @@ def _gather_array(array: np.ndarray) -> np.ndarray:
 
 
 def on_first(function: Callable[[], Value]) -> Value:
-    """Has the first process alone do something; returns its result on all.
+    """Calls a function only in the first process and returns its result in all.
 
     Args:
         function: reads or writes files; its result is small.
 
     Raises:
-        UsageError, RunError: on all, where it raised one.
+        UsageError, RunError: in all processes, if the function raised it.
     """
     if jax.process_count() == 1:
         return function()
-    result, refusal = None, None
+    result, failure = None, None
     if is_first():
         try:
             result = function()
         except (UsageError, RunError) as error:
-            refusal = isinstance(error, UsageError), str(error)
-    result, refusal = gather((result, refusal))[0]
-    if refusal is not None:
-        of_the_user, text = refusal
-        raise (UsageError if of_the_user else RunError)(text)
+            failure = isinstance(error, UsageError), str(error)
+    result, failure = gather((result, failure))[0]
+    if failure is not None:
+        is_usage_error, text = failure
+        raise (UsageError if is_usage_error else RunError)(text)
     return result
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """Puts arrays, which every process has alike, on every device of a mesh."""
+    """Replicates arrays, which are the same in all processes, over the devices of a mesh."""
     sharding = device_mesh.replicated(mesh)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -223,21 +230,21 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     )
 
 
-def from_first(tree: Tree, template: Tree) -> Tree:
+def broadcast(tree: Tree, template: Tree) -> Tree:
     """Sends arrays from the first process to all, bit for bit.
 
     Args:
-        tree: the arrays, in the host's memory; what other processes give does not matter.
-        template: of the same structure, whose leaves have shape and dtype.
+        tree: the arrays, in host memory; ignored in all processes but the first.
+        template: a tree of the same structure whose leaves have a shape and a dtype.
 
     Returns:
-        The arrays in the host's memory.
+        The arrays, in host memory.
     """
     if jax.process_count() == 1:
         return tree
     leaves, structure = jax.tree.flatten(template)
     sizes = [int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in leaves]
-    # As bytes: a sum with the zeros of the others would make -0.0 of no sign.
+    # As bytes: the broadcast adds zeros of the other processes, which turns -0.0 into 0.0.
     content = np.zeros(sum(sizes), np.uint8)
     if is_first():
         content = np.concatenate(
@@ -253,9 +260,9 @@ def from_first(tree: Tree, template: Tree) -> Tree:
 
 
 def on_own_devices(tree: Tree, mesh: Mesh) -> tuple[Tree, Mesh]:
-    """Returns replicated arrays as this process's devices hold them, and these as a mesh.
+    """Returns replicated arrays on a mesh of only this process's devices, and that mesh.
 
-    What is computed with them involves no other process.
+    Computations with them involve no other process.
     """
     if jax.process_count() == 1:
         return tree, mesh
@@ -263,10 +270,11 @@ def on_own_devices(tree: Tree, mesh: Mesh) -> tuple[Tree, Mesh]:
     return jax.device_put(jax.device_get(tree), device_mesh.replicated(own)), own
 
 
-def in_step(items: Iterable[Value]) -> Iterator[Value | None]:
-    """Yields the items of each process until all have come to their end; None after its own.
+def in_lockstep(items: Iterable[Value]) -> Iterator[Value | None]:
+    """Yields this process's items, then None until the items of all processes are exhausted.
 
-    So all of them come here equally often, whatever is done in between.
+    All processes thus run the same number of iterations, so that their body may contain
+    collective operations.
     """
     if jax.process_count() == 1:
         yield from items
@@ -280,11 +288,11 @@ def in_step(items: Iterable[Value]) -> Iterator[Value | None]:
 
 
 class Stop:
-    """Whether the training was asked to stop: any process by a signal, all know after a step.
+    """Shares requests to stop: a signal to any process stops all after the same step.
 
     Args:
-        request: of this process.
-        mesh: the devices of all.
+        request: the request to this process.
+        mesh: the devices of all processes.
     """
 
     def __init__(self, request: Request, mesh: Mesh) -> None:
@@ -292,28 +300,29 @@ class Stop:
         self._mesh = mesh
         self._pending: collections.deque[jax.Array] = collections.deque()
 
-    def asked(self) -> signal.Signals | None:
-        """Returns the signal, at once; all processes ask at the same points."""
-        return self._asked(behind=0)
+    def requested(self) -> signal.Signals | None:
+        """Returns the signal that any process received; all have to call this together."""
+        return self._poll(lag=0)
 
-    def asked_lately(self) -> signal.Signals | None:
-        """Returns the signal, of a step ago among several processes.
+    def requested_before(self) -> signal.Signals | None:
+        """Returns the signal that any process had received at the previous call.
 
-        What the others say is then here already, and no device waits for the host.
+        With one process, the signal received by now. With several, the result of the previous
+        call is already there, so that no device waits for the host.
         """
-        return self._asked(behind=1)
+        return self._poll(lag=1)
 
-    def _asked(self, behind: int) -> signal.Signals | None:
+    def _poll(self, lag: int) -> signal.Signals | None:
         if jax.process_count() == 1:
             return self._request.received
         own = np.full(len(self._mesh.local_devices), self._request.received or 0, np.int32)
         split = device_mesh.split_over(self._mesh)
         self._pending.append(_highest(jax.make_array_from_process_local_data(split, own)))
         found = 0
-        while len(self._pending) > behind:
+        while len(self._pending) > lag:
             found = max(found, int(self._pending.popleft()))
         if found:
-            # It is asked again where the training then ends.
+            # Kept, because it is polled again when the training then ends.
             self._request.received = signal.Signals(found)
         return self._request.received if found else None
 

@@ -174,7 +174,7 @@ def train(
         else:
             print(f"{folder}: resuming from step {int(state.step)}")
         opened = checkpoint.open_manager(folder) if processes.is_first() else None
-        with opened or contextlib.nullcontext() as manager, signals.noted() as request:
+        with opened or contextlib.nullcontext() as manager, signals.as_requests() as request:
             run = _Run(
                 config=config,
                 folder=folder,
@@ -284,7 +284,7 @@ def _train_epoch(
         pending.append(scalars)
         step = position.epoch * run.steps_per_epoch + done
         last = done == run.steps_per_epoch
-        stop = run.stop.asked_lately() is not None
+        stop = run.stop.requested_before() is not None
         save = (_is_due(run, step) and not last) or stop
         if last or save or done == 1 or done % run.config.train.log_every_steps == 0:
             before = sums.get("count", 0)
@@ -311,7 +311,7 @@ def _train_resident_epoch(
 
     def needs_save(step: int) -> bool:
         last = step == (position.epoch + 1) * run.steps_per_epoch
-        return (_is_due(run, step) and not last) or run.stop.asked_lately() is not None
+        return (_is_due(run, step) and not last) or run.stop.requested_before() is not None
 
     state, sums, step = position.state, position.sums, position.step
     dispatches = resident.train_epoch(source, state, step, run.loss_params, needs_save)
@@ -356,7 +356,7 @@ def _stop_if_asked(run: _Run, position: _Position) -> None:
     Raises:
         signals.Interrupted: if asked to stop, once the checkpoint is on disk.
     """
-    received = run.stop.asked()
+    received = run.stop.requested()
     if received is None:
         return
     processes.on_first(lambda: _save_and_wait(run, position))
@@ -392,7 +392,7 @@ def _validate(run: _Run, position: _Position) -> dict[str, float | None]:
     def until_asked_to_stop() -> Iterator[batches.Batch]:
         source = run.resident
         found = source.validation_batches() if source else run.data.eval_batches("val")
-        for batch in processes.in_step(found):
+        for batch in processes.in_lockstep(found):
             _stop_if_asked(run, position)
             if batch is not None:
                 yield batch

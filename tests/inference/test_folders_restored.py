@@ -120,7 +120,8 @@ def test_a_white_that_was_found_is_said(restorer, tmp_path, capsys):
     items = folders.plan([str(tmp_path / "a.png")], tmp_path / "out")
     folders.restore_files(restorer, items)
     assert (
-        "no level is above 3,812: 4,095 (12 bits) is taken for white" in capsys.readouterr().err
+        "no level is above 3,812: 4,095 (12 bits) is assumed to be white"
+        in capsys.readouterr().err
     )
 
 
@@ -193,7 +194,7 @@ def test_an_interrupted_run_goes_on_where_it_was(restorer, photographs, tmp_path
     assert names(output) == names(photographs)  # and no half-written file
     for name, time in done.items():
         assert (output / name).stat().st_mtime_ns == time
-    assert "skipped, which were there" in folders.format_outcome(outcome, output)
+    assert "skipped, as they exist" in folders.format_outcome(outcome, output)
     again = run(restorer, photographs, output, overwrite=True)
     assert (again.restored, again.skipped) == (4, 0)
 

@@ -72,15 +72,15 @@ def test_what_is_read_are_floats_of_three_channels(dtype, channels):
     ],
 )
 def test_the_white_of_a_camera_is_found_from_its_highest_level(highest, white):
-    assert pixels.found_white([np.array([[0, highest]], np.uint16)]) == white
-    assert pixels.found_white([np.zeros((2, 2), np.uint8)]) is None
+    assert pixels.estimated_white([np.array([[0, highest]], np.uint16)]) == white
+    assert pixels.estimated_white([np.zeros((2, 2), np.uint8)]) is None
 
 
 def test_levels_above_the_white_are_refused():
     image = np.array([[0, 5000]], np.uint16)
     with pytest.raises(ValueError, match="its levels reach 5,000, above the white 4,095"):
         pixels.checked(image, "image", white=4095)
-    with pytest.raises(ValueError, match="uint8 has no level 4,095 to be white"):
+    with pytest.raises(ValueError, match="the white level 4,095 does not fit uint8"):
         pixels.checked(image.astype(np.uint8), "image", white=4095)
     alpha = np.full((1, 2, 4), 4095, np.uint16)
     alpha[..., 3] = 65535

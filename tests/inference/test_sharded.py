@@ -34,7 +34,7 @@ ROWS = pytest.param((1, 256, 32), (1, 64, 32), id="rows of one image")
 def test_devices_together_give_what_one_does(made, name, shape, split):
     model, variables = made[name]
     images = np.random.default_rng(0).random((*shape, 3), np.float32)
-    found = sharded.divided(model, variables)(images)
+    found = sharded.make_apply(model, variables)(images)
     assert found.sharding.shard_shape(found.shape)[:3] == split
     np.testing.assert_allclose(found, apply(model, variables, images), atol=2e-6)
 
@@ -52,7 +52,7 @@ def test_devices_together_give_what_one_does(made, name, shape, split):
 def test_all_that_there_is_to_divide_is_divided(made, shape, split):
     model, variables = made["pexels_cnn"]
     images = np.random.default_rng(0).random((*shape, 3), np.float32)
-    found = sharded.divided(model, variables)(images)
+    found = sharded.make_apply(model, variables)(images)
     assert found.sharding.shard_shape(found.shape)[:3] == split
     np.testing.assert_allclose(found, apply(model, variables, images), atol=2e-6)
 
@@ -60,5 +60,5 @@ def test_all_that_there_is_to_divide_is_divided(made, shape, split):
 def test_images_may_lie_on_a_device(made):
     model, variables = made["pexels_cnn"]
     images = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
-    found = sharded.divided(model, variables)(images)
+    found = sharded.make_apply(model, variables)(images)
     np.testing.assert_allclose(found, apply(model, variables, images), atol=2e-6)

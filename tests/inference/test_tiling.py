@@ -305,7 +305,7 @@ def test_a_shape_that_is_rare_does_not_wait_for_ever(batch_size, expected):
 
 
 def test_a_large_image_does_not_wait_for_others(monkeypatch):
-    monkeypatch.setattr(tiling, "_MOST_PIXELS_WAITING", 1000)
+    monkeypatch.setattr(tiling, "_MAX_PIXELS_WAITING", 1000)
     taken = []
 
     def pictures():
@@ -413,7 +413,7 @@ def test_few_images_are_held_at_a_time(batch_size, rare, monkeypatch):
 
     assert hold() <= (max(32, 4 * batch_size) if rare else 2 * batch_size)
     # Nor are they many where they are large.
-    monkeypatch.setattr(tiling, "_MOST_PIXELS_WAITING", 10 * 20 * 20)
+    monkeypatch.setattr(tiling, "_MAX_PIXELS_WAITING", 10 * 20 * 20)
     assert hold() <= 10
 
 

@@ -26,22 +26,22 @@ def arrays(x, kernel, dtype=np.float32):
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in (x, kernel, g)]
 
 
-def by_hand(x, g, size, spread):
+def by_hand(x, g, size, dilation):
     x, g = (np.asarray(z, np.float64) for z in (x, g))
     height, width = x.shape[1:3]
-    reach = [step * (side // 2) for side, step in zip(size, spread, strict=True)]
+    reach = [step * (side // 2) for side, step in zip(size, dilation, strict=True)]
     padded = np.pad(x, ((0, 0), *((r, r) for r in reach), (0, 0)))
     found = np.zeros((*size, x.shape[3], g.shape[3]))
     for i in range(size[0]):
         for j in range(size[1]):
-            rows, columns = i * spread[0], j * spread[1]
+            rows, columns = i * dilation[0], j * dilation[1]
             seen = padded[:, rows : rows + height, columns : columns + width]
             found[i, j] = np.einsum("bhwi,bhwo->io", seen, g)
     return found
 
 
 @pytest.mark.parametrize(
-    ("shape", "outputs", "size", "spread"),
+    ("shape", "outputs", "size", "dilation"),
     [
         pytest.param((2, 16, 24, 5), 3, (3, 3), (1, 1), id="fewer outputs"),
         pytest.param((2, 16, 24, 3), 5, (3, 3), (1, 1), id="fewer inputs"),
@@ -57,12 +57,12 @@ def by_hand(x, g, size, spread):
 )
 @pytest.mark.parametrize("values", [2**17, 600], ids=["whole rows", "narrow blocks"])
 def test_kernel_gradient_is_that_of_the_definition(
-    monkeypatch, shape, outputs, size, spread, values
+    monkeypatch, shape, outputs, size, dilation, values
 ):
     monkeypatch.setattr(convolution, "_VALUES", values)
     x, _, g = arrays(shape, (*size, shape[3], outputs))
-    found = jax.jit(lambda x, g: convolution.kernel_gradient(x, g, size, spread))(x, g)
-    expected = by_hand(x, g, size, spread)
+    found = jax.jit(lambda x, g: convolution.kernel_gradient(x, g, size, dilation))(x, g)
+    expected = by_hand(x, g, size, dilation)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 

@@ -15,24 +15,24 @@ def arrays(x, kernel):
     return rng.normal(size=x), rng.normal(size=kernel) / np.sqrt(np.prod(kernel[:3]))
 
 
-def by_tensorflow(x, kernel, spread):
+def by_tensorflow(x, kernel, dilation):
     """The convolution in float64."""
-    return tf.nn.conv2d(x, kernel, 1, "SAME", dilations=spread).numpy()
+    return tf.nn.conv2d(x, kernel, 1, "SAME", dilations=dilation).numpy()
 
 
-def convolve(x, kernel, spread):
+def convolve(x, kernel, dilation):
     return convolution.conv_general_dilated(
         x,
         kernel,
         (1, 1),
         "SAME",
-        rhs_dilation=spread,
+        rhs_dilation=dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
 @pytest.mark.parametrize(
-    ("shape", "outputs", "spread"),
+    ("shape", "outputs", "dilation"),
     [
         pytest.param((2, 16, 12, 32), 32, (1, 1), id="whole groups"),
         pytest.param((1, 16, 12, 40), 33, (2, 2), id="dilated"),
@@ -41,32 +41,32 @@ def convolve(x, kernel, spread):
         pytest.param((1, 8, 1, 32), 32, (1, 1), id="one column"),
     ],
 )
-def test_results_are_those_of_the_definition(shape, outputs, spread):
+def test_results_are_those_of_the_definition(shape, outputs, dilation):
     x, kernel = arrays(shape, (3, 3, shape[3], outputs))
     single = [jnp.asarray(z, jnp.float32) for z in (x, kernel)]
-    assert winograd.is_faster(*single, spread)
-    expected = by_tensorflow(x, kernel, spread)
-    found = jax.jit(winograd.convolve, static_argnums=2)(*single, spread)
+    assert winograd.is_faster(*single, dilation)
+    expected = by_tensorflow(x, kernel, dilation)
+    found = jax.jit(winograd.convolve, static_argnums=2)(*single, dilation)
     np.testing.assert_allclose(found, expected, atol=5e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
-    ("shape", "size", "spread"),
+    ("shape", "size", "dilation"),
     [
         pytest.param((2, 9, 12, 3, 16), (3, 3), (1, 1), id="few inputs"),
         pytest.param((1, 8, 2, 16, 1), (3, 3), (2, 1), id="two columns, dilated rows"),
         pytest.param((1, 7, 6, 5, 6), (5, 7), (1, 1), id="oblong"),
     ],
 )
-def test_two_columns_at_once_are_those_of_the_definition(shape, size, spread):
+def test_two_columns_at_once_are_those_of_the_definition(shape, size, dilation):
     *image, outputs = shape
     x, kernel = arrays(image, (*size, image[-1], outputs))
     single = [jnp.asarray(z, jnp.float32) for z in (x, kernel)]
-    traced = jax.jit(convolve, static_argnums=2).trace(*single, spread)
+    traced = jax.jit(convolve, static_argnums=2).trace(*single, dilation)
     # Two at once: the program's convolution has a stride.
     assert "stride = [1, 2]" in traced.lower(lowering_platforms=("cpu",)).as_text()
-    expected = by_tensorflow(x, kernel, spread)
-    found = jax.jit(convolve, static_argnums=2)(*single, spread)
+    expected = by_tensorflow(x, kernel, dilation)
+    found = jax.jit(convolve, static_argnums=2)(*single, dilation)
     np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
 
 

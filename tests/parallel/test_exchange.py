@@ -66,8 +66,8 @@ def test_nothing_else_is_sent(value):
 def test_no_class_of_others_is_made():
     for module, name in (("os", "system"), ("subprocess", "Popen"), ("restore_jaxx", "a")):
         with pytest.raises(TypeError, match="cannot be received"):
-            exchange._from_plain(["object", module, name, ["dict", []]], None)
-    with pytest.raises(TypeError, match="is no class"):
-        exchange._from_plain(
+            exchange._from_json(["object", module, name, ["dict", []]], None)
+    with pytest.raises(TypeError, match="is not a class"):
+        exchange._from_json(
             ["object", "restore_jax.parallel.exchange", "decode", ["dict", []]], None
         )

@@ -85,7 +85,7 @@ def data(
             step += 1
             if step == spoil_at:
                 batch["degraded"] = np.full_like(batch["degraded"], np.nan)
-            yield {name: value[share.of(size)] for name, value in batch.items()}
+            yield {name: value[share.rows(size)] for name, value in batch.items()}
 
     def eval_batches(split):
         rows = np.arange(len(pairs[split]["id"]))[share.index :: share.count]
