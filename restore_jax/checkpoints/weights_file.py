@@ -44,6 +44,8 @@ _LOCAL_FIELDS = (
 )
 
 # A running training removes an older checkpoint as it saves a new one.
+_VARIABLES = ("params", "batch_stats")
+
 _READ_ATTEMPTS = 5
 
 
@@ -298,8 +300,7 @@ def _read_run(folder: pathlib.Path, which: str) -> tuple[Any, dict[str, Any], Co
                 f"{saved}: cannot be read ({' '.join(str(error).split())[:200]}); take another "
                 "checkpoint"
             ) from error
-        params = parts["params"] if "params" in parts else parts["ema_params"]
-        variables = {"params": params, "batch_stats": parts["batch_stats"]}
+        variables = {name.removeprefix("ema_"): part for name, part in parts.items()}
         check_variables(model, variables, str(saved))
         return model, variables, config
     raise UsageError(f"{folder}: its training removes checkpoints faster than they can be read")
@@ -319,19 +320,20 @@ def _orbax_errors_only() -> Iterator[None]:
 def _read_parts(folder: pathlib.Path) -> dict[str, Any]:
     """Reads the parts of a saved `TrainState` that inference needs, not its optimizer state.
 
-    These are "batch_stats" and "ema_params", or "params" without a moving average. A run can
-    thus be used whatever optimizer it was trained with, in this version or an earlier one.
+    These are "params" and "batch_stats", or their moving averages, which begin with "ema_", if
+    they were saved. A run can thus be used whatever optimizer it was trained with, in this
+    version or an earlier one.
     """
     import orbax.checkpoint as ocp  # noqa: PLC0415
 
     handler = ocp.PyTreeCheckpointHandler()
     saved = handler.metadata(folder).tree
-    params = "ema_params" if saved.get("ema_params") else "params"
+    names = (f"ema_{name}" if saved.get(f"ema_{name}") else name for name in _VARIABLES)
     wanted = {
         name: jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved[name]
         )
-        for name in (params, "batch_stats")
+        for name in names
     }
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     read = handler.restore(

@@ -49,6 +49,8 @@ class TrainState:
         opt_state: the optimizer's state.
         ema_params: exponential moving average of `params`; None if it is off.
         adversary: the discriminator's state; None without one.
+        ema_batch_stats: the same average of `batch_stats`, since averaged parameters do not
+            belong to the current statistics; None without BatchNorm or without the average.
     """
 
     step: jax.Array
@@ -57,6 +59,7 @@ class TrainState:
     opt_state: Any
     ema_params: Any
     adversary: AdversaryState | None = None
+    ema_batch_stats: Any = None
 
 
 def make_learner(
@@ -118,14 +121,17 @@ def _initial(learner: Learner, key: jax.Array) -> TrainState:
     adversary = None
     if learner.adversary is not None:
         adversary = adversarial.create(learner.adversary, jax.random.fold_in(key, 1))
+    batch_stats = variables.get("batch_stats", {})
+    averages_stats = learner.ema_decay and batch_stats
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=learner.optimizer.init(params),
         # A copy: the step donates its state, and one buffer cannot be donated twice.
         ema_params=jax.tree.map(jnp.copy, params) if learner.ema_decay else None,
         adversary=adversary,
+        ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if averages_stats else None,
     )
 
 
@@ -137,11 +143,14 @@ def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
         variables: "params" and "batch_stats" of the same model.
     """
     params = jax.tree.map(jnp.asarray, variables["params"])
+    batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
+    has_averaged_stats = state.ema_batch_stats is not None
     return state.replace(
         params=params,
-        batch_stats=jax.tree.map(jnp.asarray, variables["batch_stats"]),
-        # A copy, for the same reason as in `_initial`.
+        batch_stats=batch_stats,
+        # Copies, for the same reason as in `_initial`.
         ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
+        ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if has_averaged_stats else None,
     )
 
 
@@ -154,6 +163,10 @@ def abstract_state(learner: Learner, sharding: NamedSharding | None) -> TrainSta
 
 
 def inference_variables(state: TrainState) -> dict[str, Any]:
-    """Returns the variables for `model.apply` in inference, with averaged parameters if any."""
+    """Returns the variables for `model.apply` in inference, averaged ones if there are any."""
     params = state.params if state.ema_params is None else state.ema_params
-    return {"params": params, "batch_stats": state.batch_stats}
+    averaged = state.ema_batch_stats
+    return {
+        "params": params,
+        "batch_stats": state.batch_stats if averaged is None else averaged,
+    }

@@ -84,11 +84,15 @@ def train_step(
     (total, (terms, restored, batch_stats)), grads = gradient(state.params)
     updates, opt_state = learner.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
+    ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
     if ema_params is not None:
         # A shorter average at first, so that the random initial parameters are soon forgotten.
         decay = jnp.minimum(learner.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
+        if ema_batch_stats is not None:
+            ema_batch_stats = optax.incremental_update(
+                batch_stats, ema_batch_stats, 1.0 - decay
+            )
     adversary = state.adversary
     if learner.adversary is not None:
         adversary, terms["discriminator"] = adversarial.update(
@@ -101,6 +105,7 @@ def train_step(
         opt_state=opt_state,
         ema_params=ema_params,
         adversary=adversary,
+        ema_batch_stats=ema_batch_stats,
     )
     scalars = {
         "loss": total,

@@ -12,10 +12,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from restore_jax import batches, models
-from restore_jax.checkpoints import checkpoint
+from restore_jax.checkpoints import checkpoint, weights_file
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
-from restore_jax.learner.state import Learner, TrainState, create_state
+from restore_jax.learner.state import Learner, TrainState, create_state, inference_variables
 from restore_jax.losses import loss_terms
 from restore_jax.parallel import device_mesh
 from restore_jax.train import loop, steps
@@ -386,6 +386,30 @@ def test_the_average_forgets_what_was_drawn_and_keeps_its_decay():
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=1e-6), after.ema_params, halves
     )
+
+
+def test_the_average_has_the_statistics_that_belong_to_it(tmp_path):
+    model = models.create("cbam_unet", widths=(2, 4), skips=(True,))
+    learner = Learner(model, optax.sgd(0.1), 0.5)
+    state = create_state(learner, seed=3).replace(step=jnp.int32(1000))
+    batch = tiny.batch_rows(tiny.images(3, size=32), [0, 1, 2], 4)
+    arrays = {name: jnp.asarray(batch[name]) for name in batches.ARRAYS}
+    step = functools.partial(
+        steps.train_step,
+        learner=learner,
+        loss_fn=loss_terms.weighted_sum({"charbonnier": 1.0}),
+        seed=0,
+    )
+    before = jax.device_get(state.batch_stats)
+    after, _ = jax.jit(step)(state, arrays)
+    expected = jax.tree.map(lambda a, b: 0.5 * (a + b), before, after.batch_stats)
+    found = inference_variables(after)["batch_stats"]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, after, {"epoch": 1, "ssim": 0.5})
+    parts = weights_file._read_parts(tmp_path / "checkpoints/1001/state")
+    assert set(parts) == {"ema_params", "ema_batch_stats"}
+    jax.tree.map(np.testing.assert_array_equal, parts["ema_batch_stats"], found)
 
 
 def test_a_training_starts_from_the_parameters_it_is_given(finished, tmp_path):
