@@ -23,7 +23,7 @@ from restore_jax.errors import RunError, UsageError
 from restore_jax.parallel import signals
 from restore_jax.train import loop
 from restore_jax.train.logs import Logs
-from tests.support import child, kills, tiny
+from tests.support import checkpoints, child, kills, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -70,10 +70,10 @@ def assert_ends_as(whole, folder, **fields):
     assert (folder / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
     with checkpoint.open_manager(folder, read_only=True) as manager:
         best = checkpoint.find_step(manager, "best", folder)
-        found = checkpoint.restore(manager, best, state)
+        found = checkpoints.restore(manager, best, state)
     with checkpoint.open_manager(whole[0], read_only=True) as manager:
         assert checkpoint.find_step(manager, "best", whole[0]) == best
-        expected = checkpoint.restore(manager, best, state)
+        expected = checkpoints.restore(manager, best, state)
     assert is_same(found[0], expected[0])
     assert found[1] == expected[1]
 

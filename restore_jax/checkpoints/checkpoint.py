@@ -366,8 +366,28 @@ def find_step(manager: Manager, which: str, workdir: pathlib.Path) -> int:
     return int(which)
 
 
-def restore(manager: Manager, step: int, template: TrainState) -> tuple[TrainState, Record]:
-    """Reads a checkpoint and checks its digests; only with a single process.
+def to_devices(state: TrainState | None, template: TrainState) -> TrainState:
+    """Puts a state on the devices of all processes.
+
+    Args:
+        state: from `read` in the first process; None in the others.
+        template: as for `read`.
+    """
+    state = processes.broadcast(state, template)
+    if jax.process_count() > 1:
+        return jax.tree.map(
+            lambda leaf, like: jax.make_array_from_process_local_data(like.sharding, leaf),
+            state,
+            template,
+        )
+    # Must not alias the host memory it was read into: the train step donates the state.
+    return jax.tree.map(
+        lambda leaf, like: jax.device_put(leaf, like.sharding, may_alias=False), state, template
+    )
+
+
+def read(manager: Manager, step: int, template: TrainState) -> tuple[TrainState, Record]:
+    """Reads a checkpoint into host memory and checks its digests.
 
     Args:
         manager: from `open_manager`.
@@ -384,32 +404,6 @@ def restore(manager: Manager, step: int, template: TrainState) -> tuple[TrainSta
         FileNotFoundError: if the whole checkpoint is gone; a running training removes older
             ones.
     """
-    state, record = read(manager, step, template)
-    return to_devices(state, template), record
-
-
-def to_devices(state: TrainState | None, template: TrainState) -> TrainState:
-    """Puts a state on the devices of all processes.
-
-    Args:
-        state: from `read` in the first process; None in the others.
-        template: as for `restore`.
-    """
-    state = processes.broadcast(state, template)
-    if jax.process_count() > 1:
-        return jax.tree.map(
-            lambda leaf, like: jax.make_array_from_process_local_data(like.sharding, leaf),
-            state,
-            template,
-        )
-    # Must not alias the host memory it was read into: the train step donates the state.
-    return jax.tree.map(
-        lambda leaf, like: jax.device_put(leaf, like.sharding, may_alias=False), state, template
-    )
-
-
-def read(manager: Manager, step: int, template: TrainState) -> tuple[TrainState, Record]:
-    """Reads a checkpoint into host memory; otherwise like `restore`."""
     folder = manager.folder / str(step)
     pauses = iter(_RETRY_PAUSES)
     while True:
@@ -504,7 +498,7 @@ def newest_intact(
 
     Args:
         workdir: the run's folder.
-        template: as for `restore`.
+        template: as for `read`.
 
     Returns:
         The state, its record, and the damaged checkpoints that were found. The state is None

@@ -12,7 +12,7 @@ Everything runs in NumPy and SciPy on the host and is deterministic.
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -130,7 +130,7 @@ def features(image: np.ndarray) -> np.ndarray:
     return np.stack(responses, axis=-1)
 
 
-def fit(images: Iterable[np.ndarray]) -> Detector:
+def fit_features(measured: Sequence[np.ndarray]) -> Detector:
     """Fits a detector on clean photographs of one category without defects.
 
     The expected features lie between those of the position and those of the category as a
@@ -139,20 +139,13 @@ def fit(images: Iterable[np.ndarray]) -> Detector:
     textures, whose positions have nothing in common. The variance at each position is treated
     in the same way. Thus no prior knowledge of the category is needed.
 
-    The features of all images are in memory at once, 0.4 MB per image of 256x256.
-
     Args:
-        images: two or more, as for `features`. Where sizes differ, positions correspond by
-            their relative coordinates.
+        measured: the `features` of two or more photographs. Where sizes differ, positions
+            correspond by their relative coordinates.
 
     Raises:
-        ValueError: if there are fewer than two images, or `features` rejects one.
+        ValueError: if there are fewer than two photographs.
     """
-    return fit_features([features(image) for image in images])
-
-
-def fit_features(measured: Sequence[np.ndarray]) -> Detector:
-    """Fits a detector as `fit` does, from the `features` of each photograph."""
     found = [feature / _FLOOR for feature in measured]
     count = len(found)
     if count < MIN_IMAGES:

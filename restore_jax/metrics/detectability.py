@@ -9,7 +9,7 @@ for a model that has not seen the defects in training.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,6 @@ _BINS_PER_OCTAVE, _LOWEST, _BINS = 1024, -5, 1 << 14
 # Weight of every region, divided among its pixels. Pixel weights are integers (stored as
 # float64), whose sums do not depend on the order of the additions.
 _REGION = float(1 << 40)
-
-# Up to this many scores, `aupro` uses every score as a threshold.
-_MAX_THRESHOLDS = 1 << 20
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -60,63 +57,6 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 
     ranks = stats.rankdata(scores)[labels].sum()
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def f1_at(threshold: float, labels: np.ndarray, scores: np.ndarray) -> float:
-    """F1 score of the classification by a threshold, `2 TP / (2 TP + FP + FN)`.
-
-    Args:
-        threshold: scores above it count as defective; chosen in advance, not on these scores.
-        labels: nonzero where defective, any shape.
-        scores: finite numbers, one per label.
-
-    Raises:
-        ValueError: if nothing is defective, sizes differ, or a score is not finite.
-    """
-    labels, scores = _flattened(np.asarray(labels) != 0, scores)
-    if not labels.any():
-        raise ValueError("F1 needs at least one defective pixel or image")
-    flagged = scores > threshold
-    return float(2 * (flagged & labels).sum() / (int(flagged.sum()) + int(labels.sum())))
-
-
-def aupro(
-    maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], max_fpr: float = MAX_FPR
-) -> float:
-    """Area under the per-region overlap curve up to a false-positive rate, over that rate.
-
-    As defined for MVTec AD (Bergmann et al. 2021). The curve plots, for all thresholds, the
-    flagged share of each defect region (8-connected), averaged over the regions, against the
-    flagged share of all pixels without defects, with straight lines between thresholds.
-
-    Exact up to 2^20 pixels in total; beyond that the thresholds are every k-th score, at least
-    2^19 of them (fewer with ties), so that thousands of maps can be passed.
-
-    Args:
-        maps: anomaly maps [H, W].
-        masks: [H, W] or [H, W, 1], nonzero on the defects; all zeros for an image without.
-        max_fpr: the false-positive rate to integrate to, in (0, 1].
-
-    Returns:
-        In [0, 1]; `max_fpr / 2` for random guessing.
-
-    Raises:
-        ValueError: if there is no defective pixel or none without defect, sizes differ, or a
-            score is not finite.
-    """
-    if not 0 < max_fpr <= 1:
-        raise ValueError(f"max_fpr: {max_fpr} is not in (0, 1]")
-    stride = max(1, -(-sum(np.size(scores) for scores in maps) // _MAX_THRESHOLDS))
-    edges = np.unique(np.concatenate([np.zeros(0), *(np.ravel(s)[::stride] for s in maps)]))
-    outside, regions = np.zeros(edges.size + 1), np.zeros(edges.size + 1)
-    for scores, mask in zip(maps, masks, strict=True):
-        weights, scores = _flattened(_region_weights(mask), scores)
-        bins = np.searchsorted(edges, scores, side="right")
-        outside += np.bincount(bins, weights == 0, outside.size)
-        regions += np.bincount(bins, weights, regions.size)
-    if not outside.any() or not regions.any():
-        raise ValueError("AUPRO needs pixels of both classes, with defect and without")
-    return _area_under_pro(outside, regions, max_fpr)
 
 
 @dataclasses.dataclass
@@ -265,7 +205,10 @@ class Detectability:
             - image_auroc: AUROC of the image scores; None without images of both classes;
             - pixel_auroc: AUROC over the pixels of all images with a known mask, including good
               images;
-            - aupro: see `aupro`, up to a false-positive rate of 30 %;
+            - aupro: area under the per-region overlap curve up to a false-positive rate of
+              30 %, divided by that rate, as defined for MVTec AD (Bergmann et al. 2021): the
+              flagged share of each 8-connected defect region, averaged over the regions,
+              against the flagged share of the pixels without defects;
             - f1: F1 score of the pixels by the threshold frozen on the clean references;
             - hallucination_fpr: the share of pixels above it on good images; both None if there
               were too few references for a threshold.
@@ -306,37 +249,6 @@ class Detectability:
             "macro": {**counts, **macro, "recovery": _recovery(macro)},
             "categories": categories,
         }
-
-
-def detectability(
-    reference: Mapping[str, Iterable[np.ndarray]],
-    tests: Mapping[str, Iterable[Mapping[str, Any]]],
-) -> dict[str, Any]:
-    """Fits a detector per category and evaluates the test images with it.
-
-    Args:
-        reference: by category, clean photographs without defects [H, W, 3], none of them among
-            the test images.
-        tests: by category, test images as keyword arguments of `Detectability.add`.
-
-    Returns:
-        As `Detectability.result`.
-
-    Raises:
-        ValueError: if a category of the tests has fewer than two references, or an image is
-            invalid.
-    """
-    detectors = {}
-    for name in tests:
-        try:
-            detectors[name] = detect.fit(reference.get(name, ()))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    measured = Detectability(detectors)
-    for name, images in tests.items():
-        for image in images:
-            measured.add(name, **image)
-    return measured.result()
 
 
 def _flattened(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from restore_jax import files
 from restore_jax.checkpoints import checkpoint, weights_file
 from restore_jax.errors import RunError, UsageError
 from restore_jax.learner.state import TrainState
+from tests.support import checkpoints
 
 SUMS = {"loss": 0.1 + 0.2, "count": 8.0}
 
@@ -56,7 +57,7 @@ def find(folder, which):
 
 def read(folder, step):
     with checkpoint.open_manager(folder, read_only=True) as manager:
-        return checkpoint.restore(manager, step, state_of(step))
+        return checkpoints.restore(manager, step, state_of(step))
 
 
 def is_same(a, b):
@@ -256,7 +257,7 @@ def test_one_that_vanishes_is_not_called_damaged(whole, tmp_path):
     with checkpoint.open_manager(tmp_path / "run", read_only=True) as manager:
         shutil.rmtree(tmp_path / "run/checkpoints/12")
         with pytest.raises(FileNotFoundError):
-            checkpoint.restore(manager, 12, state_of(12))
+            checkpoints.restore(manager, 12, state_of(12))
 
 
 def test_checkpoints_of_before_the_digests_are_still_read(whole, tmp_path):

@@ -21,7 +21,7 @@ from restore_jax.losses import loss_terms
 from restore_jax.metrics.cost import parameter_count
 from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
-from tests.support import programs, tiny
+from tests.support import checkpoints, programs, tiny
 
 FOLDER = pathlib.Path(default.__file__).parent
 NAMES = sorted(
@@ -157,7 +157,7 @@ def test_a_step_and_its_checkpoint(name, tmp_path):
         manager.wait_until_finished()
         sharding = device_mesh.replicated(device_mesh.make_mesh(jax.devices()[:1]))
         template = state.abstract_state(state.make_learner(config), sharding)
-        restored, _ = checkpoint.restore(manager, 5, template)
+        restored, _ = checkpoints.restore(manager, 5, template)
     assert jax.tree.structure(restored) == jax.tree.structure(after)
     for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(x, y)

@@ -18,7 +18,7 @@ from restore_jax.learner.state import abstract_state, make_learner
 from restore_jax.metrics import defects, detectability, kla
 from restore_jax.parallel import device_mesh
 from restore_jax.train import loop
-from tests.support import tiny
+from tests.support import checkpoints, detection, tiny
 from tests.support.networks import apply
 
 # Of 32 px, the least that a detector takes.
@@ -123,7 +123,7 @@ def test_preservation_and_detectability_are_of_the_restored_images(trained):
                 )
     reference = tiny.images(6, 3, 32, "good", "train")
     photographs = {c: reference["clean"][reference["category"] == c] for c in "ab"}
-    expected = detectability.detectability(photographs, tests)
+    expected = detection.measure(photographs, tests)
     assert summary["micro"]["erased_regions"] == erased
     assert summary["micro"]["regions"] == 6
     for version in detectability.VERSIONS:
@@ -325,7 +325,7 @@ def _zero_output(folder, config):
     sharding = device_mesh.replicated(device_mesh.make_mesh(jax.devices()[:1]))
     template = abstract_state(make_learner(config), sharding)
     with checkpoint.open_manager(folder) as manager:
-        state, saved = checkpoint.restore(manager, manager.latest_step(), template)
+        state, saved = checkpoints.restore(manager, manager.latest_step(), template)
         params = dict(state.params)
         params["output"] = jax.tree.map(np.zeros_like, params["output"])
         state = state.replace(step=state.step + 1, params=params)

@@ -23,7 +23,7 @@ import numpy as np
 from restore_jax.checkpoints import checkpoint
 from restore_jax.learner import state
 from restore_jax.parallel import device_mesh
-from tests.support import child
+from tests.support import checkpoints, child
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -78,7 +78,7 @@ def contents(folder, **flags):
     with checkpoint.open_manager(folder, read_only=True) as manager:
         for which in ("best", "latest"):
             step = checkpoint.find_step(manager, which, folder)
-            found[which] = checkpoint.restore(manager, step, template)
+            found[which] = checkpoints.restore(manager, step, template)
     return found
 
 

@@ -20,7 +20,7 @@ from restore_jax.losses import loss_terms
 from restore_jax.parallel import device_mesh
 from restore_jax.train import loop, steps
 from restore_jax.train.logs import Logs
-from tests.support import networks, programs, tiny
+from tests.support import checkpoints, networks, programs, tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -90,7 +90,7 @@ def test_best_and_latest_are_kept_with_their_figures(finished):
         assert set(manager.all_steps()) == {best, 6, 9}
         assert checkpoint.find_step(manager, "best", folder) == best
         assert checkpoint.find_step(manager, "latest", folder) == 9
-        restored, figures = checkpoint.restore(manager, 9, state)
+        restored, figures = checkpoints.restore(manager, 9, state)
     # The save is asynchronous and the next step donates its state: the file must hold this one.
     assert_same(restored, state)
     assert figures["epoch"] == 3
@@ -244,7 +244,7 @@ def test_a_run_with_an_average_validates_and_saves_it(tmp_path):
     state = run(config, tmp_path / "run", devices=2)
     assert state.ema_params is not None
     with checkpoint.open_manager(tmp_path / "run", read_only=True) as manager:
-        restored, _ = checkpoint.restore(manager, 3, state)
+        restored, _ = checkpoints.restore(manager, 3, state)
     assert_same(restored.ema_params, state.ema_params)
 
 
@@ -422,7 +422,7 @@ def test_a_training_starts_from_the_parameters_it_is_given(finished, tmp_path):
     assert int(found.step) == 3
     with checkpoint.open_manager(folder, read_only=True) as manager:
         step = checkpoint.find_step(manager, "best", folder)
-        best, _ = checkpoint.restore(manager, step, state)
+        best, _ = checkpoints.restore(manager, step, state)
     for params in (found.params, found.ema_params):
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(best.params), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-7)
