@@ -78,5 +78,5 @@ def test_each_process_reads_its_own_share_alone(tmp_path, monkeypatch):
 
 
 def test_a_share_is_a_block_of_every_batch():
-    assert batches.Share().of(8) == slice(0, 8)
-    assert [batches.Share(i, 4).of(8) for i in (0, 3)] == [slice(0, 2), slice(6, 8)]
+    assert batches.Share().rows(8) == slice(0, 8)
+    assert [batches.Share(i, 4).rows(8) for i in (0, 3)] == [slice(0, 2), slice(6, 8)]

@@ -63,11 +63,13 @@ def refusal(batch_size, devices):
 
 
 def test_a_batch_of_nothing_is_refused():
-    expected = "a.field: 0 images do not divide among 4 devices; take 4"
+    expected = "a.field: 0 images cannot be divided equally among 4 devices; take 4"
     assert refusal(0, device_mesh.fitting_devices(0)) == expected
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     found = refusal(5, jax.devices()[:2])
-    assert found.endswith("5 images do not divide among 2 devices of 2 processes; take 4 or 6")
+    assert found.endswith(
+        "5 images cannot be divided equally among 2 devices of 2 processes; take 4 or 6"
+    )

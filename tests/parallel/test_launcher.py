@@ -23,8 +23,8 @@ RESTORE = ("--mode=restore", "--workdir=w", "--input=i", "--output=o")
         ((*TRAIN, *JOB, "--coordinator=localhost"), ["HOST:PORT"]),
         ((*TRAIN, *JOB, "--distributed"), ["--coordinator: not with --distributed"]),
         ((*TRAIN, "--distributed"), ["--distributed", "srun"]),
-        (("--mode=compare", "--workdir=w", *JOB), ["--mode=compare is for one process"]),
-        (("--mode=export", "--workdir=w", "--output=o", *JOB), ["is for one process"]),
+        (("--mode=compare", "--workdir=w", *JOB), ["--mode=compare runs in one process"]),
+        (("--mode=export", "--workdir=w", "--output=o", *JOB), ["runs in one process"]),
         (("--mode=evaluate", "--workdir=w", "--watch", *JOB), ["--watch: not with"]),
         (("--mode=evaluate", "--workdir=w", "--write_tree", *JOB), ["--write_tree: not with"]),
         ((*RESTORE, "--shard=1/2", *JOB), ["--shard: not with --coordinator"]),
@@ -66,5 +66,5 @@ def test_the_launcher_tells_which_process_this_is():
     assert launcher.from_flags(None, None, None, True, mpi).shard == "1/2"
     # Not by the variables alone: a batch script has them too.
     assert launcher.from_flags(None, None, None, False, slurm) is None
-    with pytest.raises(UsageError, match="none of Slurm, Open MPI"):
+    with pytest.raises(UsageError, match="not started by Slurm or Open MPI"):
         launcher.from_flags(None, None, None, True, {})
