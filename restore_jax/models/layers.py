@@ -49,11 +49,15 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
 def max_pool2(x: jax.Array) -> jax.Array:
     """Max-pools images with even sides over 2×2 pixels, [B, H/2, W/2, C].
 
-    Computed as a maximum over two reshaped axes, because the gradient of `nn.max_pool` is slow,
-    and on a GPU it has no deterministic form.
+    Computed as pairwise maxima of two reshaped axes. The gradient of `nn.max_pool` is slow, and
+    on a GPU it has no deterministic form. The gradient of a maximum over axes divides by the
+    number of entries equal to the maximum. If XLA recomputes the entries with other rounding,
+    there are none, and the gradient is NaN.
     """
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+    blocks = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    rows = jnp.maximum(blocks[:, :, 0], blocks[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def _edge_padded(x: jax.Array, axis: int) -> jax.Array:

@@ -1,6 +1,5 @@
 """Every experiment: it builds, trains, comes back from its checkpoint and restores any size."""
 
-import contextlib
 import functools
 import importlib
 import json
@@ -21,7 +20,7 @@ from restore_jax.losses import loss_terms
 from restore_jax.metrics.cost import parameter_count
 from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
-from tests.support import checkpoints, programs, tiny
+from tests.support import checkpoints, tiny
 
 FOLDER = pathlib.Path(default.__file__).parent
 NAMES = sorted(
@@ -57,10 +56,6 @@ NARROW = {
     "sca_unet_released": {"widths": (2, 4)},
     "unet_small": {"widths": (4, 6)},
 }
-
-
-# Of these, at 16 px, programs without optimisation soon have gradients that are not finite.
-AS_USERS_HAVE_THEM = {"cbam_unet", "pexels_gan", "pexels_unet"}
 
 
 def get_config(name, data="sample"):
@@ -134,10 +129,9 @@ def test_a_step_and_its_checkpoint(name, tmp_path):
         )
     )
     arrays, after = {key: jnp.asarray(pairs[key]) for key in batches.ARRAYS}, before
-    with programs.optimised() if name in AS_USERS_HAVE_THEM else contextlib.nullcontext():
-        # The first of a rising learning rate is 0, and a layer of zeros hides those before it.
-        for _ in range(5):
-            after, scalars = step(after, arrays)
+    # The first of a rising learning rate is 0, and a layer of zeros hides those before it.
+    for _ in range(5):
+        after, scalars = step(after, arrays)
     for key, value in scalars.items():
         assert np.isfinite(value), key
     terms = {f"loss_{term}" for term in loss_terms.active(config.loss)}

@@ -18,7 +18,7 @@ from restore_jax.learner.state import abstract_state, make_learner
 from restore_jax.metrics import defects, detectability, kla
 from restore_jax.parallel import device_mesh
 from restore_jax.train import loop
-from tests.support import checkpoints, detection, programs, tiny
+from tests.support import checkpoints, detection, tiny
 from tests.support.networks import apply
 
 # Of 32 px, the least that a detector takes.
@@ -461,8 +461,7 @@ def test_photographs_of_one_name_are_told_apart_in_the_tree(trained):
 def test_the_true_mask_is_shown_only_on_demand_and_said_so(trained, tmp_path):
     config = tiny.config(epochs=1)
     config.model = {"name": "cbam_unet", "widths": (2, 4), "skips": (True,)}
-    with programs.optimised():  # without, its gradients are soon not finite
-        loop.train(config, tmp_path / "run", data, jax.devices()[:1])
+    loop.train(config, tmp_path / "run", data, jax.devices()[:1])
     plain, where = run(tmp_path / "run")
     config.eval.oracle_mask = True
     given, elsewhere = run(tmp_path / "run", override=config)
