@@ -1,4 +1,4 @@
-"""What the commands of launch.py do, once their flags are read.
+"""What the commands of launch.py and `restore-jax` do, once their flags are read.
 
 A command takes the flags as they came, calls the library and prints what it found. The data are
 made by a function that it is given, so that nothing here needs TensorFlow. Each command imports
@@ -156,7 +156,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     print(folders.format_outcome(outcome, output, passed_over))
 
 
-def run_export(flags: Flags, make_data: MakeData) -> None:
+def run_export(flags: Flags, make_data: MakeData | None = None) -> None:
     """Writes a model to a file of weights, or to one that runs without this project."""
     from restore_jax.checkpoints import weights_file  # noqa: PLC0415
     from restore_jax.inference import export  # noqa: PLC0415
@@ -203,6 +203,27 @@ COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "export": run_export,
     "import": run_import,
 }
+
+
+# A module of these that is not found is a defect, and no package that is not installed.
+_OURS = ("restore_jax", "configs", "data")
+
+
+def run(mode: str, flags: Flags, make_data: MakeData) -> None:
+    """Does what a mode is for.
+
+    Raises:
+        UsageError: where it needs a package that is not installed; and as the command.
+    """
+    try:
+        COMMANDS[mode](flags, make_data)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", *_OURS):
+            raise
+        raise UsageError(
+            f"{package}: not installed, and --mode={mode} needs it; pip install '.[train]'"
+        ) from error
 
 
 def _given(value: str | None) -> str:

@@ -77,22 +77,20 @@ _FLAGS = tuple(
         ("weights", flags.DEFINE_string, None, "The file to import.", ("import",)),
     )
 )  # fmt: skip
-# Those of `python -m restore_jax`, which has models at hand rather than runs.
-_RESTORING_FLAGS = tuple(
-    flag._replace(help="A shipped model, weights file or run's folder [the default model].")
-    if flag.name == "workdir"
-    else flag
-    for flag in _FLAGS
-    if "restore" in flag.modes
-)
+_RESTORING_FLAGS = tuple(flag for flag in _FLAGS if "restore" in flag.modes)
 _USES = tuple((flag.define(flag.name, flag.default, flag.help), flag.modes) for flag in _FLAGS)
 # Of several processes that work together, see docs/scale.md.
-_JOB = (
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes."),
-    flags.DEFINE_integer("num_processes", None, "How many processes there are."),
-    flags.DEFINE_integer("process_id", None, "Which one this is, from 0."),
-    flags.DEFINE_bool("distributed", False, "Ask Slurm or Open MPI about these."),
-)
+_JOB_FLAGS = tuple(
+    _Flag(*row, ("train", "evaluate"))
+    for row in (
+        ("coordinator", flags.DEFINE_string, None,
+         "HOST:PORT of the first of several processes."),
+        ("num_processes", flags.DEFINE_integer, None, "How many processes there are."),
+        ("process_id", flags.DEFINE_integer, None, "Which one this is, from 0."),
+        ("distributed", flags.DEFINE_bool, False, "Ask Slurm or Open MPI about these."),
+    )
+)  # fmt: skip
+_JOB = tuple(flag.define(flag.name, flag.default, flag.help) for flag in _JOB_FLAGS)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -144,10 +142,11 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
-    """Parses the command line of `python -m restore_jax`, which restores and nothing else.
+    """Parses a command line of `restore-jax` without a verb, of flags alone.
 
     Returns:
-        The flags of `--mode=restore`, apart from those of launch.py; and `help` and `models`.
+        The flags of `--mode=restore`, apart from those of several processes; and `help` and
+        `models`.
 
     Raises:
         UsageError: whatever is wrong, in one line.
@@ -161,7 +160,7 @@ def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
         rest = values(argv)
     except flags.Error as error:
         raise UsageError(_one_line(error)) from error
-    _check_rest(rest, "python -m restore_jax")
+    _check_rest(rest, "restore-jax")
     if not values.help and not values.models:
         for name in ("input", "output"):
             if not values[name].value:
@@ -171,16 +170,20 @@ def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
     return values
 
 
-def restoring_help() -> str:
-    """Returns a line for each flag of `python -m restore_jax`."""
-    rows = [(flag.name, flag.help) for flag in _RESTORING_FLAGS]
-    rows.append(("models", "List the models that come along."))
-    return "\n".join(f"  --{name:14} {text}" for name, text in rows)
-
-
 def restoring(values: flags.FlagValues) -> dict[str, Any]:
     """Returns the flags of `parse_restoring` by their names, as `given` does."""
     return {flag.name: values[flag.name].value for flag in _RESTORING_FLAGS}
+
+
+def of_mode(mode: str) -> list[tuple[flags.Flag, str]]:
+    """Returns the flags that have a use in a mode, each with its help; none for another word.
+
+    A former name is left out, and so are those of several processes for `restore`, whose
+    processes need not know of each other: `--shard` does the same.
+    """
+    rows = (flag for flag in (*_FLAGS, *_JOB_FLAGS) if mode in flag.modes)
+    # Not absl's help, which tells of the values in a way of its own.
+    return [(flags.FLAGS[row.name], row.help) for row in rows if row.name != "compare"]
 
 
 def _check_rest(rest: Sequence[str], program: str) -> None:
