@@ -40,16 +40,14 @@ def main() -> None:
         given = sys.argv[1:]
         if not given:
             raise errors.UsageError("no command given; restore-jax --help lists them")
-        if given[0] in ("-h", "--help"):
-            print(f"{__doc__}\n{verbs.overview()}")
-        elif given[0].startswith("-"):
+        if given[0].startswith("-"):
             _run_flags()
         else:
             _run_verb(verbs.parse(given))
 
 
 def _run_flags() -> None:
-    """Restores, or lists the models, as flags without a verb say."""
+    """Shows what there is, or restores, as flags without a verb say."""
     values = flags.parse_restoring(sys.argv)
     if values.help:
         print(f"{__doc__}\n{verbs.overview()}")

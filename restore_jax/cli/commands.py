@@ -222,7 +222,7 @@ def run(mode: str, flags: Flags, make_data: MakeData) -> None:
         if package in ("", *_OURS):
             raise
         raise UsageError(
-            f"{package}: not installed, and --mode={mode} needs it; pip install '.[train]'"
+            f"{package}: not installed, and {mode} needs it; pip install '.[train]'"
         ) from error
 
 

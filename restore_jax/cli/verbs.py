@@ -142,8 +142,8 @@ def parse(argv: Sequence[str]) -> Call:
     name = argv[0]
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, 1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"{name}: no such command; {meant}There are {', '.join(VERBS)}")
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise UsageError(f"{name}: no such command{meant}; there are {', '.join(VERBS)}")
     verb = VERBS[name]
     rest, fields = _without_fields(argv[1:]) if verb.in_checkout else (list(argv[1:]), [])
     found = vars(_parser(name, verb).parse_intermixed_args(_as_named(rest)))
