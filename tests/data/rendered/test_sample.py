@@ -109,7 +109,7 @@ def test_one_call_does_not_depend_on_others():
 
 def test_another_process_renders_the_same_bits():
     script = (
-        "import hashlib; from data import sample;"
+        "import hashlib; from data.rendered import sample;"
         f"image, mask = sample.render('leather', 'cut', 2, {SMALL}, seed=3);"
         "print(hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest())"
     )
