@@ -5,17 +5,17 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/sca_unet_sample
 REQUIREMENTS := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes),requirements-cuda12.txt,requirements.txt)
 
-.PHONY: setup train test test-all bench-smoke opencv4 lint bench
+.PHONY: setup train test newest test-all bench-smoke opencv4 lint bench
 
 setup: $(VENV)/installed
 
 # The stamp is made last: an installation that was cut off is taken up again, and so is one whose
 # lists have changed since.
-$(VENV)/installed: pyproject.toml requirements.txt requirements-cuda12.txt
+$(VENV)/installed: pyproject.toml $(wildcard requirements*.txt requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "error: $(PYTHON) is not Python 3.11 to 3.13; try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UPGRADE) -r $(REQUIREMENTS) --editable '.[dev]'
 	@touch $@
 
 train: setup
@@ -26,6 +26,13 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist=loadgroup
 
 test: setup
 	$(PYTEST) -m 'not slow and not bench'
+
+# The same with the newest release of every package, in an environment of its own.
+newest:
+	rm -f build/newest/installed
+	$(MAKE) setup VENV=build/newest UPGRADE='--upgrade --upgrade-strategy=eager'
+	build/newest/bin/python -m pip list --disable-pip-version-check
+	$(MAKE) test VENV=build/newest
 
 # All that `make test` leaves out.
 test-all: setup

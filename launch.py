@@ -55,7 +55,7 @@ def main(_: Sequence[str]) -> None:
 
     compilation.use_cache()
     with errors.exit_on_failure(), processes.joined(flags.joined_job()):
-        commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), make_data)
+        commands.run(flags.MODE.value, commands.Flags(**flags.given()), make_data)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""Restores photographs with a trained model, from any working directory.
+"""Restores photographs with a trained model; in a checkout, trains models too.
 
-restore-jax --input=photographs --output=restored
-restore-jax --input='scans/**/*.tif' --output=restored --workdir=NAME|FILE.safetensors|RUN
-restore-jax --models
+restore-jax restore photographs -o restored
+restore-jax restore a.png b/ 'scans/**/*.tif' -o restored --model=general_small
+restore-jax train configs/sca_unet.py:sample --config.train.epochs=1
 
-The same as python -m restore_jax. Without --workdir the default model is used.
+`python -m restore_jax` is the same. Flags without a command restore, too:
+--input=photographs --output=restored; --models lists the models.
 """
 
+import os
+import pathlib
 import sys
+from typing import Any
 
 from absl import logging
 
 from restore_jax import errors, shipped
-from restore_jax.cli import flags
+from restore_jax.cli import flags, verbs
 from restore_jax.parallel import cores
 
 
@@ -33,20 +37,49 @@ def list_models() -> str:
 def main() -> None:
     """Runs what the command line asks for; user errors are reported in one line."""
     with errors.exit_on_failure():
-        values = flags.parse_restoring(sys.argv)
-        if values.help:
-            print(f"{__doc__}\n{flags.restoring_help()}")
-        elif values.models:
-            print(list_models())
+        given = sys.argv[1:]
+        if not given:
+            raise errors.UsageError("no command given; restore-jax --help lists them")
+        if given[0].startswith("-"):
+            _run_flags()
         else:
-            logging.set_verbosity(logging.ERROR)  # Orbax logs everything it does
-            cores.prepare()
-            # Imported here: a wrong flag is reported at once, without waiting for JAX.
-            from restore_jax.cli import commands  # noqa: PLC0415
-            from restore_jax.parallel import compilation  # noqa: PLC0415
+            _run_verb(verbs.parse(given))
 
-            compilation.use_cache()
-            commands.run_restore(commands.Flags(**flags.restoring(values)))
+
+def _run_flags() -> None:
+    """Shows what there is, or restores, as flags without a verb say."""
+    values = flags.parse_restoring(sys.argv)
+    if values.help:
+        print(f"{__doc__}\n{verbs.overview()}")
+    elif values.models:
+        print(list_models())
+    else:
+        _run("restore", flags.restoring(values))
+
+
+def _run_verb(call: verbs.Call) -> None:
+    if call.verb == "models":
+        print(list_models())
+    elif verbs.VERBS[call.verb].in_checkout:
+        here = pathlib.Path.cwd()
+        verbs.check_checkout(call.verb, here)
+        # The package that is installed may be another version than the checkout's.
+        os.execv(sys.executable, [sys.executable, str(here / "launch.py"), *call.as_flags()])
+    else:
+        _run(call.verb, call.values)
+
+
+def _run(mode: str, values: dict[str, Any]) -> None:
+    """Does within this process what needs no checkout."""
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every step it takes
+    cores.prepare()
+    # Imported here: a wrong flag is told at once, without waiting for JAX.
+    from restore_jax.cli import commands  # noqa: PLC0415
+    from restore_jax.parallel import compilation  # noqa: PLC0415
+
+    compilation.use_cache()
+    command = {"restore": commands.run_restore, "export": commands.run_export}[mode]
+    command(commands.Flags(**values))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def outputs(notebook):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     # A copy of the project, so that what the notebook writes stays out of this one.
-    for name in ("configs", "data", "restore_jax", "launch.py", "requirements.txt"):
+    for name in ("configs", "data", "restore_jax", "launch.py", "requirements"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setenv("RESTORE_JAX_QUICK", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path)]))

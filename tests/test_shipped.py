@@ -1,3 +1,4 @@
+import email
 import hashlib
 import json
 import os
@@ -6,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 
 import jax
 import numpy as np
 import pytest
 import tifffile
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 import restore_jax
@@ -230,19 +234,15 @@ def in_package(monkeypatch, *arguments):
     return 0
 
 
-def test_the_package_lists_its_models_and_its_flags(ships, monkeypatch, capsys):
+def test_the_package_lists_its_models_and_tells_of_flags_alone(ships, monkeypatch, capsys):
     assert in_package(monkeypatch, "--models") == 0
     assert capsys.readouterr().out.splitlines() == [
         "name  MB   licence     purpose",
         "tiny  0.0  Apache-2.0  for tests",
     ]
-    assert in_package(monkeypatch, "--help") == 0
+    assert in_package(monkeypatch, "--tile=32", "--help") == 0
     shown = capsys.readouterr().out
-    for flag in ("input", "output", "workdir", "tile", "overwrite", "white", "pages"):
-        assert f"\n  --{flag} " in shown
-    assert "--max_megapixels" in shown
-    assert "--config" not in shown
-    assert "--watch" not in shown
+    assert "--input=photographs --output=restored" in shown
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_the_package_lists_its_models_and_its_flags(ships, monkeypatch, capsys):
     [
         (("--output=o",), "--input: missing"),
         (("--input=i",), "--output: missing"),
-        (("photographs",), "photographs: not a flag; see python -m restore_jax --help"),
+        (("--tile=32", "photographs"), "photographs: not a flag; see restore-jax --help"),
         (("--tile=big",), "flag --tile=big"),
         (("--pages=some",), "flag --pages=some: value should be one of <all|first>"),
         (("--input=i", "--output=o", "--white=0"), "--white=0: must lie between"),
@@ -290,7 +290,8 @@ def test_an_installed_wheel_restores_anywhere_without_tensorflow(tmp_path):
     away.mkdir()
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "restore_jax", source / "restore_jax", ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
+    shutil.copytree(ROOT / "requirements", source / "requirements")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     # One model more, the first: there may be none yet.
     file = shipping.write(source / "restore_jax/weights/tiny.safetensors", name="tiny")
@@ -314,12 +315,15 @@ def test_an_installed_wheel_restores_anywhere_without_tensorflow(tmp_path):
 
     photograph(away / "in")
     # The modules that a user who only restores does not have.
-    blocked = "import sys\nsys.modules.update(tensorflow=None, data=None, configs=None)\n"
-    (site / "sitecustomize.py").write_text(blocked)
+    (metadata_file,) = site.glob("*.dist-info/METADATA")
+    needed = email.message_from_string(metadata_file.read_text()).get_all("Requires-Dist")
+    blocked = {"data", "configs", *modules_beside(needed)}
+    assert {"tensorflow", "tensorflow_datasets", "tensorboard", "matplotlib"} <= blocked
+    lines = "import sys", f"sys.modules.update(dict.fromkeys({sorted(blocked)}))", ""
+    (site / "sitecustomize.py").write_text("\n".join(lines))
     where = run(away, "-c", "import restore_jax; print(restore_jax.__file__)", path=site)
     assert where.stdout.strip() == str(site / "restore_jax/__init__.py")
-    command = ("-m", "restore_jax", "--input", "in", "--output", "out", "--tile=32")
-    done = run(away, *command, path=site)
+    done = run(away, "-m", "restore_jax", "restore", "in", "-o", "out", "--tile=32", path=site)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"tiny: for tests (licence: {shipping.LICENCE})",
@@ -328,6 +332,36 @@ def test_an_installed_wheel_restores_anywhere_without_tensorflow(tmp_path):
     with Image.open(away / "out/a.png") as restored:
         assert restored.size == (50, 40)
     assert sorted(entry.name for entry in away.iterdir()) == ["in", "out"]
+    refused = run(away, "-m", "restore_jax", "train", "configs/sca_unet.py", path=site)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: train: needs a checkout of restore_jax")
+
+
+def modules_beside(requirements):
+    """Returns what can be imported here though no requirement without an extra asks for it."""
+    asked, todo = set(), [Requirement(line) for line in requirements]
+    todo = [one for one in todo if one.marker is None or one.marker.evaluate({"extra": ""})]
+    while todo:
+        requirement = todo.pop()
+        for extra in {"", *requirement.extras}:
+            if (found := (canonicalize_name(requirement.name), extra)) in asked:
+                continue
+            asked.add(found)
+            below = map(Requirement, metadata.requires(requirement.name) or ())
+            todo.extend(
+                one
+                for one in below
+                if one.marker is None or one.marker.evaluate({"extra": extra})
+            )
+    names = {name for name, _ in asked}
+    return [
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if module.isidentifier()
+        and not module.startswith("_")
+        and names.isdisjoint(map(canonicalize_name, owners))
+        and "restore_jax" not in owners
+    ]
 
 
 def run(folder, *arguments, path=None):

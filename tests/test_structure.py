@@ -128,3 +128,12 @@ def test_restore_jax_works_where_tensorflow_is_not_installed():
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout == "imported\n", done.stderr
+
+
+def test_the_one_list_of_requirements_is_that_of_the_uses_together():
+    def listed(path):
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        return {line.split("  #")[0].strip() for line in lines if not line.startswith("#")}
+
+    uses = listed("requirements/restore.txt") | listed("requirements/train.txt")
+    assert listed("requirements.txt") == uses | {"pytest"}

@@ -1,4 +1,4 @@
-"""The commands of launch.py, run after the flags are parsed.
+"""The commands of launch.py and `restore-jax`, run after the flags are parsed.
 
 A command takes the parsed flags, calls the library and prints the result. The data come from a
 function passed in by the caller, so that nothing here needs TensorFlow. Each command imports
@@ -156,7 +156,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     print(folders.format_outcome(outcome, output, passed_over))
 
 
-def run_export(flags: Flags, make_data: MakeData) -> None:
+def run_export(flags: Flags, make_data: MakeData | None = None) -> None:
     """Exports a model as a weights file, or as ONNX or StableHLO to run without this project.
 
     The suffix of --output decides: .safetensors, .onnx, otherwise a folder for StableHLO.
@@ -206,6 +206,27 @@ COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "export": run_export,
     "import": run_import,
 }
+
+
+# A module of these that is not found is a defect, and no package that is not installed.
+_OURS = ("restore_jax", "configs", "data")
+
+
+def run(mode: str, flags: Flags, make_data: MakeData) -> None:
+    """Does what a mode is for.
+
+    Raises:
+        UsageError: where it needs a package that is not installed; and as the command.
+    """
+    try:
+        COMMANDS[mode](flags, make_data)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", *_OURS):
+            raise
+        raise UsageError(
+            f"{package}: not installed, and {mode} needs it; pip install '.[train]'"
+        ) from error
 
 
 def _given(value: str | None) -> str:

@@ -77,23 +77,21 @@ _FLAGS = tuple(
         ("weights", flags.DEFINE_string, None, "The file to import.", ("import",)),
     )
 )  # fmt: skip
-# The flags of `python -m restore_jax`, whose users have models rather than runs.
-_RESTORING_FLAGS = tuple(
-    flag._replace(help="A shipped model, weights file or run's folder [the default model].")
-    if flag.name == "workdir"
-    else flag
-    for flag in _FLAGS
-    if "restore" in flag.modes
-)
+_RESTORING_FLAGS = tuple(flag for flag in _FLAGS if "restore" in flag.modes)
 _MODELS_HELP = "List the models that come with the package."
 _USES = tuple((flag.define(flag.name, flag.default, flag.help), flag.modes) for flag in _FLAGS)
 # Flags for a job of several processes, see docs/scale.md.
-_JOB = (
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes."),
-    flags.DEFINE_integer("num_processes", None, "Number of processes."),
-    flags.DEFINE_integer("process_id", None, "Index of this process, from 0."),
-    flags.DEFINE_bool("distributed", False, "Take these from Slurm or Open MPI."),
-)
+_JOB_FLAGS = tuple(
+    _Flag(*row, ("train", "evaluate"))
+    for row in (
+        ("coordinator", flags.DEFINE_string, None,
+         "HOST:PORT of the first of several processes."),
+        ("num_processes", flags.DEFINE_integer, None, "Number of processes."),
+        ("process_id", flags.DEFINE_integer, None, "Index of this process, from 0."),
+        ("distributed", flags.DEFINE_bool, False, "Take these from Slurm or Open MPI."),
+    )
+)  # fmt: skip
+_JOB = tuple(flag.define(flag.name, flag.default, flag.help) for flag in _JOB_FLAGS)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -145,10 +143,10 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
-    """Parses the command line of `python -m restore_jax`, which only restores.
+    """Parses a command line of `restore-jax` without a verb, of flags alone.
 
     Returns:
-        The flags of `--mode=restore`, separate from those of launch.py, and `help` and
+        The flags of `--mode=restore`, separate from those of several processes, and `help` and
         `models`.
 
     Raises:
@@ -163,7 +161,7 @@ def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
         rest = values(argv)
     except flags.Error as error:
         raise UsageError(_one_line(error)) from error
-    _check_rest(rest, "python -m restore_jax")
+    _check_rest(rest, "restore-jax")
     if not values.help and not values.models:
         for name in ("input", "output"):
             if not values[name].value:
@@ -173,16 +171,20 @@ def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
     return values
 
 
-def restoring_help() -> str:
-    """Returns a help text with a line for each flag of `python -m restore_jax`."""
-    rows = [(flag.name, flag.help) for flag in _RESTORING_FLAGS]
-    rows.append(("models", _MODELS_HELP))
-    return "\n".join(f"  --{name:14} {text}" for name, text in rows)
-
-
 def restoring(values: flags.FlagValues) -> dict[str, Any]:
     """Returns the values of the flags of `parse_restoring` by name, as `given` does."""
     return {flag.name: values[flag.name].value for flag in _RESTORING_FLAGS}
+
+
+def of_mode(mode: str) -> list[tuple[flags.Flag, str]]:
+    """Returns the flags that have a use in a mode, each with its help; none for another word.
+
+    A former name is left out, and so are those of several processes for `restore`, whose
+    processes need not know of each other: `--shard` does the same.
+    """
+    rows = (flag for flag in (*_FLAGS, *_JOB_FLAGS) if mode in flag.modes)
+    # Not absl's help, which tells of the values in a way of its own.
+    return [(flags.FLAGS[row.name], row.help) for row in rows if row.name != "compare"]
 
 
 def _check_rest(rest: Sequence[str], program: str) -> None:

@@ -98,7 +98,7 @@ def in_this_process(*arguments):
     """Does what launch.py does, alone and on one device."""
     alone = mock.patch.object(device_mesh, "fitting_devices", lambda *_: jax.devices()[:1])
     with command_line.parsed(*arguments), alone:
-        commands.COMMANDS[flags.MODE.value](commands.Flags(**flags.given()), launch.make_data)
+        commands.run(flags.MODE.value, commands.Flags(**flags.given()), launch.make_data)
 
 
 def records(folder):
