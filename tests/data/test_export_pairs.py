@@ -202,7 +202,7 @@ def test_photographs_that_have_changed_are_noticed(tmp_path, capfd):
     ("data", "message"),
     [
         ({"image_size": 0}, r"^config\.data\.resident: crops of native .*realisations=0"),
-        ({"augment": "all8"}, r"^config\.data\.augment: 'all8' .* take flips"),
+        ({"augment": "all8"}, r"^config\.data\.augment: 'all8' .* use flips"),
         ({"image_size": 8}, r"^config\.data\.image_size: 8 is too small"),
         ({"resident_file": "{}/file/x"}, r"file/x: cannot be written \("),
     ],

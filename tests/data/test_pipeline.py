@@ -379,7 +379,7 @@ def test_an_image_that_cannot_be_decoded_stops_with_a_line(monkeypatch, tmp_path
         ({"resize": "cubic"}, r"config\.data\.resize: 'cubic'"),
         ({"realisations": -1}, r"config\.data\.realisations: -1"),
         ({"augment": "mirror"}, r"config\.data\.augment: 'mirror' is not one of"),
-        ({"augment": "all8"}, r"config\.data\.augment: 'all8' would .*; take flips"),
+        ({"augment": "all8"}, r"config\.data\.augment: 'all8' would .*; use flips"),
         ({"split": "test"}, r"config\.data\.split"),
         ({"sample_size": 8}, r"config\.data\.sample_size: 8 is below"),
         ({"sample_count": 1}, r"config\.data\.sample_count: 1 is below"),

@@ -156,7 +156,7 @@ def test_fresh_noise_differs_between_epochs_and_starts_from_the_blurred_image(fo
 
 def test_the_law_of_the_file_decides_over_flips(folder):
     config, data = made(folder)
-    for augment, message in (("all8", "take flips"), ("twice", "not one of")):
+    for augment, message in (("all8", "use flips"), ("twice", "not one of")):
         config.data.augment = augment
         with pytest.raises(UsageError, match=rf"^config\.data\.augment: .*{message}"):
             dataset.as_data(data.pairs, config)
