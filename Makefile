@@ -22,10 +22,11 @@ train: setup
 	$(BIN)/python launch.py --config=configs/sca_unet.py:sample --workdir=$(WORKDIR)
 
 # Tests of an xdist_group share what is slow to make: one worker runs them all.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist=loadgroup
+PYTEST := $(BIN)/python -m pytest -n 2
 
+# By files, whose tests share what they are about; the slow ones by groups, which are smaller.
 test: setup
-	$(PYTEST) -m 'not slow and not bench'
+	$(PYTEST) --dist=loadfile -m 'not slow and not bench'
 
 # The same with the newest release of every package, in an environment of its own.
 newest:
@@ -36,11 +37,11 @@ newest:
 
 # All that `make test` leaves out.
 test-all: setup
-	$(PYTEST) -m 'slow or bench'
+	$(PYTEST) --dist=loadgroup -m 'slow or bench'
 
 # The scripts of benchmarks/, each with as little to measure as it takes.
 bench-smoke: setup
-	$(PYTEST) -m bench
+	$(PYTEST) --dist=loadgroup -m bench
 
 # Exports in OpenCV 4; the newest, which `make test-all` takes, is a later one.
 opencv4: setup

@@ -229,6 +229,7 @@ def test_an_imported_workdir_evaluates_as_any_other(nets, tmp_path):
         torch_import.import_weights(config, path, folder)
 
 
+@pytest.mark.slow
 def test_a_training_in_an_imported_workdir_starts_from_its_weights(nets, tmp_path):
     config, folder, path = small_config(), tmp_path / "run", tmp_path / "w.npz"
     config.optimizer.learning_rate = 1e-7

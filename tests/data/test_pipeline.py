@@ -118,10 +118,10 @@ def test_every_epoch_has_another_order_of_the_same_pairs():
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"realisations": 0, "augment": "flips"},
-        {"realisations": 2},
-        {"image_size": 0, "crop_size": 16},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"realisations": 2}, marks=pytest.mark.slow),
+        pytest.param({"image_size": 0, "crop_size": 16}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -312,6 +312,7 @@ def test_several_crops_of_a_photograph_are_divided_among_batches():
     assert (first["clean"] != second["clean"]).any()
 
 
+@pytest.mark.slow
 def test_crops_go_on_from_any_step():
     config = crops_config(augment="flips")
     whole, data = first_batches(config, 9), pipeline.make_data(config)

@@ -49,7 +49,7 @@ def test_noise_is_clipped_and_quantised_before_the_gain_and_after_it():
         np.testing.assert_array_equal(found, level)
 
 
-@pytest.mark.parametrize("preset", ["kla", "mild"])
+@pytest.mark.parametrize("preset", ["kla", pytest.param("mild", marks=pytest.mark.slow)])
 def test_levels_have_the_hosts_mean_and_deviation(preset):
     drawn = PRESETS[preset]
     reach = native_size.radius(drawn)

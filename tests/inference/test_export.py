@@ -110,7 +110,15 @@ def test_onnx_computes_what_the_model_does(tmp_path, form):
     compare(model, variables, lambda x: session.run(["restored"], {"degraded": x})[0])
 
 
-@pytest.mark.parametrize("form", ["rcan", "released", "report", "pexels_cnn"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "rcan",
+        "pexels_cnn",
+        pytest.param("released", marks=pytest.mark.slow),
+        pytest.param("report", marks=pytest.mark.slow),
+    ],
+)
 def test_stablehlo_computes_what_the_model_does(tmp_path, form):
     model, variables = made(MODELS[form][0], **MODELS[form][1])
     check_shape(export.export_stablehlo(model, variables, tmp_path))

@@ -126,6 +126,7 @@ def gan(**train_fields):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_its_discriminator_in_the_same_bits(tmp_path, compiled_once):
     devices = jax.devices()[:2]
     straight = loop.train(gan(epochs=2), tmp_path / "a", tiny.data, devices)

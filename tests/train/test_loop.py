@@ -235,6 +235,7 @@ def test_one_step_against_a_hand_written_one():
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_an_average_validates_and_saves_it(tmp_path):
     config = tiny.config(epochs=1)
     config.optimizer.ema_decay = 0.9
@@ -500,7 +501,9 @@ def steps_in(folder):
     return {int(path.name) for path in (folder / "checkpoints").iterdir()}
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize(
+    "schedule", ["constant", pytest.param("cosine", marks=pytest.mark.slow)]
+)
 def test_a_run_may_be_made_longer(tmp_path, capsys, schedule):
     def config(epochs):
         fields = tiny.config(epochs=epochs)

@@ -107,6 +107,7 @@ def test_one_call_does_not_depend_on_others():
     np.testing.assert_array_equal(first[1], again[1])
 
 
+@pytest.mark.slow
 def test_another_process_renders_the_same_bits():
     script = (
         "import hashlib; from data.rendered import sample;"

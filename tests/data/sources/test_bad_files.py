@@ -142,7 +142,7 @@ def test_the_kla_set(tmp_path, capsys):
     assert "kla (train/val): bottle 3/1, metal_nut 1/2; together 4/3" in said
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_set_itself(tmp_path, capsys, packed):
     tree = test_mvtec_ad.write_set(tmp_path / "set")
     root = tmp_path / "whole.tar" if packed else tree
@@ -340,7 +340,10 @@ def test_a_bomb_of_zeros_is_refused_before_it_is_unpacked(tmp_path):
         list(archive.members(path, lambda name: True))
 
 
-@pytest.mark.parametrize("harm", ["flipped", "cut short", "removed"])
+@pytest.mark.parametrize(
+    "harm",
+    [*(pytest.param(h, marks=pytest.mark.slow) for h in ("cut short", "removed")), "flipped"],
+)
 def test_damage_to_what_was_prepared_is_told_with_its_folder(tmp_path, harm):
     config = options("mvtec_ad", test_mvtec_ad.write_set(tmp_path / "set"), tmp_path)
     every = ("train", "val", "reference", "good")
