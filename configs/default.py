@@ -112,7 +112,9 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     # The law that turns clean photographs into degraded ones, at native size, in this order.
     # None keeps the preset's value. Ranges are (low, high), drawn anew for every image.
     config.data.degradation = ConfigDict()
-    config.data.degradation.preset = "kla"  # kla (the reports'), mild, blind or wide
+    config.data.degradation.preset = "kla"  # kla (the reports'), mild, blind, wide or none
+    # A law that --mode=calibrate has fitted, in the preset's place; its fields are copied here.
+    config.data.degradation.file = ""
     config.data.degradation.blur = placeholder(tuple)  # kinds to draw from: none, gaussian, …
     config.data.degradation.sigma_x = placeholder(tuple)  # gaussian: px along the columns
     config.data.degradation.sigma_y = placeholder(tuple)  # gaussian: px along the rows

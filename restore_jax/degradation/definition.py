@@ -15,6 +15,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 
 Range = tuple[float, float]
@@ -112,6 +113,8 @@ PRESETS: dict[str, Law] = {
         clean_share=0.15,
         skew=2.0,
     ),
+    # For laws that are made of their fields alone, such as a fitted one.
+    "none": Law(),
 }
 
 
@@ -120,15 +123,17 @@ def law_from_config(degradation: Mapping[str, Any]) -> Law:
 
     Args:
         degradation: a mapping (an `ml_collections.ConfigDict` or what its JSON gives back) of
-            `preset` (default "kla") and the fields of `Law`.
+            `preset` (default "kla"), `file` (a fitted law in its place, see `law_file`; "" for
+            none) and the fields of `Law`.
 
     Raises:
         UsageError: a field or a preset is unknown, or a value is not one the field can take.
     """
     fields = [field.name for field in dataclasses.fields(Law)]
+    degradation = law_file.resolved(degradation)
     for name in degradation:
         if name not in ("preset", *fields):
-            raise _refusal(name, f"no such field; there are preset, {', '.join(fields)}")
+            raise _refusal(name, f"no such field; there are preset, file, {', '.join(fields)}")
     given = {name: value for name, value in degradation.items() if value is not None}
     preset = given.pop("preset", "kla")
     if preset not in tuple(PRESETS):
