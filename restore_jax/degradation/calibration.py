@@ -12,7 +12,8 @@ each kind of blur; its Hessian gives the intervals.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,8 @@ MIN_SIZE = 64
 _SIDE = 416
 # The levels at the ends are where values were clipped, and how they were quantised matters most.
 _ENDS = 2
+# Of so many levels one is taken for the second derivatives; prime to the crops' widths.
+_SPARSE = 13
 _Z90 = 1.6449
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -102,19 +105,13 @@ def fit_pair(clean: np.ndarray, degraded: np.ndarray) -> PairFit:
     window, observed = _cropped(clean, degraded)
     if min(float(np.std(image, axis=(0, 1)).max()) for image in (window, observed)) < 1:
         raise ValueError("has the same level everywhere")
-    starts = _starts(window, observed)
-    modes = "truncate", "round"
-    noisy = jnp.asarray(window), jnp.asarray(observed)
-    fits = [_Fit.begin(kind, theta, *noisy) for kind, theta in starts]
-    best = min((fit.improved(*noisy) for fit in fits), key=lambda fit: fit.penalised)
+    fits = [_Fit.begin(k, theta, window, observed) for k, theta in _starts(window, observed)]
+    best = min((fit.improved() for fit in fits), key=lambda fit: fit.penalised)
     mode, is_certain, has_gain = _quantiser(degraded, best)
-    fits = [best.requantised(m, has_gain, *noisy) for m in ([mode] if is_certain else modes)]
-    best = min(fits, key=lambda fit: fit.loss)
-    if not is_certain:
-        gap = max(fit.loss for fit in fits) - best.loss
-        mode = best.mode if gap > 6 else None
-    best = best.simplified(*noisy)
-    return best.told(mode, *noisy)
+    modes = [mode] if is_certain else ["truncate", "round"]
+    fits = sorted((best.requantised(m, has_gain) for m in modes), key=lambda fit: fit.loss)
+    told = fits[0].mode if fits[-1].loss - fits[0].loss > 6 or is_certain else None
+    return fits[0].simplified().told(told)
 
 
 # --- Crops and starts -----------------------------------------------------------------------
@@ -221,13 +218,6 @@ def _loss(
     return jnp.where(level < _ENDS, low, jnp.where(level > top, high, inside))
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def _blurred(window: jax.Array, theta: jax.Array, kind: str) -> jax.Array:
-    if kind == "none":
-        return window[REACH:-REACH, REACH:-REACH]
-    return native_size.filtered(window, _kernel(theta, kind))
-
-
 def _kernel(theta: jax.Array, kind: str) -> jax.Array:
     offsets = jnp.arange(-REACH, REACH + 1, dtype=jnp.float32)
     if kind == "gaussian":
@@ -239,62 +229,54 @@ def _kernel(theta: jax.Array, kind: str) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def _total(
-    parameters: jax.Array, window: jax.Array, observed: jax.Array, top: jax.Array,
-    form: tuple[jax.Array, jax.Array], kind: str,
-) -> jax.Array:  # fmt: skip
-    """The loss over all levels; `parameters` as `_Fit` has them."""
-    count = len(PARAMETERS[kind])
-    mean = _blurred(window, parameters[:count], kind)
-    local = _local(parameters, mean, count)
-    each = jax.vmap(jax.vmap(_loss, (0, 0, 0, None)), (0, 0, None, None))
-    return jnp.sum(each(local, observed.reshape(-1, 3), top, form))
-
-
-def _local(parameters: jax.Array, mean: jax.Array, count: int) -> jax.Array:
-    """The arguments of `_loss` at every level, [N, 3, 4]."""
-    log_gain, variance = parameters[count : count + 3], parameters[count + 3 : count + 6]
-    mean = mean.reshape(-1, 3)
-    fields = (mean, log_gain, variance, parameters[count + 6])
-    return jnp.stack([jnp.broadcast_to(field, mean.shape) for field in fields], -1)
+def _blurred(window: jax.Array, theta: jax.Array, kind: str) -> jax.Array:
+    """The clean levels under a blur, [N, 3]; `theta` [2] as `_Fit` has it."""
+    if kind == "none":
+        return window[REACH:-REACH, REACH:-REACH].reshape(-1, 3)
+    return native_size.filtered(window, _kernel(theta, kind)).reshape(-1, 3)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
+def _slopes(window: jax.Array, theta: jax.Array, kind: str) -> jax.Array:
+    """The derivatives of `_blurred` by the parameters of the blur, [N, 3, 2]."""
+    return jax.jacfwd(lambda at: _blurred(window, at, kind))(theta)
+
+
+def _over_levels(
+    function: Callable[..., jax.Array], mean: jax.Array, parameters: jax.Array, *others: Any
+) -> Any:
+    """Maps `_loss`, or a derivative of it, over levels [N, 3]."""
+    fields = (mean, parameters[2:5], parameters[5:8], parameters[8])
+    local = jnp.stack([jnp.broadcast_to(field, mean.shape) for field in fields], -1)
+    each = jax.vmap(jax.vmap(function, (0, 0, 0, None)), (0, 0, None, None))
+    return each(local, *others)
+
+
+@jax.jit
+def _total(mean: jax.Array, parameters: jax.Array, *others: Any) -> jax.Array:
+    """The loss over all levels; `others` are levels [N, 3] and the last two of `_loss`."""
+    return jnp.sum(_over_levels(_loss, mean, parameters, *others))
+
+
+@jax.jit
 def _curvature(
-    parameters: jax.Array, window: jax.Array, observed: jax.Array, top: jax.Array,
-    form: tuple[jax.Array, jax.Array], kind: str,
-) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """The loss with its gradient [P] and Hessian [P, P] (the blur taken as linear)."""
-    count = len(PARAMETERS[kind])
-    theta = parameters[:count]
-    mean = _blurred(window, theta, kind)
-    slopes = jnp.zeros((*mean.shape, 0))
-    if count:
-        slopes = jax.jacfwd(lambda t: _blurred(window, t, kind))(theta)
-    slopes = slopes.reshape(-1, 3, count)
-    local, levels = _local(parameters, mean, count), observed.reshape(-1, 3)
-
-    def over_levels(function):  # noqa: ANN001, ANN202
-        each = jax.vmap(jax.vmap(function, (0, 0, 0, None)), (0, 0, None, None))
-        return each(local, levels, top, form)
-
-    value = jnp.sum(over_levels(_loss))
-    first = over_levels(jax.grad(_loss))
-    second = over_levels(jax.hessian(_loss))
-    size = count + 7
-    gradient, hessian = jnp.zeros(size), jnp.zeros((size, size))
-    blur = jnp.arange(count)
+    mean: jax.Array, slopes: jax.Array, parameters: jax.Array, levels: jax.Array, *others: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient [9] and the Hessian [9, 9] of `_total`, the blur taken as linear."""
+    first = _over_levels(jax.grad(_loss), mean, parameters, levels, *others)
+    # A few levels tell the curvature well enough, and it costs most.
+    few = slice(None, None, _SPARSE)
+    second = _over_levels(jax.hessian(_loss), mean[few], parameters, levels[few], *others)
+    gradient, hessian = jnp.zeros(9), jnp.zeros((9, 9))
     for c in range(3):
-        others = jnp.array([count + c, count + 3 + c, count + 6])
-        gradient = gradient.at[blur].add(slopes[:, c].T @ first[:, c, 0])
-        gradient = gradient.at[others].add(jnp.sum(first[:, c, 1:], 0))
-        weighted = slopes[:, c] * second[:, c, 0, 0, None]
-        hessian = hessian.at[blur[:, None], blur].add(slopes[:, c].T @ weighted)
-        mixed = slopes[:, c].T @ second[:, c, 0, 1:]
-        hessian = hessian.at[blur[:, None], others].add(mixed)
-        hessian = hessian.at[others[:, None], blur].add(mixed.T)
-        hessian = hessian.at[others[:, None], others].add(jnp.sum(second[:, c, 1:, 1:], 0))
-    return value, gradient, hessian
+        # Of the arguments of `_loss` in this channel, the derivatives by all parameters.
+        chain = jnp.zeros((4, 9)).at[jnp.array([1, 2, 3]), jnp.array([2 + c, 5 + c, 8])].set(1.0)
+        gradient += jnp.sum(first[:, c], 0) @ chain
+        gradient = gradient.at[:2].add(first[:, c, 0] @ slopes[:, c])
+        moved = jnp.broadcast_to(chain, (second.shape[0], 4, 9))
+        moved = moved.at[:, 0, :2].set(slopes[few][:, c])
+        hessian += _SPARSE * jnp.einsum("nip,nij,njq->pq", moved, second[:, c], moved)
+    return gradient, hessian
 
 
 # --- Newton's method ------------------------------------------------------------------------
@@ -306,7 +288,10 @@ class _Fit:
 
     Attributes:
         kind: of blur.
-        parameters: those of the blur, then log gain [3], variance [3], photons.
+        parameters: two of the blur (0 where its kind has fewer), log gain [3], variance [3],
+            photons; float64 [9].
+        window: the clean crop and what lies around it.
+        levels: the degraded crop, [N, 3].
         top: the highest level that is not an end, per channel.
         mode: of quantising.
         has_gain: whether the law quantises twice.
@@ -317,6 +302,8 @@ class _Fit:
 
     kind: str
     parameters: np.ndarray
+    window: jax.Array
+    levels: jax.Array
     top: np.ndarray
     mode: str = "truncate"
     has_gain: bool = True
@@ -326,125 +313,135 @@ class _Fit:
 
     @classmethod
     def begin(
-        cls, kind: str, theta: Sequence[float], window: jax.Array, observed: jax.Array
+        cls, kind: str, theta: Sequence[float], window: np.ndarray, observed: np.ndarray
     ) -> "_Fit":
         """Starts from a blur, by least squares of the levels over the blurred ones."""
-        mean = np.asarray(_blurred(window, jnp.array(theta, jnp.float32), kind)).reshape(-1, 3)
-        levels = np.asarray(observed).reshape(-1, 3)
+        blur = np.array([*theta, 0.0, 0.0][:2])
+        mean = np.asarray(_blurred(window, jnp.asarray(blur, jnp.float32), kind), float)
+        levels = observed.reshape(-1, 3)
         gain = np.sum(mean * levels, 0) / np.maximum(np.sum(mean * mean, 0), 1e-9)
         gain = np.clip(gain, 0.3, 3.0)
         variance = np.maximum(np.var(levels / gain - mean, axis=0), 0.05)
         photons = 0.1 * variance.mean() / max(float(mean.mean()), 1.0)
-        parameters = np.concatenate([theta, np.log(gain), 0.9 * variance, [photons]])
-        return cls(kind, parameters, levels.max(0) - _ENDS)
-
-    @property
-    def count(self) -> int:
-        return len(PARAMETERS[self.kind])
+        parameters = np.concatenate([blur, np.log(gain), 0.9 * variance, [photons]])
+        return cls(
+            kind, parameters, jnp.asarray(window), jnp.asarray(levels), levels.max(0) - _ENDS
+        )
 
     @property
     def penalised(self) -> float:
         """The loss that kinds of blur are compared by: a parameter has to be worth it."""
-        return self.loss + 5.0 * self.count
+        return self.loss + 5.0 * len(PARAMETERS[self.kind])
 
-    def _arguments(self, window: jax.Array, observed: jax.Array) -> tuple:
-        form = (jnp.float32(self.mode == "truncate"), jnp.float32(self.has_gain))
-        return window, observed, jnp.asarray(self.top, jnp.float32), form
+    def _others(self) -> tuple[Any, ...]:
+        form = jnp.float32(self.mode == "truncate"), jnp.float32(self.has_gain)
+        return self.levels, jnp.asarray(self.top, jnp.float32), form
+
+    def blurred(self, at: np.ndarray | None = None) -> jax.Array:
+        """The blurred clean levels, [N, 3]."""
+        at = self.parameters if at is None else at
+        return _blurred(self.window, jnp.asarray(at[:2], jnp.float32), self.kind)
 
     def _bounded(self, parameters: np.ndarray) -> np.ndarray:
         bounds = [_BOUNDS[name] for name in PARAMETERS[self.kind]]
+        bounds += [(0.0, 0.0)] * (2 - len(bounds))
         bounds += [(-1.2, 1.2)] * 3 + [(1e-3, 1e5)] * 3
         bounds += [(0.0, 0.0 if self.without_photons else 1e3)]
         return np.clip(parameters, *np.array(bounds).T)
 
-    def improved(self, window: jax.Array, observed: jax.Array, rounds: int = 25) -> "_Fit":
+    def _derivatives(self, at: np.ndarray, mean: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        slopes = _slopes(self.window, jnp.asarray(at[:2], jnp.float32), self.kind)
+        found = _curvature(mean, slopes, jnp.asarray(at, jnp.float32), *self._others())
+        return np.asarray(found[0], float), np.asarray(found[1], float)
+
+    def improved(self, rounds: int = 25) -> "_Fit":
         """Goes to the maximum of the likelihood."""
-        given = self._arguments(window, observed)
+
+        def loss_at(at: np.ndarray) -> tuple[float, jax.Array]:
+            mean = self.blurred(at)
+            return float(_total(mean, jnp.asarray(at, jnp.float32), *self._others())), mean
+
         at, damping = self._bounded(self.parameters), 1e-3
-        value, gradient, hessian = (np.asarray(x, float) for x in _curvature(at, *given, self.kind))
+        value, mean = loss_at(at)
+        gradient, hessian = self._derivatives(at, mean)
         for _ in range(rounds):
-            # What stands at a bound and would go beyond it, stays.
-            free = self._bounded(at - 1e-6 * np.sign(gradient)) != at
-            step = np.zeros_like(at)
-            block = hessian[np.ix_(free, free)]
-            scale = np.maximum(np.abs(np.diag(block)), 1e-9)
-            scaled = block / np.sqrt(np.outer(scale, scale))
-            values, vectors = np.linalg.eigh(scaled)
-            inverse = (vectors / (np.maximum(np.abs(values), 1e-6) + damping)) @ vectors.T
-            step[free] = -(inverse @ (gradient[free] / np.sqrt(scale))) / np.sqrt(scale)
-            step[self.count : self.count + 3] = np.clip(step[self.count : self.count + 3], -0.2, 0.2)
-            new = self._bounded(at + step)
-            there = float(_total(new, *given, self.kind))
-            if not there < float(value):
+            new = self._bounded(at + self._step(at, gradient, hessian, damping))
+            there, blurred = loss_at(new)
+            if not there < value:
                 damping *= 10
-                if damping > 1e4:
+                if damping > 1e3:
                     break
                 continue
-            gained = float(value) - there
-            at, damping = new, max(damping / 10, 1e-6)
-            value, gradient, hessian = (
-                np.asarray(x, float) for x in _curvature(at, *given, self.kind)
-            )
-            # Beyond, float32 sums of this many levels do not tell.
-            if gained < max(0.02, 2e-8 * abs(there)):
+            gained = value - there
+            at, value, damping = new, there, max(damping / 10, 1e-6)
+            gradient, hessian = self._derivatives(at, blurred)
+            # Below, float32 sums of this many levels do not tell.
+            if gained < max(0.1, 3e-8 * abs(there)):
                 break
-        return dataclasses.replace(self, parameters=at, loss=float(value), hessian=hessian)
+        return dataclasses.replace(self, parameters=at, loss=value, hessian=hessian)
 
-    def requantised(
-        self, mode: str, has_gain: bool, window: jax.Array, observed: jax.Array
-    ) -> "_Fit":
+    def _step(
+        self, at: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, damping: float
+    ) -> np.ndarray:
+        """A damped step of Newton's; what stands at a bound and would go beyond it, stays."""
+        free = self._bounded(at - 1e-6 * np.sign(gradient)) != at
+        block = hessian[np.ix_(free, free)]
+        scale = np.sqrt(np.maximum(np.abs(np.diag(block)), 1e-9))
+        values, vectors = np.linalg.eigh(block / np.outer(scale, scale))
+        inverse = (vectors / (np.maximum(np.abs(values), 1e-6) + damping)) @ vectors.T
+        step = np.zeros_like(at)
+        step[free] = -(inverse @ (gradient[free] / scale)) / scale
+        step[2:5] = np.clip(step[2:5], -0.2, 0.2)
+        return step
+
+    def requantised(self, mode: str, has_gain: bool) -> "_Fit":
         """The fit under another way of quantising."""
-        fit = dataclasses.replace(self, mode=mode, has_gain=has_gain)
-        return fit.improved(window, observed)
+        if (mode, has_gain) == (self.mode, self.has_gain):
+            return self
+        return dataclasses.replace(self, mode=mode, has_gain=has_gain).improved()
 
-    def simplified(self, window: jax.Array, observed: jax.Array) -> "_Fit":
+    def simplified(self) -> "_Fit":
         """Leaves photons out that are not certain, and a blur too narrow to be seen."""
         fit = self
-        if fit._error(-1) * 2.5 > fit.parameters[-1]:
-            fit = dataclasses.replace(fit, without_photons=True).improved(window, observed)
+        if 0 < fit.parameters[8] < 2.5 * fit.errors()[8]:
+            fit = dataclasses.replace(fit, without_photons=True).improved()
         if fit.kind == "gaussian" and np.all(fit.parameters[:2] < 0.3):
-            fit = dataclasses.replace(fit, kind="none", parameters=fit.parameters[2:])
-            fit = fit.improved(window, observed)
+            fit = dataclasses.replace(fit, kind="none").improved()
         return fit
 
-    def _covariance(self) -> np.ndarray:
+    def errors(self) -> np.ndarray:
+        """The standard errors of the parameters; 0 for those at a bound."""
         assert self.hessian is not None
         free = self._bounded(self.parameters + 1e-5) != self.parameters
         free &= self._bounded(self.parameters - 1e-5) != self.parameters
-        found = np.zeros_like(self.hessian)
-        block = np.ix_(free, free)
-        found[block] = np.linalg.pinv(self.hessian[block], hermitian=True)
+        block = self.hessian[np.ix_(free, free)]
+        found = np.zeros(9)
+        found[free] = np.sqrt(np.maximum(np.diag(np.linalg.pinv(block, hermitian=True)), 0.0))
         return found
 
-    def _error(self, place: int) -> float:
-        return float(np.sqrt(max(self._covariance()[place, place], 0.0)))
-
-    def told(self, mode: str | None, window: jax.Array, observed: jax.Array) -> PairFit:
+    def told(self, mode: str | None) -> PairFit:
         """What was found, in the terms of the law."""
-        n, at = self.count, self.parameters
-        errors = np.sqrt(np.maximum(np.diag(self._covariance()), 0.0))
+        at, errors = self.parameters, self.errors()
         blur = {
-            name: Estimate(float(at[i]), float(errors[i]))
+            name: Estimate(float(at[i]) % (180 if name == "motion_angle" else math.inf), errors[i])
             for i, name in enumerate(PARAMETERS[self.kind])
         }
-        if "motion_angle" in blur:
-            angle = blur["motion_angle"]
-            blur["motion_angle"] = Estimate(angle.value % 180, angle.error)
-        gains, sigmas = [], []
-        for c in range(3):
-            gain, sigma = math.exp(at[n + c]), math.sqrt(at[n + 3 + c])
-            gains.append(Estimate(gain, gain * float(errors[n + c])))
-            sigmas.append(Estimate(sigma, float(errors[n + 3 + c]) / (2 * sigma)))
+        gain, sigma = np.exp(at[2:5]), np.sqrt(at[5:8])
         return PairFit(
-            self.kind, blur, tuple(sigmas), Estimate(float(at[-1]), float(errors[-1])),
-            tuple(gains), mode, self._residual(window, observed),
-        )  # fmt: skip
+            self.kind,
+            blur,
+            tuple(map(Estimate, sigma, errors[5:8] / (2 * sigma))),
+            Estimate(at[8], errors[8]),
+            tuple(map(Estimate, gain, gain * errors[2:5])),
+            mode,
+            self._residual(),
+        )
 
-    def _residual(self, window: jax.Array, observed: jax.Array) -> dict[str, float]:
-        n, at, levels = self.count, self.parameters, np.asarray(observed, float)
-        mean = np.asarray(_blurred(window, jnp.asarray(at[:n], jnp.float32), self.kind), float)
-        gain, variance = np.exp(at[n : n + 3]), at[n + 3 : n + 6]
-        deviation = np.sqrt(variance + at[-1] * np.maximum(mean, 0) + 1 / 6)
+    def _residual(self) -> dict[str, float]:
+        at = self.parameters
+        mean, levels = (np.asarray(x, float) for x in (self.blurred(), self.levels))
+        gain, variance = np.exp(at[2:5]), at[5:8]
+        deviation = np.sqrt(variance + at[8] * np.maximum(mean, 0) + 1 / 6)
         latent = functools.partial(
             _latent, gain=gain, truncates=float(self.mode == "truncate"),
             twice=float(self.has_gain),
@@ -460,8 +457,8 @@ class _Fit:
         left = ((np.asarray(latent(levels)) - mean) / deviation - centre) / np.sqrt(
             np.maximum(spread, 1e-3)
         )
-        left = np.where(inside, left, 0.0)
-        return _whiteness(left, inside)
+        shape = (self.window.shape[0] - 2 * REACH, -1, 3)
+        return _whiteness(np.where(inside, left, 0.0).reshape(shape), inside.reshape(shape))
 
 
 def _whiteness(left: np.ndarray, inside: np.ndarray) -> dict[str, float]:
@@ -495,43 +492,40 @@ def _quantiser(degraded: np.ndarray, fit: _Fit) -> tuple[str, bool, bool]:
         "truncate", "round" or "none"; whether that is certain; and whether values were
         quantised before the gain.
     """
-    gains = np.exp(fit.parameters[fit.count : fit.count + 3])
-    errors = [max(4 * fit._error(fit.count + c), 2e-3) for c in range(3)]
+    gains = np.exp(fit.parameters[2:5])
+    # The wrong quantiser, by which they were found so far, moves them by a per cent.
+    around = np.arange(-0.025, 0.025, 2e-5)
     scores = {"truncate": 0.0, "round": 0.0}
-    for c, (gain, error) in enumerate(zip(gains, errors, strict=True)):
+    for c, gain in enumerate(gains):
         counts = np.bincount(degraded[..., c].astype(np.int64).ravel(), minlength=256)[:256]
         levels = np.arange(_ENDS + 1, min(int(fit.top[c]), 252))
         if len(levels) < 16:
             continue
-        flat = _comb_likelihood(counts, np.ones(256), levels)
-        candidates = np.clip(gain + np.arange(-error, error, 5e-4), 0.2, 5.0)
+        flat = _comb_likelihood(counts, np.ones((1, 256)), levels)[0]
         for mode in scores:
-            best = max(
-                _comb_likelihood(counts, _multiplicity(value, mode), levels) for value in candidates
-            )
-            scores[mode] += best - flat
+            combs = _multiplicity(gain + around, mode)
+            scores[mode] += float(_comb_likelihood(counts, combs, levels).max() - flat)
     mode = max(scores, key=lambda name: scores[name])
-    total = float(degraded.size)
-    if scores[mode] > max(30.0, 1e-4 * total) and abs(scores["truncate"] - scores["round"]) > 10:
+    if scores[mode] > 30 and abs(scores["truncate"] - scores["round"]) > 10:
         return mode, True, True
-    off = all(abs(g - 1) > max(e, 0.015) for g, e in zip(gains, errors, strict=True))
-    if off and max(scores.values()) < 10:
+    if np.all(np.abs(gains - 1) > np.maximum(4 * fit.errors()[2:5], 0.025)):
         return "none", True, False
     return mode, False, False
 
 
-def _multiplicity(gain: float, mode: str) -> np.ndarray:
-    """How many of the levels 0…255 become each of them under a gain, [256]."""
-    values = np.arange(256) * gain
+def _multiplicity(gains: np.ndarray, mode: str) -> np.ndarray:
+    """How many of the levels 0…255 become each of them under gains [M], [M, 256]."""
+    values = np.arange(256) * gains[:, None]
     found = np.floor(values) if mode == "truncate" else np.round(values)
-    return np.bincount(np.clip(found, 0, 255).astype(np.int64), minlength=256)[:256]
+    places = np.clip(found, 0, 255).astype(np.int64) + 256 * np.arange(len(gains))[:, None]
+    return np.bincount(places.ravel(), minlength=256 * len(gains)).reshape(-1, 256)
 
 
-def _comb_likelihood(counts: np.ndarray, multiplicity: np.ndarray, levels: np.ndarray) -> float:
-    """The log-likelihood of a histogram that is a comb times something smooth."""
-    window = np.hanning(15)
-    smooth = np.convolve(counts, window, "same") / np.maximum(
-        np.convolve(multiplicity, window, "same"), 1e-9
-    )
-    expected = (np.maximum(multiplicity, 1e-3) * np.maximum(smooth, 1e-9))[levels]
-    return float(np.sum(counts[levels] * np.log(expected / expected.sum())))
+def _comb_likelihood(counts: np.ndarray, combs: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """The log-likelihoods [M] of a histogram [256] that is a comb [M, 256] times a smooth one."""
+    apart = np.arange(256)[:, None] - np.arange(256)[None, :]
+    weights = np.where(np.abs(apart) < 8, np.cos(np.pi * apart / 16) ** 2, 0.0)
+    smooth = (counts @ weights) / np.maximum(combs @ weights, 1e-9)
+    expected = (np.maximum(combs, 1e-3) * np.maximum(smooth, 1e-9))[:, levels]
+    expected /= expected.sum(1, keepdims=True)
+    return np.log(expected) @ counts[levels]
