@@ -23,7 +23,7 @@ ROOMS = {
     "losses": {"metrics", "models"},
     "learner": {"metrics", "models"},
     "config": {"losses", "models"},
-    "report": {"degradation", "metrics"},
+    "report": {"metrics"},
     "checkpoints": {"config", "learner", "models", "parallel"},
     "inference": {"checkpoints", "config", "image_io", "models", "parallel"},
     "evaluation": {

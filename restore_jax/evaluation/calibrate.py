@@ -1,19 +1,31 @@
 """Fits the degradation law to a user's material: photographs in, a file and a page out."""
 
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax.degradation import calibration, estimate, fitted_law, law_file
+from restore_jax import files
+from restore_jax.degradation import (
+    calibration,
+    definition,
+    estimate,
+    fitted_law,
+    law_file,
+    native_size,
+)
 from restore_jax.errors import UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.report import calibration_page
 
 MOST = 10
 """How many pairs or photographs are used, spread over the folder."""
+
+# In the page: how many, and their side in px, at which a page keeps the pixels as they are.
+_SHOWN, _CROP = 3, 128
 
 _LAYOUT = "degraded and clean, each with files of the same names"
 
@@ -59,18 +71,16 @@ def calibrate(config: ConfigDict, output: pathlib.Path, overwrite: bool = False)
     photographs = read(root, max_pixels)
     fit = _fit_pairs if config.data.name == "pairs" else _fit_alone
     found = fit(photographs)
-    law_file.write(
-        output,
-        {
-            "law": dict(found.law),
-            "intervals": dict(found.intervals),
-            "unknown": dict(found.unknown),
-            "residual": dict(found.residual),
-            "images": len(photographs),
-        },
-    )
+    content = {
+        "law": dict(found.law),
+        "intervals": dict(found.intervals),
+        "unknown": dict(found.unknown),
+        "residual": dict(found.residual),
+        "images": len(photographs),
+    }
+    law_file.write(output, content)
     try:
-        calibration_page.write(page, root.name, found, photographs)
+        files.write_text(page, _page(root.name, output, content, photographs))
     except OSError as error:
         raise UsageError(f"--output={page}: cannot be written ({error.strerror})") from error
     return format_found(found, len(photographs), output, page)
@@ -198,3 +208,42 @@ def _fit_alone(photographs: Sequence[Photographs]) -> fitted_law.Found:
         noise += [levels.channel(c) for c in range(3)]
         blur.append(estimate.blur(photograph.degraded, levels))
     return fitted_law.of_photographs(noise, blur)
+
+
+def _page(
+    source: str, output: pathlib.Path, content: Mapping[str, Any], photographs: Sequence[Photographs]
+) -> str:
+    """The page beside the law's file: its noise, its blur, and photographs with it."""
+    known = {name: value for name, value in content["law"].items() if value is not None}
+    law = definition.law_from_config({"preset": "none"} | known)
+    middle = definition.law_from_config(
+        {"preset": "none", "blur": law.blur[0]}
+        | {
+            name: (sum(getattr(law, name)) / 2,) * 2
+            for names in calibration.PARAMETERS.values()
+            for name in names
+        }
+    )
+    levels = np.linspace(0, 255, 52)
+    noise = levels, *fitted_law.noise_curve(known, levels)
+    kernel = np.asarray(native_size.draw_kernel(jax.random.key(0), middle))
+    return calibration_page.render(
+        source, str(output), content, noise, kernel,
+        [_crop(one, law, number) for number, one in enumerate(photographs[:_SHOWN])],
+    )  # fmt: skip
+
+
+def _crop(photographs: Photographs, law: definition.Law, number: int) -> calibration_page.Crop:
+    """The middle of a photograph, and of its pair degraded by the law."""
+    shape = photographs.degraded.shape[:2]
+    length = min(_CROP, *shape)
+    top, left = ((whole - length) // 2 for whole in shape)
+    side = slice(top, top + length), slice(left, left + length)
+    degraded, clean = photographs.degraded[side], photographs.clean
+    if clean is None:
+        return calibration_page.Crop(photographs.name, degraded)
+    reach = native_size.radius(law)
+    window = np.pad(clean, [(reach, reach), (reach, reach), (0, 0)], mode="reflect")
+    around = tuple(slice(part.start, part.stop + 2 * reach) for part in side)
+    simulated = native_size.degrade(jax.random.key(number), window[around], law)
+    return calibration_page.Crop(photographs.name, degraded, clean[side], np.asarray(simulated))
