@@ -35,7 +35,8 @@ ROOMS = {
         "models", "parallel", "report",
     },
     "cli": {
-        "checkpoints", "degradation", "evaluation", "image_io", "inference", "parallel", "train",
+        "checkpoints", "degradation", "evaluation", "image_io", "inference", "parallel",
+        "train",
     },
 }  # fmt: skip
 

@@ -121,7 +121,9 @@ def _cropped(clean: np.ndarray, degraded: np.ndarray) -> tuple[np.ndarray, np.nd
     """The crop with the strongest edges, and the clean one with what lies around it."""
     clean, degraded = clean.astype(np.float32), degraded.astype(np.float32)
     size = [min(_SIDE, length // 16 * 16) for length in clean.shape[:2]]
-    steps = [range(0, n - s + 1, max(1, s // 2)) for n, s in zip(clean.shape, size, strict=False)]
+    steps = [
+        range(0, n - s + 1, max(1, s // 2)) for n, s in zip(clean.shape, size, strict=False)
+    ]
     slope = np.zeros(clean.shape[:2])
     grey = clean.mean(-1)
     slope[:-1] += np.diff(grey, axis=0) ** 2
@@ -163,7 +165,10 @@ def _starts(window: np.ndarray, observed: np.ndarray) -> list[tuple[str, tuple[f
         if kind == "none":
             return np.ones_like(power)
         if kind == "gaussian":
-            along = (np.exp(-2 * (math.pi * s * f) ** 2) for s, f in zip(theta, (fx, fy), strict=True))
+            along = (
+                np.exp(-2 * (math.pi * s * f) ** 2)
+                for s, f in zip(theta, (fx, fy), strict=True)
+            )
             return functools.reduce(np.multiply, along)
         if kind == "motion":
             turn = math.radians(theta[1])
@@ -188,7 +193,9 @@ def _starts(window: np.ndarray, observed: np.ndarray) -> list[tuple[str, tuple[f
 # --- The likelihood -------------------------------------------------------------------------
 
 
-def _latent(level: jax.Array, gain: jax.Array, truncates: jax.Array, twice: jax.Array) -> jax.Array:
+def _latent(
+    level: jax.Array, gain: jax.Array, truncates: jax.Array, twice: jax.Array
+) -> jax.Array:
     """The value before the gain that became a level, in the middle of those that do."""
     half = 0.5 * truncates
     return (level + half * twice) / gain + jnp.where(twice > 0, half, half / gain)
@@ -212,7 +219,9 @@ def _loss(
     steps = form[1] / 12 + 1 / (12 * gain**2)
     deviation = jnp.sqrt(variance + photons * jnp.maximum(mean, 0.0) + steps)
     latent = functools.partial(_latent, gain=gain, truncates=form[0], twice=form[1])
-    inside = 0.5 * jnp.square((latent(level) - mean) / deviation) + jnp.log(deviation) + log_gain
+    inside = (
+        0.5 * jnp.square((latent(level) - mean) / deviation) + jnp.log(deviation) + log_gain
+    )
     low = -jax.scipy.special.log_ndtr((latent(_ENDS - 0.5) - mean) / deviation)
     high = -jax.scipy.special.log_ndtr((mean - latent(top + 0.5)) / deviation)
     return jnp.where(level < _ENDS, low, jnp.where(level > top, high, inside))
@@ -270,7 +279,9 @@ def _curvature(
     gradient, hessian = jnp.zeros(9), jnp.zeros((9, 9))
     for c in range(3):
         # Of the arguments of `_loss` in this channel, the derivatives by all parameters.
-        chain = jnp.zeros((4, 9)).at[jnp.array([1, 2, 3]), jnp.array([2 + c, 5 + c, 8])].set(1.0)
+        chain = (
+            jnp.zeros((4, 9)).at[jnp.array([1, 2, 3]), jnp.array([2 + c, 5 + c, 8])].set(1.0)
+        )
         gradient += jnp.sum(first[:, c], 0) @ chain
         gradient = gradient.at[:2].add(first[:, c, 0] @ slopes[:, c])
         moved = jnp.broadcast_to(chain, (second.shape[0], 4, 9))
@@ -423,7 +434,9 @@ class _Fit:
         """What was found, in the terms of the law."""
         at, errors = self.parameters, self.errors()
         blur = {
-            name: Estimate(float(at[i]) % (180 if name == "motion_angle" else math.inf), errors[i])
+            name: Estimate(
+                float(at[i]) % (180 if name == "motion_angle" else math.inf), errors[i]
+            )
             for i, name in enumerate(PARAMETERS[self.kind])
         }
         gain, sigma = np.exp(at[2:5]), np.sqrt(at[5:8])
@@ -450,7 +463,9 @@ class _Fit:
         high = (np.asarray(latent(self.top + 0.5)) - mean) / deviation
         # A level between the ends is a draw of a Gaussian cut off there.
         share = np.maximum(special.ndtr(high) - special.ndtr(low), 1e-6)
-        bell_low, bell_high = (np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi) for x in (low, high))
+        bell_low, bell_high = (
+            np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi) for x in (low, high)
+        )
         centre = (bell_low - bell_high) / share
         spread = 1 + (low * bell_low - high * bell_high) / share - centre**2
         inside = (levels >= _ENDS) & (levels <= self.top) & (share > 0.2)
@@ -465,10 +480,14 @@ def _whiteness(left: np.ndarray, inside: np.ndarray) -> dict[str, float]:
     """How far residuals [H, W, 3] are from white noise of deviation 1, see `PairFit`."""
 
     def correlation(axis: int) -> float:
-        first, second = (np.moveaxis(left, axis, 0)[part] for part in (slice(1, None), slice(-1)))
+        first, second = (
+            np.moveaxis(left, axis, 0)[part] for part in (slice(1, None), slice(-1))
+        )
         both = np.moveaxis(inside, axis, 0)
         pairs = max(int(np.sum(both[1:] & both[:-1])), 1)
-        return float(np.sum(first * second) / pairs / max(np.sum(left**2) / max(inside.sum(), 1), 1e-9))
+        return float(
+            np.sum(first * second) / pairs / max(np.sum(left**2) / max(inside.sum(), 1), 1e-9)
+        )
 
     height, width = (length // 16 * 16 for length in left.shape[:2])
     shape = (height // 16, 16, width // 16, 16, 3)

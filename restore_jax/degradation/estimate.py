@@ -44,7 +44,9 @@ class Noise:
 
     def at(self, level: float | np.ndarray, channel: int = 0) -> np.ndarray:
         """The standard deviation in grey levels at a level 0…255."""
-        variance = self.sigma[channel].value ** 2 + self.photons[channel].value * np.asarray(level)
+        variance = self.sigma[channel].value ** 2 + self.photons[channel].value * np.asarray(
+            level
+        )
         return np.sqrt(variance)
 
     def channel(self, number: int) -> tuple[Estimate, Estimate]:
@@ -171,8 +173,12 @@ def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | N
     """
     channels = np.asarray(image, np.float64)
     channels = channels[..., None] if channels.ndim == 2 else channels
-    floor = np.mean([noise.at(channels[..., c].mean(), c) ** 2 for c in range(len(noise.sigma))])
-    return _width(np.moveaxis(channels, 1, -1), floor), _width(np.moveaxis(channels, 0, -1), floor)
+    floor = np.mean(
+        [noise.at(channels[..., c].mean(), c) ** 2 for c in range(len(noise.sigma))]
+    )
+    return _width(np.moveaxis(channels, 1, -1), floor), _width(
+        np.moveaxis(channels, 0, -1), floor
+    )
 
 
 def _width(lines: np.ndarray, floor: float) -> Estimate | None:

@@ -129,9 +129,14 @@ def _pooled(found: Sequence[Estimate], is_angle: bool = False) -> tuple[Range, R
     mean = float(np.sum(weights * values) / np.sum(weights))
     spread = float(np.sum(weights * (values - mean) ** 2))
     if len(found) == 1 or spread <= stats.chi2.ppf(0.95, len(found) - 1):
-        low = high = Estimate(mean, float(1 / np.sqrt(np.sum(1 / np.maximum(errors**2, 1e-12)))))
+        low = high = Estimate(
+            mean, float(1 / np.sqrt(np.sum(1 / np.maximum(errors**2, 1e-12))))
+        )
     else:
-        low, high = (Estimate(float(values[i]), found[i].error) for i in (values.argmin(), values.argmax()))
+        low, high = (
+            Estimate(float(values[i]), found[i].error)
+            for i in (values.argmin(), values.argmax())
+        )
     bounds = low.interval[0], high.interval[1]
     if not is_angle:
         bounds = max(bounds[0], 0.0), bounds[1]

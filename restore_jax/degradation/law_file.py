@@ -1,4 +1,4 @@
-"""A fitted law as a file: what `--mode=calibrate` writes and `config.data.degradation.file` names.
+"""A fitted law as a file: `--mode=calibrate` writes it, `config.data.degradation.file` names it.
 
 A JSON object of
 
@@ -126,5 +126,6 @@ def take_in(config: "ConfigDict") -> None:
 def _refused(path: pathlib.Path, problem: str) -> UsageError:
     problem = " ".join(problem.split())
     return UsageError(
-        f"config.data.degradation.file={path}: {problem}; name a file that --mode=calibrate wrote"
+        f"config.data.degradation.file={path}: {problem}; name a file that --mode=calibrate "
+        "wrote"
     )

@@ -127,7 +127,7 @@ def draw_kernel(key: jax.Array, law: Law) -> jax.Array:
 
 
 def gaussian_axis(offsets: jax.Array, sigma: jax.Array, reach: int) -> jax.Array:
-    """Returns a Gaussian's weights at whole offsets [K] in px, of unit sum; 0 beyond `reach`."""
+    """Returns a Gaussian's weights at whole offsets [K] in px, of unit sum; 0 past `reach`."""
     weights = -0.5 * jnp.square(offsets / jnp.maximum(sigma, 1e-3))
     return jax.nn.softmax(jnp.where(jnp.abs(offsets) <= reach, weights, -jnp.inf))
 

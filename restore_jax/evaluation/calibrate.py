@@ -56,8 +56,8 @@ def calibrate(config: ConfigDict, output: pathlib.Path, overwrite: bool = False)
     """
     if config.data.name not in ("pairs", "clean"):
         raise UsageError(
-            f"--config=…:{config.data.name}: --mode=calibrate takes pairs, or clean for degraded "
-            "photographs alone"
+            f"--config=…:{config.data.name}: --mode=calibrate takes pairs, or clean for "
+            "degraded photographs alone"
         )
     page = output.with_suffix(".html")
     if output.suffix != ".json":
@@ -145,7 +145,8 @@ def _read_alone(root: pathlib.Path, max_pixels: int) -> list[Photographs]:
     if not found:
         raise UsageError(f"config.data.root={str(root)!r}: there are no images; add some")
     return [
-        Photographs(name, _levels(found[name], max_pixels), None) for name in _spread(list(found))
+        Photographs(name, _levels(found[name], max_pixels), None)
+        for name in _spread(list(found))
     ]
 
 
@@ -193,7 +194,9 @@ def _fit_pairs(pairs: Sequence[Photographs]) -> fitted_law.Found:
         try:
             fits.append(calibration.fit_pair(pair.clean, pair.degraded))
         except ValueError as error:
-            raise UsageError(f"{pair.name}: {error}; take a pair that shows something") from error
+            raise UsageError(
+                f"{pair.name}: {error}; take a pair that shows something"
+            ) from error
     return fitted_law.of_pairs(fits)
 
 
@@ -211,7 +214,10 @@ def _fit_alone(photographs: Sequence[Photographs]) -> fitted_law.Found:
 
 
 def _page(
-    source: str, output: pathlib.Path, content: Mapping[str, Any], photographs: Sequence[Photographs]
+    source: str,
+    output: pathlib.Path,
+    content: Mapping[str, Any],
+    photographs: Sequence[Photographs],
 ) -> str:
     """The page beside the law's file: its noise, its blur, and photographs with it."""
     known = {name: value for name, value in content["law"].items() if value is not None}

@@ -155,15 +155,14 @@ def histogram(
         return _svg(figure, title, f"Histogram: {title}")
 
 
-def band(
-    title: str, at: np.ndarray, low: np.ndarray, high: np.ndarray, label: str
-) -> Markup:
+def band(title: str, at: np.ndarray, low: np.ndarray, high: np.ndarray, label: str) -> Markup:
     """Draws what lies between two curves from zero up; where they are one, a line.
 
     Args:
         title: measure and unit.
         at: places along the axis, rising.
-        low, high: the curves there.
+        low: the lower curve there.
+        high: the upper one.
         label: what the axis shows.
     """
     with mpl.rc_context(_STYLE):
