@@ -134,7 +134,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise UsageError("--config: missing; for example --config=configs/sca_unet.py:sample")
     if CONFIG.value is None and mode == "calibrate":
         raise UsageError(
-            "--config: missing; for example --config=configs/general.py:pairs --config.data.root=DIR"
+            "--config: missing; for example --config=configs/general.py:pairs "
+            "--config.data.root=DIR"
         )
     if CONFIG.value is not None and mode in ("restore", "export"):
         raise UsageError(f"--config: not for --mode={mode}, which takes the workdir's")

@@ -1,8 +1,8 @@
-"""Fits the law to a pair: which blur, noise and gain turned this clean photograph into that one.
+"""Fits the law to a pair: the blur, noise and gain that turned one photograph into the other.
 
 All parameters of a pair are found together, by maximum likelihood. With b the blurred clean
 level, a degraded level was a Gaussian around b of variance v + a b (v the Gaussian noise's, a b
-the photons'), clipped to 0…255, quantised, multiplied by the gain and quantised again. Levels at
+the photons'), clipped to 0…255, quantised, multiplied by the gain, quantised again. Levels at
 the ends count for what they say, that the value lay there or beyond (a censored, or Tobit,
 likelihood): of noise of 50 grey levels and more, no level is far enough from both ends to leave
 them out. Newton's method goes through the law's own kernels, from the best of a coarse grid of
@@ -31,7 +31,7 @@ MIN_SIZE = 64
 # Fitted are two parameters of the blur at most; more pixels would not make them more certain
 # than the law is right.
 _SIDE = 416
-# The levels at the ends are where values were clipped, and how they were quantised matters most.
+# Levels so near to the ends may be clipped ones; how they were quantised matters most there.
 _ENDS = 2
 # Of so many levels one is taken for the second derivatives; prime to the crops' widths.
 _SPARSE = 13
@@ -541,7 +541,7 @@ def _multiplicity(gains: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _comb_likelihood(counts: np.ndarray, combs: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """The log-likelihoods [M] of a histogram [256] that is a comb [M, 256] times a smooth one."""
+    """The log-likelihoods [M] of counts [256] that are a comb [M, 256] times a smooth curve."""
     apart = np.arange(256)[:, None] - np.arange(256)[None, :]
     weights = np.where(np.abs(apart) < 8, np.cos(np.pi * apart / 16) ** 2, 0.0)
     smooth = (counts @ weights) / np.maximum(combs @ weights, 1e-9)

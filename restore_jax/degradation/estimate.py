@@ -1,12 +1,13 @@
 """Noise and blur of a single photograph, without the clean one: what it tells by itself.
 
 Noise that came after the blur is white, whatever the blur: a second difference along both axes
-removes the photograph and leaves it. Blur shows in how fast the spectrum falls: edges and
-texture have one of about 1 / f² along a line, which a Gaussian blur multiplies by
-exp(−4 π² σ² f²). Pure functions of arrays in NumPy.
+removes the photograph and leaves it. Blur shows in how fast the spectrum falls: that of edges
+and texture is a power of the frequency, the same in every direction, which a Gaussian blur
+multiplies by exp(−4 π² (σx² fx² + σy² fy²)). Pure functions of arrays in NumPy.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 from scipy import ndimage, optimize, special, stats
@@ -21,13 +22,19 @@ _BINS = 10
 # Of a photograph's blocks, those whose coarse structure is least; the rest may hold edges.
 _FLATTEST = 0.4
 
-# Exponents of spectra along lines of photographs: f^−1.9, give or take.
-_FALL, _FALL_SPREAD = 1.9, 0.25
+# Of a photograph's spectrum, the power falls with the frequency's 2.6th power, give or take:
+# the second for texture, the third for edges.
+_FALL, _FALL_SPREAD = 2.6, 0.3
+# How well a band of a spectrum follows this, and how well the noise is known.
+_BAND_ERROR, _FLOOR_ERROR = 0.4, 0.03
+# How many bands have to stand out of the noise.
+_FEWEST = 16
+_WIDEST = 30.0
 # The width that a sharp photograph has of its own: lens, sampling and demosaicing, px.
 _OWN_WIDTH = 0.4
 # How far a material's own spectrum leads astray, as a share of the width; and the error from
 # which nothing is told.
-_MODEL_ERROR, _WORST = 0.15, 0.3
+_MODEL_ERROR, _WORST = 0.15, 0.22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +167,7 @@ def _line(
 
 
 def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | None]:
-    """Estimates the widths of a Gaussian blur from a photograph's spectra along its lines.
+    """Estimates the widths of a Gaussian blur from a photograph's spectrum.
 
     Args:
         image: [H, W] or [H, W, C], grey levels 0…255.
@@ -173,52 +180,73 @@ def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | N
     """
     channels = np.asarray(image, np.float64)
     channels = channels[..., None] if channels.ndim == 2 else channels
-    floor = np.mean(
-        [noise.at(channels[..., c].mean(), c) ** 2 for c in range(len(noise.sigma))]
-    )
-    return _width(np.moveaxis(channels, 1, -1), floor), _width(
-        np.moveaxis(channels, 0, -1), floor
-    )
-
-
-def _width(lines: np.ndarray, floor: float) -> Estimate | None:
-    """The width of the blur along the last axis; `floor` is the variance of the noise."""
-    length = lines.shape[-1]
-    taper = np.hanning(length)
-    taper /= np.sqrt(np.mean(taper**2))
-    spectra = np.fft.rfft((lines - lines.mean(-1, keepdims=True)) * taper) / np.sqrt(length)
-    frequency = np.fft.rfftfreq(length)
-    # Neighbouring lines show nearly the same and have noise of their own: what they have in
-    # common is the photograph's power, whatever the noise.
-    rows = spectra if spectra.shape[0] > spectra.shape[1] else np.swapaxes(spectra, 0, 1)
-    common = np.mean(np.real(rows[1:] * np.conj(rows[:-1])), (0, 1))
-    # Bands of equal ratio, so that the few low frequencies count as much as the many.
-    edges = np.unique(np.round(np.geomspace(3, len(frequency), 40)).astype(int))
-    bands = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    at = np.array([frequency[band].mean() for band in bands])
-    seen = np.array([common[band].mean() for band in bands])
-    count = np.array([band.stop - band.start for band in bands]) * lines[..., 0].size
-    uncertain = floor * np.sqrt(1 / count)
-    strong = seen > 6 * uncertain
-    if strong[:6].sum() < 4:
-        return None
+    variances = [noise.at(channels[..., c].mean(), c) ** 2 for c in range(len(noise.sigma))]
+    floor = float(np.mean(variances))
+    seen, count, fx, fy = _spectrum(channels)
+    radius = np.hypot(fx, fy)
+    chance = floor * np.sqrt(1 / count + _FLOOR_ERROR**2)
+    seen = np.maximum(seen, 1e-9)
+    if np.sum(seen - floor > 6 * chance) < _FEWEST:
+        return None, None
+    # Shapes have a size, below whose frequency the spectrum falls less.
+    trusted = np.sqrt(_BAND_ERROR**2 * np.where(radius < 0.02, 4.0, 1.0) + 1 / count)
 
     def misfit(parameters: np.ndarray) -> np.ndarray:
-        log_scale, fall, width = parameters
-        expected = np.exp(log_scale - fall * np.log(at / at[0]) - (2 * np.pi * width * at) ** 2)
-        left = (seen - expected) / np.sqrt((0.15 * expected) ** 2 + uncertain**2)
+        log_scale, fall, *widths = parameters
+        blurred = (2 * np.pi) ** 2 * ((widths[0] * fx) ** 2 + (widths[1] * fy) ** 2)
+        expected = np.exp(log_scale - fall * np.log(radius / radius.min()) - blurred)
+        total = expected + floor
+        left = np.log(seen / total) / np.hypot(trusted * expected / total, chance / total)
         return np.append(left, (fall - _FALL) / _FALL_SPREAD)
 
-    start = np.log(max(seen[0], uncertain[0]))
+    start = np.log(max(float((seen - floor)[radius.argmin()]), floor))
     fits = [
         optimize.least_squares(
-            misfit, [start, _FALL, width], bounds=([-60, 0, 0.05], [60, 4, 30]), loss="soft_l1",
-            x_scale=[1.0, 0.1, 0.1 * width],
+            misfit, [start, _FALL, *widths], bounds=([-60, 0, 0.05, 0.05], [60, 6, _WIDEST, _WIDEST]),
+            loss="soft_l1", x_scale=[1.0, 0.1, 0.1 * widths[0], 0.1 * widths[1]],
         )
-        for width in (0.7, 2.0, 6.0)
+        for widths in itertools.product((0.7, 4.0), repeat=2)
     ]  # fmt: skip
     best = min(fits, key=lambda fit: fit.cost)
-    error = float(np.sqrt(np.linalg.pinv(best.jac.T @ best.jac)[2, 2]))
-    width = float(np.sqrt(max(best.x[2] ** 2 - _OWN_WIDTH**2, 0.0)))
-    error = float(np.hypot(error, _MODEL_ERROR * best.x[2]))
-    return Estimate(width, error) if error < _WORST * best.x[2] else None
+    errors = np.sqrt(np.diag(np.linalg.pinv(best.jac.T @ best.jac)))
+    along_x, along_y = (_told(*both) for both in zip(best.x[2:], errors[2:], strict=True))
+    return along_x, along_y
+
+
+def _told(width: float, error: float) -> Estimate | None:
+    """The width without a sharp photograph's own; None where it is too uncertain."""
+    error = float(np.hypot(error, _MODEL_ERROR * width))
+    own = float(np.sqrt(max(width**2 - _OWN_WIDTH**2, 0.0)))
+    is_found = error < _WORST * width and width < 0.95 * _WIDEST
+    return Estimate(own, error) if is_found else None
+
+
+def _spectrum(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The power in bands of both frequencies, and of each how many values and where, [N] each.
+
+    White noise of variance v has the power v.
+    """
+    height, width = channels.shape[:2]
+    taper = np.hanning(height)[:, None] * np.hanning(width)[None, :]
+    taper /= np.sqrt(np.mean(taper**2))
+    centred = (channels - channels.mean((0, 1))) * taper[..., None]
+    power = np.mean(np.abs(np.fft.rfft2(centred, axes=(0, 1))) ** 2, -1) / (height * width)
+    half = height // 2 + 1
+    # Upwards and downwards.
+    power = (power[:half] + power[(-np.arange(half)) % height]) / 2
+    rows, columns = (_bands(length) for length in power.shape)
+    found = []
+    for of_y, of_x in itertools.product(rows, columns):
+        values = power[of_y, of_x]
+        fx = np.mean(np.arange(of_x.start, of_x.stop)) / width
+        fy = np.mean(np.arange(of_y.start, of_y.stop)) / height
+        if max(fx * width, fy * height) >= 3:  # below, the taper smears
+            found.append((values.mean(), 2 * values.size, fx, fy))
+    seen, count, fx, fy = np.array(found).T
+    return seen, count, fx, fy
+
+
+def _bands(length: int) -> list[slice]:
+    """Bands of frequencies, narrow where they are low, so that those count as much."""
+    edges = np.unique(np.round(np.geomspace(3, length, 18)).astype(int))
+    return [slice(0, 1), slice(1, 3), *(slice(a, b) for a, b in itertools.pairwise(edges))]

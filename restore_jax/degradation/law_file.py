@@ -1,4 +1,4 @@
-"""A fitted law as a file: `--mode=calibrate` writes it, `config.data.degradation.file` names it.
+"""A fitted law as a file: what `--mode=calibrate` writes and `data.degradation.file` names.
 
 A JSON object of
 

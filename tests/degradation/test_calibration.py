@@ -1,7 +1,5 @@
 """Fitting the law: what the host's pipeline draws is found again."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -46,7 +44,9 @@ def pair_of(law, number, size, category=None):
     degraded = degrade.degrade(tf.constant(clean), law, seed).numpy()
     streams = {name: degrade._fold_in(seed, i) for i, name in enumerate(degrade._STREAMS)}
     gain = degrade._uniform(law.gain, streams["gain"], (3,)).numpy()
-    sigma = degrade._uniform(law.noise_sigma, degrade._fold_in(streams["noise"], 0), (3,)).numpy()
+    sigma = degrade._uniform(
+        law.noise_sigma, degrade._fold_in(streams["noise"], 0), (3,)
+    ).numpy()
     return clean.astype(np.float32), degraded, gain, sigma
 
 
@@ -110,12 +110,15 @@ def test_nothing_to_see_is_told():
         calibration.fit_pair(flat, flat)
 
 
-def fit_of(kind="gaussian", sigma_x=2.0, noise=5.0, quantise="round"):
+def fit_of(kind="gaussian", noise=5.0, quantise="round", **blur):
     """A fit with small errors, as if it had been found."""
-    blur = {"gaussian": {"sigma_x": sigma_x, "sigma_y": 1.0}, "motion": {"motion_length": 5.0, "motion_angle": 179.8}}[kind]  # noqa: E501
+    usual = {
+        "gaussian": {"sigma_x": 2.0, "sigma_y": 1.0},
+        "motion": {"motion_length": 5.0, "motion_angle": 179.8},
+    }
     return calibration.PairFit(
         kind,
-        {name: Estimate(value, 0.001) for name, value in blur.items()},
+        {name: Estimate(value, 0.001) for name, value in (usual[kind] | blur).items()},
         (Estimate(noise, 0.01),) * 3,
         Estimate(0.0, 0.0),
         (Estimate(1.001, 0.001),) * 3,
@@ -138,9 +141,7 @@ def test_ranges_are_fixed_where_pairs_agree_and_spread_where_not():
 
 
 def test_directions_meet_after_half_a_turn_and_kinds_keep_their_shares():
-    other = dataclasses.replace(
-        fit_of("motion"), blur={"motion_length": Estimate(5.0, 0.001), "motion_angle": Estimate(0.2, 0.001)}  # noqa: E501
-    )
+    other = fit_of("motion", motion_angle=0.2)
     found = fitted_law.of_pairs([fit_of("motion"), other, fit_of(), fit_of("motion")]).law
     assert found["blur"] == ("gaussian", "motion", "motion", "motion")
     low, high = found["motion_angle"]

@@ -40,7 +40,9 @@ def test_a_run_has_the_law_itself_whatever_becomes_of_the_file(tmp_path):
     config = config_with(path)
     law_file.take_in(config)
     path.unlink()
-    assert law_from_config(config.data.degradation) == dataclasses.replace(LAW, quantise="round")
+    assert law_from_config(config.data.degradation) == dataclasses.replace(
+        LAW, quantise="round"
+    )
     stored = json.loads(json.dumps(workdir.as_json(config)))
     schema.check(stored, "config.json")
     schema.require(stored, "config.json")
