@@ -202,8 +202,9 @@ def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | N
     start = np.log(max(float((seen - floor)[radius.argmin()]), floor))
     fits = [
         optimize.least_squares(
-            misfit, [start, _FALL, *widths], bounds=([-60, 0, 0.05, 0.05], [60, 6, _WIDEST, _WIDEST]),
-            loss="soft_l1", x_scale=[1.0, 0.1, 0.1 * widths[0], 0.1 * widths[1]],
+            misfit, [start, _FALL, *widths],
+            bounds=([-60, 0, 0.05, 0.05], [60, 6, _WIDEST, _WIDEST]), loss="soft_l1",
+            x_scale=[1.0, 0.1, 0.1 * widths[0], 0.1 * widths[1]],
         )
         for widths in itertools.product((0.7, 4.0), repeat=2)
     ]  # fmt: skip
