@@ -26,13 +26,17 @@ ROOMS = {
     "checkpoints": {"config", "learner", "models", "parallel"},
     "inference": {"checkpoints", "config", "image_io", "models", "parallel"},
     "evaluation": {
-        "checkpoints", "config", "learner", "losses", "metrics", "models", "parallel", "report",
+        "checkpoints", "config", "degradation", "image_io", "learner", "losses", "metrics",
+        "models", "parallel", "report",
     },
     "train": {
         "checkpoints", "config", "degradation", "evaluation", "learner", "losses", "metrics",
         "models", "parallel", "report",
     },
-    "cli": {"checkpoints", "evaluation", "image_io", "inference", "parallel", "train"},
+    "cli": {
+        "checkpoints", "degradation", "evaluation", "image_io", "inference", "parallel",
+        "train",
+    },
 }  # fmt: skip
 
 # Modules that stand below every room.

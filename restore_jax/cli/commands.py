@@ -198,6 +198,16 @@ def run_import(flags: Flags, make_data: MakeData) -> None:
     )
 
 
+def run_calibrate(flags: Flags, make_data: MakeData) -> None:
+    """Fits the degradation law to pairs, or to degraded photographs alone."""
+    from restore_jax.evaluation import calibrate  # noqa: PLC0415
+
+    del make_data
+    assert flags.config is not None
+    output = pathlib.Path(_given(flags.output)).expanduser()
+    print(calibrate.calibrate(flags.config, output, flags.overwrite))
+
+
 COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
@@ -205,6 +215,7 @@ COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "restore": run_restore,
     "export": run_export,
     "import": run_import,
+    "calibrate": run_calibrate,
 }
 
 

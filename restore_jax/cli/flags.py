@@ -10,13 +10,15 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from restore_jax import shipped
+from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 from restore_jax.parallel import launcher
 
-MODES = ("train", "evaluate", "compare", "restore", "export", "import")
+MODES = ("train", "evaluate", "compare", "restore", "export", "import", "calibrate")
 _SHARED = ("train", "evaluate", "restore")
 _READING = ("evaluate", "compare", "restore", "export")
 _RESTORING = ("restore",)
+_OF_RUNS = tuple(mode for mode in MODES if mode != "calibrate")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: configs/NAME.py[:DATA].")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
@@ -42,17 +44,18 @@ _FLAGS = tuple(
     for row in (
         ("workdir", flags.DEFINE_multi_string, [],
          "A run's folder; to read, also a weights file or shipped model [runs/NAME_DATA].",
-         MODES),
+         _OF_RUNS),
         ("checkpoint", flags.DEFINE_string, None, "best, latest or a step [best].", _READING),
         ("watch", flags.DEFINE_bool, False, "Evaluate each new checkpoint.", ("evaluate",)),
         ("write_tree", flags.DEFINE_bool, False, "Save the images in the layout of MVTec AD.",
          ("evaluate",)),
         ("input", flags.DEFINE_multi_string, [], "A file, folder or glob.", _RESTORING),
-        ("output", flags.DEFINE_string, None, "Where the results go.", _READING),
+        ("output", flags.DEFINE_string, None, "Where the results go.",
+         (*_READING, "calibrate")),
         ("format", flags.DEFINE_string, None,
          "png, jpeg, tiff, bmp, webp, gif, … [as the input].", _RESTORING),
         ("overwrite", flags.DEFINE_bool, False, "Replace existing files.",
-         ("restore", "export")),
+         ("restore", "export", "calibrate")),
         ("dry_run", flags.DEFINE_bool, False, "Only print what would be done.", _RESTORING),
         ("side_by_side", flags.DEFINE_bool, False,
          "Also save before-and-after comparison images.", _RESTORING),
@@ -118,6 +121,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise UsageError(_one_line(error)) from error
     except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(_one_line(error)) from error
+    if CONFIG.value is not None:
+        law_file.take_in(CONFIG.value)
     _check_rest(rest, "python launch.py")
     mode = MODE.value
     for flag, modes in _USES:
@@ -126,6 +131,11 @@ def parse(argv: Sequence[str]) -> list[str]:
     _check_job(mode)
     if CONFIG.value is None and mode in ("train", "import"):
         raise UsageError("--config: missing; for example --config=configs/sca_unet.py:sample")
+    if CONFIG.value is None and mode == "calibrate":
+        raise UsageError(
+            "--config: missing; for example --config=configs/general.py:pairs "
+            "--config.data.root=DIR"
+        )
     if CONFIG.value is not None and mode in ("restore", "export"):
         raise UsageError(f"--config: not for --mode={mode}, which uses that of the workdir")
     if CONFIG.value is None and not flags.FLAGS.workdir:
@@ -134,7 +144,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         shipped.default()
     for name, needing in (
         ("input", ("restore",)),
-        ("output", ("restore", "export")),
+        ("output", ("restore", "export", "calibrate")),
         ("weights", ("import",)),
     ):
         if mode in needing and not flags.FLAGS[name].value:

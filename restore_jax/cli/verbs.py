@@ -80,6 +80,12 @@ VERBS = {
         (_TO_READ._replace(many=True), _DATA, _OUTPUT),
         in_checkout=True,
     ),
+    "calibrate": _Verb(
+        "CONFIG --config.data.root=DIR -o FILE.json [options]",
+        "Fits the law of a camera's noise and blur to its photographs.",
+        (_CONFIG, _OUTPUT._replace(shown="FILE", required=True)),
+        in_checkout=True,
+    ),
     "import": _Verb(
         "CONFIG WEIGHTS [-o DIR] [--config.FIELD=VALUE]",
         "Makes a run's folder of weights that were published for PyTorch.",

@@ -74,6 +74,7 @@ _FIELDS_BY_KIND = {
         name dtype init_from model.name vgg16_weights optimizer.name optimizer.schedule
         adversarial.discriminator eval.split eval.protocol data.name data.root data.split
         data.resize data.augment data.cache_dir data.resident_file data.degradation.preset
+        data.degradation.file
     """,
     INTEGER: """
         seed train.epochs train.batch_size train.early_stopping_patience train.log_every_steps
@@ -110,7 +111,7 @@ _OPTIONAL = {
     "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.recolour",
     "data.skip_bad", "data.resident", "data.resident_file", "data.crops_per_image",
     "data.sample_size", "data.sample_count", "data.max_megapixels",
-    "data.degradation.clean_share", "data.degradation.skew",
+    "data.degradation.clean_share", "data.degradation.skew", "data.degradation.file",
 }  # fmt: skip
 
 _SECTIONS = {field.rpartition(".")[0] for field in FIELDS if "." in field} | {"loss", "model"}

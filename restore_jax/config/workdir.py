@@ -48,6 +48,7 @@ _DEFAULTS_OF_OLDER_RUNS = {
     "config.data.recolour": False,
     "config.data.degradation.clean_share": None,
     "config.data.degradation.skew": None,
+    "config.data.degradation.file": "",
     "config.init_from": "",
 }
 

@@ -16,6 +16,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 
 Range = tuple[float, float]
@@ -113,6 +114,8 @@ PRESETS: dict[str, Law] = {
         clean_share=0.15,
         skew=2.0,
     ),
+    # For laws that are made of their fields alone, such as a fitted one.
+    "none": Law(),
 }
 
 
@@ -121,15 +124,19 @@ def law_from_config(degradation: Mapping[str, Any]) -> Law:
 
     Args:
         degradation: a mapping (an `ml_collections.ConfigDict`, or the same read from JSON) with
-            `preset` (default "kla") and the fields of `Law`; None keeps the preset's value.
+            `preset` (default "kla"), `file` (a fitted law used instead, see `law_file`; "" for
+            none) and the fields of `Law`; None keeps the preset's value.
 
     Raises:
         UsageError: if a field or the preset is unknown, or a value is invalid for its field.
     """
     fields = [field.name for field in dataclasses.fields(Law)]
+    degradation = law_file.resolved(degradation)
     for name in degradation:
         if name not in ("preset", *fields):
-            raise _error(name, f"no such field; the fields are preset, {', '.join(fields)}")
+            raise _error(
+                name, f"no such field; the fields are preset, file, {', '.join(fields)}"
+            )
     given = {name: value for name, value in degradation.items() if value is not None}
     preset = given.pop("preset", "kla")
     if preset not in tuple(PRESETS):

@@ -91,7 +91,7 @@ def _gaussian_axes(key: jax.Array, law: Law) -> tuple[jax.Array, jax.Array]:
     key_y, key_x = jax.random.split(key, 6)[:2]
     offsets = jnp.arange(-radius(law), radius(law) + 1, dtype=jnp.float32)
     along_y, along_x = (
-        _gaussian(offsets, uniform(k, bounds, skew=law.skew), math.ceil(4 * bounds[1]))
+        gaussian_axis(offsets, uniform(k, bounds, skew=law.skew), math.ceil(4 * bounds[1]))
         for k, bounds in ((key_y, law.sigma_y), (key_x, law.sigma_x))
     )
     return along_y, along_x
@@ -112,20 +112,11 @@ def draw_kernel(key: jax.Array, law: Law) -> jax.Array:
 
     def motion() -> jax.Array:
         path = uniform(key_y, law.motion_length, skew=law.skew)
-        theta = uniform(key_x, law.motion_angle) * (math.pi / 180)
-        points = 2 * math.ceil(law.motion_length[1]) + 1  # at most half a pixel apart
-        steps = ((jnp.arange(points) + 0.5) / points - 0.5) * path
-        # The row index increases downwards, hence the plus.
-        along_x = jax.nn.relu(1 - jnp.abs(offsets - (steps * jnp.cos(theta))[:, None]))
-        along_y = jax.nn.relu(1 - jnp.abs(offsets + (steps * jnp.sin(theta))[:, None]))
-        highest = jax.lax.Precision.HIGHEST
-        return jnp.einsum("py,px->yx", along_y, along_x, precision=highest) / points
+        angle = uniform(key_x, law.motion_angle)
+        return motion_kernel(offsets, path, angle, 2 * math.ceil(law.motion_length[1]) + 1)
 
     def defocus() -> jax.Array:
-        distance = jnp.sqrt(offsets[:, None] ** 2 + offsets[None, :] ** 2)
-        rim = uniform(key_y, law.defocus_radius, skew=law.skew) + 0.5
-        disc = jnp.clip(rim - distance, 0.0, 1.0)
-        return disc / jnp.sum(disc)
+        return defocus_kernel(offsets, uniform(key_y, law.defocus_radius, skew=law.skew))
 
     def none() -> jax.Array:
         impulse = (offsets == 0).astype(jnp.float32)
@@ -140,9 +131,37 @@ def draw_kernel(key: jax.Array, law: Law) -> jax.Array:
     return kernels[jnp.array([used.index(kind) for kind in law.blur])[number]]
 
 
-def _gaussian(offsets: jax.Array, sigma: jax.Array, cutoff: int) -> jax.Array:
-    exponents = -0.5 * jnp.square(offsets / jnp.maximum(sigma, 1e-3))
-    return jax.nn.softmax(jnp.where(jnp.abs(offsets) <= cutoff, exponents, -jnp.inf))
+def gaussian_axis(offsets: jax.Array, sigma: jax.Array, reach: int) -> jax.Array:
+    """Returns a Gaussian's weights at whole offsets [K] in px, of unit sum; 0 past `reach`."""
+    weights = -0.5 * jnp.square(offsets / jnp.maximum(sigma, 1e-3))
+    return jax.nn.softmax(jnp.where(jnp.abs(offsets) <= reach, weights, -jnp.inf))
+
+
+def motion_kernel(
+    offsets: jax.Array, path: jax.Array, angle: jax.Array, points: int
+) -> jax.Array:
+    """Returns the kernel [K, K] of a straight path.
+
+    Args:
+        offsets: whole px along both axes, [K].
+        path: its length, px.
+        angle: degrees, counter-clockwise from the x axis as the image is seen.
+        points: on the path; at most half a pixel apart.
+    """
+    theta = angle * (math.pi / 180)
+    steps = ((jnp.arange(points) + 0.5) / points - 0.5) * path
+    # Rows count downwards, hence the plus.
+    along_x = jax.nn.relu(1 - jnp.abs(offsets - (steps * jnp.cos(theta))[:, None]))
+    along_y = jax.nn.relu(1 - jnp.abs(offsets + (steps * jnp.sin(theta))[:, None]))
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.einsum("py,px->yx", along_y, along_x, precision=highest) / points
+
+
+def defocus_kernel(offsets: jax.Array, radius: jax.Array) -> jax.Array:
+    """Returns the kernel [K, K] of a disc of a radius in px, with a rim one pixel soft."""
+    distance = jnp.sqrt(offsets[:, None] ** 2 + offsets[None, :] ** 2)
+    disc = jnp.clip(radius + 0.5 - distance, 0.0, 1.0)
+    return disc / jnp.sum(disc)
 
 
 def filtered(window: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -155,6 +155,32 @@ def histogram(
         return _svg(figure, title, f"Histogram: {title}")
 
 
+def band(title: str, at: np.ndarray, low: np.ndarray, high: np.ndarray, label: str) -> Markup:
+    """Draws what lies between two curves from zero up; where they are one, a line.
+
+    Args:
+        title: measure and unit.
+        at: places along the axis, rising.
+        low: the lower curve there.
+        high: the upper one.
+        label: what the axis shows.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas(150, left=30, right=8, above=8, below=40)
+        axes.fill_between(at, low, high, color=_COLOURS["input"], lw=0, alpha=0.6)
+        for curve in (low, high):
+            axes.plot(at, curve, color=_COLOURS["restored"], lw=2)
+        axes.set_ylim(0, 1.1 * max(float(np.max(high)), 1.0))
+        axes.set_xlim(at[0], at[-1])
+        axes.xaxis.set_major_locator(_ticks(6))
+        axes.yaxis.set_major_locator(_ticks(4))
+        axes.xaxis.tick_bottom()
+        axes.set_xlabel(label, color=_COLOURS["muted"])
+        axes.grid(axis="y")
+        ends = f"{number(low[0], 1)} to {number(high[0], 1)} at {at[0]:g}"
+        return _svg(figure, title, f"{title} over {label}: {ends}")
+
+
 def forest(title: str, blocks: Sequence[tuple[str, Sequence[Interval]]]) -> Markup:
     """Draws differences with their intervals, a line each, under one axis that holds 0.
 

@@ -288,7 +288,7 @@ def _degradation(report: Report) -> str:
     if not law:
         return "n/a"
     preset = law.pop("preset", "n/a")
-    changed = {field: value for field, value in law.items() if value is not None}
+    changed = {field: value for field, value in law.items() if value not in (None, "")}
     return f"preset {preset}, " + (f"but {_options(changed)}" if changed else "nothing changed")
 
 

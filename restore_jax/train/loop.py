@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from restore_jax import batches, progress
 from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
+from restore_jax.degradation import law_file
 from restore_jax.evaluation import per_image
 from restore_jax.learner import optim
 from restore_jax.learner.state import (
@@ -113,7 +114,7 @@ def train(
     On SIGTERM or Ctrl-C, stops after the current step or validation batch and saves.
 
     Args:
-        config: all fields, see configs/default.py.
+        config: all fields, see configs/default.py; a law's file is replaced by what it holds.
         folder: the workdir.
         make_data: makes the data that a configuration asks for.
         devices: the devices to train on; None for those of `device_mesh.fitting_devices`.
@@ -127,6 +128,7 @@ def train(
             checkpoints that cannot be read; for a full disk.
         signals.Interrupted: after SIGTERM or Ctrl-C.
     """
+    law_file.take_in(config)
     sizes = (config.train.batch_size, config.eval.batch_size)
     mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(*sizes))
     setup.check(config, mesh)

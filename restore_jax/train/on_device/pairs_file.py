@@ -32,6 +32,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from restore_jax.batches import CONTEXT, CONTEXT_SIZE
+from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 from restore_jax.files import replacing
 
@@ -111,7 +112,7 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
     settings = {f"config.data.{name}": data[name] for name in fields}
     settings |= {
         f"config.data.degradation.{name}": value
-        for name, value in data.degradation.to_dict().items()
+        for name, value in law_file.resolved(data.degradation.to_dict()).items()
     }
     if data.realisations:
         settings["config.seed"] = config.seed

@@ -1,0 +1,253 @@
+"""Noise and blur of a single photograph, without the clean one: what it tells by itself.
+
+Noise that came after the blur is white, whatever the blur: a second difference along both axes
+removes the photograph and leaves it. Blur shows in how fast the spectrum falls: that of edges
+and texture is a power of the frequency, the same in every direction, which a Gaussian blur
+multiplies by exp(−4 π² (σx² fx² + σy² fy²)). Pure functions of arrays in NumPy.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+from scipy import ndimage, optimize, special, stats
+
+from restore_jax.degradation.calibration import Estimate
+
+_BLOCK = 16
+# Squares of the second differences in a block are correlated and count for fewer.
+_FREEDOM = _BLOCK**2 / (70 / 36) ** 2
+_QUANTILE = 0.3
+_BINS = 10
+# Of a photograph's blocks, those whose coarse structure is least; the rest may hold edges.
+_FLATTEST = 0.4
+
+# Of a photograph's spectrum, the power falls with the frequency's 2.6th power, give or take:
+# the second for texture, the third for edges.
+_FALL, _FALL_SPREAD = 2.6, 0.3
+# How well a band of a spectrum follows this, and how well the noise is known.
+_BAND_ERROR, _FLOOR_ERROR = 0.4, 0.03
+# How many bands have to stand out of the noise.
+_FEWEST = 16
+_WIDEST = 30.0
+# The width that a sharp photograph has of its own: lens, sampling and demosaicing, px.
+_OWN_WIDTH = 0.4
+# How far a material's own spectrum leads astray, as a share of the width; and the error from
+# which nothing is told.
+_MODEL_ERROR, _WORST = 0.15, 0.22
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """The noise of a photograph, per channel: its variance is sigma² + photons · level.
+
+    Attributes:
+        sigma: standard deviation at black, grey levels; [C].
+        photons: variance per grey level; [C].
+    """
+
+    sigma: tuple[Estimate, ...]
+    photons: tuple[Estimate, ...]
+
+    def at(self, level: float | np.ndarray, channel: int = 0) -> np.ndarray:
+        """The standard deviation in grey levels at a level 0…255."""
+        variance = self.sigma[channel].value ** 2 + self.photons[channel].value * np.asarray(
+            level
+        )
+        return np.sqrt(variance)
+
+    def channel(self, number: int) -> tuple[Estimate, Estimate]:
+        """`sigma` and `photons` of a channel."""
+        return self.sigma[number], self.photons[number]
+
+
+def noise(image: np.ndarray) -> Noise:
+    """Estimates a photograph's noise from its flattest parts.
+
+    Args:
+        image: [H, W] or [H, W, C], grey levels 0…255, 64 px each way at least.
+
+    Raises:
+        ValueError: the photograph has the same level everywhere, or is clipped all over.
+    """
+    channels = np.asarray(image, np.float64)
+    channels = channels[..., None] if channels.ndim == 2 else channels
+    if np.std(channels) < 1e-6:
+        raise ValueError("has the same level everywhere")
+    found = [_channel_noise(channels[..., c]) for c in range(channels.shape[-1])]
+    return Noise(tuple(row[0] for row in found), tuple(row[1] for row in found))
+
+
+def _channel_noise(image: np.ndarray) -> tuple[Estimate, Estimate]:
+    height, width = (length // _BLOCK * _BLOCK for length in image.shape)
+    second = image
+    for axis in (0, 1):
+        second = ndimage.correlate1d(second, [1.0, -2.0, 1.0], axis, mode="mirror")
+    rough = _blocks(second[:height, :width] ** 2 / 36, _BLOCK).mean((1, 3)).ravel()
+    level = _blocks(image[:height, :width], _BLOCK).mean((1, 3)).ravel()
+    # Means over 4 × 4 px know next to nothing of the second differences, so that choosing by
+    # them does not prefer blocks in which the noise happens to be small.
+    coarse = _blocks(image[:height, :width], 4).mean((1, 3))
+    structure = _blocks(coarse, _BLOCK // 4).var((1, 3)).ravel()
+    top = _highest(image)
+    seen = (level > 1) & (level < top - 1) & (rough > 0)
+    if seen.sum() < 8:
+        raise ValueError("is clipped all over, or has no noise at all")
+    rough, level, structure = rough[seen], level[seen], structure[seen]
+    order = np.argsort(level, kind="stable")
+    points = []
+    for members in np.array_split(order, min(_BINS, max(1, len(order) // 12))):
+        flattest = members[np.argsort(structure[members])]
+        flattest = flattest[: max(4, int(_FLATTEST * len(members)))]
+        # A low quantile, since texture only adds.
+        expected = stats.chi2.ppf(_QUANTILE, _FREEDOM) / _FREEDOM
+        variance = np.quantile(rough[flattest], _QUANTILE) / expected
+        latent = _unclipped(level[flattest].mean(), variance, top)
+        if latent is not None:
+            points.append((*latent, len(flattest)))
+    if not points:
+        raise ValueError("is clipped all over")
+    return _line(*np.array(points).T)
+
+
+def _blocks(image: np.ndarray, side: int) -> np.ndarray:
+    """An image [H, W] as [H / side, side, W / side, side]."""
+    height, width = (length // side for length in image.shape)
+    return image.reshape(height, side, width, side)
+
+
+def _highest(image: np.ndarray) -> float:
+    """The level that bright values were clipped to; 255, if none shows."""
+    counts = np.bincount(np.clip(image, 0, 255).astype(np.int64).ravel(), minlength=256)
+    top = int(np.nonzero(counts)[0][-1])
+    below = counts[max(top - 8, 0) : top].mean() if top else 0.0
+    return float(top) if counts[top] > 3 * below + 10 else 255.0
+
+
+def _unclipped(mean: float, variance: float, top: float) -> tuple[float, float] | None:
+    """Mean and variance before clipping to 0…top, of those after; None where too much was."""
+    mu, spread = mean, variance
+    for _ in range(200):
+        sigma = np.sqrt(spread)
+        low, high = -mu / sigma, (top - mu) / sigma
+        if special.ndtr(low) + special.ndtr(-high) > 0.6:
+            return None
+        bell_low, bell_high = (np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi) for x in (low, high))
+        inside = special.ndtr(high) - special.ndtr(low)
+        first = mu * inside + sigma * (bell_low - bell_high) + top * special.ndtr(-high)
+        square = (
+            (mu**2 + spread) * inside
+            + sigma * (mu * bell_low - (mu + top) * bell_high)
+            + top**2 * special.ndtr(-high)
+        )
+        clipped = max(square - first**2, 1e-9)
+        mu, spread = mu + mean - first, spread * variance / clipped
+    return (float(mu), float(spread)) if np.isfinite(mu + spread) else None
+
+
+def _line(
+    level: np.ndarray, variance: np.ndarray, count: np.ndarray
+) -> tuple[Estimate, Estimate]:
+    """Fits sigma² + photons · level, neither of them below 0."""
+    level, variance = np.maximum(level, 0), np.maximum(variance - 1 / 12, 1e-3)
+    # A quantile of the variances is less certain than their mean would be.
+    error = 1.5 * variance * np.sqrt(2 / (_FREEDOM * count))
+    design = np.stack([np.ones_like(level), level], 1) / error[:, None]
+    (constant, slope), _ = optimize.nnls(design, variance / error)
+    errors = np.sqrt(np.diag(np.linalg.pinv(design.T @ design)))
+    if slope < 2 * errors[1]:
+        weights = 1 / error**2
+        constant, slope = float(np.sum(weights * variance) / np.sum(weights)), 0.0
+        errors = np.array([1 / np.sqrt(np.sum(weights)), 0.0])
+    sigma = float(np.sqrt(max(constant, 0.0)))
+    return (
+        Estimate(sigma, float(errors[0] / (2 * max(sigma, np.sqrt(errors[0]), 1e-3)))),
+        Estimate(float(slope), float(errors[1])),
+    )
+
+
+def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | None]:
+    """Estimates the widths of a Gaussian blur from a photograph's spectrum.
+
+    Args:
+        image: [H, W] or [H, W, C], grey levels 0…255.
+        noise: of it, from `noise`.
+
+    Returns:
+        The standard deviations along x and along y in px; None for an axis along which there
+        are neither edges nor texture above the noise. A material that is smooth along an axis
+        by itself, such as wood along its grain, looks blurred along it.
+    """
+    channels = np.asarray(image, np.float64)
+    channels = channels[..., None] if channels.ndim == 2 else channels
+    variances = [noise.at(channels[..., c].mean(), c) ** 2 for c in range(len(noise.sigma))]
+    floor = float(np.mean(variances))
+    seen, count, fx, fy = _spectrum(channels)
+    radius = np.hypot(fx, fy)
+    chance = floor * np.sqrt(1 / count + _FLOOR_ERROR**2)
+    seen = np.maximum(seen, 1e-9)
+    if np.sum(seen - floor > 6 * chance) < _FEWEST:
+        return None, None
+    # Shapes have a size, below whose frequency the spectrum falls less.
+    trusted = np.sqrt(_BAND_ERROR**2 * np.where(radius < 0.02, 4.0, 1.0) + 1 / count)
+
+    def misfit(parameters: np.ndarray) -> np.ndarray:
+        log_scale, fall, *widths = parameters
+        blurred = (2 * np.pi) ** 2 * ((widths[0] * fx) ** 2 + (widths[1] * fy) ** 2)
+        expected = np.exp(log_scale - fall * np.log(radius / radius.min()) - blurred)
+        total = expected + floor
+        left = np.log(seen / total) / np.hypot(trusted * expected / total, chance / total)
+        return np.append(left, (fall - _FALL) / _FALL_SPREAD)
+
+    start = np.log(max(float((seen - floor)[radius.argmin()]), floor))
+    fits = [
+        optimize.least_squares(
+            misfit, [start, _FALL, *widths],
+            bounds=([-60, 0, 0.05, 0.05], [60, 6, _WIDEST, _WIDEST]), loss="soft_l1",
+            x_scale=[1.0, 0.1, 0.1 * widths[0], 0.1 * widths[1]],
+        )
+        for widths in itertools.product((0.7, 4.0), repeat=2)
+    ]  # fmt: skip
+    best = min(fits, key=lambda fit: fit.cost)
+    errors = np.sqrt(np.diag(np.linalg.pinv(best.jac.T @ best.jac)))
+    along_x, along_y = (_told(*both) for both in zip(best.x[2:], errors[2:], strict=True))
+    return along_x, along_y
+
+
+def _told(width: float, error: float) -> Estimate | None:
+    """The width without a sharp photograph's own; None where it is too uncertain."""
+    error = float(np.hypot(error, _MODEL_ERROR * width))
+    own = float(np.sqrt(max(width**2 - _OWN_WIDTH**2, 0.0)))
+    is_found = error < _WORST * width and width < 0.95 * _WIDEST
+    return Estimate(own, error) if is_found else None
+
+
+def _spectrum(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The power in bands of both frequencies, and of each how many values and where, [N] each.
+
+    White noise of variance v has the power v.
+    """
+    height, width = channels.shape[:2]
+    taper = np.hanning(height)[:, None] * np.hanning(width)[None, :]
+    taper /= np.sqrt(np.mean(taper**2))
+    centred = (channels - channels.mean((0, 1))) * taper[..., None]
+    power = np.mean(np.abs(np.fft.rfft2(centred, axes=(0, 1))) ** 2, -1) / (height * width)
+    half = height // 2 + 1
+    # Upwards and downwards.
+    power = (power[:half] + power[(-np.arange(half)) % height]) / 2
+    rows, columns = (_bands(length) for length in power.shape)
+    found = []
+    for of_y, of_x in itertools.product(rows, columns):
+        values = power[of_y, of_x]
+        fx = np.mean(np.arange(of_x.start, of_x.stop)) / width
+        fy = np.mean(np.arange(of_y.start, of_y.stop)) / height
+        if max(fx * width, fy * height) >= 3:  # below, the taper smears
+            found.append((values.mean(), 2 * values.size, fx, fy))
+    seen, count, fx, fy = np.array(found).T
+    return seen, count, fx, fy
+
+
+def _bands(length: int) -> list[slice]:
+    """Bands of frequencies, narrow where they are low, so that those count as much."""
+    edges = np.unique(np.round(np.geomspace(3, length, 18)).astype(int))
+    return [slice(0, 1), slice(1, 3), *(slice(a, b) for a, b in itertools.pairwise(edges))]

@@ -1,0 +1,151 @@
+"""The law of a material from what was found in its photographs: ranges, intervals, and gaps."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from restore_jax.degradation.calibration import PARAMETERS, Estimate, PairFit
+from restore_jax.degradation.definition import OFF, Law, Range
+
+# What two photographs may differ by and still count as degraded alike: the fits are that good.
+_ALIKE = 0.01
+_ALIKE_DEGREES = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a law's file says, see `law_file`.
+
+    Attributes:
+        law: field by field; None for what is not known.
+        intervals: of 90 %, by field.
+        unknown: why a field is not known.
+        residual: what the law leaves unexplained.
+    """
+
+    law: Mapping[str, Any]
+    intervals: Mapping[str, Range]
+    unknown: Mapping[str, str]
+    residual: Mapping[str, float]
+
+
+def of_pairs(fits: Sequence[PairFit]) -> Found:
+    """Brings the fits of pairs together: a range is the spread over photographs and channels.
+
+    Where they agree within their errors, both ends are their weighted mean.
+    """
+    law: dict[str, Any] = dataclasses.asdict(Law())
+    intervals: dict[str, Range] = {}
+    law["blur"] = _kinds([fit.kind for fit in fits])
+    for name in (name for names in PARAMETERS.values() for name in names):
+        found = [fit.blur[name] for fit in fits if name in fit.blur]
+        if found:
+            law[name], intervals[name] = _pooled(found, name == "motion_angle")
+    sigmas = [sigma for fit in fits for sigma in fit.noise_sigma]
+    law["noise_sigma"], intervals["noise_sigma"] = _pooled(sigmas)
+    photons = [fit.photons for fit in fits if fit.photons.value > 0]
+    if 2 * len(photons) > len(fits):
+        law["poisson_peak"], intervals["poisson_peak"] = _pooled(list(map(_peak, photons)))
+    gain, intervals["gain"] = _pooled([gain for fit in fits for gain in fit.gain])
+    is_one = gain[0] == gain[1] and abs(gain[0] - 1) < _ALIKE / 2
+    law["gain"] = (1.0, 1.0) if is_one else gain
+    unknown = {}
+    told = {fit.quantise for fit in fits} - {None}
+    law["quantise"] = next(iter(told)) if len(told) == 1 else None
+    if not told:
+        unknown["quantise"] = "the levels do not tell truncating from rounding"
+    elif len(told) > 1:
+        unknown["quantise"] = f"the pairs differ: {', '.join(sorted(told))}"
+    residual = {
+        name: float(np.mean([fit.residual[name] for fit in fits])) for name in fits[0].residual
+    }
+    return Found(law, intervals, unknown, residual)
+
+
+def of_photographs(
+    noise: Sequence[tuple[Estimate, Estimate]],
+    blur: Sequence[tuple[Estimate | None, Estimate | None]],
+) -> Found:
+    """Brings together what single degraded photographs tell, see `estimate`.
+
+    Args:
+        noise: of each channel of each photograph, standard deviation at black and variance per
+            grey level.
+        blur: of each photograph, widths along x and y in px; None where nothing tells them.
+    """
+    law: dict[str, Any] = dataclasses.asdict(Law())
+    intervals: dict[str, Range] = {}
+    unknown = {
+        "gain": "without the clean photograph nothing tells a gain from the material's colour",
+        "quantise": "without the clean photograph nothing tells truncating from rounding",
+    }
+    law["gain"] = law["quantise"] = None
+    law["noise_sigma"], intervals["noise_sigma"] = _pooled([sigma for sigma, _ in noise])
+    photons = [photons for _, photons in noise if photons.value > 0]
+    if 2 * len(photons) > len(noise):
+        law["poisson_peak"], intervals["poisson_peak"] = _pooled(list(map(_peak, photons)))
+    for place, name in enumerate(("sigma_x", "sigma_y")):
+        found = [widths[place] for widths in blur if widths[place] is not None]
+        if found:
+            law[name], intervals[name] = _pooled(found)
+        else:
+            law[name] = None
+            unknown[name] = "no edges or texture above the noise tell a width"
+    if law["sigma_x"] or law["sigma_y"]:
+        law["blur"] = ("gaussian",)
+        unknown["motion_length"] = unknown["defocus_radius"] = (
+            "the blur was taken to be Gaussian; its kind shows only in pairs"
+        )
+        law["motion_length"] = law["motion_angle"] = law["defocus_radius"] = None
+        unknown["motion_angle"] = unknown["motion_length"]
+    return Found(law, intervals, unknown, {})
+
+
+def _kinds(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The kinds, each as often as its share asks for."""
+    counts = collections.Counter(kinds)
+    divisor = math.gcd(*counts.values())
+    return tuple(kind for kind, n in sorted(counts.items()) for _ in range(n // divisor))
+
+
+def _peak(photons: Estimate) -> Estimate:
+    peak = 255 / photons.value
+    return Estimate(peak, peak * photons.error / photons.value)
+
+
+def _pooled(found: Sequence[Estimate], is_angle: bool = False) -> tuple[Range, Range]:
+    """The range that estimates spread over, and its interval of 90 %."""
+    values = np.array([estimate.value for estimate in found])
+    if is_angle:  # a direction is the same after half a turn
+        values = values[0] + (values - values[0] + 90) % 180 - 90
+    errors = np.array([estimate.error for estimate in found])
+    alike = _ALIKE_DEGREES if is_angle else _ALIKE * np.abs(values)
+    weights = 1 / np.maximum(errors**2 + alike**2, 1e-12)
+    mean = float(np.sum(weights * values) / np.sum(weights))
+    spread = float(np.sum(weights * (values - mean) ** 2))
+    if len(found) == 1 or spread <= stats.chi2.ppf(0.95, len(found) - 1):
+        low = high = Estimate(
+            mean, float(1 / np.sqrt(np.sum(1 / np.maximum(errors**2, 1e-12))))
+        )
+    else:
+        low, high = (
+            Estimate(float(values[i]), found[i].error)
+            for i in (values.argmin(), values.argmax())
+        )
+    bounds = low.interval[0], high.interval[1]
+    if not is_angle:
+        bounds = max(bounds[0], 0.0), bounds[1]
+    return (low.value, high.value), bounds
+
+
+def noise_curve(law: Mapping[str, Any], levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest standard deviation of a law's noise at grey levels."""
+    low, high = law["noise_sigma"]
+    few, many = law["poisson_peak"] or OFF
+    most, least = (255 / peak if peak else 0.0 for peak in (few, many))
+    return np.sqrt(low**2 + least * levels), np.sqrt(high**2 + most * levels)

@@ -1,0 +1,111 @@
+"""A fitted degradation as one HTML page: its numbers, noise, blur, and what it looks like."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from restore_jax.report import charts, image_panels, pages
+from restore_jax.report.forms import number
+from restore_jax.report.image_panels import Frame
+
+_RESIDUALS = {
+    "correlation_x": "Correlation of neighbours along x",
+    "correlation_y": "Correlation of neighbours along y",
+    "blocks": "Deviation of block means, of white noise 1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A part of a photograph; [H, W, 3] in grey levels 0…255 each.
+
+    Attributes:
+        name: of the photograph.
+        degraded: as it is.
+        clean: that of its pair, and `simulated`, what the law makes of it; None without one.
+    """
+
+    name: str
+    degraded: np.ndarray
+    clean: np.ndarray | None = None
+    simulated: np.ndarray | None = None
+
+
+def render(
+    material: str,
+    file: str,
+    content: Mapping[str, Any],
+    noise: tuple[np.ndarray, np.ndarray, np.ndarray],
+    kernel: np.ndarray,
+    crops: Sequence[Crop],
+) -> str:
+    """Returns the page.
+
+    Args:
+        material: what the photographs are called.
+        file: the law's.
+        content: the sections of that file.
+        noise: grey levels, and the least and the largest standard deviation there.
+        kernel: of the blur in the middle of its ranges, [K, K].
+        crops: photographs to show.
+    """
+    simulated = any(crop.simulated is not None for crop in crops)
+    shown = np.repeat((kernel / kernel.max())[..., None], 3, axis=-1)
+    count = content["images"]
+    what = "pair" if simulated else "photograph"
+    return pages.render(
+        "calibration.html.jinja",
+        title=f"The degradation of {material}",
+        material=material,
+        file=file,
+        count=count,
+        what=what if count == 1 else f"{what}s",
+        rows=_rows(content),
+        unknown=sorted(content["unknown"].items()),
+        curve=charts.band("Noise", *noise, "grey level"),
+        kernel=image_panels.embed_photograph(shown),
+        kernel_side=kernel.shape[0],
+        kernel_frame=Frame("kernel", *kernel.shape, ""),
+        simulated=simulated,
+        crops=[_crop(crop) for crop in crops],
+        residual=[
+            (_RESIDUALS[name], number(value, 3)) for name, value in content["residual"].items()
+        ],
+    )
+
+
+def _rows(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The fields that were fitted, as they are to be read."""
+    law = content["law"]
+    rows = []
+    for name in ("blur", *content["intervals"], "quantise"):
+        value, interval = law[name], content["intervals"].get(name)
+        if value is None:
+            continue
+        texts = [value] if isinstance(value, str) else list(dict.fromkeys(value))
+        joint = ", " if isinstance(texts[0], str) else " to "
+        rows.append((name, joint.join(map(_text, texts)), _interval(interval)))
+    return rows
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return " to ".join(map(_text, interval)) if interval else ""
+
+
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _crop(crop: Crop) -> dict[str, Any]:
+    panels = {"Clean": crop.clean, "Real": crop.degraded, "Simulated": crop.simulated}
+    return {
+        "name": crop.name,
+        "frame": Frame("crop", *crop.degraded.shape[:2], ""),
+        "panels": [
+            (title, image_panels.embed_photograph(pixels / 255))
+            for title, pixels in panels.items()
+            if pixels is not None
+        ],
+    }
