@@ -81,7 +81,7 @@ VERBS = {
         in_checkout=True,
     ),
     "calibrate": _Verb(
-        "CONFIG --config.data.root=DIR -o FILE.json [options]",
+        "CONFIG --config.data.root=DIR -o FILE [options]",
         "Fits the law of a camera's noise and blur to its photographs.",
         (_CONFIG, _OUTPUT._replace(shown="FILE", required=True)),
         in_checkout=True,
