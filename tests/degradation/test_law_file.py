@@ -95,7 +95,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, text, problem):
 @pytest.mark.parametrize(
     ("field", "value", "problem"),
     [
-        ("sigma_x", [4.0, 3.0], "low above its high"),
+        ("sigma_x", [4.0, 3.0], "low is above high"),
         ("sigma_x", "wide", "is not a range|cannot be"),
         ("glow", [1.0, 1.0], "glow"),
         ("quantise", "floor", "is unknown"),
