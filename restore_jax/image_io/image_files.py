@@ -73,7 +73,7 @@ def read(
             raise Refused("is a folder" if allowed else "is a folder that cannot be read")
         if path.exists() and not path.is_file():
             raise Refused("is not a regular file")
-        with _QUIET, limits.PILLOWS_LIFTED, path.open("rb") as file:
+        with _QUIET, limits.PILLOW_LIMITS_LIFTED, path.open("rb") as file:
             return decoding.decode(file, max_pixels, pages == "all")
     except Refused as error:
         raise ImageFileError(f"{_shown(path)}: {error}") from error

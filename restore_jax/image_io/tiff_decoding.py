@@ -62,7 +62,7 @@ def _check_size(stack: tiff_stack.Stack, max_pixels: int) -> None:
     limits.check_size(page.imagewidth, page.imagelength, max_pixels, *weight, stack.count)
     if page.is_tiled:  # each of which is decoded whole
         limits.check_size(page.tilewidth, page.tilelength, max_pixels, *weight)
-    if page.samplesperpixel > limits.MOST_CHANNELS:
+    if page.samplesperpixel > limits.MAX_CHANNELS:
         raise Refused(f"has {page.samplesperpixel:,} channels; save it as RGB or grey")
 
 
