@@ -35,8 +35,10 @@ def write(
     Raises:
         Refused: readers would not find the same pictures.
     """
-    if image_metadata.has_folders(metadata.get("exif", b"")):
-        notes.append("its EXIF data of camera settings and place are left out: not for TIFF")
+    if image_metadata.has_ifds(metadata.get("exif", b"")):
+        notes.append(
+            "its EXIF data on camera settings and location are left out: not supported for TIFF"
+        )
     form = like.tiff if len(pictures) == 1 + len(like.further) else None
     axes, shape = (form.axes, form.shape) if form else ("", ())
     axes, shape = axes + "YXS"[: pictures[0].ndim], (*shape, *pictures[0].shape)

@@ -211,7 +211,7 @@ class TestRefusals:
 
     def test_what_is_another_format_in_disguise(self, tmp_path):
         save(tmp_path / "a.png", photo(), format="TGA")
-        assert "not an image of a format that is read" in self.refused(tmp_path / "a.png")
+        assert "not an image of a supported format" in self.refused(tmp_path / "a.png")
         (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
         self.refused(tmp_path / "a.png")
 
