@@ -220,6 +220,7 @@ def _split(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _frames(image: Any) -> int:
+    """Returns the number of pages or frames; 1 if they cannot be counted."""
     try:
         return getattr(image, "n_frames", 1)
     except Exception:  # pages beyond the first may be damaged
@@ -267,6 +268,7 @@ def _decode_pnm(file: BinaryIO, max_pixels: int) -> Photograph:
 
 
 def _white(dtype: np.dtype, level: int) -> int | None:
+    """Returns a white level as in `Photograph`: None if it is the maximum of the type."""
     return None if level == np.iinfo(dtype).max else level
 
 

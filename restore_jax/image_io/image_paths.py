@@ -212,10 +212,12 @@ def _matches(base: Path, parts: Sequence[str]) -> set[Path]:
 
 
 def _add(others: dict[str, str], path: Path) -> None:
+    """Adds the suffix of a file that is not an image to `others`, by absolute path."""
     others[os.path.abspath(path)] = path.suffix.lower()  # noqa: PTH100
 
 
 def _inside(real: str, folder: str) -> bool:
+    """Returns whether a resolved path is a folder or lies below it."""
     return real == folder or real.startswith(folder.rstrip(os.sep) + os.sep)
 
 
