@@ -1,4 +1,4 @@
-"""What holds for the whole process for as long as any of its threads needs it."""
+"""A context manager that the threads of a process share, for process-wide state."""
 
 import contextlib
 import threading
@@ -7,26 +7,26 @@ from typing import Any
 
 
 class SharedContext:
-    """Entered by the first thread that comes, and left by the last that goes.
+    """Enters a context manager for the first thread inside and exits it with the last.
 
     Args:
-        make: makes the context manager.
+        make: creates the context manager; called anew each time that a first thread enters.
     """
 
     def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._inside = 0
+        self._active = 0
         self._entered = contextlib.ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
-            if not self._inside:
+            if not self._active:
                 self._entered.enter_context(self._make())
-            self._inside += 1
+            self._active += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if not self._inside:
+            self._active -= 1
+            if not self._active:
                 self._entered.close()

@@ -158,7 +158,7 @@ def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
         if isinstance(source, Path) and source.exists() and not source.is_file():
             raise ImageError("not a plain file")  # reading a named pipe would block
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            lifted = limits.PILLOWS_LIFTED
+            lifted = limits.PILLOW_LIMITS_LIFTED
             with lifted, Image.open(file, formats=_FORMATS) as image:
                 problem = limits.problem(
                     *image.size, max_pixels, "config.data.max_megapixels", len(image.getbands())

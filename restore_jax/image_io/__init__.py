@@ -1,1 +1,1 @@
-"""Image files: what is read from them, what is written, what is kept."""
+"""Reading and writing image files, with the metadata that is preserved."""

@@ -1,7 +1,7 @@
-"""Image files as photographs: grey or RGB, upright, with what the file tells beside them.
+"""Decodes image files to photographs: grey or RGB, upright, with their metadata.
 
-Pillow decodes most. Of 16-bit colour it keeps only the upper 8 bits, so that such PNG and JPEG
-2000 files go through imagecodecs, any-maps through `pnm`, and TIFF through `tiff_decoding`.
+Pillow decodes most formats, but keeps only the upper 8 bits of 16-bit colour. Such PNG and JPEG
+2000 files are therefore decoded by imagecodecs, any-maps by `pnm` and TIFF by `tiff_decoding`.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ from restore_jax.image_io.photograph import (
     Refused,
 )
 
-# Opened by its own class, a file in disguise never reaches the formats that run other programs,
-# and the limit to the number of pixels is the caller's, not that of the whole process.
+# Used instead of Image.open, so that a disguised file never reaches the plugins that run other
+# programs, and the caller's limit on pixels applies instead of the process-wide one.
 _OPENERS: dict[str, Callable[[BinaryIO, str], Any]] = {
     "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.jpeg_factory,
@@ -54,11 +54,11 @@ _SIGNATURES = {
     "JP2": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
 }
 _HEADER_BYTES = 64
-# By Pillow's modes, what becomes of them.
-_MODELS = dict.fromkeys(("1", "L", "LA"), "L") | dict.fromkeys(
+# The mode to which each of Pillow's modes is converted.
+_COLOUR_MODES = dict.fromkeys(("1", "L", "LA"), "L") | dict.fromkeys(
     ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"), "RGB"
 )
-_CHANGES = {
+_CONVERSIONS = {
     "1": BITS_AS_GREY,
     "P": PALETTE_AS_RGB,
     "PA": PALETTE_AS_RGB,
@@ -66,25 +66,25 @@ _CHANGES = {
     "YCbCr": "YCbCr: written as RGB",
     "LAB": "LAB: written as RGB",
 }
-_FOREIGN_PROFILES = (b"CMYK", b"Lab ")
-_IPTC = 0x0404  # of the blocks that Photoshop writes
+_UNUSABLE_PROFILES = (b"CMYK", b"Lab ")
+_IPTC = 0x0404  # number of the Photoshop resource block
 _LONG_XMP = b"http://ns.adobe.com/xmp/extension/"
-_DAMAGED_EXIF = "its EXIF data are damaged and left out"
+_DAMAGED_EXIF = "its EXIF data are left out: they are damaged"
 
 
-def decode(file: BinaryIO, max_pixels: int, whole: bool = False) -> Photograph:
-    """Decodes an image file; of several pages or frames, the first.
+def decode(file: BinaryIO, max_pixels: int, all_pages: bool = False) -> Photograph:
+    """Decodes an image file; only the first of several pages or frames by default.
 
     Args:
-        file: the file, open at its start.
-        max_pixels: how many pixels it may have, see `limits`; nothing is decoded of one
-            that has more.
-        whole: of a TIFF file, whether all pictures of the series with the most pixels.
+        file: the file, positioned at its start.
+        max_pixels: maximum number of pixels, see `limits`; a larger file is not decoded.
+        all_pages: whether to decode all pictures of the series with the most pixels in a TIFF
+            file.
 
     Raises:
-        Refused: it is none of the formats, has too many pixels or pixels of a kind that has no
-            defined white.
-        Exception: whatever Pillow, libpng and tifffile raise about a damaged file.
+        Refused: the format is not supported, or the image has too many pixels or pixels without
+            a defined white level.
+        Exception: anything that Pillow, libpng or tifffile raises for a damaged file.
     """
     header = file.read(_HEADER_BYTES)
     file.seek(0)
@@ -96,10 +96,10 @@ def decode(file: BinaryIO, max_pixels: int, whole: bool = False) -> Photograph:
         case "JP2":
             return _decode_jp2(file, max_pixels)
         case "TIFF":
-            found = tiff_decoding.decode(file, max_pixels, whole)
-            return _finish(*(found or _decode_with_pillow(file, "TIFF", max_pixels)))
+            decoded = tiff_decoding.decode(file, max_pixels, all_pages)
+            return _finish(*(decoded or _decode_with_pillow(file, "TIFF", max_pixels)))
         case name:
-            # Pillow makes room for these two as it opens them.
+            # Pillow allocates memory for these two when it opens them.
             if name == "WEBP" and (size := limits.webp_size(header)):
                 limits.check_size(*size, max_pixels, 4)
             if name == "GIF":
@@ -120,13 +120,13 @@ def _format_of(header: bytes) -> str:
         if header.startswith(starts):
             return name
     raise Refused(
-        "is not an image of a format that is read (PNG, JPEG, TIFF, BMP, WebP, GIF, PNM, "
+        "is not an image of a supported format (PNG, JPEG, TIFF, BMP, WebP, GIF, PNM, "
         "JPEG 2000, AVIF)"
     )
 
 
 def _brands(header: bytes) -> set[bytes]:
-    """The kinds of content that the first box of an ISO media file names."""
+    """Returns the brands in the first box (`ftyp`) of an ISO media file."""
     box = header[8 : int.from_bytes(header[:4])]
     return {box[i : i + 4] for i in range(0, len(box), 4)}
 
@@ -134,49 +134,59 @@ def _brands(header: bytes) -> set[bytes]:
 def _decode_with_pillow(
     file: BinaryIO, name: str, max_pixels: int
 ) -> tuple[Photograph, Image.Exif | None]:
-    """Returns a photograph as it lies in the file, and its EXIF data; None if damaged."""
+    """Returns a photograph in its stored orientation, and its EXIF data (None if damaged)."""
     file.seek(0)
     try:
         opened = _OPENERS[name](file, "")
-    except Image.DecompressionBombError as error:  # a frame of a GIF is larger than it says
+    except Image.DecompressionBombError as error:  # a GIF frame exceeds the size in the header
         raise Refused(f"is damaged: {error}") from error
     with opened as image:
         limits.check_size(*image.size, max_pixels)
         image.load()
-        levels = _levels(image)
-        found, exif = _told(image, name, levels, image.getexif)
-    notes = found.notes
-    if image.mode in _CHANGES and name != "GIF":  # whose own form is a palette
-        notes += (_CHANGES[image.mode],)
+        samples = _decoded_samples(image)
+        photograph, exif = _with_metadata(image, name, samples, image.getexif)
+    notes = photograph.notes
+    if image.mode in _CONVERSIONS and name != "GIF":  # GIF is written with a palette again
+        notes += (_CONVERSIONS[image.mode],)
     if name == "AVIF":
         file.seek(0)
         if _is_deep_avif(file.read(1 << 16)):
             notes += (UPPER_8_BITS,)
-    return dataclasses.replace(found, notes=notes), exif
+    return dataclasses.replace(photograph, notes=notes), exif
 
 
 def _is_deep_avif(start: bytes) -> bool:
-    """Whether an AVIF file has more than 8 bits a sample, by its images' first properties."""
-    place = start.find(b"av1C")
-    return 0 < place < len(start) - 6 and bool(start[place + 6] & 0x40)
+    """Returns whether the first `av1C` box of an AVIF file states more than 8 bits a sample."""
+    position = start.find(b"av1C")
+    return 0 < position < len(start) - 6 and bool(start[position + 6] & 0x40)
 
 
-def _levels(image: Image.Image) -> np.ndarray:
-    """The samples of what Pillow decoded, grey or RGB, with alpha if there is transparency."""
-    if image.mode not in _MODELS:
+def _decoded_samples(image: Image.Image) -> np.ndarray:
+    """Returns the samples of a decoded image, grey or RGB, with alpha if any is transparent."""
+    if image.mode not in _COLOUR_MODES:
         raise Refused(f"has pixels of type {image.mode!r}; save it with 8 or 16 bits")
-    mode = _MODELS[image.mode] + ("A" if image.has_transparency_data else "")
+    mode = _COLOUR_MODES[image.mode] + ("A" if image.has_transparency_data else "")
     return np.asarray(image.convert(mode))
 
 
-def _told(
-    image: Any, name: str, levels: np.ndarray, load_exif: Callable[[], Image.Exif]
+def _with_metadata(
+    image: Any, name: str, samples: np.ndarray, load_exif: Callable[[], Image.Exif]
 ) -> tuple[Photograph, Image.Exif | None]:
-    """Joins samples [H, W] or [H, W, C] and what Pillow found beside them in the file."""
-    pixels, alpha = _split(levels)
+    """Combines samples with the metadata that Pillow read.
+
+    Args:
+        image: the image, opened by Pillow.
+        name: its format, as in `Photograph.format`.
+        samples: [H, W] or [H, W, C], with alpha as the last of 2 or 4 channels.
+        load_exif: returns the EXIF data.
+
+    Returns:
+        The photograph in its stored orientation, and its EXIF data (None if damaged).
+    """
+    pixels, alpha = _split(samples)
     info, frames = image.info, _frames(image)
     notes = (f"only the first of its {frames} pictures is read",) if frames > 1 else ()
-    # Where a JPEG file itself has no resolution, there is a guess of Pillow's.
+    # For a JPEG file that states no resolution, Pillow fills in a guess.
     guessed = name == "JPEG" and not info.get("jfif_unit")
     comment = info.get("comment") or b"" if name == "GIF" else b""
     if name == "JPEG":
@@ -188,7 +198,7 @@ def _told(
     if info.get("icc_profile", b"") is None:
         notes += ("its colour profile is left out: it is damaged",)
     xmp = info.get("xmp")
-    found = Photograph(
+    photograph = Photograph(
         pixels,
         alpha,
         name,
@@ -198,18 +208,19 @@ def _told(
         comment=comment,
         notes=notes,
     )
-    return found, image_metadata.load_exif(load_exif)
+    return photograph, image_metadata.load_exif(load_exif)
 
 
-def _split(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Divides samples into pixels and alpha, which is the last of two or four channels."""
-    levels = np.atleast_3d(levels)
-    colours = 3 if levels.shape[-1] > 2 else 1
-    alpha = levels[..., colours] if levels.shape[-1] > colours else None
-    return (levels[..., :3] if colours == 3 else levels[..., 0]), alpha
+def _split(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Splits samples into pixels and alpha, which is the last of two or four channels."""
+    samples = np.atleast_3d(samples)
+    colours = 3 if samples.shape[-1] > 2 else 1
+    alpha = samples[..., colours] if samples.shape[-1] > colours else None
+    return (samples[..., :3] if colours == 3 else samples[..., 0]), alpha
 
 
 def _frames(image: Any) -> int:
+    """Returns the number of pages or frames; 1 if they cannot be counted."""
     try:
         return getattr(image, "n_frames", 1)
     except Exception:  # pages beyond the first may be damaged
@@ -218,9 +229,9 @@ def _frames(image: Any) -> int:
 
 def _decode_png(file: BinaryIO, deep: bool, max_pixels: int) -> Photograph:
     decode_pixels = _decode_deep_png if deep else _decode_with_pillow
-    found, exif = decode_pixels(file, "PNG", max_pixels)
-    found = dataclasses.replace(
-        found,
+    photograph, exif = decode_pixels(file, "PNG", max_pixels)
+    photograph = dataclasses.replace(
+        photograph,
         png_colour=tuple(png_chunks.read(file, png_chunks.COLOUR)),
         png_text=tuple(
             (kind, content)
@@ -228,20 +239,20 @@ def _decode_png(file: BinaryIO, deep: bool, max_pixels: int) -> Photograph:
             if not png_chunks.is_metadata(content)
         ),
     )
-    return _finish(found, exif)
+    return _finish(photograph, exif)
 
 
 def _decode_deep_png(
     file: BinaryIO, name: str, max_pixels: int
 ) -> tuple[Photograph, Image.Exif | None]:
-    """Decodes a PNG file with 16 bits a sample: libpng the pixels, Pillow the rest."""
+    """Decodes a PNG file of 16 bits a sample: its pixels with libpng, the rest with Pillow."""
     encoded = file.read()
     rest = png_chunks.without(encoded, png_chunks.PIXELS)
     with PngImagePlugin.PngImageFile(io.BytesIO(rest), "") as image:
         limits.check_size(*image.size, max_pixels)
-        levels = imagecodecs.png_decode(png_chunks.without(encoded, png_chunks.LONG))
-        # That of the class, since its own would decode the pixels.
-        return _told(image, name, levels, lambda: Image.Image.getexif(image))
+        samples = imagecodecs.png_decode(png_chunks.without(encoded, png_chunks.LONG))
+        # The base class's method, since that of PngImageFile would decode the pixels.
+        return _with_metadata(image, name, samples, lambda: Image.Image.getexif(image))
 
 
 def _decode_pnm(file: BinaryIO, max_pixels: int) -> Photograph:
@@ -257,6 +268,7 @@ def _decode_pnm(file: BinaryIO, max_pixels: int) -> Photograph:
 
 
 def _white(dtype: np.dtype, level: int) -> int | None:
+    """Returns a white level as in `Photograph`: None if it is the maximum of the type."""
     return None if level == np.iinfo(dtype).max else level
 
 
@@ -268,56 +280,56 @@ def _decode_jp2(file: BinaryIO, max_pixels: int) -> Photograph:
         return _finish(*_decode_with_pillow(file, "JP2", max_pixels))
     with Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(encoded), "") as image:
         dpi, palette = image.info.get("dpi"), image.mode == "P"
-    place = encoded.find(b"colr\x01")
-    if palette or encoded[place + 10 : place + 11] == b"\x12":
+    position = encoded.find(b"colr\x01")
+    if palette or encoded[position + 10 : position + 11] == b"\x12":
         raise Refused(
-            f"has {size.bits} bits a sample by a palette or in YCC; save it as RGB or grey"
+            f"has {size.bits}-bit samples with a palette or in YCC; save it as RGB or grey"
         )
     pixels, alpha = _split(imagecodecs.jpeg2k_decode(encoded))
     white = _white(pixels.dtype, 2**size.bits - 1)
     return _finish(Photograph(pixels, alpha, "JP2", dpi=dpi, white=white), Image.Exif())
 
 
-def _finish(found: Photograph, exif: Image.Exif | None) -> Photograph:
-    """Turns a photograph upright and brings what is told of it into order.
+def _finish(photograph: Photograph, exif: Image.Exif | None) -> Photograph:
+    """Turns a photograph upright and adjusts its metadata to that.
 
     Args:
-        found: as it lies in the file.
-        exif: the file's; None if it is damaged.
+        photograph: the photograph in its stored orientation.
+        exif: EXIF data of the file; None if they are damaged.
     """
-    notes = found.notes
+    notes = photograph.notes
     if exif is None:
         notes, exif = (*notes, _DAMAGED_EXIF), Image.Exif()
-    turn = image_metadata.orientation(exif, found.xmp)
-    dpi = image_metadata.valid_dpi(found.dpi) or image_metadata.exif_dpi(exif)
+    turn = image_metadata.orientation(exif, photograph.xmp)
+    dpi = image_metadata.valid_dpi(photograph.dpi) or image_metadata.exif_dpi(exif)
     try:
         kept = image_metadata.descriptive(exif)
-    except Exception:  # whatever Pillow stumbles over in values of the wrong type
+    except Exception:  # Pillow raises many kinds of errors on values of the wrong type
         notes, kept = (*notes, _DAMAGED_EXIF), b""
-    profile = found.icc_profile
-    if (space := profile[16:20]) in _FOREIGN_PROFILES:
+    profile = photograph.icc_profile
+    if (space := profile[16:20]) in _UNUSABLE_PROFILES:
         notes += (f"its colour profile is left out: it is for {space.decode().strip()}",)
         profile = b""
     return dataclasses.replace(
-        _turned(found, turn),
+        _upright_photograph(photograph, turn),
         dpi=dpi[::-1] if dpi and turn >= 5 else dpi,
         exif=kept,
-        xmp=image_metadata.upright_xmp(found.xmp),
+        xmp=image_metadata.upright_xmp(photograph.xmp),
         icc_profile=profile,
-        further=tuple(_turned(picture, turn) for picture in found.further),
+        further=tuple(_upright_photograph(picture, turn) for picture in photograph.further),
         notes=notes,
     )
 
 
-def _turned(found: Photograph, orientation: int) -> Photograph:
+def _upright_photograph(photograph: Photograph, orientation: int) -> Photograph:
     return dataclasses.replace(
-        found,
-        pixels=_upright(found.pixels, orientation),
-        alpha=None if found.alpha is None else _upright(found.alpha, orientation),
+        photograph,
+        pixels=_oriented(photograph.pixels, orientation),
+        alpha=None if photograph.alpha is None else _oriented(photograph.alpha, orientation),
     )
 
 
-def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+def _oriented(array: np.ndarray, orientation: int) -> np.ndarray:
     """Applies an EXIF orientation to [H, W, ...]: 5 to 8 swap height and width."""
     if orientation in (2, 3):
         array = array[:, ::-1]

@@ -1,4 +1,4 @@
-"""Restored photographs as image files: with all that the source told, where there is room."""
+"""Encodes restored photographs, with the metadata of their source as far as a format allows."""
 
 import io
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from PIL import Image, PngImagePlugin
 from restore_jax.image_io import image_metadata, png_chunks, pnm, tiff_encoding
 from restore_jax.image_io.photograph import Photograph, Refused
 
-# JPEG has no lossless form that others read; at this quality, and with colour at full
-# resolution, what it adds is far below the noise that a restoration leaves.
+# JPEG has no widely supported lossless form; at this quality, and with colour at full
+# resolution, its artefacts are far below the noise that a restoration leaves.
 JPEG_QUALITY = 95
 
 _DTYPES = {
@@ -21,8 +21,8 @@ _DTYPES = {
     "PNM": (np.uint8, np.uint16),
     "JP2": (np.uint8, np.uint16),
 }
-_LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535, "AVIF": 65535}
-# GIF has transparency, but no shades of it; BMP has it in some programs' files alone.
+_MAX_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535, "AVIF": 65535}
+# GIF pixels are either opaque or transparent; only some programs write BMP with alpha.
 _WITHOUT_ALPHA = ("JPEG", "PNM", "BMP", "GIF")
 _WITHOUT_GREY = ("WEBP",)
 _WITHOUT_PROFILE = ("BMP", "GIF", "PNM", "JP2")
@@ -37,7 +37,7 @@ _JPEG_XMP_LIMIT = _JPEG_SEGMENT - 29
 _GIF_COLOURS = 256
 _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": JPEG_QUALITY, "subsampling": 0},
-    "WEBP": {"lossless": True, "exact": True},  # with the colours of what is transparent
+    "WEBP": {"lossless": True, "exact": True},  # keeps the colours of transparent pixels
     "BMP": {"dpi": (0, 0)},  # unknown; Pillow would claim 96
     "GIF": {},
     "AVIF": {"quality": JPEG_QUALITY, "subsampling": "4:4:4"},
@@ -50,26 +50,28 @@ def encode(
     """Writes an image file.
 
     Args:
-        file: where to, open for writing and reading, empty.
-        planes: pixels of the shape and type of `like.pixels`: one, or for each picture of the
-            stack.
-        like: the photograph they were restored from.
+        file: the output, empty, open for reading and writing.
+        planes: pixels of the shape and type of `like.pixels`: of one picture, or of each
+            picture of the stack.
+        like: the photograph from which they were restored.
         name: the format, as in `Photograph.format`.
 
     Returns:
-        What the format could not keep, each a line.
+        What the format could not keep, one line each.
 
     Raises:
-        Refused: the format has no files of that size.
+        Refused: the image is too large for the format.
     """
     height, width = planes[0].shape[:2]
-    longest = _LONGEST_SIDE.get(name)
+    longest = _MAX_SIDE.get(name)
     if longest and max(height, width) > longest:
-        raise Refused(f"cannot be {width:,} × {height:,} px: {name} ends at {longest:,}")
+        raise Refused(
+            f"cannot be {width:,} × {height:,} px: {name} allows at most {longest:,} px a side"
+        )
     notes: list[str] = []
-    dtype = _dtype(like.pixels.dtype, name)
+    dtype = _stored_dtype(like.pixels.dtype, name)
     has_alpha = like.alpha is not None and name not in _WITHOUT_ALPHA
-    _note_form(like, name, dtype, len(planes), notes)
+    _note_pixel_losses(like, name, dtype, len(planes), notes)
     metadata = _metadata(like, name, notes)
     if name == "TIFF":
         pictures = [
@@ -83,39 +85,39 @@ def encode(
         case "PNG":
             _write_png(file, samples, metadata, like)
         case "PNM":
-            pnm.write(file, samples, _largest(like, dtype))
+            pnm.write(file, samples, _white_level(like, dtype))
         case "JP2":
-            _write_jp2(file, samples, _largest(like, dtype).bit_length())
+            _write_jp2(file, samples, _white_level(like, dtype).bit_length())
         case _:
             _write_with_pillow(file, samples, name, metadata, notes)
     return tuple(notes)
 
 
-def _note_form(
+def _note_pixel_losses(
     like: Photograph, name: str, dtype: np.dtype, count: int, notes: list[str]
 ) -> None:
-    """Notes what of alpha, depth, white and further pictures a format has no room for."""
+    """Notes which of alpha, bit depth, white level and further pictures a format loses."""
     if like.alpha is not None and name in _WITHOUT_ALPHA:
-        notes.append(f"its alpha is left out: not for {name}")
+        notes.append(f"its alpha is left out: not supported for {name}")
     if dtype.itemsize < like.pixels.dtype.itemsize:
         notes.append(f"{like.pixels.dtype} is written with {8 * dtype.itemsize} bits")
-    is_told = like.format in _WITH_WHITE and name not in _WITH_WHITE
-    if like.white is not None and dtype == like.pixels.dtype and is_told:
-        notes.append(f"its white stays at {like.white:,}, which {name} cannot tell")
+    loses_white = like.format in _WITH_WHITE and name not in _WITH_WHITE
+    if like.white is not None and dtype == like.pixels.dtype and loses_white:
+        notes.append(f"its white stays at {like.white:,}, which {name} cannot record")
     if like.further and (name != "TIFF" or count == 1):
         notes.append(f"only the first of its {1 + len(like.further)} pictures is written")
 
 
-def _dtype(dtype: np.dtype, name: str) -> np.dtype:
-    """The type a format keeps samples in: the source's own or the next it has."""
+def _stored_dtype(dtype: np.dtype, name: str) -> np.dtype:
+    """Returns the sample type of a file: the source's or, if unsupported, the largest."""
     kept = _DTYPES.get(name, (np.uint8,))
     if any(np.issubdtype(dtype, kind) for kind in kept):
         return dtype
     return np.dtype(kept[-1])
 
 
-def _largest(like: Photograph, dtype: np.dtype) -> int:
-    """The level of white in the file, of samples of a type."""
+def _white_level(like: Photograph, dtype: np.dtype) -> int:
+    """Returns the white level of samples of the given type in the file."""
     if like.white is not None and dtype == like.pixels.dtype:
         return like.white
     return int(np.iinfo(dtype).max)
@@ -124,7 +126,7 @@ def _largest(like: Photograph, dtype: np.dtype) -> int:
 def _samples(
     restored: np.ndarray, like: Photograph, dtype: np.dtype, has_alpha: bool
 ) -> np.ndarray:
-    """Returns pixels, and alpha as the last channel, of the type that is written."""
+    """Converts pixels to the type to be written and appends alpha as the last channel."""
     pixels = _to_dtype(restored, dtype, like.white)
     if not has_alpha or like.alpha is None:
         return pixels
@@ -132,7 +134,7 @@ def _samples(
 
 
 def _to_dtype(levels: np.ndarray, dtype: np.dtype, white: int | None) -> np.ndarray:
-    """Scales to the nearest level of another type; `white` as in `Photograph`."""
+    """Rescales samples to another type, rounding to nearest; `white` as in `Photograph`."""
     if levels.dtype == dtype:
         return levels
     if white is not None:
@@ -145,17 +147,19 @@ def _to_dtype(levels: np.ndarray, dtype: np.dtype, white: int | None) -> np.ndar
 
 
 def _metadata(like: Photograph, name: str, notes: list[str]) -> dict[str, Any]:
-    """Returns profile, resolution, EXIF and texts as Pillow takes them; notes what is lost."""
+    """Returns profile, resolution, EXIF and texts as Pillow's options; notes what is lost."""
     found: dict[str, Any] = {}
-    model = "grey" if like.pixels.ndim == 2 else "RGB"
-    if name in _WITHOUT_PROFILE or (model == "grey" and name in _WITHOUT_GREY):
+    colours = "grey" if like.pixels.ndim == 2 else "RGB"
+    if name in _WITHOUT_PROFILE or (colours == "grey" and name in _WITHOUT_GREY):
         if like.icc_profile:
-            notes.append(f"its colour profile is left out: not for {name} in {model}")
+            notes.append(
+                f"its colour profile is left out: not supported for {name} in {colours}"
+            )
     elif like.icc_profile:
         found["icc_profile"] = like.icc_profile
     if like.dpi and name in _WITH_DPI:
-        most = 65535 if name == "JPEG" else np.inf
-        if round(max(like.dpi)) <= most:
+        max_dpi = 65535 if name == "JPEG" else np.inf
+        if round(max(like.dpi)) <= max_dpi:
             found["dpi"] = like.dpi
     elif like.dpi and name not in _WITH_DPI_IN_EXIF:
         notes.append(f"its resolution is left out: {name} has no place for it")
@@ -175,7 +179,7 @@ def _exif(like: Photograph, name: str, notes: list[str]) -> bytes:
 
 
 def _texts(like: Photograph, name: str, notes: list[str]) -> dict[str, Any]:
-    """Returns XMP and comments as Pillow takes them; notes what the format has not."""
+    """Returns XMP and comments as Pillow's options; notes what the format cannot hold."""
     found: dict[str, Any] = {}
     if like.xmp and name in _WITH_XMP and (name != "JPEG" or len(like.xmp) <= _JPEG_XMP_LIMIT):
         found["xmp"] = like.xmp
@@ -187,8 +191,12 @@ def _texts(like: Photograph, name: str, notes: list[str]) -> dict[str, Any]:
     elif like.comment:
         notes.append(f"its comment is left out: {name} has no room for it")
     if like.png_text and name != "PNG":
-        words = sorted({text.split(b"\0", 1)[0].decode("latin-1") for _, text in like.png_text})
-        shown = ", ".join(word if word.isprintable() else ascii(word) for word in words[:3])
+        keywords = sorted(
+            {text.split(b"\0", 1)[0].decode("latin-1") for _, text in like.png_text}
+        )
+        shown = ", ".join(
+            keyword if keyword.isprintable() else ascii(keyword) for keyword in keywords[:3]
+        )
         notes.append(f"its text ({shown}) is left out: {name} has no place for it")
     return found
 
@@ -223,9 +231,9 @@ def _write_jp2(file: BinaryIO, samples: np.ndarray, bits: int) -> None:
 def _write_png(
     file: BinaryIO, samples: np.ndarray, metadata: dict[str, Any], like: Photograph
 ) -> None:
-    """Writes the pixels with libpng, as Pillow has none of 16 bits in colour.
+    """Writes the pixels with libpng, since Pillow has no 16-bit colour.
 
-    The rest is taken from an image of one pixel that Pillow writes.
+    The metadata chunks are taken from an image of one pixel that Pillow encodes.
     """
     metadata = dict(metadata)
     chunks = [*(() if "icc_profile" in metadata else like.png_colour), *like.png_text]
@@ -238,7 +246,7 @@ def _write_png(
         info.add(name, content)
     donor = io.BytesIO()
     Image.new("L", (1, 1)).save(donor, "PNG", pnginfo=info, **metadata)
-    # Reshaped, since libpng minds the strides of axes of length 1.
+    # Reshaped to reset the strides of axes of length 1, which libpng does not ignore.
     samples = np.ascontiguousarray(samples).reshape(-1).reshape(samples.shape)
     encoded = memoryview(imagecodecs.png_encode(samples))
     file.write(encoded[: png_chunks.START])

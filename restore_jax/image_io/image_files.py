@@ -1,7 +1,7 @@
-"""Reading anybody's image files, and writing them back restored in their own format.
+"""Reads image files from any source and writes their restorations in the same format.
 
-All come out as grey or RGB, with 8 or 16 bits a sample (TIFF also with floats), with or without
-alpha. Neither TensorFlow nor JAX is needed.
+All are decoded to grey or RGB, with 8 or 16 bits a sample (TIFF also to floats), with or
+without alpha. Neither TensorFlow nor JAX is needed.
 """
 
 import contextlib
@@ -42,29 +42,29 @@ _QUIET = SharedContext(_quiet)
 
 
 class ImageFileError(RunError):
-    """An image file cannot be read or written; one line with its path and what is wrong."""
+    """An image file cannot be read or written; one line with its path and the reason."""
 
 
 def read(
     path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, pages: str = "first"
 ) -> Photograph:
-    """Reads an image file, turned upright by its EXIF orientation.
+    """Reads an image file, turned upright according to its EXIF orientation.
 
-    Of several pages or frames it is the first, which `notes` tells; of a TIFF file all of the
-    series with the most pixels, if asked for. A colour that stands for transparency becomes
-    alpha; palettes and CMYK, whatever its profile, become RGB, and 1 bit a pixel 8-bit grey,
-    which `notes` tells. What JPEG data lost to damage within the file cannot always be told
-    from a picture.
+    Of several pages or frames, only the first is read; of a TIFF file, optionally all pages of
+    the series with the most pixels. A colour that marks transparency becomes alpha. Palettes
+    and CMYK (ignoring its profile) become RGB, and 1-bit images become 8-bit grey. `notes`
+    mentions pages that were not read, and these conversions. Damage inside JPEG data cannot
+    always be detected.
 
     Args:
-        path: the file; its content alone says which format it is.
-        max_pixels: a file with more is refused before it is decoded; a pixel of more than 8
-            bytes counts as several.
-        pages: of a TIFF file, "first" or "all".
+        path: the file; its format is determined by its content alone.
+        max_pixels: a larger file is refused before it is decoded; a pixel of more than 8 bytes
+            counts as several.
+        pages: "first" or "all" pages of a TIFF file.
 
     Raises:
-        ImageFileError: the file cannot be read, is no image, is damaged, has too many pixels or
-            pixels whose white nobody knows: integers of 32 bits, floats outside [0, 1].
+        ImageFileError: the file cannot be read, is not an image, is damaged, has too many
+            pixels or has no defined white level: 32-bit integers, floats outside [0, 1].
     """
     path = Path(path)
     try:
@@ -73,16 +73,16 @@ def read(
             raise Refused("is a folder" if allowed else "is a folder that cannot be read")
         if path.exists() and not path.is_file():
             raise Refused("is not a regular file")
-        with _QUIET, limits.PILLOWS_LIFTED, path.open("rb") as file:
+        with _QUIET, limits.PILLOW_LIMITS_LIFTED, path.open("rb") as file:
             return decoding.decode(file, max_pixels, pages == "all")
     except Refused as error:
         raise ImageFileError(f"{_shown(path)}: {error}") from error
     except MemoryError as error:
         raise ImageFileError(f"{_shown(path)}: does not fit into memory") from error
-    # Whatever a decoder stumbles over in a damaged file: struct.error, KeyError, …
+    # Decoders raise all kinds of errors on damaged files: struct.error, KeyError, …
     except Exception as error:
         known = isinstance(error, OSError) and error.strerror
-        reason = f"cannot be read: {known}" if known else f"is damaged: {_line(error)}"
+        reason = f"cannot be read: {known}" if known else f"is damaged: {_one_line(error)}"
         raise ImageFileError(f"{_shown(path)}: {reason}") from error
 
 
@@ -92,32 +92,35 @@ def write(
     like: Photograph,
     format: str | None = None,
 ) -> tuple[str, ...]:
-    """Writes a restored photograph in the format of its source, whole or not at all.
+    """Writes a restored photograph atomically, in the format of its source by default.
 
-    Size, bits a sample, colour profile, resolution and what is told beside them are kept where
-    the format has room; so is alpha, but for BMP and GIF. JPEG and AVIF have quality 95 and
-    colour at full resolution, GIF the 256 nearest colours; all others are written without loss.
+    Size, bits a sample, colour profile, resolution and other metadata are kept if the format
+    supports them; so is alpha, except in BMP and GIF. JPEG and AVIF are written at quality 95
+    with colour at full resolution, GIF with the 256 nearest colours, all others losslessly.
 
     Args:
-        path: the file, which is replaced if it exists; its folder is made if need be.
-        restored: pixels of the shape and type of `like.pixels`; of a stack, a sequence of them,
-            for `like` and each of `like.further`.
+        path: the file, which is replaced if it exists; missing folders are created.
+        restored: pixels of the shape and type of `like.pixels`; for a stack, a sequence of
+            them, for `like` and each of `like.further`.
         like: the photograph that was restored, from `read`.
-        format: as `image_paths.format_name` takes it; the source's if None.
+        format: a format or suffix that `image_paths.format_name` accepts; None for that of the
+            source.
 
     Returns:
-        What the format could not keep, each a line without the path.
+        What the format could not keep, one line each, without the path.
 
     Raises:
-        ImageFileError: the file cannot be written, or is too large for its format.
-        UsageError: there is no such format.
-        ValueError: `restored` does not go with `like`.
+        ImageFileError: the file cannot be written, or the image is too large for its format.
+        UsageError: the format is unknown.
+        ValueError: `restored` does not match `like` in number, shape or type.
     """
     path = Path(path)
     name = like.format if format is None else format_name(format)
     planes = [restored] if isinstance(restored, np.ndarray) else list(restored)
     if len(planes) not in (1, 1 + len(like.further)):
-        raise ValueError(f"{len(planes)} are restored of {1 + len(like.further)} pictures")
+        raise ValueError(
+            f"restored has {len(planes)} pictures, the photograph {1 + len(like.further)}"
+        )
     for plane in planes:
         if plane.shape != like.pixels.shape or plane.dtype != like.pixels.dtype:
             raise ValueError(
@@ -129,17 +132,18 @@ def write(
             notes = encoding.encode(file, planes, like, name)
     except Refused as error:
         raise ImageFileError(f"{_shown(path)}: {error}") from error
-    # A full disk, but also metadata that an encoder does not take.
+    # A full disk, but also metadata that an encoder rejects.
     except Exception as error:
-        reason = (isinstance(error, OSError) and error.strerror) or _line(error)
+        reason = (isinstance(error, OSError) and error.strerror) or _one_line(error)
         raise ImageFileError(f"{_shown(path)}: cannot be written: {reason}") from error
     return notes
 
 
 def _shown(path: Path) -> str:
-    """The path on one line."""
+    """Returns the path on one line, escaped if need be."""
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
+    """Returns the message of an error on one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""What image files tell beside their pixels: EXIF, resolution, XMP."""
+"""Metadata of image files: EXIF, resolution, XMP."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,86 +9,89 @@ from PIL import ExifTags, Image
 from restore_jax.image_io import tiff_stack
 
 ORIENTATION = 274
-# Of a file's own tags, those that describe the photograph: title, make, model, software, time,
-# artist, host, rating, copyright and what Windows adds.
+# The main tags that describe the photograph: title, make, model, software, time, artist, host,
+# rating, copyright and those that Windows adds.
 DESCRIPTIVE = (
     270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, 40091, 40092, 40093, 40094, 40095,
 )  # fmt: skip
 RESOLUTION = _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
-_FOLDERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-# Of the camera's tags, those of how the file stores its pixels: width, height and further.
+_IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+# Tags of the Exif IFD on how the file stores its pixels: width, height and others.
 _STORAGE = (40962, 40963, 40965)
-# In XMP as an attribute or as an element.
+# XMP has it as an attribute or as an element.
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))\s*([1-8])")
 
 
 def load_exif(load: Callable[[], Image.Exif]) -> Image.Exif | None:
-    """Returns EXIF data, or None if they are damaged: no reason to refuse the photograph."""
+    """Returns EXIF data, or None if they are damaged, which does not make the file unusable."""
     try:
         exif = load()
-        for folder in _FOLDERS:
-            exif.get_ifd(folder)
+        for ifd in _IFDS:
+            exif.get_ifd(ifd)
     except Exception:
         return None
     return exif
 
 
 def parse_exif(content: bytes) -> Image.Exif:
-    """Parses what a file has in its EXIF field; that may be nothing."""
+    """Parses the bytes of a file's EXIF field, which may be empty."""
     exif = Image.Exif()
     exif.load(content)
     return exif
 
 
 def descriptive(exif: Image.Exif) -> bytes:
-    """Keeps of EXIF data what holds for any copy of the photograph.
+    """Encodes the EXIF data that hold for any copy of the photograph; empty if there are none.
 
-    That leaves out the orientation, the thumbnail and how the file stores its pixels.
+    This excludes the orientation, the thumbnail and how the file stores its pixels.
     """
     kept = Image.Exif()
     for tag in DESCRIPTIVE:
         if tag == tiff_stack.DESCRIPTION and tiff_stack.is_structured(str(exif.get(tag))):
-            continue  # which tells of a stack
+            continue  # the description of a stack, not of the photograph
         if exif.get(tag) not in (None, "", b""):
             kept[tag] = exif[tag]
-    for folder in _FOLDERS:
-        values = exif.get_ifd(folder)
+    for ifd in _IFDS:
+        values = exif.get_ifd(ifd)
         values = {tag: value for tag, value in values.items() if tag not in _STORAGE}
         if values:
-            kept[folder] = values
+            kept[ifd] = values
     return kept.tobytes() if len(kept) else b""
 
 
-def has_folders(exif: bytes) -> bool:
-    """Whether EXIF data tell of the camera's settings or of the place."""
+def has_ifds(exif: bytes) -> bool:
+    """Returns whether EXIF data include camera settings or a GPS location."""
     found = parse_exif(exif)
-    return any(folder in found for folder in _FOLDERS)
+    return any(ifd in found for ifd in _IFDS)
 
 
 def orientation(exif: Mapping[int, Any], xmp: bytes) -> int:
-    """Returns the orientation, 1 to 8, that EXIF or else XMP tells; 1, upright, if neither."""
-    told = _XMP_ORIENTATION.search(xmp)
-    found = exif.get(ORIENTATION) or (int(told[2]) if told else 1)
+    """Returns the orientation, 1 to 8, from EXIF, else from XMP, else 1 (upright)."""
+    in_xmp = _XMP_ORIENTATION.search(xmp)
+    found = exif.get(ORIENTATION) or (int(in_xmp[2]) if in_xmp else 1)
     return found if found in range(1, 9) else 1
 
 
 def upright_xmp(xmp: bytes) -> bytes:
-    """Returns an XMP packet for the same photograph turned upright."""
+    """Returns an XMP packet with its orientation set to upright."""
     return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
 
 
 def exif_dpi(exif: Mapping[int, Any]) -> tuple[float, float] | None:
-    """Returns the resolution that EXIF or TIFF tags tell, in px per inch."""
+    """Returns the resolution in EXIF or TIFF tags, in px per inch, or None."""
     return dpi_of(*(exif.get(tag) for tag in RESOLUTION))
 
 
 def dpi_of(horizontal: Any, vertical: Any, unit: Any) -> tuple[float, float] | None:
-    """Returns a resolution in px per inch.
+    """Converts a resolution to px per inch.
 
     Args:
-        horizontal: as a number or as numerator and denominator.
+        horizontal: a number, or a numerator and a denominator.
         vertical: likewise.
-        unit: by TIFF's number; None for inches.
+        unit: TIFF's number of the unit; None for inches.
+
+    Returns:
+        The horizontal and vertical resolution; None if they or the unit are invalid.
     """
     factor = {None: 1.0, 2: 1.0, 3: 2.54, 4: 25.4, 5: 25400.0}.get(unit)
     try:
@@ -102,7 +105,7 @@ def dpi_of(horizontal: Any, vertical: Any, unit: Any) -> tuple[float, float] | N
 
 
 def valid_dpi(dpi: Any) -> tuple[float, float] | None:
-    """Returns a resolution as two floats, or None if it is none that means anything."""
+    """Returns a resolution as two floats, or None unless both are in (0, 1e6)."""
     try:
         horizontal, vertical = (float(value) for value in dpi)
     except (TypeError, ValueError, ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""Which image files a person means, and what their restored ones are called."""
+"""Finds the image files that a user names, and determines the paths of their restorations."""
 
 import collections
 import functools
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from restore_jax.errors import UsageError
 
-# The formats that every command reads, as in `Photograph.format`. The first suffix is what a
-# new name gets.
+# The formats that every command reads, as in `Photograph.format`. New names get the first
+# suffix.
 SUFFIXES = {
     "PNG": (".png",),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -23,8 +23,8 @@ SUFFIXES = {
     "AVIF": (".avif",),
 }
 _KNOWN = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-# Folders that systems keep beside a user's: of copies, thumbnails and what was deleted.
-_OF_SYSTEMS = frozenset(
+# Folders that systems create among a user's: for snapshots, thumbnails and deleted files.
+_SYSTEM_FOLDERS = frozenset(
     (
         "__macosx", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot",
         "$recycle.bin", "system volume information", "lost+found",
@@ -33,10 +33,10 @@ _OF_SYSTEMS = frozenset(
 
 
 def format_name(format: str) -> str:
-    """Returns the format of a name such as "png", "JPEG", "jpg" or ".tif".
+    """Returns the format for a name or suffix such as "png", "JPEG", "jpg" or ".tif".
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: the format is unknown.
     """
     suffix = "." + format.lower().removeprefix(".")
     for name, suffixes in SUFFIXES.items():
@@ -54,77 +54,89 @@ def find(
 ) -> list[tuple[Path, Path]]:
     """Finds image files and names their outputs.
 
-    A file that is named is taken whatever its name. In a folder and below it are all those with
-    the suffix of an image, but no hidden ones and none in folders that systems make (thumbnails
-    and recycle bins of network storage); links are followed. A pattern (`*`, `?`, `[ ]`,
-    `**`) that names nothing by itself stands for the files and folders it matches, with the
-    same choice; quote it, and it is no matter how many there are. Outputs lie as their sources
-    do below the folder, or below where the pattern's first wildcard is. Where a format is asked
-    for, they have its suffix; of two sources in one folder that would then have one name, those
-    of another format keep their own suffix before it (`a.jpg.png` beside `a.png`).
+    An input that is a file is accepted whatever its suffix. A folder is searched recursively
+    for files with the suffix of an image, except hidden ones and those in folders that systems
+    create (thumbnails and recycle bins of network storage); links are followed. A glob pattern
+    (`*`, `?`, `[ ]`, `**`) that is not itself an existing name stands for the files and
+    folders it matches, filtered in the same way; quote it for the shell, so that any number of
+    matches is possible.
+
+    Outputs keep the path of their source relative to the input folder, or to the folder before
+    the first wildcard of the pattern. If a format is given, they get its suffix. If two sources
+    in a folder would then get the same name, those of another format keep their own suffix
+    before it (`a.jpg.png` beside `a.png`).
 
     Args:
         inputs: files, folders and patterns.
-        format: that of the outputs, as `format_name` takes it; that of each source if None.
-        exclude: the folder of the outputs: what is in it is not read where it lies below a
-            folder or pattern of the inputs.
-        passed_over: gains the number of files without the suffix of an image, by suffix.
+        format: format of the outputs, in a form that `format_name` accepts; None for that of
+            each source.
+        exclude: the output folder; files in it are skipped where it lies below a folder or
+            pattern of the inputs.
+        passed_over: counter to which the files without the suffix of an image are added, by
+            suffix.
 
     Returns:
-        Paths and relative paths of their outputs, each path once, sorted by output. A folder
-        that cannot be listed is there, too, for `image_files.read` to tell.
+        Pairs of a source and the relative path of its output, each source once, sorted by
+        output. A folder that cannot be listed is included, so that `image_files.read` reports
+        it.
 
     Raises:
-        UsageError: an input is not there, has no images, or an output would take the place of
-            another one or of an input.
+        UsageError: an input does not exist or has no images, or an output would overwrite
+            another one or an input.
     """
     name = None if format is None else format_name(format)
     output = None if exclude is None else os.path.realpath(exclude)
     found: dict[str, tuple[Path, Path]] = {}
-    all_others: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for given in inputs:
-        some, others = False, dict[str, str]()
+        has_images, others = False, dict[str, str]()
         for path, relative in _expand(os.fspath(given), output, others):
-            some = True
+            has_images = True
             # Not resolved: two links to one file are two inputs.
             found.setdefault(os.path.abspath(path), (path, relative))  # noqa: PTH100
-        if not some:
-            besides = f", but {format_passed_over(_count(others))}" if others else ""
+        if not has_images:
+            besides = f", but {format_passed_over(_count_suffixes(others))}" if others else ""
             raise UsageError(
                 f"--input={os.fspath(given)!r}: there are no images in it{besides}"
             )
-        all_others |= others
+        skipped |= others
     if passed_over is not None:
-        passed_over.update(_count(all_others))
+        passed_over.update(_count_suffixes(skipped))
     return _name_outputs(list(found.values()), name, output)
 
 
-def _count(others: dict[str, str]) -> collections.Counter[str]:
+def _count_suffixes(others: dict[str, str]) -> collections.Counter[str]:
     return collections.Counter(others.values())
 
 
 def format_passed_over(suffixes: collections.Counter[str]) -> str:
-    """Formats how many files of which suffixes were passed over: `3 .heic, 1 .txt`."""
+    """Formats the number of files passed over by suffix: `3 .heic, 1 .txt`."""
     counted = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in counted)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: hidden, or kept by a system."""
-    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+    """Returns whether a file or folder is hidden or was created by a system, by its name."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file has the suffix of a format that is read."""
+    """Returns whether a file has the suffix of a supported format."""
     return path.suffix.lower() in _KNOWN
 
 
 def _expand(
     given: str, output: str | None, others: dict[str, str]
 ) -> Iterator[tuple[Path, Path]]:
-    """Yields the files of one input with their paths below its folder; `others` gains the rest.
+    """Yields the image files of one input, with their paths relative to its folder.
 
-    That is the suffixes of those that are no images, by absolute path.
+    Args:
+        given: a file, folder or pattern.
+        output: the resolved path of the output folder, if any.
+        others: receives the suffixes of the files that are not images, by absolute path.
+
+    Raises:
+        UsageError: nothing matches the input, or it is the output folder.
     """
     try:
         path = Path(given).expanduser()
@@ -132,20 +144,28 @@ def _expand(
         base, wildcards = (path, ()) if exists or not given else _before_wildcards(path)
         matches = _matches(base, wildcards) if wildcards else []
         is_folder = exists and path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home of that user
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # RuntimeError: unknown home of `~user`
         raise UsageError(f"--input={given!r}: cannot be read: {error}") from error
     if exists and not is_folder:
         yield path, Path(path.name)
         return
     if not exists and not matches:
-        raise UsageError(f"--input={given!r}: there is no such file or folder, nor a match")
+        raise UsageError(
+            f"--input={given!r}: no such file or folder, and no match as a pattern"
+        )
     if output is not None:
         real = os.path.realpath(base)
         if real == output:
-            raise UsageError(f"--output: is the folder of --input={given!r}; name another one")
+            raise UsageError(
+                f"--output: is the folder of --input={given!r}; choose another one"
+            )
         if not _inside(output, real):
             output = None
-    resolve = _resolver()
+    resolve = _cached_realpath()
     for match in [path] if exists else sorted(matches, key=lambda path: path.parts):
         relative = match.relative_to(base)
         if any(map(is_hidden, relative.parts)):
@@ -161,7 +181,7 @@ def _expand(
 
 
 def _before_wildcards(pattern: Path) -> tuple[Path, tuple[str, ...]]:
-    """Divides a pattern into the folder before its first wildcard, and the rest."""
+    """Splits a pattern into the folder before its first wildcard and the remaining parts."""
     base = Path()
     for i, part in enumerate(pattern.parts):
         if glob.has_magic(part) and not os.path.lexists(base / part):
@@ -171,10 +191,10 @@ def _before_wildcards(pattern: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def _matches(base: Path, parts: Sequence[str]) -> set[Path]:
-    """Returns what matches a pattern below a folder.
+    """Returns the paths below a folder that match a pattern.
 
-    It is matched part by part, so that a name with brackets in it, wherever it exists, stands
-    for itself: `scans [2024]/*.png`.
+    The pattern is matched part by part, so that an existing name with brackets stands for
+    itself: `scans [2024]/*.png`.
     """
     found = {base}
     for i, part in enumerate(parts):
@@ -183,7 +203,7 @@ def _matches(base: Path, parts: Sequence[str]) -> set[Path]:
             if part != "**" and os.path.lexists(folder / part):
                 below.add(folder / part)
             elif glob.has_magic(part):
-                # Of the parts before the last, only folders lead on.
+                # Parts before the last can only match folders.
                 tail = "" if i == len(parts) - 1 else os.sep
                 pattern = f"{glob.escape(str(folder))}{os.sep}{part}{tail}"
                 below.update(map(Path, glob.iglob(pattern, recursive=True)))  # noqa: PTH207
@@ -192,10 +212,12 @@ def _matches(base: Path, parts: Sequence[str]) -> set[Path]:
 
 
 def _add(others: dict[str, str], path: Path) -> None:
+    """Adds the suffix of a file that is not an image to `others`, by absolute path."""
     others[os.path.abspath(path)] = path.suffix.lower()  # noqa: PTH100
 
 
 def _inside(real: str, folder: str) -> bool:
+    """Returns whether a resolved path is a folder or lies below it."""
     return real == folder or real.startswith(folder.rstrip(os.sep) + os.sep)
 
 
@@ -205,9 +227,11 @@ def _walk(
     others: dict[str, str],
     above: frozenset[str] = frozenset(),
 ) -> Iterator[Path]:
-    """The images in a folder and below; `above` are the folders it is in."""
+    """Yields the images in a folder, recursively; `above` are the resolved folders it is in."""
     real = os.path.realpath(folder)
-    if real in above or (output and _inside(real, output)):  # a link back up
+    if real in above or (
+        output and _inside(real, output)
+    ):  # a link to a folder above, or the output folder
         return
     try:
         shown = (entry for entry in folder.iterdir() if not is_hidden(entry.name))
@@ -229,11 +253,18 @@ def _walk(
 def _name_outputs(
     found: list[tuple[Path, Path]], name: str | None, output: str | None
 ) -> list[tuple[Path, Path]]:
+    """Names the outputs of the sources that were found, see `find`.
+
+    Args:
+        found: pairs of a source and its relative path.
+        name: format of the outputs; None for that of each source.
+        output: the resolved path of the output folder, if any.
+    """
     plain = [_renamed(relative, name, keep=False) for _, relative in found]
     shared: dict[Path, set[Path]] = {}
     for wanted, (_, relative) in zip(plain, found, strict=True):
         shared.setdefault(wanted, set()).add(relative)
-    resolve = _resolver()
+    resolve = _cached_realpath()
     sources = {resolve(os.fspath(path)) for path, _ in found}
     taken: dict[Path, Path] = {}
     for wanted, (path, relative) in zip(plain, found, strict=True):
@@ -242,29 +273,29 @@ def _name_outputs(
         if wanted in taken:
             raise UsageError(
                 f"--input: {taken[wanted]} and {path} would both become {wanted}; "
-                "name the folder that they share, or restore them one after the other"
+                "give the folder that they share as the input, or restore them in separate runs"
             )
         if output is not None and resolve(f"{output}{os.sep}{wanted}") in sources:
-            raise UsageError(f"--output: {wanted} in it is an input; name another folder")
+            raise UsageError(f"--output: {wanted} in it is an input; choose another folder")
         taken[wanted] = path
     return [(taken[wanted], wanted) for wanted in sorted(taken, key=lambda path: path.parts)]
 
 
-def _resolver() -> Callable[[str], str]:
-    """Returns `os.path.realpath` for a great many files: it resolves each folder once."""
-    of_folder = functools.cache(os.path.realpath)
+def _cached_realpath() -> Callable[[str], str]:
+    """Returns a variant of `os.path.realpath` that resolves each folder only once."""
+    folder_realpath = functools.cache(os.path.realpath)
 
     def resolve(path: str) -> str:
         folder, name = os.path.split(path)
         if name in ("", os.curdir, os.pardir) or os.path.islink(path):  # noqa: PTH114
             return os.path.realpath(path)
-        return os.path.join(of_folder(folder), name)  # noqa: PTH118
+        return os.path.join(folder_realpath(folder), name)  # noqa: PTH118
 
     return resolve
 
 
 def _renamed(relative: Path, name: str | None, keep: bool) -> Path:
-    """Gives a path a format's suffix, in place of that of another one or after it."""
+    """Gives a path the suffix of a format, instead of the suffix of another or after it."""
     if name is None or relative.suffix.lower() in SUFFIXES[name]:
         return relative
     if keep or not is_image(relative):

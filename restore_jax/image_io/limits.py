@@ -1,6 +1,6 @@
-"""How large an image may be: what it takes in memory is known before anything is decoded.
+"""Limits on the size of images, checked before anything is decoded.
 
-Where the decoders make room for a picture as they open its file, the size is read here.
+The sizes of formats whose decoders allocate memory as they open a file are parsed here.
 """
 
 import contextlib
@@ -14,20 +14,20 @@ from restore_jax.image_io.photograph import Refused
 from restore_jax.shared_context import SharedContext
 
 MAX_MEGAPIXELS = 200
-"""The limit where none is given, in millions of pixels of up to `BYTES` bytes."""
+"""Default limit, in millions of pixels of up to `BYTES_PER_PIXEL` bytes."""
 
-# RGB with alpha in 16 bits. A pixel of more bytes counts as several.
-BYTES = 8
+# 16-bit RGB with alpha. A pixel with more bytes counts as several.
+BYTES_PER_PIXEL = 8
 
-MOST_CHANNELS = 64
-"""Of a TIFF or JPEG 2000 file."""
+MAX_CHANNELS = 64
+"""Maximum number of channels of a TIFF or JPEG 2000 file."""
 
-# Of one compressed text or profile in a PNG file, and of all texts together, in bytes.
-_MOST_TEXT, _MOST_TEXTS = 64 << 20, 256 << 20
-_PILLOWS: tuple[tuple[Any, str, int | None], ...] = (
+# Maximum bytes of one decompressed text or profile of a PNG file, and of all texts together.
+_MAX_TEXT, _MAX_TEXTS = 64 << 20, 256 << 20
+_PILLOW_LIMITS: tuple[tuple[Any, str, int | None], ...] = (
     (Image, "MAX_IMAGE_PIXELS", None),
-    (PngImagePlugin, "MAX_TEXT_CHUNK", _MOST_TEXT),
-    (PngImagePlugin, "MAX_TEXT_MEMORY", _MOST_TEXTS),
+    (PngImagePlugin, "MAX_TEXT_CHUNK", _MAX_TEXT),
+    (PngImagePlugin, "MAX_TEXT_MEMORY", _MAX_TEXTS),
 )
 
 
@@ -40,32 +40,32 @@ def problem(
     sample_bytes: int = 1,
     planes: int = 1,
 ) -> str | None:
-    """Tells whether an image has too many pixels.
+    """Returns an error message if an image has too many pixels.
 
     Args:
         width: in px.
         height: in px.
         max_pixels: the limit.
-        setting: what raises it, such as `--max_megapixels`.
-        samples: of a pixel.
-        sample_bytes: what each of them takes.
-        planes: how many pictures of that size there are.
+        setting: name of the setting that raises the limit, such as `--max_megapixels`.
+        samples: number of samples per pixel.
+        sample_bytes: bytes per sample.
+        planes: number of pictures of that size.
 
     Returns:
-        What is wrong and what to do; None if nothing is.
+        What is wrong and which setting allows it; None if the image is within the limit.
     """
     count = width * height * planes
-    weighed = max(count, -(-count * samples * sample_bytes // BYTES))
-    if weighed <= max_pixels:
+    weighted = max(count, -(-count * samples * sample_bytes // BYTES_PER_PIXEL))
+    if weighted <= max_pixels:
         return None
     size = f"{width:,} × {height:,} pixels"
     if planes > 1:
         size = f"{planes:,} pictures of {size}"
-    if weighed > count:
+    if weighted > count:
         size += f" with {samples} samples of {8 * sample_bytes} bits"
-    needed = -(-weighed // 1_000_000)
+    needed = -(-weighted // 1_000_000)
     limit = f"{max_pixels / 1e6:g} megapixels"
-    return f"has {size}, more than {limit}; {setting}={needed} takes it"
+    return f"has {size}, more than {limit}; {setting}={needed} allows it"
 
 
 def check_size(
@@ -76,7 +76,11 @@ def check_size(
     sample_bytes: int = 1,
     planes: int = 1,
 ) -> None:
-    """Refuses what has no pixels or too many; the arguments are those of `problem`."""
+    """Checks the size of an image; the arguments are those of `problem`.
+
+    Raises:
+        Refused: the image has no pixels, or too many.
+    """
     if width < 1 or height < 1:
         raise Refused("has no pixels")
     setting = "--max_megapixels"
@@ -85,13 +89,13 @@ def check_size(
 
 
 def gif_size(header: bytes) -> tuple[int, int]:
-    """The (width, height) of a GIF file."""
+    """Returns the (width, height) of a GIF file."""
     width, height = struct.unpack("<HH", header[6:10])
     return width, height
 
 
 def webp_size(header: bytes) -> tuple[int, int] | None:
-    """The (width, height) that a WebP file's first chunk tells; None if it is cut short."""
+    """Returns the (width, height) in a WebP file's first chunk; None if it is truncated."""
     kind, data = header[12:16], header[20:]
     if len(data) < 10:
         return None
@@ -105,7 +109,7 @@ def webp_size(header: bytes) -> tuple[int, int] | None:
 
 
 class Codestream(NamedTuple):
-    """Of a JPEG 2000 file: size in px, samples of a pixel, bits of a sample."""
+    """Header of a JPEG 2000 codestream: size in px, samples per pixel, bits per sample."""
 
     width: int
     height: int
@@ -114,27 +118,29 @@ class Codestream(NamedTuple):
 
 
 def jp2_codestream(encoded: bytes) -> Codestream:
-    """Finds what the codestream of a JPEG 2000 file tells; its boxes may tell another size.
+    """Parses the codestream header of a JPEG 2000 file, whose boxes may state another size.
 
     Raises:
-        Refused: there is none, or its samples have no defined white.
+        Refused: there is no codestream, or its samples have no defined white level.
     """
     start = encoded.find(b"\xff\x4f\xff\x51")
     count = int.from_bytes(encoded[start + 40 : start + 42])
-    if start < 0 or not 1 <= count <= MOST_CHANNELS:
+    if start < 0 or not 1 <= count <= MAX_CHANNELS:
         raise Refused("is damaged: it has no JPEG 2000 codestream")
     depths = set(encoded[start + 42 : start + 42 + 3 * count : 3])
     bits = (max(depths, default=0) & 127) + 1
     if len(depths) != 1 or max(depths) > 127 or bits > 16:
-        raise Refused("has samples with signs, of several kinds or of more than 16 bits")
+        raise Refused(
+            "has samples that are signed, of different depths or of more than 16 bits"
+        )
     right, bottom, left, top = struct.unpack(">4I", encoded[start + 8 : start + 24])
     return Codestream(right - left, bottom - top, count, bits)
 
 
 @contextlib.contextmanager
-def _pillows_lifted() -> Iterator[None]:
-    before = [(of, name, getattr(of, name)) for of, name, _ in _PILLOWS]
-    _set(_PILLOWS)
+def _lift_pillow_limits() -> Iterator[None]:
+    before = [(of, name, getattr(of, name)) for of, name, _ in _PILLOW_LIMITS]
+    _set(_PILLOW_LIMITS)
     try:
         yield
     finally:
@@ -146,8 +152,8 @@ def _set(values: Iterable[tuple[Any, str, Any]]) -> None:
         setattr(of, name, value)
 
 
-PILLOWS_LIFTED = SharedContext(_pillows_lifted)
-"""Entered around what opens files with Pillow, whose size is then checked with `problem`.
+PILLOW_LIMITS_LIFTED = SharedContext(_lift_pillow_limits)
+"""Context in which Pillow opens files of any size, which `problem` then checks.
 
-Texts and profiles of PNG files may then be longer than the megabyte that Pillow takes.
+Texts and profiles of PNG files may then also exceed Pillow's limit of one megabyte.
 """

@@ -1,28 +1,28 @@
-"""The chunks that PNG files are made of."""
+"""Reading and removing the chunks of PNG files."""
 
 import io
 import struct
-import zlib
 from collections.abc import Collection, Iterator
 from typing import BinaryIO
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Signature and header, before which there is no other chunk.
+# Length of the signature and the header chunk (IHDR), which is always the first.
 START = len(_SIGNATURE) + 12 + 13
-# The chunks by which a PNG file without a profile defines its colours.
+# Chunks that define the colours of a PNG file without a profile.
 COLOUR = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
 TEXT = (b"tEXt", b"zTXt", b"iTXt")
-# Those that may be longer than libpng takes without a warning.
+# Chunks that may exceed the length that libpng accepts without a warning.
 LONG = (*TEXT, b"iCCP")
 PIXELS = (b"IDAT", b"fcTL", b"fdAT")
 
 _XMP = b"XML:com.adobe.xmp"
-# Text that is written anew: XMP, and EXIF as some programs keep it.
+# Keywords of text chunks that are written from other fields: XMP, and EXIF as some programs
+# store it.
 _METADATA = (_XMP, b"Raw profile type exif", b"Raw profile type APP1")
 
 
 def read(file: BinaryIO, names: Collection[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the names and contents of some of a PNG file's chunks."""
+    """Yields the name and content of each chunk of a PNG file with one of the given names."""
     for name, start, length in _chunks(file):
         if name in names:
             file.seek(start + 8)
@@ -30,7 +30,7 @@ def read(file: BinaryIO, names: Collection[bytes]) -> Iterator[tuple[bytes, byte
 
 
 def without(encoded: bytes, names: Collection[bytes]) -> bytes:
-    """Returns a PNG file without some of its chunks; all else stays where it is, damage too."""
+    """Returns a PNG file without the named chunks; everything else, even damage, is kept."""
     kept, end = [], 0
     for name, start, length in _chunks(io.BytesIO(encoded)):
         if name in names:
@@ -39,32 +39,26 @@ def without(encoded: bytes, names: Collection[bytes]) -> bytes:
     return b"".join([*kept, encoded[end:]])
 
 
-def chunk(name: bytes, content: bytes) -> bytes:
-    """Returns a chunk as it stands in a file."""
-    check = zlib.crc32(name + content)
-    return struct.pack(">I4s", len(content), name) + content + struct.pack(">I", check)
-
-
 def xmp_chunk(xmp: bytes) -> tuple[bytes, bytes]:
-    """Returns the name and content of a chunk with an XMP packet."""
+    """Returns the name and content of the chunk for an XMP packet."""
     return b"iTXt", _XMP + b"\0\0\0\0\0" + xmp
 
 
 def is_metadata(text: bytes) -> bool:
-    """Whether a text chunk of this content has XMP or EXIF data."""
+    """Returns whether the content of a text chunk is XMP or EXIF data."""
     return text.split(b"\0", 1)[0] in _METADATA
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Yields names, places and lengths of content."""
+    """Yields the name, position and content length of each chunk, up to a truncated one."""
     size = file.seek(0, io.SEEK_END)
-    place = len(_SIGNATURE)
-    while place + 12 <= size:
-        file.seek(place)
+    position = len(_SIGNATURE)
+    while position + 12 <= size:
+        file.seek(position)
         length, name = struct.unpack(">I4s", file.read(8))
-        if place + 12 + length > size:
+        if position + 12 + length > size:
             return
-        yield name, place, length
+        yield name, position, length
         if name == b"IEND":
             return
-        place += 12 + length
+        position += 12 + length

@@ -1,6 +1,6 @@
-"""Portable any-maps (PBM, PGM, PPM): their samples as they are, whatever the largest may be.
+"""Portable any-maps (PBM, PGM, PPM), whose samples are kept unscaled for any maximum value.
 
-Pillow scales samples to the whole range of their type and keeps 8 bits of colour.
+Pillow would scale samples to the whole range of their type and reduce colour to 8 bits.
 """
 
 import re
@@ -8,44 +8,51 @@ from typing import BinaryIO
 
 import numpy as np
 
-# A number of the header, after white space and comments.
+# A number in the header, after white space and comments.
 _NUMBER = re.compile(rb"(?:\s|#[^\n\r]*[\n\r])*?\s?(\d+)")
 _LONGEST_HEADER = 1 << 16
 
 
 class BadMapError(ValueError):
-    """The file is no any-map, or damaged."""
+    """The file is not an any-map, or is damaged."""
 
 
 def read_header(file: BinaryIO) -> tuple[int, int, int, int]:
-    """Reads as far as the samples.
+    """Reads the header and moves to the first sample.
 
     Returns:
-        The digit of the format, 1 to 6; width, height; and the largest sample.
+        The digit of the format, 1 to 6; width and height in px; and the maximum sample value,
+        1 to 65,535.
+
+    Raises:
+        BadMapError: the header is truncated, or its maximum is out of range.
     """
     start = file.read(_LONGEST_HEADER)
-    kind, place, numbers = int(start[1:2]), 2, []
+    kind, position, numbers = int(start[1:2]), 2, []
     for _ in range(2 if kind in (1, 4) else 3):
-        found = _NUMBER.match(start, place)
+        found = _NUMBER.match(start, position)
         if not found:
             raise BadMapError("its header ends early")
         numbers.append(int(found[1]))
-        place = found.end()
-    # One white space ends the header.
-    file.seek(place + (kind > 3))
+        position = found.end()
+    # A single white space ends the header of the binary formats.
+    file.seek(position + (kind > 3))
     width, height, largest = numbers if len(numbers) == 3 else (*numbers, 1)
     if not 0 < largest < 65536:
-        raise BadMapError(f"its largest sample is {largest}; there may be 1 to 65,535")
+        raise BadMapError(f"its maximum sample value is {largest}, not 1 to 65,535")
     return kind, width, height, largest
 
 
 def read_samples(
     file: BinaryIO, kind: int, width: int, height: int, largest: int
 ) -> np.ndarray:
-    """Reads samples after the header.
+    """Reads the samples after the header; the arguments are what `read_header` returns.
 
     Returns:
-        [H, W] or [H, W, 3], uint8 or uint16; of bitmaps 0 (black) and 255.
+        [H, W] or [H, W, 3], uint8 or uint16; bitmaps are 0 (black) and 255 (white).
+
+    Raises:
+        BadMapError: samples are missing or exceed the maximum.
     """
     channels = 3 if kind in (3, 6) else 1
     count = height * width * channels
@@ -58,11 +65,11 @@ def read_samples(
         samples = np.frombuffer(_read(file, count * dtype.itemsize), dtype)
     else:
         text = re.sub(rb"#[^\n\r]*", b"", file.read())
-        if kind == 1:  # whose digits need no space between them
+        if kind == 1:  # its digits need no space between them
             text = b" ".join(re.findall(rb"[01]", text))
         words = text.split(maxsplit=count)[:count]
         if len(words) < count:
-            raise BadMapError(f"has {len(words):,} of {count:,} samples")
+            raise BadMapError(f"has only {len(words):,} of {count:,} samples")
         samples = np.array([int(word) for word in words])
     if samples.max() > largest:
         raise BadMapError(f"has samples above {largest}")
@@ -75,12 +82,12 @@ def read_samples(
 def _read(file: BinaryIO, size: int) -> bytes:
     found = file.read(size)
     if len(found) < size:
-        raise BadMapError(f"has {len(found):,} of {size:,} bytes")
+        raise BadMapError(f"has only {len(found):,} of {size:,} bytes")
     return found
 
 
 def write(file: BinaryIO, samples: np.ndarray, largest: int) -> None:
-    """Writes uint8 or uint16 [H, W] or [H, W, 3]."""
+    """Writes samples [H, W] or [H, W, 3], uint8 or uint16, as binary PGM or PPM."""
     height, width = samples.shape[:2]
     kind = b"P6" if samples.ndim == 3 else b"P5"
     file.write(b"%b\n%d %d\n%d\n" % (kind, width, height, largest))

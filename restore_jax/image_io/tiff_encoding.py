@@ -1,4 +1,4 @@
-"""Restored photographs as TIFF files, with the axes and the tags of their source."""
+"""Encodes restored photographs as TIFF, with the axes and tags of their source."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -22,21 +22,23 @@ def write(
     like: Photograph,
     notes: list[str],
 ) -> None:
-    """Writes pictures with what the source tells, if readers then find the same pictures.
+    """Writes pictures with the tags of the source, as far as readers find the same pictures.
 
     Args:
-        file: where to, open for writing and reading, empty.
-        pictures: samples [H, W] or [H, W, C] of each, all of one shape and type.
+        file: the output, empty, open for reading and writing.
+        pictures: samples [H, W] or [H, W, C] of each picture, all of one shape and type.
         has_alpha: whether the last channel is alpha.
-        metadata: profile, resolution, EXIF and XMP as Pillow takes them.
+        metadata: profile, resolution, EXIF and XMP, as options of Pillow.
         like: the source.
-        notes: gains what is left out, each a line.
+        notes: list to which a line is added for everything left out.
 
     Raises:
-        Refused: readers would not find the same pictures.
+        Refused: readers would not find the same pictures even without any tags of the source.
     """
-    if image_metadata.has_folders(metadata.get("exif", b"")):
-        notes.append("its EXIF data of camera settings and place are left out: not for TIFF")
+    if image_metadata.has_ifds(metadata.get("exif", b"")):
+        notes.append(
+            "its EXIF data on camera settings and location are left out: not supported for TIFF"
+        )
     form = like.tiff if len(pictures) == 1 + len(like.further) else None
     axes, shape = (form.axes, form.shape) if form else ("", ())
     axes, shape = axes + "YXS"[: pictures[0].ndim], (*shape, *pictures[0].shape)
@@ -53,25 +55,27 @@ def write(
 def _attempts(
     form: tiff_stack.Form | None, axes: str, shape: Sequence[int]
 ) -> Iterator[tiff_stack.Form | None]:
-    """Yields forms with ever less of what could mislead readers about the pictures."""
+    """Yields forms with ever fewer of the tags that could mislead readers about the stack."""
     if form is None:
         yield None
         return
     first, *others = form.tags
-    yield dataclasses.replace(form, tags=(tiff_stack.adapted(first, axes, shape), *others))
+    yield dataclasses.replace(
+        form, tags=(tiff_stack.adapt_descriptions(first, axes, shape), *others)
+    )
     # Only a stack needs a description.
-    told = (tiff_stack.shaped(axes, shape),) if form.shape else ()
+    description = (tiff_stack.shaped_description(axes, shape),) if form.shape else ()
     plain = [
         tuple(tag for tag in tags if tag[0] != tiff_stack.DESCRIPTION) for tags in form.tags
     ]
-    yield dataclasses.replace(form, imagej=False, tags=(told + plain[0], *plain[1:]))
-    yield dataclasses.replace(form, imagej=False, tags=(told, *[()] * len(others)))
+    yield dataclasses.replace(form, imagej=False, tags=(description + plain[0], *plain[1:]))
+    yield dataclasses.replace(form, imagej=False, tags=(description, *[()] * len(others)))
 
 
 def _note_lost_tags(
     source: tiff_stack.Form | None, written: tiff_stack.Form | None, notes: list[str]
 ) -> None:
-    """Notes what of the source's tags would have misled readers."""
+    """Notes which tags of the source were left out because they would have misled readers."""
     if source is None or written is None:
         return
     before, after = (
@@ -82,11 +86,13 @@ def _note_lost_tags(
         tag[0] == tiff_stack.DESCRIPTION and tag not in tags
         for own, tags in zip(source.tags, written.tags, strict=True)
         for tag in own
-        if not tiff_stack.is_shaped(tag)
+        if not tiff_stack.is_shaped_description(tag)
     )
     if described or lost:
         what = "description is" if lost <= {tiff_stack.DESCRIPTION} else "private tags are"
-        notes.append(f"its {what} left out: readers would not find the same pictures by them")
+        notes.append(
+            f"its {what} left out: with them, readers would not find the same pictures"
+        )
 
 
 def _write_once(
@@ -102,6 +108,7 @@ def _write_once(
     order = form.byteorder if form else "<"
     with tifffile.TiffWriter(file, byteorder=order, bigtiff=big) as tiff:
         if form is not None and form.imagej:
+            # ImageJ expects uncompressed pictures, stored contiguously.
             planes = np.stack(pictures)
             options |= {"compression": None, "rowsperstrip": planes.shape[1]}
             tiff.write(planes, extratags=[*added, *form.tags[0]], **options)
@@ -114,12 +121,11 @@ def _write_once(
 def _options(
     picture: np.ndarray, has_alpha: bool, metadata: dict[str, Any], form: tiff_stack.Form | None
 ) -> dict[str, Any]:
-    """Returns how tifffile is to write each picture."""
+    """Returns the options with which tifffile writes each picture."""
     is_colour = picture.ndim == 3 and picture.shape[-1] > 2
     options: dict[str, Any] = {
         "photometric": "rgb" if is_colour else "minisblack",
-        # Neither a predictor nor tiles, and for ImageJ one picture behind the other: what every
-        # reader takes.
+        # Neither a predictor nor tiles, so that every reader supports the file.
         "compression": "adobe_deflate",
         "iccprofile": metadata.get("icc_profile"),
         "metadata": None,
@@ -141,7 +147,7 @@ def _options(
 def _added_tags(
     picture: np.ndarray, metadata: dict[str, Any], form: tiff_stack.Form | None
 ) -> list[tiff_stack.Tag]:
-    """Returns tags of the first picture besides those that the source's form has."""
+    """Returns the tags of the first picture that are not in the form of the source."""
     found: list[tiff_stack.Tag] = []
     if xmp := metadata.get("xmp"):
         found.append((_XMP, _BYTE, len(xmp), xmp, True))
@@ -155,7 +161,7 @@ def _added_tags(
 
 
 def _tag(tag: int, value: Any) -> tiff_stack.Tag:
-    """Returns a tag as tifffile takes it: text, bytes or a short."""
+    """Returns an extra tag for tifffile, of type text, bytes or short."""
     if isinstance(value, int):
         return tag, _SHORT, 1, value, True
     if isinstance(value, str):

@@ -1,8 +1,8 @@
-"""The pictures of a TIFF file that belong together, and all that the file tells beside them.
+"""Stacks: the pictures of a TIFF file that belong together, with all their tags.
 
-What tifffile finds to be one series (an ImageJ or OME stack, the pages of a scan) is restored
-picture by picture and written with the same axes. Descriptions and private tags go along as the
-bytes that they are, in the byte order of the source.
+What tifffile recognises as one series (an ImageJ or OME stack, the pages of a scan) is restored
+picture by picture and written with the same axes. Descriptions and private tags are copied byte
+by byte, in the byte order of the source.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ import numpy as np
 import tifffile
 
 DESCRIPTION = 270
-WHITE = 281  # the largest sample
+WHITE = 281  # MaxSampleValue
 _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 282, 283, 296
 _UNITS = range(1, 6)  # none, inch, cm, mm and µm
-# Of how the pixels are stored, or kept by other means: XMP, profile, EXIF.
+# Tags on how the pixels are stored, and those kept by other means: XMP, profile, EXIF.
 _STORAGE = frozenset(
     (
         *range(254, 260), *range(262, 267), 273, 274, *range(277, 285), *range(288, 294), 296,
@@ -28,38 +28,38 @@ _STORAGE = frozenset(
         *range(512, 522), *range(529, 533), 32997, 32998, 34665, 34675, 34853, 37724, 40965,
     )
 )  # fmt: skip
-# Those of microscopes whose values are places in the file, or shapes beyond what is written.
-_PLACES = frozenset(
+# Microscope tags whose values are file offsets, or shapes that differ from what is written.
+_FILE_OFFSETS = frozenset(
     (33628, 33629, 33630, 33631, 34361, 34362, 34386, 34412, 37706)
 ) | frozenset(range(65420, 65461))
-# Where the picture's pixels are on Earth: true of it as stored alone.
+# Georeferencing tags, which are valid only for the stored orientation.
 GEOGRAPHIC = frozenset((33550, 33922, 34264))
-_DROPPED = _STORAGE | _PLACES
-_POINTERS = (13, 18)
-_FRACTIONS = {5: "I", 10: "i"}
-_OF_64_BITS = (16, 17)
+_DROPPED = _STORAGE | _FILE_OFFSETS
+_POINTER_TYPES = (13, 18)
+_FRACTION_TYPES = {5: "I", 10: "i"}
+_TYPES_64_BIT = (16, 17)
 _FILE_NAME = re.compile(r'FileName="([^"]+)"')
 _SHAPED = re.compile(r'^\{"shape": \[')
 
-# Code, type, count, value, whether for the first picture alone: as tifffile takes it.
+# An extra tag for tifffile: code, type, count, value, whether only for the first picture.
 Tag = tuple[int, int, int, Any, bool]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Form:
-    """What is written again, in the same form.
+    """The properties of a TIFF file that its restoration keeps.
 
     Attributes:
         byteorder: "<" or ">".
-        bigtiff: whether a tag has 64 bits.
-        imagej: whether the file is ImageJ's, which finds pictures one behind the other.
-        tags: of each picture.
-        colormap: of an ImageJ stack, whose palette only shows its levels in colour.
-        resolution: across and down, each a fraction, per unit; None where there is none.
-        unit: by TIFF's number.
-        white: the level that the file tells is white; None where it tells none.
-        axes: of the pictures, without those of each: "" for one alone.
-        shape: the length of each of these.
+        bigtiff: whether a tag has a 64-bit type, so that BigTIFF is needed.
+        imagej: whether it is an ImageJ file, whose pictures have to be stored contiguously.
+        tags: the tags of each picture.
+        colormap: the palette of an ImageJ stack, which is only for display.
+        resolution: horizontal and vertical resolution per unit, each a fraction, or None.
+        unit: TIFF's number of the unit.
+        white: the white level that the file states, or None.
+        axes: the axes of the stack, without those within a picture; "" for a single picture.
+        shape: the length of each of `axes`.
     """
 
     byteorder: str
@@ -76,14 +76,16 @@ class Form:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stack:
-    """The pictures of a file that are read.
+    """The pictures of a file that are to be read.
 
     Attributes:
-        pages: their entries; one where it holds all of them.
-        count: how many pictures there are.
-        axes, shape: as of `Form`.
-        series: to read them together.
-        notes: what is left out, each a line.
+        pages: the TIFF pages, one for each picture, or a single one that holds them all.
+        count: number of pictures.
+        axes: the axes of the stack, as in `Form`.
+        shape: the length of each of `axes`.
+        series: the series, to read all pictures from a single page; None if not needed.
+        notes: what is left out, one line each.
+        complete: whether these are all the pictures of the file.
     """
 
     pages: tuple[tifffile.TiffPage, ...]
@@ -94,28 +96,29 @@ class Stack:
     notes: tuple[str, ...]
     complete: bool
 
-    def levels(self) -> Iterator[np.ndarray]:
-        """Yields the samples of each picture, [H, W, S], in the order of the file."""
+    def samples(self) -> Iterator[np.ndarray]:
+        """Yields the samples [H, W, S] of each picture, in the order of the file."""
         page = self.pages[0]
         if len(self.pages) == self.count:
             for own in self.pages:
-                yield _last_axis(own.asarray(), page)
+                yield _channels_last(own.asarray(), page)
             return
         assert self.series is not None
         planes = self.series.asarray()
         picture = page.shape[1:] if page.imagedepth > 1 else page.shape
         for plane in planes.reshape(self.count, *picture):
-            yield _last_axis(plane, page)
+            yield _channels_last(plane, page)
 
 
-def _last_axis(levels: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
+def _channels_last(samples: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
+    """Returns the samples of a picture as [H, W, S]; separate planes have their axis first."""
     if page.axes.replace("Z", "").startswith("S"):
-        levels = np.moveaxis(levels, 0, -1)
-    return levels.reshape(page.imagelength, page.imagewidth, -1)
+        samples = np.moveaxis(samples, 0, -1)
+    return samples.reshape(page.imagelength, page.imagewidth, -1)
 
 
-def opened(file: BinaryIO) -> tifffile.TiffFile:
-    """Opens a TIFF file; of a set of several files, this one by itself."""
+def open_file(file: BinaryIO) -> tifffile.TiffFile:
+    """Opens a TIFF file; a file of an OME set of several files is opened on its own."""
     tiff = tifffile.TiffFile(file)
     description = str(tiff.pages.first.description) if tiff.is_ome else ""
     if len(set(_FILE_NAME.findall(description))) > 1:
@@ -124,16 +127,19 @@ def opened(file: BinaryIO) -> tifffile.TiffFile:
     return tiff
 
 
-def find(tiff: tifffile.TiffFile, whole: bool) -> Stack:
-    """Finds the pictures that are to be read.
+def find(tiff: tifffile.TiffFile, all_pages: bool) -> Stack:
+    """Finds the pictures to be read.
 
     Args:
         tiff: the file.
-        whole: whether all of the series with the most pixels, or else the first picture.
+        all_pages: whether to read the whole series with the most pixels, not just a picture.
+
+    Raises:
+        ValueError: the number of pictures contradicts the description of the file.
     """
     first = tiff.pages.first
     try:
-        found = [series for series in tiff.series if not _is_aside(series)]
+        found = [series for series in tiff.series if not _is_auxiliary(series)]
         series = max(found, key=lambda series: series.size) if found else None
         total = len(tiff.pages)
     except Exception:  # pages beyond the first may be damaged
@@ -149,17 +155,13 @@ def find(tiff: tifffile.TiffFile, whole: bool) -> Stack:
         length for axis, length in zip(series.axes, series.shape, strict=True)
         if axis not in "YXS"
     )  # fmt: skip
-    if count > 1 and not whole:
+    if count > 1 and not all_pages:
         note = f"only the first of its {count} pictures is read"
         return Stack((page,), 1, "", (), None, (note,), False)
-    indices = sorted(page.index for page in series.pages if page is not None)
-    if len(indices) < count and indices:
-        behind = range(indices[0], min(indices[0] + count, total))
-        indices = list(behind) if len(behind) == count else indices[:1]
-    pages = tuple(tiff.pages[index] for index in indices[:count] or [page.index])
+    pages = _pages(tiff, series, count)
     notes: tuple[str, ...] = ()
     if len(pages) not in (1, count) or math.prod(shape) != count:
-        raise ValueError("its pictures are not as many as its description says")
+        raise ValueError("its number of pictures differs from that in its description")
     if len(series.levels) > 1:
         notes += ("its smaller copies are left out",)
     if total > len(pages):
@@ -167,24 +169,36 @@ def find(tiff: tifffile.TiffFile, whole: bool) -> Stack:
     return Stack(pages, count, axes, shape, series, notes, total == len(pages))
 
 
-def _is_aside(series: tifffile.TiffPageSeries) -> bool:
-    """Whether it is a thumbnail, a smaller copy or a mask of another."""
+def _pages(
+    tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int
+) -> tuple[tifffile.TiffPage, ...]:
+    """Returns the pages of a series of `count` pictures, or the one that holds them all."""
+    indices = sorted(page.index for page in series.pages if page is not None)
+    if len(indices) < count and indices:
+        # The series lists fewer pages than pictures: those that follow in the file, if enough.
+        following = range(indices[0], min(indices[0] + count, len(tiff.pages)))
+        indices = list(following) if len(following) == count else indices[:1]
+    return tuple(tiff.pages[index] for index in indices[:count] or [series.keyframe.index])
+
+
+def _is_auxiliary(series: tifffile.TiffPageSeries) -> bool:
+    """Returns whether a series is a thumbnail, a smaller copy or a mask of another."""
     return bool(series.keyframe.is_reduced or series.keyframe.is_mask)
 
 
 def form(file: BinaryIO, tiff: tifffile.TiffFile, stack: Stack, turn: int) -> Form:
-    """Returns the form of a file.
+    """Returns the properties of a file that its restoration keeps.
 
     Args:
-        file: to read values from.
-        tiff: the same.
-        stack: the pictures.
-        turn: the orientation, 1 to 8, by which they are turned upright.
+        file: the file, from which the values of tags are read.
+        tiff: the same file, as parsed by tifffile.
+        stack: the pictures to be read.
+        turn: the stored orientation, 1 to 8, from which they are turned upright.
     """
     tags = [tuple(_tags(file, page, stack, turn)) for page in stack.pages]
     tags += [()] * (stack.count - len(tags))
-    # Only where it is needed: not all readers take BigTIFF.
-    is_big = any(tag[1] in _OF_64_BITS for own in tags for tag in own)
+    # Only if it is needed, since not all readers support BigTIFF.
+    is_big = any(tag[1] in _TYPES_64_BIT for own in tags for tag in own)
     page = stack.pages[0]
     is_imagej = bool(tiff.is_imagej) and stack.complete
     return Form(
@@ -202,15 +216,15 @@ def form(file: BinaryIO, tiff: tifffile.TiffFile, stack: Stack, turn: int) -> Fo
 
 
 def _resolution(page: Any, turn: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    across, down = (page.tags.valueof(tag) for tag in (_X_RESOLUTION, _Y_RESOLUTION))
-    for value in (across, down):
+    horizontal, vertical = (page.tags.valueof(tag) for tag in (_X_RESOLUTION, _Y_RESOLUTION))
+    for value in (horizontal, vertical):
         if not (isinstance(value, tuple) and len(value) == 2 and min(value) > 0):
             return None
-    return (down, across) if turn >= 5 else (across, down)
+    return (vertical, horizontal) if turn >= 5 else (horizontal, vertical)
 
 
 def white_of(page: Any) -> int | None:
-    """Returns the level of 16-bit samples that a page tells is white: by its bits or a tag."""
+    """Returns the white level of 16-bit samples, by bit depth or tag; None if not stated."""
     if 8 < page.bitspersample < 16:
         return int(2**page.bitspersample - 1)
     value = page.tags.valueof(WHITE)
@@ -220,17 +234,18 @@ def white_of(page: Any) -> int | None:
 
 
 def _tags(file: BinaryIO, page: Any, stack: Stack, turn: int) -> Iterator[Tag]:
+    """Yields the tags of a page that are still valid for its restoration, turned upright."""
     seen = set()
     for tag in page.aspage().tags:
-        if tag.code in seen or tag.code in _DROPPED or int(tag.dtype) in _POINTERS:
+        if tag.code in seen or tag.code in _DROPPED or int(tag.dtype) in _POINTER_TYPES:
             continue
         if tag.code in GEOGRAPHIC and turn != 1:
             continue
         seen.add(tag.code)
         file.seek(tag.valueoffset)
         value = file.read(tag.valuebytecount)
-        if int(tag.dtype) in _FRACTIONS:  # which tifffile takes as numbers alone
-            kind = _FRACTIONS[int(tag.dtype)]
+        if int(tag.dtype) in _FRACTION_TYPES:  # tifffile accepts these only as numbers
+            kind = _FRACTION_TYPES[int(tag.dtype)]
             value = struct.unpack(f"{page.parent.byteorder}{2 * tag.count}{kind}", value)
         if tag.code == DESCRIPTION:
             text = value.rstrip(b"\0").decode("latin-1")
@@ -241,52 +256,52 @@ def _tags(file: BinaryIO, page: Any, stack: Stack, turn: int) -> Iterator[Tag]:
 
 
 def is_structured(description: str) -> bool:
-    """Whether a description tells a program how the pictures of its file belong together."""
+    """Returns whether a description tells programs how the pictures of a file form a stack."""
     start = description.lstrip()[:400]
     return start.startswith(("ImageJ=", '{"shape"', "shape=(", "SCANIMAGE")) or (
         start.startswith("<") and "OME" in start
     )
 
 
-def shaped(axes: str, shape: Sequence[int], **fields: Any) -> Tag:
-    """Returns a description that tells axes and shape, as tifffile writes it."""
+def shaped_description(axes: str, shape: Sequence[int], **fields: Any) -> Tag:
+    """Returns a description tag with axes and shape, in the form that tifffile writes."""
     made = {"shape": list(shape), "axes": axes} | fields
     value = json.dumps(made).encode("ascii") + b"\0"
     return DESCRIPTION, 2, len(value), value, True
 
 
-def is_shaped(tag: Tag) -> bool:
-    """Whether it is the description that tifffile writes."""
+def is_shaped_description(tag: Tag) -> bool:
+    """Returns whether a tag is a description in the form that tifffile writes."""
     return tag[0] == DESCRIPTION and bool(_SHAPED.match(tag[3].decode("latin-1")))
 
 
-def adapted(tags: Sequence[Tag], axes: str, shape: Sequence[int]) -> tuple[Tag, ...]:
-    """Makes a description that tifffile wrote fit the axes and shape that are written."""
-    return tuple(_adapted(tag, axes, shape) for tag in tags)
+def adapt_descriptions(tags: Sequence[Tag], axes: str, shape: Sequence[int]) -> tuple[Tag, ...]:
+    """Updates descriptions in tifffile's form to the axes and shape that are written."""
+    return tuple(_adapt_description(tag, axes, shape) for tag in tags)
 
 
-def _adapted(tag: Tag, axes: str, shape: Sequence[int]) -> Tag:
-    if not is_shaped(tag):
+def _adapt_description(tag: Tag, axes: str, shape: Sequence[int]) -> Tag:
+    if not is_shaped_description(tag):
         return tag
     fields = json.loads(tag[3].rstrip(b"\0"))
     for name in ("shape", "truncated"):
         fields.pop(name, None)
-    # What the axes are called stays where they are the same.
+    # Axes that are only listed in another order keep the names and order of the source.
     if sorted(fields.get("axes", "")) == sorted(axes):
         axes = fields.pop("axes") if fields["axes"][-2:] == axes[-2:] else axes
     fields.pop("axes", None)
-    return shaped(axes, shape, **fields)
+    return shaped_description(axes, shape, **fields)
 
 
 def reads_as(file: BinaryIO, axes: str, shape: Sequence[int]) -> bool:
-    """Whether tifffile finds pictures of these axes, and of this shape, in a file."""
+    """Returns whether tifffile finds one series of these axes and shape (lengths > 1 only)."""
     try:
         file.seek(0)
         with tifffile.TiffFile(file) as tiff:
             found = tiff.series[0]
-            whole = len(tiff.series) == 1
+            is_only = len(tiff.series) == 1
             pairs = [p for p in zip(found.axes, found.shape, strict=True) if p[1] > 1]
-    except Exception:  # whatever it stumbles over
+    except Exception:  # tifffile raises many kinds of errors on inconsistent tags
         return False
     wanted = [pair for pair in zip(axes, shape, strict=True) if pair[1] > 1]
-    return whole and pairs == wanted
+    return is_only and pairs == wanted

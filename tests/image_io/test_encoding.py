@@ -62,7 +62,9 @@ def test_of_exif_a_tiff_keeps_what_it_has_tags_for_and_tells(tmp_path):
     for name in ("PNG", "TIFF"):
         save(tmp_path / "c", photo(), format=name, exif=exif.tobytes())
         like, again, notes = identity(tmp_path / "c", tmp_path / "d", "tiff")
-        told = "its EXIF data of camera settings and place are left out: not for TIFF"
+        told = (
+            "its EXIF data on camera settings and location are left out: not supported for TIFF"
+        )
         assert notes == (told,)
         assert len(again.exif) < len(like.exif)
 
@@ -157,7 +159,7 @@ def test_alpha_is_left_out_and_told(format, tmp_path):
     save(tmp_path / "a.png", photo(channels=4))
     _, again, notes = identity(tmp_path / "a.png", tmp_path / "b", format)
     assert again.alpha is None and again.pixels.shape == (9, 13, 3)
-    assert f"its alpha is left out: not for {again.format}" in notes
+    assert f"its alpha is left out: not supported for {again.format}" in notes
 
 
 class TestGif:

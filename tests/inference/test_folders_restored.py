@@ -143,7 +143,7 @@ def test_the_limit_to_the_size_can_be_raised(restorer, tmp_path, capsys):
     outcome = folders.restore_files(restorer, items, max_pixels=300_000)
     assert outcome.failed == [
         f"{tmp_path}/in/scan.png: has 40,000 × 9 pixels, more than 0.3 megapixels; "
-        "--max_megapixels=1 takes it"
+        "--max_megapixels=1 allows it"
     ]
     assert folders.restore_files(restorer, items, max_pixels=360_000).restored == 1
     with Image.open(tmp_path / "out" / "scan.png") as image:

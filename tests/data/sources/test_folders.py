@@ -239,7 +239,7 @@ def test_the_limit_to_the_size_can_be_raised(tmp_path):
         save(tmp_path / part / "wide.bmp.tif", pixels((2, 30_000)))
     text = refusal(folders.load_clean, tmp_path, "defects", False, 50_000)
     assert "train/wide.png (has 30,000 × 2 pixels, more than 0.05 megapixels; " in text
-    assert "config.data.max_megapixels=1 takes it" in text
+    assert "config.data.max_megapixels=1 allows it" in text
     settings = ConfigDict(
         {"name": "clean", "root": str(tmp_path), "split": "defects", "max_megapixels": 1}
     )
