@@ -1,4 +1,4 @@
-# `make train` and `make test` are all a fresh machine needs: Python 3.11 to 3.13, make and git.
+# On a fresh machine, `make train` and `make test` need only Python 3.11 to 3.13, make and git.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,8 +9,8 @@ REQUIREMENTS := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes),requirem
 
 setup: $(VENV)/installed
 
-# The stamp is made last: an installation that was cut off is taken up again, and so is one whose
-# lists have changed since.
+# The stamp is written last, so that an interrupted installation is run again, as is one whose
+# requirements have changed since.
 $(VENV)/installed: pyproject.toml $(wildcard requirements*.txt requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "error: $(PYTHON) is not Python 3.11 to 3.13; try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
@@ -21,29 +21,29 @@ $(VENV)/installed: pyproject.toml $(wildcard requirements*.txt requirements/*.tx
 train: setup
 	$(BIN)/python launch.py --config=configs/sca_unet.py:sample --workdir=$(WORKDIR)
 
-# Tests of an xdist_group share what is slow to make: one worker runs them all.
+# One worker runs all tests of an xdist_group, as they share fixtures that are slow to set up.
 PYTEST := $(BIN)/python -m pytest -n 2
 
-# By files, whose tests share what they are about; the slow ones by groups, which are smaller.
+# Distributed by file, since the tests of a file share fixtures; the slow ones by group.
 test: setup
 	$(PYTEST) --dist=loadfile -m 'not slow and not bench'
 
-# The same with the newest release of every package, in an environment of its own.
+# `make test` with the newest release of every package, in a separate environment.
 newest:
 	rm -f build/newest/installed
 	$(MAKE) setup VENV=build/newest UPGRADE='--upgrade --upgrade-strategy=eager'
 	build/newest/bin/python -m pip list --disable-pip-version-check
 	$(MAKE) test VENV=build/newest
 
-# All that `make test` leaves out.
+# The tests that `make test` skips.
 test-all: setup
 	$(PYTEST) --dist=loadgroup -m 'slow or bench'
 
-# The scripts of benchmarks/, each with as little to measure as it takes.
+# Every script of benchmarks/, each on the smallest workload that runs it to its end.
 bench-smoke: setup
 	$(PYTEST) --dist=loadgroup -m bench
 
-# Exports in OpenCV 4; the newest, which `make test-all` takes, is a later one.
+# The exports in OpenCV 4; `make test-all` uses the newest release, which is later.
 opencv4: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target build/opencv4 'opencv-python-headless<5'

@@ -1,17 +1,18 @@
-"""What a model's strength trades: PSNR of the image against contrast of the defects.
+"""Measures the trade-off of restoration strength: PSNR of the image against defect contrast.
 
 python -m benchmarks.trade_off --workdir=general --root=DIR --preset=kla --chart=trade_off.png
 
-A result of strength s is the degraded image plus s times what the model changes. For each
-strength there is a JSON line with
+At strength s, the result is the degraded image plus s times the change that the model makes.
+Prints a JSON line for each strength, with
 
   strength, psnr, ssim       means over the images
-  defect_psnr                over the defects' pixels, mean over the images that have any
-  contrast_median, contrast_mean   of the defects' contrast to their surroundings, 1: as in the
-                             clean image
-  erased, regions            defect regions that lost more than their contrast allows, of all
+  defect_psnr                over the pixels of the defects, mean over the images with defects
+  contrast_median, contrast_mean   contrast of the defects to their surroundings, relative to
+                             the clean image (1: equal)
+  erased, regions            number of defect regions erased (under half of the contrast kept),
+                             and of all with a measurable contrast
 
-and --chart draws them.
+and --chart plots PSNR against the median contrast.
 """
 
 import argparse
@@ -38,13 +39,13 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
 def measure(
     model: str, root: str, preset: str, size: int, split: str, images: str
 ) -> Iterator[dict[str, Any]]:
-    """Yields the figures of every strength.
+    """Yields the figures of each strength.
 
     Args:
         model: a workdir, a weights file or the name of a shipped model.
-        root: MVTec AD, or a part of it.
-        preset: of the degradation.
-        size: side of the images in px; 0: their own.
+        root: folder of MVTec AD, or of a part of it.
+        preset: preset of the degradation.
+        size: side of the images in px; 0 for their native size.
         split: `config.data.split`.
         images: `config.eval.split`.
     """
@@ -81,7 +82,7 @@ def measure(
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
-    """Returns the figures of one strength over its images."""
+    """Returns the figures of one strength, averaged or counted over the images."""
     contrast = [row["defect_contrast"] for row in rows if np.isfinite(row["defect_contrast"])]
     defect_psnr = [row["defect_psnr"] for row in rows if np.isfinite(row["defect_psnr"])]
     return {
@@ -96,7 +97,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
 
 
 def draw(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-    """Draws PSNR against contrast, a point for each strength."""
+    """Plots PSNR against median contrast, with a point for each strength."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     xs = [record["contrast_median"] for record in records]
@@ -108,24 +109,24 @@ def draw(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     axes.set_xlabel("contrast of the defects, median (1: as in the clean image)")
     axes.set_ylabel("PSNR, dB")
     first = records[0]
-    axes.set_title(f"{first['model']}, {first['preset']} law: strength of the restoration")
+    axes.set_title(f"{first['model']}, preset {first['preset']}: strength of the restoration")
     axes.grid(color="#ddd")
     axes.set_axisbelow(True)
     figure.savefig(path, dpi=110)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures what the command line asks for and prints the lines."""
+    """Runs the measurement that the command line asks for and prints its lines."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", default="general", help="workdir, weights file or name")
-    parser.add_argument("--root", required=True, help="MVTec AD, or a part of it")
-    parser.add_argument("--preset", default="kla", help="of the degradation")
-    parser.add_argument("--size", type=int, default=0, help="side of images, px; 0: their own")
+    parser.add_argument("--root", required=True, help="folder of MVTec AD, or of a part of it")
+    parser.add_argument("--preset", default="kla", help="preset of the degradation")
+    parser.add_argument("--size", type=int, default=0, help="side of images, px; 0: native")
     parser.add_argument("--split", default="all", help="config.data.split")
     parser.add_argument("--images", choices=("val", "train", "all"), default="val")
-    parser.add_argument("--chart", type=pathlib.Path, help="file for a chart")
+    parser.add_argument("--chart", type=pathlib.Path, help="image file for the chart")
     given = parser.parse_args(argv)
     compilation.use_cache()
     cores.prepare()

@@ -4,7 +4,7 @@ restore-jax restore photographs -o restored
 restore-jax restore a.png b/ 'scans/**/*.tif' -o restored --model=general_small
 restore-jax train configs/sca_unet.py:sample --config.train.epochs=1
 
-`python -m restore_jax` is the same. Flags without a command restore, too:
+`python -m restore_jax` is the same. Flags without a command also restore:
 --input=photographs --output=restored; --models lists the models.
 """
 
@@ -35,7 +35,7 @@ def list_models() -> str:
 
 
 def main() -> None:
-    """Runs what the command line asks for; user errors are reported in one line."""
+    """Runs the command that the command line asks for; user errors are one line each."""
     with errors.exit_on_failure():
         given = sys.argv[1:]
         if not given:
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _run_flags() -> None:
-    """Shows what there is, or restores, as flags without a verb say."""
+    """Prints help or the models, or restores, as the flags without a command ask for."""
     values = flags.parse_restoring(sys.argv)
     if values.help:
         print(f"{__doc__}\n{verbs.overview()}")
@@ -63,17 +63,17 @@ def _run_verb(call: verbs.Call) -> None:
     elif verbs.VERBS[call.verb].in_checkout:
         here = pathlib.Path.cwd()
         verbs.check_checkout(call.verb, here)
-        # The package that is installed may be another version than the checkout's.
+        # A new process, as the installed package may differ in version from the checkout.
         os.execv(sys.executable, [sys.executable, str(here / "launch.py"), *call.as_flags()])
     else:
         _run(call.verb, call.values)
 
 
 def _run(mode: str, values: dict[str, Any]) -> None:
-    """Does within this process what needs no checkout."""
-    logging.set_verbosity(logging.ERROR)  # Orbax tells of every step it takes
+    """Runs a command that needs no checkout, in this process."""
+    logging.set_verbosity(logging.ERROR)  # Orbax logs everything it does
     cores.prepare()
-    # Imported here: a wrong flag is told at once, without waiting for JAX.
+    # Imported here, so that a wrong flag is reported at once, without waiting for JAX.
     from restore_jax.cli import commands  # noqa: PLC0415
     from restore_jax.parallel import compilation  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""What tests share; the settings must be in place before JAX or TensorFlow is imported."""
+"""Shared fixtures, and settings that must precede the import of JAX and TensorFlow."""
 
 import os
 import pathlib
@@ -13,10 +13,10 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["MPLBACKEND"] = "Agg"
-# Most of the suite's time is compilation, and for images of a few pixels no optimisation pays.
-# tests/support/programs.py has what users run, for those tests that are about it.
+# Compilation takes most of the time of the suite, and on images of a few pixels optimising does
+# not pay off. `optimised` of tests/support/programs.py is for tests of what users run.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-# Compiled programs are kept between runs, and for what another test of a run compiles again.
+# Compiled programs are cached between runs and between the tests of a run.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(pathlib.Path(tempfile.gettempdir()) / f"restore_jax-tests-{os.getuid()}"),
@@ -26,7 +26,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 @pytest.fixture(scope="module")
 def compiled_once():
-    # Imported above, it would import JAX before its settings are there.
+    # At the top, this would import JAX before its settings are made.
     from tests.support import programs  # noqa: PLC0415
 
     with programs.compiled_once():

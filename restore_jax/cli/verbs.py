@@ -1,7 +1,7 @@
-"""The short commands of `restore-jax`, read by argparse: what they take, as flags of launch.py.
+"""The commands of `restore-jax`: their arguments, parsed by argparse into flags of launch.py.
 
-An option has the name, the help and the type of the flag of launch.py that it stands for, so
-that one table (`flags`) holds them all. Light, as `flags`.
+An option takes its name, help and type from the flag of launch.py that it stands for, so that
+`flags` remains the only table of options. Like `flags`, this module is light.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from restore_jax.errors import UsageError
 
 class _Argument(NamedTuple):
     flag: str  # of launch.py
-    shown: str
+    metavar: str
     help: str
-    options: tuple[str, ...] = ()  # none: it is positional
+    options: tuple[str, ...] = ()  # empty for a positional argument
     many: bool = False
     required: bool = False
 
@@ -29,12 +29,12 @@ class _Verb(NamedTuple):
     usage: str
     description: str
     arguments: tuple[_Argument, ...] = ()
-    # It is launch.py's, which has the configurations and the data.
+    # Run by the launch.py of a checkout, which has the configurations and the data.
     in_checkout: bool = False
 
 
-_MODEL = "A shipped model, weights file or run's folder."
-_TO_READ = _Argument("workdir", "MODEL", _MODEL)
+_MODEL_HELP = "A shipped model, weights file or run's folder."
+_MODEL_TO_READ = _Argument("workdir", "MODEL", _MODEL_HELP)
 _OUTPUT = _Argument("output", "DIR", "Where the results go.", ("-o", "--output"))
 _WORKDIR = _Argument(
     "workdir", "DIR", "The run's folder [runs/NAME_DATA].", ("-o", "--workdir")
@@ -53,31 +53,31 @@ VERBS = {
                 "input", "INPUT", "Files, folders and patterns ('a/**/*.tif').", many=True
             ),
             _OUTPUT._replace(required=True),
-            _Argument("workdir", "NAME", _MODEL, ("-m", "--model")),
+            _Argument("workdir", "NAME", _MODEL_HELP, ("-m", "--model")),
         ),
     ),
-    "models": _Verb("", "Lists the models that come along, the default first."),
+    "models": _Verb("", "Lists the models that come with the package, the default first."),
     "export": _Verb(
         "MODEL -o FILE.onnx|FILE.safetensors|DIR [options]",
         "Writes a model as ONNX, a weights file or StableHLO (a folder).",
-        (_TO_READ, _OUTPUT._replace(shown="FILE", required=True)),
+        (_MODEL_TO_READ, _OUTPUT._replace(metavar="FILE", required=True)),
     ),
     "train": _Verb(
         "CONFIG [-o DIR] [--config.FIELD=VALUE] [options]",
-        "Trains a run, or goes on with it, and evaluates its best state.",
+        "Trains a run or resumes it, and evaluates its best checkpoint.",
         (_CONFIG, _WORKDIR),
         in_checkout=True,
     ),
     "evaluate": _Verb(
         "MODEL [--config=CONFIG] [options]",
-        "Measures a model: figures, pictures and a page.",
-        (_TO_READ, _DATA, _OUTPUT),
+        "Evaluates a model: figures, pictures and an HTML report.",
+        (_MODEL_TO_READ, _DATA, _OUTPUT),
         in_checkout=True,
     ),
     "compare": _Verb(
         "MODEL... [--config=CONFIG] [options]",
-        "Measures several models on the same images.",
-        (_TO_READ._replace(many=True), _DATA, _OUTPUT),
+        "Compares several models on the same images.",
+        (_MODEL_TO_READ._replace(many=True), _DATA, _OUTPUT),
         in_checkout=True,
     ),
     "calibrate": _Verb(
@@ -88,17 +88,17 @@ VERBS = {
     ),
     "import": _Verb(
         "CONFIG WEIGHTS [-o DIR] [--config.FIELD=VALUE]",
-        "Makes a run's folder of weights that were published for PyTorch.",
+        "Creates a run's folder from weights published for PyTorch.",
         (
             _CONFIG,
-            _Argument("weights", "WEIGHTS", "A file of .pth, .safetensors or .npz."),
+            _Argument("weights", "WEIGHTS", "A .pth, .safetensors or .npz file."),
             _WORKDIR,
         ),
         in_checkout=True,
     ),
 }
 
-# What argparse makes of a flag, by absl's name of its type.
+# Options of `add_argument` for a flag, by the name that absl gives its type.
 _TYPES: dict[str, dict[str, Any]] = {
     "bool": {"action": "store_true", "default": None},
     "int": {"type": int, "metavar": "N"},
@@ -106,17 +106,17 @@ _TYPES: dict[str, dict[str, Any]] = {
     "string": {"metavar": "TEXT"},
     "multi string": {"action": "append", "metavar": "TEXT"},
 }
-# How a field of the configuration is set, as on launch.py's command line.
+# Prefix of an argument that sets a field of the configuration, as for launch.py.
 _FIELD = "--config."
 
 
 class Call(NamedTuple):
-    """A short command that was given.
+    """A parsed command.
 
     Attributes:
-        verb: its name, one of `VERBS`.
-        values: the flags of launch.py that it gives, by their names.
-        fields: what it changes of the configuration, each `--config.FIELD=VALUE`.
+        verb: the name of the command, a key of `VERBS`.
+        values: values of the flags of launch.py that were given, by name.
+        fields: changes to the configuration, each `--config.FIELD=VALUE`.
     """
 
     verb: str
@@ -124,7 +124,7 @@ class Call(NamedTuple):
     fields: list[str]
 
     def as_flags(self) -> list[str]:
-        """Returns the command line of launch.py that does the same."""
+        """Returns the equivalent arguments of launch.py."""
         found = [f"--mode={self.verb}"]
         for name, value in self.values.items():
             if value is True:
@@ -136,23 +136,23 @@ class Call(NamedTuple):
 
 
 def parse(argv: Sequence[str]) -> Call:
-    """Reads a short command.
+    """Parses a command.
 
     Args:
-        argv: the verb and what follows it.
+        argv: the verb and its arguments.
 
     Raises:
-        UsageError: whatever is wrong, in one line.
-        SystemExit: where help was asked for, once it is shown.
+        UsageError: for any mistake, in one line.
+        SystemExit: after help was asked for and printed.
     """
     name = argv[0]
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"{name}: no such command{meant}; there are {', '.join(VERBS)}")
+        raise UsageError(f"{name}: no such command{meant}; the commands are {', '.join(VERBS)}")
     verb = VERBS[name]
-    rest, fields = _without_fields(argv[1:]) if verb.in_checkout else (list(argv[1:]), [])
-    found = vars(_parser(name, verb).parse_intermixed_args(_as_named(rest)))
+    rest, fields = _split_off_fields(argv[1:]) if verb.in_checkout else (list(argv[1:]), [])
+    found = vars(_parser(name, verb).parse_intermixed_args(_normalised(rest)))
     values = {name: value for name, value in found.items() if value is not None}
     if isinstance(values.get("workdir"), str):
         values["workdir"] = [values["workdir"]]
@@ -160,26 +160,30 @@ def parse(argv: Sequence[str]) -> Call:
 
 
 def overview() -> str:
-    """Returns a line for each verb, below one that says so."""
+    """Returns a list of the commands under a heading, one per line."""
     rows = (f"  {name:9} {verb.description}" for name, verb in VERBS.items())
-    return "\n".join(("commands (--help after one tells more):", *rows))
+    return "\n".join(("commands (restore-jax COMMAND --help shows the options):", *rows))
 
 
 def check_checkout(name: str, folder: pathlib.Path) -> None:
-    """Sees that a folder has what a verb needs that is not in the package.
+    """Checks that a folder is a checkout, which has the files that the package lacks.
+
+    Args:
+        name: the command that needs the checkout, for the message.
+        folder: the folder.
 
     Raises:
-        UsageError: where it has not.
+        UsageError: if it is not a checkout.
     """
     if not all((folder / part).exists() for part in ("launch.py", "configs", "data")):
         raise UsageError(
-            f"{name}: needs a checkout of restore_jax (its configs/ and data/) as the current "
-            "folder, and TensorFlow: pip install '.[train]' there"
+            f"{name}: needs a checkout of restore_jax (with configs/ and data/) as the current "
+            "folder, and TensorFlow; install it there with pip install '.[train]'"
         )
 
 
 class _Parser(argparse.ArgumentParser):
-    """One whose refusals are single lines, as everywhere else here."""
+    """A parser that raises a one-line `UsageError` instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{' '.join(message.split())}; see {self.prog} --help")
@@ -199,33 +203,33 @@ def _parser(name: str, verb: _Verb) -> _Parser:
             parser.add_argument(
                 *argument.options,
                 dest=argument.flag,
-                metavar=argument.shown,
+                metavar=argument.metavar,
                 help=argument.help,
                 required=argument.required,
             )
         else:
             parser.add_argument(
                 argument.flag,
-                metavar=argument.shown,
+                metavar=argument.metavar,
                 help=argument.help,
                 nargs="+" if argument.many else None,
             )
     own = {argument.flag for argument in verb.arguments}
     for flag, text in flags.of_mode(name):
         if flag.name not in own:
-            parser.add_argument(f"--{flag.name}", help=text, **_kind(flag))
-    parser.add_argument("-h", "--help", action="help", help="Show this.")
+            parser.add_argument(f"--{flag.name}", help=text, **_options_of(flag))
+    parser.add_argument("-h", "--help", action="help", help="Show this help.")
     return parser
 
 
-def _kind(flag: absl_flags.Flag) -> dict[str, Any]:
+def _options_of(flag: absl_flags.Flag) -> dict[str, Any]:
     if isinstance(flag, absl_flags.EnumFlag):
         return {"choices": flag.parser.enum_values}
     return _TYPES[flag.flag_type()]
 
 
-def _without_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Takes out what is the configuration's: only that file tells which fields there are."""
+def _split_off_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates changes to the configuration: only its file knows which fields exist."""
     rest, fields = [], []
     for argument in arguments:
         if argument.startswith(_FIELD):
@@ -237,10 +241,11 @@ def _without_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, fields
 
 
-def _as_named(arguments: Sequence[str]) -> list[str]:
-    """Writes options as flags are, `--dry-run` as `--dry_run`, and what follows `--` as paths.
+def _normalised(arguments: Sequence[str]) -> list[str]:
+    """Spells options like flags (`--dry-run` as `--dry_run`) and resolves `--`.
 
-    argparse of Python 3.11 loses a `--` among intermixed arguments.
+    In Python 3.11, `parse_intermixed_args` loses a `--`; arguments after it that start with "-"
+    therefore become paths, "./-…".
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     found = []

@@ -1,1 +1,1 @@
-"""Pages and pictures for people."""
+"""HTML reports, charts and sheets of images."""

@@ -1,9 +1,9 @@
-"""Charts of the pages: drawn by matplotlib, as SVG that stands in the page.
+"""Draws the charts of the HTML pages with matplotlib, as inline SVG.
 
-All are as wide as the text of a phone and grow with their column, so that letters keep a size
-that can be read. Colours are the page's, which change with its scheme; text is text, in the
-page's font. What matplotlib cannot say, such as a bar's full name, is a title that a pointer
-shows.
+All charts are drawn as wide as the text column on a phone and scale up with their column, so
+that text stays readable. Colours are CSS variables of the page, which follow its colour scheme;
+text stays text, in the font of the page. What does not fit in the drawing, such as the full
+name of a bar, becomes an SVG title, which browsers show as a tooltip.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from restore_jax.report.forms import defined, number, printable
 
-# CSS pixels, of which matplotlib has 72 an inch in an SVG.
+# Lengths in CSS pixels: matplotlib writes 72 units per inch to an SVG.
 _WIDTH = 328
 _TICK_ROW = 20
-_LETTERS = 11
-# Has room in a line with a difference and its interval.
+_FONT_SIZE = 11
+# The longest name that fits in one line with a difference and its interval.
 _SHORT_NAME = 15
 
-# Stand-ins, which become the page's variables of that name.
+# Placeholder colours, which `_svg` replaces by the CSS variables of the same name.
 _VARIABLES = "text muted line strong-line input restored better worse ground"
 _COLOURS = {name: f"#0102{i:02x}" for i, name in enumerate(_VARIABLES.split())}
 _TITLE = "title:"
@@ -37,7 +37,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
-    "font.size": _LETTERS,
+    "font.size": _FONT_SIZE,
     "xtick.color": _COLOURS["muted"],
     "ytick.color": _COLOURS["muted"],
     "axes.spines.left": False,
@@ -54,15 +54,15 @@ _STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A difference of a forest plot.
+    """A difference and its confidence interval, one row of a forest plot.
 
     Attributes:
-        run: the letter of the run that differs.
-        images: how many there are, as text.
-        value: what is marked.
-        low, high: the ends of the line; None where there is none.
-        verdict: "better", "worse", "unclear" or "few".
-        text: the numbers as they are to be read.
+        run: letter of the run that is compared with the first.
+        images: number of images, as text.
+        value: the difference; None if it has no value.
+        low, high: bounds of the interval; None if there is none.
+        verdict: "better", "worse", "unclear" or "few" (too few images).
+        text: the difference and its interval, formatted.
     """
 
     run: str
@@ -84,9 +84,9 @@ def bars(
 
     Args:
         title: measure and unit.
-        rows: name, input, restored, from top to bottom.
-        digits: of the numbers beside the bars.
-        limit: the end of the axis; from the data, if None.
+        rows: (name, input, restored) from top to bottom; None or NaN for no value.
+        digits: number of decimals of the values beside the bars.
+        limit: upper end of the axis; None for the largest value, but at least 1.
     """
     row, thick = 46, 11
     values = [value for _, *both in rows for value in both if defined(value)]
@@ -119,13 +119,13 @@ def histogram(
     edges: Sequence[float],
     marks: Sequence[tuple[float, str]] = (),
 ) -> Markup:
-    """Draws how many images have which value; the outer bars hold what lies beyond the edges.
+    """Draws a histogram of images; the outer bars include the values beyond the edges.
 
     Args:
         title: measure and unit.
-        series: values by the kind of their bars, "input" or "restored"; NaN is left out.
-        edges: of the bars, at equal steps.
-        marks: places to mark on the axis, with a short text.
+        series: the values of "input", of "restored" or of both; NaN is left out.
+        edges: edges of the bins, equally spaced.
+        marks: values to mark with a vertical line, each with a short label.
     """
     ends = edges[0], edges[-1]
     values = [np.clip([v for v in found if defined(v)], *ends) for found in series.values()]
@@ -182,15 +182,15 @@ def band(title: str, at: np.ndarray, low: np.ndarray, high: np.ndarray, label: s
 
 
 def forest(title: str, blocks: Sequence[tuple[str, Sequence[Interval]]]) -> Markup:
-    """Draws differences with their intervals, a line each, under one axis that holds 0.
+    """Draws a forest plot: a row per difference with its interval, on an axis that includes 0.
 
     Args:
         title: measure, unit and which side is better.
-        blocks: a name and the differences under it, from top to bottom; where names are short
-            and have one difference each, it stands in their line.
+        blocks: names, each with its differences, from top to bottom. If all names are short and
+            have a single difference, name and difference share a line.
     """
-    apart = any(len(group) > 1 or len(name) > _SHORT_NAME for name, group in blocks)
-    head, row, band = 16 if apart else 0, 32, 12
+    separate = any(len(group) > 1 or len(name) > _SHORT_NAME for name, group in blocks)
+    head, row, band = 16 if separate else 0, 32, 12
     ends = [
         end
         for _, group in blocks
@@ -202,7 +202,7 @@ def forest(title: str, blocks: Sequence[tuple[str, Sequence[Interval]]]) -> Mark
     ticks = _ticks(4).tick_values(*((low, high) if low < high else (-1.0, 1.0)))
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas(sum(head + row * len(group) for _, group in blocks))
-        # Half a mark and half a number have room beyond the ends.
+        # Margins, as half a marker and half a tick label extend beyond the ends.
         room = 0.07 * (ticks[-1] - ticks[0])
         axes.set_xlim(ticks[0] - room, ticks[-1] + room)
         axes.set_xticks(ticks)
@@ -210,24 +210,24 @@ def forest(title: str, blocks: Sequence[tuple[str, Sequence[Interval]]]) -> Mark
         top = 0
         for name, group in blocks:
             axes.axhline(top, color=_COLOURS["line"], lw=1)
-            heading = shortened(name, 40) if apart else f"{name} ({group[0].images})"
+            heading = shortened(name, 40) if separate else f"{name} ({group[0].images})"
             _write(axes, top + 13, heading, title=name, weight="bold")
             top += head
             for one in group:
-                if apart:
+                if separate:
                     _write(axes, top + 13, f"{one.run} ({one.images})")
-                _write(axes, top + 13, one.text, at=1, **_TEXT[one.verdict])
+                _write(axes, top + 13, one.text, at=1, **_TEXT_STYLES[one.verdict])
                 middle = top + 23
                 span = middle - band / 2, middle + band / 2
                 axes.vlines(ticks, *span, _COLOURS["line"], lw=1)
                 axes.vlines(0, *span, _COLOURS["strong-line"], lw=1.5)
                 if defined(one.value):
-                    _mark(axes, one, middle, f"{_TITLE}{name}, {one.run}: {one.text}")
+                    _draw_interval(axes, one, middle, f"{_TITLE}{name}, {one.run}: {one.text}")
                 top += row
         return _svg(figure, title, f"{title}, for each category; a table below has the numbers")
 
 
-_TEXT: Mapping[str, Mapping[str, Any]] = {
+_TEXT_STYLES: Mapping[str, Mapping[str, Any]] = {
     "better": {"color": _COLOURS["better"], "weight": "bold"},
     "worse": {"color": _COLOURS["worse"], "weight": "bold"},
     "unclear": {},
@@ -235,8 +235,8 @@ _TEXT: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _mark(axes: Axes, one: Interval, y: float, gid: str) -> None:
-    """Draws an interval and what it is around, filled and thick where it decides something."""
+def _draw_interval(axes: Axes, one: Interval, y: float, gid: str) -> None:
+    """Draws a difference and its interval, filled and thick if better or worse."""
     decided = one.verdict in ("better", "worse")
     colour = _COLOURS[one.verdict if decided else "muted"]
     width = 3 if decided else 1.5
@@ -256,13 +256,13 @@ def _ticks(about: int, **options: Any) -> MaxNLocator:
 
 
 def bin_edges(values: Sequence[float]) -> list[float]:
-    """Chooses at most 25 edges at round steps that hold all values; none are very narrow."""
+    """Chooses at most 25 bin edges at round steps, which span all values and at least 5."""
     low, high = min(values), max(values)
     return _ticks(23).tick_values(low, max(high, low + 5)).tolist()
 
 
 def shortened(name: str, longest: int) -> str:
-    """Leaves out the middle of a long name: related names differ at their ends."""
+    """Shortens a long name in the middle, since related names differ at their ends."""
     half = (longest - 1) // 2
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
@@ -270,7 +270,7 @@ def shortened(name: str, longest: int) -> str:
 def _canvas(
     plot: int, left: int = 0, right: int = 0, above: int = _TICK_ROW, below: int = 1
 ) -> tuple[Figure, Axes]:
-    """Makes axes so many pixels high, their y in pixels from the top, and room around them."""
+    """Makes axes `plot` px high, with margins; their y runs downwards from the top, in px."""
     height = above + plot + below
     figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=72)
     axes = figure.add_axes(
@@ -285,7 +285,7 @@ def _canvas(
 def _write(
     axes: Axes, y: float, words: str, at: int = 0, title: str = "", **style: Any
 ) -> None:
-    """Writes a line at the left (0) or the right (1) of the chart; a title is all of it."""
+    """Writes text at the left (`at=0`) or right (1) edge; `title` is its tooltip."""
     axes.text(
         at, y, printable(words), transform=axes.get_yaxis_transform(), ha=("left", "right")[at],
         gid=f"{_TITLE}{title}" if title else None, **style,
@@ -293,25 +293,25 @@ def _write(
 
 
 def _svg(figure: Figure, name: str, description: str) -> Markup:
-    """Turns a figure into an SVG of the page.
+    """Converts a figure into inline SVG.
 
     Args:
-        figure: it.
-        name: that of no other chart on the page, so that its parts get ids of their own.
-        description: what is read to those who do not see it.
+        figure: the figure.
+        name: unique on the page, so that the ids in the SVG are unique too.
+        description: text for screen readers.
     """
     content = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        # The letters are the browser's, which has more of them than matplotlib's font.
+        # The browser renders the text, with fonts that have more glyphs than matplotlib's.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(
             content, format="svg", transparent=True,
             metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
         )  # fmt: skip
     drawing = printable(content.getvalue())
-    # The head, which is left out, holds a style that would be the whole page's.
+    # Leave out the head, whose stylesheet would apply to the whole page.
     drawing = drawing[drawing.index("<g ") :].replace("xlink:href", "href")
-    drawing = re.sub(r"""<g id=("|')(.*?)\1([^>]*)>""", _titled, drawing)
+    drawing = re.sub(r"""<g id=("|')(.*?)\1([^>]*)>""", _without_id, drawing)
     for variable, colour in _COLOURS.items():
         drawing = re.sub(f"(fill|stroke): {colour}", rf"\1: var(--{variable})", drawing)
     width, height = figure.get_size_inches() * 72
@@ -321,8 +321,8 @@ def _svg(figure: Figure, name: str, description: str) -> Markup:
     )
 
 
-def _titled(group: re.Match[str]) -> str:
-    """Numbers of parts would be ids twice on a page of several charts; titles become those."""
+def _without_id(group: re.Match[str]) -> str:
+    """Drops the id of a group, as other charts repeat it; a title becomes a `<title>`."""
     found = group[2].removeprefix(_TITLE)
     title = "" if found == group[2] else f"<title>{found}</title>"
     return f"<g{group[3]}>{title}"

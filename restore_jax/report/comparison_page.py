@@ -1,8 +1,7 @@
-"""The comparison of models as one HTML page, in the form of the evaluation report.
+"""Writes the comparison of models as one HTML page, in the style of the evaluation report.
 
-As that report, it needs nothing but itself; its form and its text are those of
-comparison.html.jinja. Runs are named by letters; the first one, A, is
-what the others are compared with.
+Like that report, the page is self-contained; its layout and text are in comparison.html.jinja.
+Runs are named by letters; the others are compared with the first one, A.
 """
 
 import dataclasses
@@ -24,15 +23,15 @@ Fields = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """One image as all runs restored it.
+    """One image as restored by every run.
 
     Attributes:
         id, category, defect_type: of the image.
         degraded, clean: float [H, W, 3] in [0, 1].
-        restored: the same of each run, in their order.
+        restored: the result of each run, float [H, W, 3] in [0, 1], in the order of the runs.
         mask: [H, W, 1], one on the defect.
-        has_mask: false where the mask is not known, and its zeros mean nothing.
-        rows: the figures of the image in each run.
+        has_mask: false if the mask is not known; its zeros then mean nothing.
+        rows: the figures of the image for each run, in the order of the runs.
     """
 
     id: str
@@ -49,7 +48,7 @@ class Shown:
 def write_comparison(
     folder: pathlib.Path, comparison: Mapping[str, Any], shown: Sequence[Shown]
 ) -> None:
-    """Writes comparison.json and compare.html; existing ones are replaced, each in one step."""
+    """Writes comparison.json and compare.html; each replaces an existing file atomically."""
     content = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
     files.write_text(folder / "compare.html", render(comparison, shown))
     files.write_text(folder / "comparison.json", content)
@@ -60,7 +59,7 @@ def render(comparison: Mapping[str, Any], shown: Sequence[Shown] = ()) -> str:
 
     Args:
         comparison: what `compare.compare` returns.
-        shown: images to look at, in the order in which they are to stand.
+        shown: images to show, in the order of the page.
     """
     runs, differences = comparison["runs"], comparison["differences"]
     return pages.render(
@@ -86,10 +85,10 @@ def render(comparison: Mapping[str, Any], shown: Sequence[Shown] = ()) -> str:
 
 
 def _notes(runs: Sequence[Fields]) -> list[str]:
-    """Says what makes a comparison less than fair."""
+    """Returns notes on what makes the comparison unfair, one sentence or two per note."""
     notes = [
-        f"{label(run)} was evaluated on {run['left_out']} images more, which others lack and "
-        "which are left out here."
+        f"{label(run)} was evaluated on {run['left_out']} more images, which other runs lack "
+        "and which are left out here."
         for run in runs
         if run["left_out"]
     ]
@@ -97,19 +96,19 @@ def _notes(runs: Sequence[Fields]) -> list[str]:
     if oracle:
         notes.append(
             f"With oracle mask: {', '.join(oracle)} got the true defect mask of every image. "
-            "Whoever restores a new photograph has none."
+            "No such mask exists for a new photograph."
         )
     seen = [run["letter"] for run in runs if run["seen_in_training"]]
     if seen:
         notes.append(
-            f"Trained on some of the images that it was evaluated on: {', '.join(seen)}. It "
-            "may do worse on others, and a comparison with a model that was not is not fair."
+            f"Trained on some of the evaluated images: {', '.join(seen)}. Such a model may do "
+            "worse on other images; a comparison with one that has not seen them is unfair."
         )
     return notes
 
 
 def _image(runs: Sequence[Fields], image: Shown, outline: str) -> dict[str, Any]:
-    """Returns an image as the template shows it: degraded, each run's, clean."""
+    """Returns what the template shows of an image: degraded, each run's result, clean."""
     frame = Frame.of(outline, image.mask, image.has_mask)
     best = max(row["psnr"] for row in image.rows)
     defect = image.defect_type
@@ -146,6 +145,6 @@ def _provenance(comparison: Fields) -> list[tuple[str, str]]:
         line = f"{run['workdir']}: {run['name']}, {found}{oracle}"
         facts.append((f"Run {run['letter']}", pages.breakable(line)))
     if law := comparison["data"]["degradation"]:
-        given = (f"{field} {value}" for field, value in law.items() if value not in (None, ""))
-        facts.append(("Degradation", ", ".join(given)))
+        options = (f"{field} {value}" for field, value in law.items() if value not in (None, ""))
+        facts.append(("Degradation", ", ".join(options)))
     return facts

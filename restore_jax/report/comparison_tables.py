@@ -1,4 +1,4 @@
-"""The figures of a comparison: tables of runs and costs, differences and their forest plots."""
+"""Tables and forest plots of a comparison: figures, costs and differences of the runs."""
 
 import dataclasses
 import functools
@@ -11,14 +11,21 @@ from markupsafe import Markup
 from restore_jax.report import charts
 from restore_jax.report.charts import Interval
 from restore_jax.report.forms import defined, number
-from restore_jax.report.pages import Column, Form, Table
+from restore_jax.report.pages import Column, Formatter, Table
 
 Fields = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How a measure is written: its heading, and a factor, digits and unit of its numbers."""
+    """How a measure is formatted.
+
+    Attributes:
+        title: heading of the measure.
+        digits: number of decimals.
+        unit: unit of the values; "" if there is none.
+        factor: what values are multiplied by before they are formatted.
+    """
 
     title: str
     digits: int
@@ -27,16 +34,16 @@ class Style:
 
     @property
     def difference_unit(self) -> str:
-        """The unit of a difference; "" where there is none."""
+        """Returns the unit of a difference; "" if there is none."""
         return "points" if self.unit == "%" else self.unit
 
     @property
     def heading(self) -> str:
-        """The title and the unit of a difference."""
+        """Returns the title and the unit of a difference."""
         return ", ".join(filter(None, (self.title, self.difference_unit)))
 
-    def form(self, value: float | None, sign: bool = False) -> str:
-        """Formats a figure, without its unit; "n/a" where it has no value."""
+    def format(self, value: float | None, sign: bool = False) -> str:
+        """Formats a figure without its unit; "n/a" if it has no value."""
         scaled = value * self.factor if defined(value) else None
         return number(scaled, self.digits, sign)
 
@@ -62,18 +69,18 @@ VERDICTS = {
 
 _WHOLE = functools.partial(number, digits=0)
 
-# Heading, figure, its form, and how good a value is: higher is better.
+# Heading, key, formatter, and how good a value is (higher is better).
 _Quality = Callable[[float], float]
-_FIGURES: tuple[tuple[str, str, Form, _Quality], ...] = (
+_FIGURES: tuple[tuple[str, str, Formatter, _Quality], ...] = (
     ("PSNR, dB", "psnr", functools.partial(number, digits=2), float),
     ("SSIM", "ssim", functools.partial(number, digits=4), float),
     ("defect PSNR, dB", "defect_psnr", functools.partial(number, digits=2), float),
     ("contrast kept", "defect_contrast", number, lambda kept: -abs(1 - kept)),
-    ("contrast error", "contrast_error", STYLES["contrast_error"].form, lambda e: -e),
-    ("erasure rate, %", "erasure_rate", STYLES["erasure_rate"].form, lambda e: -e),
-    ("hallucination", "hallucination", STYLES["hallucination"].form, lambda e: -e),
-    ("KLA PSNR, dB", "kla_psnr", STYLES["kla_psnr"].form, float),
-    ("KLA SSIM", "kla_ssim", STYLES["kla_ssim"].form, float),
+    ("contrast error", "contrast_error", STYLES["contrast_error"].format, lambda e: -e),
+    ("erasure rate, %", "erasure_rate", STYLES["erasure_rate"].format, lambda e: -e),
+    ("hallucination", "hallucination", STYLES["hallucination"].format, lambda e: -e),
+    ("KLA PSNR, dB", "kla_psnr", STYLES["kla_psnr"].format, float),
+    ("KLA SSIM", "kla_ssim", STYLES["kla_ssim"].format, float),
 )
 _MACRO = ("psnr", "ssim", "kla_psnr", "kla_ssim")
 _COSTS = (
@@ -86,18 +93,18 @@ _COSTS = (
 
 
 def label(run: Fields) -> str:
-    """The letter, the workdir, and what must not be left unsaid."""
+    """Returns the letter and workdir of a run, and whether it was given the true masks."""
     oracle = ", with oracle mask" if run["oracle_mask"] else ""
     return f"{run['letter']}: {run['workdir']}{oracle}"
 
 
 def figures(comparison: Fields) -> Table:
-    """The table of every run's figures, and the degraded input's."""
+    """Returns the table of the figures of each run and of the degraded input."""
     runs = comparison["runs"]
     columns = [
-        _column(runs, heading, title, (group, key), form, quality)
+        _column(runs, heading, title, (group, key), formatter, quality)
         for heading, group in (("Mean of images", "micro"), ("Mean of categories", "macro"))
-        for title, key, form, quality in _FIGURES
+        for title, key, formatter, quality in _FIGURES
         if (group == "micro" or key in _MACRO) and any(defined(r[group].get(key)) for r in runs)
     ]
     degraded = {
@@ -114,7 +121,7 @@ def figures(comparison: Fields) -> Table:
 
 
 def costs(comparison: Fields) -> Table | None:
-    """The table of every run's cost, where it was measured."""
+    """Returns the table of the cost of each run; None if none was measured."""
     runs = comparison["runs"]
     if not any(run["cost"] for run in runs):
         return None
@@ -131,10 +138,10 @@ def _column(
     group: str,
     title: str,
     path: tuple[str, str],
-    form: Form,
+    formatter: Formatter,
     quality: _Quality,
 ) -> Column:
-    """A column of which the best is bold, unless it is the only one."""
+    """Returns a column with its best value in bold, unless it is the only value."""
 
     def value(run: Fields) -> float | None:
         return (run[path[0]] or {}).get(path[1])
@@ -144,13 +151,17 @@ def _column(
 
     def marked(shown: float | None) -> str:
         is_best = defined(shown) and len(found) > 1 and quality(shown) == best
-        return Markup("<strong>{}</strong>").format(form(shown)) if is_best else form(shown)
+        return (
+            Markup("<strong>{}</strong>").format(formatter(shown))
+            if is_best
+            else formatter(shown)
+        )
 
     return Column(group, title, value, marked)
 
 
 def _amount(value: float | None) -> str:
-    """A count in full, any other amount with four digits that matter."""
+    """Formats an integer in full and any other amount with four significant digits."""
     if not defined(value) or not value:
         return number(value, 0)
     if value == int(value):
@@ -159,7 +170,7 @@ def _amount(value: float | None) -> str:
 
 
 def overall(comparison: Fields) -> list[tuple[Fields, list[dict[str, str]]]]:
-    """What to read first: each later run against the first, over all images."""
+    """Returns the headline of each later run: its mean differences from the first run."""
     first, *others = comparison["runs"]
     return [
         (run, [_headline(first, run, one) for one in _of_run(comparison, run)])
@@ -170,10 +181,10 @@ def overall(comparison: Fields) -> list[tuple[Fields, list[dict[str, str]]]]:
 def _headline(first: Fields, run: Fields, found: Fields) -> dict[str, str]:
     key, delta = found["measure"], found["micro"]
     style, verdict = STYLES[key], delta["verdict"]
-    before, after = (style.form(one["micro"].get(key)) for one in (first, run))
+    before, after = (style.format(one["micro"].get(key)) for one in (first, run))
     return {
         "title": style.title,
-        "difference": style.form(delta["difference"], True),
+        "difference": style.format(delta["difference"], True),
         "unit": style.difference_unit,
         "change": f"{before} → {after}",
         "bounds": _bounds(delta, style),
@@ -187,7 +198,7 @@ def _of_run(comparison: Fields, run: Fields) -> list[Fields]:
 
 
 def forests(comparison: Fields) -> dict[str, Markup]:
-    """Draws a forest plot per measure, by its title."""
+    """Returns the forest plot of each measure, keyed by its title."""
     grouped: dict[str, list[Fields]] = {}
     for found in comparison["differences"]:
         grouped.setdefault(found["measure"], []).append(found)
@@ -204,14 +215,14 @@ def forests(comparison: Fields) -> dict[str, Markup]:
 
 
 def differences(comparison: Fields) -> list[tuple[Fields, Table]]:
-    """The numbers of the forest plots: a table for each later run."""
+    """Returns the numbers of the forest plots, as a table for each later run."""
     tables = []
     for run in comparison["runs"][1:]:
         found = _of_run(comparison, run)
         columns = []
         for i, one in enumerate(found):
             style = STYLES[one["measure"]]
-            signed = functools.partial(style.form, sign=True)
+            signed = functools.partial(style.format, sign=True)
             columns += [
                 Column(style.heading, "images", _field(i, "images"), _WHOLE),
                 Column(style.heading, "difference", _field(i, "difference"), signed),
@@ -219,7 +230,7 @@ def differences(comparison: Fields) -> list[tuple[Fields, Table]]:
                 Column(style.heading, "to", _field(i, "high"), signed),
             ]
         *rows, macro, micro = _blocks(found)
-        caption = f"Differences of {run['letter']} to {comparison['runs'][0]['letter']}"
+        caption = f"Differences of {run['letter']} from {comparison['runs'][0]['letter']}"
         tables.append((run, Table(caption, "Category", columns, rows, [macro, micro])))
     return tables
 
@@ -229,7 +240,7 @@ def _field(measure: int, field: str) -> Callable[[Sequence[Fields]], float | Non
 
 
 def _blocks(found: Sequence[Fields]) -> list[tuple[str, list[Fields]]]:
-    """The differences of each category and of their means, side by side."""
+    """Returns the differences of all measures: each category, macro mean, micro mean."""
     names = sorted({name for one in found for name in one["categories"]})
     return [
         *((name, [one["categories"].get(name, {}) for one in found]) for name in names),
@@ -243,7 +254,7 @@ def _interval(found: Fields, delta: Fields, style: Style) -> Interval:
         end * style.factor if defined(end := delta.get(field)) else None
         for field in ("difference", "low", "high")
     )
-    shown = style.form(delta.get("difference"), sign=True)
+    shown = style.format(delta.get("difference"), sign=True)
     if low is not None:
         shown += f" ({_bounds(delta, style)})"
     verdict, images = delta.get("verdict", "few"), number(delta.get("images"), 0)
@@ -251,7 +262,7 @@ def _interval(found: Fields, delta: Fields, style: Style) -> Interval:
 
 
 def _bounds(delta: Fields, style: Style) -> str:
-    """Formats the interval of a difference."""
+    """Formats the confidence interval of a difference."""
     if not defined(delta["low"]):
         return "no interval"
-    return f"{style.form(delta['low'], True)} to {style.form(delta['high'], True)}"
+    return f"{style.format(delta['low'], True)} to {style.format(delta['high'], True)}"

@@ -1,9 +1,9 @@
-"""The report of an evaluation: one HTML file that shows figures, images and where they fail.
+"""Writes the report of an evaluation: one HTML file with figures, images and failures.
 
-The file needs nothing but itself: style, script, charts and images stand in it, and its content
-policy forbids every request. It is made of the figures and arrays it is given; nothing is
-measured again but the map of squared errors beside each image and its ratio. Its form and its
-text are those of evaluation.html.jinja.
+The file is self-contained: style sheet, script, charts and images are embedded, and its Content
+Security Policy forbids every request. It shows the figures and arrays it is given; only the map
+of squared errors of each image and its error ratio are computed here. Its layout and text are
+in evaluation.html.jinja.
 """
 
 import dataclasses
@@ -22,35 +22,35 @@ from restore_jax.report.forms import change, defined, number
 from restore_jax.report.image_panels import Frame
 
 _CONTRAST_EDGES = [round(-0.5 + 0.1 * i, 1) for i in range(26)]
-# An image that equals its clean one scores 100 dB, and would squeeze all others together.
+# An image identical to its clean one scores 100 dB, which would squeeze all other bars.
 _HIGHEST_PSNR = 60.0
 
 _RANKS = ("best", "median", "worst")
 
-# The data whose degraded images are files, not made here.
+# Data sets whose degraded images are files rather than synthesised.
 _DEGRADED_FILES = ("kla", "pairs")
 
 _TRAINED_ON = {
     "defects": "photographs with defects (split “defects”)",
-    "good": "photographs without defect alone (split “good”)",
+    "good": "defect-free photographs only (split “good”)",
     "all": "photographs with and without defects (split “all”)",
 }
 
-# What was trained on with the first is never validated on with the second.
-_APART = (("good", "defects"), ("defects", "test"))
+# Pairs of `data.split`: no training image of the first is a validation image of the second.
+_DISJOINT_SPLITS = (("good", "defects"), ("defects", "test"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One image of a category, to be looked at.
+    """One image of a category, shown as an example.
 
     Attributes:
-        rank: by the PSNR of the restored image within its category.
+        rank: rank by the PSNR of the restored image within its category.
         category, defect_type, id: of the image.
-        degraded, restored, clean: float [H, W, 3] in [0, 1]; clipped where they are not.
+        degraded, restored, clean: float [H, W, 3], clipped to [0, 1].
         mask: [H, W, 1], one on the defect.
-        has_mask: false where the mask is not known, and its zeros mean nothing.
-        row: the figures of the image.
+        has_mask: false if the mask is not known; its zeros then mean nothing.
+        row: figures of the image.
     """
 
     rank: Literal["best", "median", "worst"]
@@ -67,18 +67,18 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a report shows.
+    """The content of a report.
 
     Attributes:
-        title: its heading.
+        title: heading of the page.
         summary: the content of metrics.json. Figures beyond the usual ones get columns of their
-            own; a figure of the degraded input is called "input_" and the figure's name.
-        rows: figures per image, with id, category and defect type; NaN or None for none.
-        examples: images to look at, in any order.
-        config: the run's configuration as a nested dict.
-        detectability: {"macro": D, "categories": {name: D}}, D with the figures (or None) of a
-            detector on the "clean", "degraded" and "restored" images and their "recovery"; None
-            where it was not measured.
+            own; the figure of the degraded input has the prefix "input_".
+        rows: figures per image, with id, category and defect type; NaN or None for no value.
+        examples: images to show, in any order.
+        config: configuration of the run as a nested dict.
+        detectability: {"macro": D, "categories": {name: D}}, where D holds the figures (or
+            None) of a detector on the "clean", "degraded" and "restored" images and their
+            "recovery"; None if it was not measured.
         oracle_mask: whether the model was given the true masks.
     """
 
@@ -92,7 +92,7 @@ class Report:
 
 
 def write_report(path: pathlib.Path, report: Report) -> None:
-    """Writes the report as one HTML file; an existing one is replaced in one step."""
+    """Writes the report as one HTML file, which replaces an existing one atomically."""
     files.write_text(path, render(report))
 
 
@@ -132,7 +132,7 @@ def render(report: Report) -> str:
 
 
 def seen_in_training(summary: Mapping[str, Any]) -> str:
-    """Says that the model was trained on some of the evaluated images; "" where it was not.
+    """Returns a warning if the model was trained on some of the evaluated images, else "".
 
     Args:
         summary: the content of metrics.json.
@@ -142,11 +142,11 @@ def seen_in_training(summary: Mapping[str, Any]) -> str:
         return ""
     if data["split"] in ("train", "all"):
         return (
-            f"Split “{data['split']}” holds images that the model was trained on; it may do "
+            f"Split “{data['split']}” contains images that the model was trained on; it may do "
             "worse on others."
         )
     division = summary["settings"]["data"]["split"]
-    if division == trained["split"] or (trained["split"], division) in _APART:
+    if division == trained["split"] or (trained["split"], division) in _DISJOINT_SPLITS:
         return ""
     return (
         f"The model was trained with data.split “{trained['split']}” and is evaluated with "
@@ -155,21 +155,21 @@ def seen_in_training(summary: Mapping[str, Any]) -> str:
 
 
 def checkpoint_line(found: Mapping[str, Any]) -> str:
-    """Says which checkpoint or weights file was evaluated, as metrics.json has it."""
+    """Describes the evaluated checkpoint or weights file, given its entry in metrics.json."""
     if found["step"] is None:
         return f"{found['which']} file {found['file']}, SHA-256 {found['sha256'][:12]}…"
     return f"{found['which']} checkpoint, step {found['step']}, epoch {found['epoch']}"
 
 
 def data_line(data: Mapping[str, Any]) -> str:
-    """Says which images were evaluated, as metrics.json has it."""
+    """Describes the evaluated images, given their entry in metrics.json."""
     size = data["image_size"]
     at = f"{size} × {size} px" if size else "their native size"
     return f"{data['count']} images of {data['name']} ({data['split']}) at {at}"
 
 
 def _bars(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, Markup]:
-    """Draws PSNR and SSIM per category, in alphabetical order."""
+    """Draws bar charts of PSNR and SSIM per category, in alphabetical order, by title."""
 
     def rows(key: str) -> list[tuple[str, float | None, float | None]]:
         found = sorted(categories.items())
@@ -182,7 +182,7 @@ def _bars(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, Markup]:
 
 
 def _histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, Markup | None]:
-    """Draws how PSNR and contrast spread over the images; None where none has the latter."""
+    """Draws histograms of PSNR and contrast kept, by title; None if no image has a contrast."""
 
     def series(key: str) -> dict[str, list[float]]:
         both = {"input": f"input_{key}", "restored": key}
@@ -207,10 +207,10 @@ def _histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, Markup | None]:
 
 
 def _examples(shown: Sequence[Example], category: str, anchor: str) -> list[Mapping[str, Any]]:
-    """Returns a category's images as the template shows them, each once, the best first."""
+    """Returns the examples of a category for the template, each image once, best first."""
     ranked: dict[str, list[Example]] = {}
     for example in sorted(shown, key=lambda one: _RANKS.index(one.rank)):
-        # A small category's best image may be its median and its worst too.
+        # In a small category, the best image may also be the median or the worst.
         if example.category == category:
             ranked.setdefault(example.id, []).append(example)
     return [
@@ -276,20 +276,20 @@ def _provenance(report: Report) -> list[tuple[str, str]]:
 
 
 def _training_split(summary: Mapping[str, Any]) -> str | None:
-    """Which photographs of MVTec AD the model was trained on; None for other data."""
+    """Returns the split of MVTec AD the model was trained on; None for other data."""
     trained = summary["trained_on"]
     return trained["split"] if trained["name"] in ("mvtec_ad", "inspection") else None
 
 
 def _degradation(report: Report) -> str:
     if report.summary["data"]["name"] in _DEGRADED_FILES:
-        return "as in the files, which hold degraded images"
+        return "none added: the files already contain degraded images"
     law = dict((report.config.get("data") or {}).get("degradation") or {})
     if not law:
         return "n/a"
     preset = law.pop("preset", "n/a")
     changed = {field: value for field, value in law.items() if value not in (None, "")}
-    return f"preset {preset}, " + (f"but {_options(changed)}" if changed else "nothing changed")
+    return f"preset {preset}, " + (f"except {_options(changed)}" if changed else "unchanged")
 
 
 def _options(fields: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from restore_jax.metrics.defects import ERASED_BELOW
 from restore_jax.report.forms import defined, difference, number, percent
-from restore_jax.report.pages import Column, Figures, Form, Table
+from restore_jax.report.pages import Column, Figures, Formatter, Table
 
 _LISTED_IMAGES = 12
 
@@ -17,7 +17,7 @@ _FINE_GAIN = functools.partial(number, digits=4, sign=True)
 _SHARE = functools.partial(number, digits=3)
 _WHOLE = functools.partial(number, digits=0)
 
-# What the main table or the headline shows, and so not "further figures".
+# What the main table or the headline shows; the rest are "further figures".
 _SHOWN = {
     "count",
     "mask_count",
@@ -29,8 +29,8 @@ _SHOWN = {
     ),
 }
 
-# Headings and form of further figures; one that is not listed keeps its name.
-_FURTHER: dict[str, tuple[str, Form]] = {
+# Headings and formatters of further figures; a figure not listed keeps its name.
+_FURTHER: dict[str, tuple[str, Formatter]] = {
     "mae": ("MAE", _FINE),
     "background_psnr": ("background PSNR, dB", _PLAIN),
     "defect_ssim": ("defect SSIM", _FINE),
@@ -58,14 +58,14 @@ _VERSIONS = ("clean", "degraded", "restored", "recovery")
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """A figure to read first.
+    """A figure at the top of the report.
 
     Attributes:
         title: the measure.
-        figure: of the restored images, with its unit.
-        before: of the degraded input.
-        change: from one to the other; "" where one has no value.
-        css: "better", "worse" or "muted".
+        figure: value of the restored images, with its unit.
+        before: value of the degraded input.
+        change: restored minus input; "" if either has no value.
+        css: CSS class of the change, "better", "worse" or "muted".
     """
 
     title: str
@@ -76,13 +76,13 @@ class Headline:
 
 
 def headline(micro: Figures) -> list[Headline]:
-    """Returns the figures to read first, against the input's."""
+    """Returns the headline figures of the restored images and of their input."""
 
     def entry(
         title: str,
         key: str,
-        form: Form,
-        change: Form,
+        formatter: Formatter,
+        change: Formatter,
         unit: str = "",
         quality: Callable[[float], float] = float,
     ) -> Headline:
@@ -90,8 +90,10 @@ def headline(micro: Figures) -> list[Headline]:
         gain, css = difference(after, before), "muted"
         if gain and change(gain)[0] in "+−":
             css = "better" if quality(after) > quality(before) else "worse"
-        figure = form(after) + (unit if defined(after) else "")
-        return Headline(title, figure, form(before), "" if gain is None else change(gain), css)
+        figure = formatter(after) + (unit if defined(after) else "")
+        return Headline(
+            title, figure, formatter(before), "" if gain is None else change(gain), css
+        )
 
     def points(share: float) -> str:
         return number(share * 100, 1, sign=True) + " points"
@@ -109,7 +111,16 @@ def headline(micro: Figures) -> list[Headline]:
 
 
 def failures(micro: Figures, rows: Sequence[Figures]) -> tuple[list[str], Table | None]:
-    """Says how many images came out worse than wanted, and lists the first to look at."""
+    """Reports images that became worse than their input and defects that faded.
+
+    Args:
+        micro: means over all images.
+        rows: figures per image.
+
+    Returns:
+        Sentences with the counts, and a table of at most 12 images: faded defects by contrast
+        kept, then the others by loss of PSNR. None if there are none.
+    """
     if not rows:
         return [], None
     worse = [row for row in rows if (difference(row["psnr"], row["input_psnr"]) or 0) < 0]
@@ -142,28 +153,28 @@ def failures(micro: Figures, rows: Sequence[Figures]) -> tuple[list[str], Table 
     return found, Table(caption, "Image", columns, shown)
 
 
-def _compared(group: str, key: str, form: Form, change: Form) -> list[Column]:
-    """Columns of a figure: the input's, the restored image's, and the gain."""
+def _compared(group: str, key: str, formatter: Formatter, change: Formatter) -> list[Column]:
+    """Returns three columns for a figure: input, restored and gain."""
     return [
-        Column(group, "input", lambda row: row.get(f"input_{key}"), form),
-        Column(group, "restored", lambda row: row.get(key), form),
+        Column(group, "input", lambda row: row.get(f"input_{key}"), formatter),
+        Column(group, "restored", lambda row: row.get(key), formatter),
         Column(group, "gain", lambda r: difference(r.get(key), r.get(f"input_{key}")), change),
     ]
 
 
-def _plain(group: str, label: str, key: str, form: Form) -> Column:
-    return Column(group, label, lambda row: row.get(key), form)
+def _plain(group: str, label: str, key: str, formatter: Formatter) -> Column:
+    return Column(group, label, lambda row: row.get(key), formatter)
 
 
 def categories(summary: Figures, anchors: Mapping[str, str]) -> tuple[Table, Table]:
-    """Returns the tables per category, micro and macro means at their end.
+    """Returns the tables of figures per category, which end with micro and macro means.
 
     Args:
         summary: the content of metrics.json.
-        anchors: the id of the section with the images of a category.
+        anchors: for each category, the id of the page section with its images.
 
     Returns:
-        The figures that all evaluations have, and those of this one beyond them.
+        The table of the figures that every evaluation has, and the table of all further ones.
     """
     micro, macro = summary["micro"], summary["macro"]
     rows = list(summary["categories"].items())
@@ -175,13 +186,13 @@ def categories(summary: Figures, anchors: Mapping[str, str]) -> tuple[Table, Tab
         *_compared("SSIM", "ssim", _FINE, _FINE_GAIN)[:2],
         *_compared("Defect PSNR, dB", "defect_psnr", _PLAIN, _PLAIN_GAIN),
     ]
-    for group, key, form in (
+    for group, key, formatter in (
         ("Contrast kept", "defect_contrast", _PLAIN),
         ("Erasure rate", "erasure_rate", percent),
     ):
         if f"input_{key}" in micro:
-            columns.append(_plain(group, "input", f"input_{key}", form))
-        columns.append(_plain(group, "restored", key, form))
+            columns.append(_plain(group, "input", f"input_{key}", formatter))
+        columns.append(_plain(group, "restored", key, formatter))
     further = [
         _plain("", *_further(key))
         for key, value in {**macro, **micro}.items()
@@ -194,25 +205,26 @@ def categories(summary: Figures, anchors: Mapping[str, str]) -> tuple[Table, Tab
     )
 
 
-def _further(key: str) -> tuple[str, str, Form]:
+def _further(key: str) -> tuple[str, str, Formatter]:
     if key in _FURTHER:
-        label, form = _FURTHER[key]
+        label, formatter = _FURTHER[key]
     elif key.removeprefix("input_") in _FURTHER:
-        label, form = _FURTHER[key.removeprefix("input_")]
+        label, formatter = _FURTHER[key.removeprefix("input_")]
         label += ", input"
     else:
-        label, form = key.replace("_", " "), _FINE
-    return label, key, form
+        label, formatter = key.replace("_", " "), _FINE
+    return label, key, formatter
 
 
 def detectability(found: Figures | None) -> dict[str, Table] | None:
-    """Tables of what a detector finds in clean, degraded and restored images.
+    """Returns the tables of a detector's figures on clean, degraded and restored images.
 
     Args:
-        found: as of `Report.detectability`.
+        found: `Report.detectability`.
 
     Returns:
-        The means ("overall") and the figures of each category ("each").
+        The table of the means ("overall") and that of the categories ("each"); None without
+        figures.
     """
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""The form of figures and names in text."""
+"""Formats figures and names as text."""
 
 import math
 import numbers
@@ -7,33 +7,33 @@ from typing import Any
 
 
 def defined(value: object) -> bool:
-    """Tells whether a figure has a value: a number that is not NaN or infinite."""
+    """Returns whether a figure has a value: a number other than NaN and ±infinity."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return real and math.isfinite(value)
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    """Formats a figure with a fixed number of digits; "n/a" where it has no value."""
+    """Formats a figure with a fixed number of decimals, or as "n/a" if it has no value."""
     if not defined(value):
         return "n/a"
     plain = f"{abs(value):.{digits}f}"
-    # What rounds to zero has no sign.
+    # No sign on a value that rounds to zero.
     is_zero = not plain.strip("0.")
     return ("" if is_zero else "−" if value < 0 else "+" if sign else "") + plain
 
 
 def percent(value: float | None, sign: bool = False) -> str:
-    """Formats a share as per cent, with a digit; "n/a" where it has no value."""
+    """Formats a share in [0, 1] as a percentage with one decimal; "n/a" if it has no value."""
     return number(value * 100, 1, sign) + " %" if defined(value) else "n/a"
 
 
 def difference(after: float | None, before: float | None) -> float | None:
-    """Returns `after - before`, None where one of them has no value."""
+    """Returns `after - before`, or None if either has no value."""
     return after - before if defined(after) and defined(before) else None
 
 
 def change(row: Mapping[str, Any], key: str, digits: int) -> str:
-    """Formats a figure of the degraded input and the restored image's; "n/a" without both."""
+    """Formats a figure as "input → restored"; "n/a" if neither has a value."""
     before, after = row.get(f"input_{key}"), row.get(key)
     if not defined(before) and not defined(after):
         return number(None)
@@ -41,5 +41,5 @@ def change(row: Mapping[str, Any], key: str, digits: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Replaces what no file in UTF-8 can hold: file names need not be valid Unicode."""
+    """Replaces what UTF-8 cannot encode: file names need not be valid Unicode."""
     return text.encode("utf-8", "replace").decode("utf-8")

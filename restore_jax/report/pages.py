@@ -1,4 +1,4 @@
-"""Pages made of templates: HTML files that need nothing but themselves."""
+"""Renders the templates as self-contained HTML pages, and defines their tables."""
 
 import base64
 import dataclasses
@@ -15,37 +15,37 @@ from markupsafe import Markup, escape
 from restore_jax.report.forms import change, defined, number, printable
 
 Figures = Mapping[str, Any]
-Form = Callable[[float | None], str]
+Formatter = Callable[[float | None], str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of figures.
+    """A column of figures in a table.
 
     Attributes:
-        group: heading over this column and its neighbours of the same group.
-        label: its own heading.
-        value: takes the figure out of a row's.
-        form: turns the figure into text.
+        group: heading that spans this column and its neighbours of the same group.
+        label: the column's own heading.
+        value: picks the column's figure out of the figures of a row.
+        formatter: formats the figure as text.
     """
 
     group: str
     label: str
     value: Callable[[Figures], float | None]
-    form: Form
+    formatter: Formatter
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table that can be sorted.
+    """A sortable table.
 
     Attributes:
-        caption: what it shows; also the name of its scrolling box.
-        first: heading of the first column, which holds the rows' names.
-        columns: the others.
-        rows: names, and what the columns take their figures out of.
-        pinned: the same for rows that stay at the end.
-        links: the id of the section that a row's name leads to.
+        caption: what the table shows; also the accessible name of its scrollable region.
+        first: heading of the first column, which holds the names of the rows.
+        columns: the other columns.
+        rows: name and figures of each row; `Column.value` receives the figures.
+        pinned: rows that stay at the end however the table is sorted.
+        links: for the name of a row, the id of the page section that it links to.
     """
 
     caption: str
@@ -57,14 +57,19 @@ class Table:
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """Headings over the columns, and how many each is over; none where all are empty."""
+        """Returns the group headings and their column spans; [] if all headings are empty."""
         grouped = itertools.groupby(column.group for column in self.columns)
         groups = [(name, len(list(same))) for name, same in grouped]
         return groups if any(name for name, _ in groups) else []
 
 
 def render(template: str, **fields: object) -> str:
-    """Fills in a template of `templates`, which extends page.html.jinja."""
+    """Renders a page from a template.
+
+    Args:
+        template: file name in `templates`; the template extends page.html.jinja.
+        **fields: variables of the template.
+    """
     script = _source("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = _environment().get_template(template)
@@ -72,12 +77,12 @@ def render(template: str, **fields: object) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """Escapes a name that may be long, such as an image's id, and lets it break at joints."""
+    """Escapes a name and allows line breaks after "/" and "_", as image ids may be long."""
     return Markup(re.sub(r"([/_])(?=.)", r"\1<wbr>", str(escape(name))))
 
 
 def _source(name: str) -> Markup:
-    """Reads a style or script of `templates` as it is."""
+    """Reads a stylesheet or script from `templates`, unescaped."""
     environment = _environment()
     return Markup(environment.loader.get_source(environment, name)[0])
 

@@ -1,4 +1,4 @@
-"""Pictures for people: the curves of a training, and images before and after."""
+"""Draws the curves of a training run, and sheets of images before and after restoration."""
 
 import dataclasses
 import pathlib
@@ -19,9 +19,13 @@ _CAPTION = 22
 
 @dataclasses.dataclass(frozen=True)
 class Triplet:
-    """One image of an evaluation, kept for a look.
+    """One image of an evaluation, kept for the sheet of examples.
 
-    `degraded`, `restored` and `clean` are uint8 [H, W, 3], `mask` is [H, W, 1] in {0, 1}.
+    Attributes:
+        category, defect_type, id: of the image.
+        degraded, restored, clean: uint8 [H, W, 3].
+        mask: [H, W, 1] in {0, 1}, one on the defect.
+        input_psnr, psnr: of the degraded and the restored image, in dB.
     """
 
     category: str
@@ -36,10 +40,10 @@ class Triplet:
 
 
 class Selection:
-    """Keeps the first images of every category, then picks an even share of each.
+    """Collects the first images of each category and picks the same number of each from them.
 
     Args:
-        limit: how many pictures there will be.
+        limit: the largest number of pictures to pick.
     """
 
     def __init__(self, limit: int) -> None:
@@ -47,22 +51,25 @@ class Selection:
         self._kept: dict[str, list[Triplet]] = {}
 
     def wants(self, category: str) -> bool:
-        """Tells whether one more picture of the category is of use."""
+        """Returns whether another picture of the category is needed."""
         return len(self._kept.get(category, ())) < self._limit
 
     def add(self, picture: Triplet) -> None:
-        """Keeps a picture."""
+        """Adds a picture."""
         self._kept.setdefault(picture.category, []).append(picture)
 
     def merged(self, pictures: Iterable[Triplet]) -> "Selection":
-        """Returns a selection of the same limit from those that several have picked."""
+        """Returns a selection with the same limit from pictures of several selections."""
         selection = Selection(self._limit)
         for picture in pictures:
             selection.add(picture)
         return selection
 
     def pictures(self) -> list[Triplet]:
-        """Returns the pictures: the first of each category, then the second, sorted."""
+        """Returns the picked pictures, sorted by category.
+
+        They are the first picture of each category, then the second of each, up to the limit.
+        """
         by_turn = [
             (turn, category, picture)
             for category, pictures in self._kept.items()
@@ -74,24 +81,32 @@ class Selection:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Turns values in [0, 1] into grey levels, clipped and rounded."""
+    """Converts values, clipped to [0, 1], to uint8 by rounding."""
     return np.round(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def outline(mask: np.ndarray, width: int = 1) -> np.ndarray:
-    """Returns the pixels just outside a mask, bool [H, W], for a mask [H, W, 1] in {0, 1}."""
+    """Returns the pixels just outside a mask.
+
+    Args:
+        mask: [H, W, 1] in {0, 1}.
+        width: width of the outline, in px.
+
+    Returns:
+        Bool [H, W].
+    """
     inside = mask[..., 0] > 0
     return ndimage.binary_dilation(inside, iterations=width) & ~inside
 
 
 def _panel(image: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
-    """Scales an image to the row height; small ones by whole pixels, so that they stay true."""
+    """Scales an image towards the row height; small ones by a whole factor, to stay exact."""
     height = image.shape[0]
     zoom = max(1, _ROW_HEIGHT // height)
     pixels = np.repeat(np.repeat(image, zoom, 0), zoom, 1)
     if mask is not None:
         large = np.repeat(np.repeat(mask, zoom, 0), zoom, 1)
-        # Wide enough to survive the scaling below.
+        # Wide enough to remain visible when scaled down below.
         pixels[outline(large, max(1, height * zoom // _ROW_HEIGHT))] = OUTLINE
     panel = Image.fromarray(pixels)
     if panel.height > _ROW_HEIGHT:
@@ -101,11 +116,11 @@ def _panel(image: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
 
 
 def draw_triplets(pictures: Sequence[Triplet], path: pathlib.Path) -> None:
-    """Draws rows of degraded | restored | clean | clean with the defect outlined.
+    """Writes a sheet with rows of degraded | restored | clean | clean with outlined defect.
 
     Args:
-        pictures: one per row.
-        path: the PNG to write.
+        pictures: the images, one per row.
+        path: the PNG file to write.
     """
     font = ImageFont.load_default(size=14)
     rows = []
@@ -142,11 +157,11 @@ def draw_triplets(pictures: Sequence[Triplet], path: pathlib.Path) -> None:
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-    """Draws loss, PSNR and SSIM of training and validation over the epochs.
+    """Plots loss, PSNR and SSIM of training and validation over the epochs.
 
     Args:
         records: the lines of metrics.jsonl.
-        path: the PNG to write.
+        path: the PNG file to write.
     """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)

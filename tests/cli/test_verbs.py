@@ -178,9 +178,9 @@ def test_without_a_checkout_one_is_asked_for(monkeypatch, capsys, tmp_path, argu
         ((), "no command given; restore-jax --help"),
         (
             ("restor", "a.png"),
-            "restor: no such command (did you mean restore?); there are restore,",
+            "restor: no such command (did you mean restore?); the commands are restore,",
         ),
-        (("photographs",), "photographs: no such command; there are"),
+        (("photographs",), "photographs: no such command; the commands are"),
         (("restore", "-o", "out"), "required: INPUT; see restore-jax restore --help"),
         (("restore", "a.png"), "required: -o/--output; see restore-jax restore --help"),
         (("restore", "a.png", "-o", "out", "--over"), "unrecognized arguments: --over; see"),

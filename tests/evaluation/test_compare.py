@@ -168,7 +168,7 @@ def test_only_images_that_all_runs_have_count():
     assert [one["left_out"] for one in found["runs"]] == [4, 0]
     assert [one["micro"]["count"] for one in found["runs"]] == [12, 12]
     assert list(found["runs"][0]["categories"]) == ["bottle", "cable"]
-    assert "evaluated on 4 images more" in Page(comparison_page.render(found)).text
+    assert "evaluated on 4 more images" in Page(comparison_page.render(found)).text
     alone = dataclasses.replace(B, rows=B.rows[:1])
     delta = difference(compare.compare([A, alone]), "psnr")["macro"]
     assert (delta["images"], delta["low"], delta["verdict"]) == (1, None, "few")
@@ -176,7 +176,7 @@ def test_only_images_that_all_runs_have_count():
 
 def test_a_run_that_was_trained_on_the_images_is_named():
     runs = [A, dataclasses.replace(B, seen_in_training=True)]
-    note = "Trained on some of the images that it was evaluated on: B."
+    note = "Trained on some of the evaluated images: B."
     assert note in Page(comparison_page.render(compare.compare(runs))).text
     assert note not in Page(comparison_page.render(compare.compare([A, B]))).text
 
@@ -414,7 +414,7 @@ def test_marks_stand_where_the_numbers_are(found):
 
 def test_the_numbers_of_the_plots_stand_in_a_table(found):
     content = comparison_page.render(found)
-    table = content[content.index("Differences of B to A</caption>") :]
+    table = content[content.index("Differences of B from A</caption>") :]
     table = table[: table.index("</table>")]
     groups = re.findall(r'<th colspan="(\d)"[^>]*>(.*?)</th>', table)
     assert groups[0] == ("4", "PSNR, dB")

@@ -371,7 +371,7 @@ def test_it_says_what_was_evaluated():
     assert "6 images of sample (val) at 32 × 32 px" in text
     assert "best checkpoint, step 4200, epoch 20" in text
     assert "sca_unet: widths (16, 32)" in text
-    assert "preset kla, nothing changed" in text
+    assert "preset kla, unchanged" in text
     assert "data.degradation.gain not set" in text
     assert "data.root empty" in text
     assert "oracle" not in text.lower()
@@ -384,12 +384,12 @@ def test_it_says_what_was_evaluated():
     )
     text = Page(evaluation_page.render(dataclasses.replace(changed, oracle_mask=True))).text
     assert "at their native size" in text
-    assert "preset mild, but gain (1, 1.5)" in text
-    assert "photographs without defect alone" in text
-    assert "holds images that the model was trained on" in text
+    assert "preset mild, except gain (1, 1.5)" in text
+    assert "defect-free photographs only" in text
+    assert "contains images that the model was trained on" in text
     assert "With oracle mask." in text
     assert (
-        "hold degraded images"
+        "already contain degraded images"
         in Page(evaluation_page.render(make(ROWS, data={"name": "kla"}))).text
     )
 
@@ -437,7 +437,7 @@ def test_it_says_where_the_model_was_trained_on_the_images(name, trained_on, div
     assert ("may do worse on others" in text) == seen
     assert f"Trained on {trained['name']}" in text
     # Whatever the evaluation's own division is.
-    assert ("photographs without defect alone" in text) == (trained_on == "good")
+    assert ("defect-free photographs only" in text) == (trained_on == "good")
 
 
 def test_inventions_on_good_images_are_told_in_grey_levels():

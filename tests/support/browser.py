@@ -13,7 +13,7 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
-# The keys as the protocol names them.
+# Code points of the WebDriver protocol.
 KEYS = {
     "Tab": "\ue004",
     "Enter": "\ue007",
@@ -24,12 +24,12 @@ KEYS = {
 
 
 def missing():
-    """Says which programs have to be installed, or returns ""."""
+    """Returns which programs are not installed, as text; "" if none is missing."""
     absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
-# A proxy of the environment must not see what goes to this machine.
+# Requests to this machine bypass any proxy that the environment sets.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -53,7 +53,7 @@ class Browser:
         return self.request("POST", "/goog/cdp/execute", cmd=command, params=parameters)
 
     def open(self, path, width=1280, height=900, scheme="light", media=""):
-        """Opens a file in a window of that many CSS pixels; a small one is a phone."""
+        """Opens a file in a window of `width` × `height` CSS px; a phone if under 600 wide."""
         self.devtools(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
@@ -63,11 +63,11 @@ class Browser:
         self.request("POST", "/url", url=path.absolute().as_uri())
 
     def run(self, script, *arguments):
-        """Runs the body of a JavaScript function and returns what it returns."""
+        """Runs the body of a JavaScript function and returns its result."""
         return self.request("POST", "/execute/sync", script=script, args=list(arguments))
 
     def press(self, *keys):
-        """Presses keys, by their name in `KEYS` or as characters, one after the other."""
+        """Presses keys one after the other, each a name in `KEYS` or a character."""
         strokes = [
             {"type": kind, "value": KEYS.get(key, key)}
             for key in keys
@@ -77,7 +77,7 @@ class Browser:
         self.request("POST", "/actions", actions=[keyboard])
 
     def drag(self, start, end):
-        """Presses the mouse at a point (x, y) of the window, moves it to another, lets go."""
+        """Drags the mouse from one point (x, y) of the window to another."""
         moves = [
             {"type": "pointerMove", "duration": 0, "x": start[0], "y": start[1]},
             {"type": "pointerDown", "button": 0},
@@ -88,16 +88,16 @@ class Browser:
         self.request("POST", "/actions", actions=[mouse])
 
     def console(self):
-        """Returns the messages of the console since the last call."""
+        """Returns the console messages since the last call."""
         return self.request("POST", "/se/log", type="browser")
 
     def screenshot(self, whole_page=False):
-        """Returns a PNG."""
+        """Returns a screenshot of the window or the whole page, as PNG."""
         taken = self.devtools("Page.captureScreenshot", captureBeyondViewport=whole_page)
         return base64.b64decode(taken["data"])
 
     def pdf(self):
-        """Returns the page as it is printed."""
+        """Returns the printed page, as PDF."""
         return base64.b64decode(
             self.devtools("Page.printToPDF", preferCSSPageSize=True)["data"]
         )
@@ -105,7 +105,7 @@ class Browser:
 
 @contextlib.contextmanager
 def chromium(folder):
-    """Starts a Chromium with a profile of its own in a folder, and ends it."""
+    """Runs a Chromium with its profile in a folder; yields its page."""
     driver = subprocess.Popen(
         ["chromedriver", "--port=0"],
         stdout=subprocess.PIPE,

@@ -1,9 +1,9 @@
-"""A training in a process of its own, to be killed, signalled or given other devices.
+"""Trains in a separate process, which tests can kill, signal or give other devices.
 
 python -m tests.support.child NAME FOLDER [NAME FOLDER …] [--field=value …]
 
-Ends as launch.py does. The phase it is in stands in FOLDER.phase: "step" or "validate". With
---port, --process and --processes it is one of several.
+Exits like launch.py. FOLDER.phase holds its current phase, "step" or "validate". With --port,
+--process and --processes, it is one process of a job.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from restore_jax.parallel import compilation, launcher, processes
 from restore_jax.train import loop
 from tests.support import tiny
 
-# Narrow, so that a step is quick; with BatchNorm, and with a discriminator.
+# Narrow, so that steps are quick. One model has BatchNorm, another a discriminator.
 NARROW = {
     "sca_unet": {"widths": (2, 4)},
     "pexels_unet": {"bottleneck": 32},
@@ -43,7 +43,7 @@ def data(settings, phase=None):
         settings, count=5 * settings.train.batch_size // 2, share=processes.share()
     )
 
-    def told(batches, text):
+    def with_phase(batches, text):
         for batch in batches:
             if phase is not None:
                 phase.write_text(text)
@@ -51,8 +51,8 @@ def data(settings, phase=None):
 
     return dataclasses.replace(
         made,
-        train_batches=lambda step: told(made.train_batches(step), "step"),
-        eval_batches=lambda split: told(made.eval_batches(split), "validate"),
+        train_batches=lambda step: with_phase(made.train_batches(step), "step"),
+        eval_batches=lambda split: with_phase(made.eval_batches(split), "validate"),
     )
 
 
@@ -60,13 +60,13 @@ def main(arguments):
     compilation.use_cache()
     flags = dict(flag.removeprefix("--").split("=") for flag in arguments if flag[:2] == "--")
     port = flags.pop("port", None)
-    among = None
+    job = None
     if port is not None:
         index, count = int(flags.pop("process")), int(flags.pop("processes"))
-        among = launcher.Job(index, count, f"localhost:{port}")
+        job = launcher.Job(index, count, f"localhost:{port}")
         launcher.supervise()
     try:
-        with processes.joined(among):
+        with processes.joined(job):
             run(arguments, flags)
     except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)

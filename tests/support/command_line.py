@@ -1,4 +1,4 @@
-"""The command line of launch.py, read in this process: a Python of its own takes seconds."""
+"""Parses the command line of launch.py in this process, as starting Python takes seconds."""
 
 import contextlib
 import sys
@@ -12,15 +12,15 @@ import launch
 
 @contextlib.contextmanager
 def parsed(*given):
-    """Has the flags as launch.py reads them within, wrong ones told; after it, as before."""
+    """Parses and checks flags like launch.py; restores the previous ones on exit."""
     argv = ["launch.py", *given]
-    # ml_collections looks in sys.argv for the fields.
+    # ml_collections looks for the fields in sys.argv.
     with (
         flagsaver.flagsaver(),
         mock.patch.object(sys, "argv", argv),
         warnings.catch_warnings(),
     ):
-        # ml_collections' own.
+        # Raised by ml_collections itself.
         warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
         launch.parse_flags(argv)
         yield

@@ -1,4 +1,4 @@
-"""Detection metrics computed directly, to compare the incremental ones with."""
+"""Computes detection metrics directly, as a reference for the incremental ones."""
 
 import numpy as np
 from scipy import ndimage
@@ -9,19 +9,19 @@ MAX_FPR = detectability.MAX_FPR
 
 
 def fit(images):
-    """Fits a detector on images rather than on their features."""
+    """Fits a detector on images instead of on their features."""
     return detect.fit_features([detect.features(image) for image in images])
 
 
 def f1_at(threshold, labels, scores):
-    """F1 score of what lies above a threshold, `2 TP / (2 TP + FP + FN)`."""
+    """Returns the F1 score of the scores above a threshold, `2 TP / (2 TP + FP + FN)`."""
     labels, scores = np.asarray(labels) != 0, np.asarray(scores)
     flagged = scores > threshold
     return float(2 * (flagged & labels).sum() / (int(flagged.sum()) + int(labels.sum())))
 
 
 def aupro(maps, masks, max_fpr=MAX_FPR):
-    """Area under the per-region overlap curve, with every score as a threshold."""
+    """Returns the area under the per-region overlap curve, with every score as threshold."""
     scores = np.concatenate([np.ravel(scores) for scores in maps])
     shares, outside = [], []
     for mask in masks:
@@ -38,14 +38,14 @@ def aupro(maps, masks, max_fpr=MAX_FPR):
     overlap, rate = overlap / overlap[-1], rate / rate[-1]
     overlap, rate = np.append(0, overlap), np.append(0, rate)
     end = np.interp(max_fpr, rate, overlap)
-    # At the limit itself the curve may rise: what is reached there does not count.
+    # The curve may jump at the limit itself; values reached there do not count.
     inside = rate < max_fpr
     area = np.trapezoid(np.append(overlap[inside], end), np.append(rate[inside], max_fpr))
     return float(area / max_fpr)
 
 
 def measure(reference, tests):
-    """Fits a detector per category and measures its test images."""
+    """Fits a detector per category and returns its figures on the test images."""
     detectors = {name: fit(reference[name]) for name in tests}
     measured = detectability.Detectability(detectors)
     for name, images in tests.items():

@@ -1,6 +1,7 @@
-"""Random image files of every form, good and bad, with what a reader has to find in them.
+"""Generates random image files, valid and damaged, with the contents expected of a reader.
 
-Written by Pillow, tifffile and a PNG encoder of its own, not by the project's own code.
+The files are written by Pillow, tifffile, imagecodecs and the encoders below, independently of
+the code under test.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ SUFFIX = {
 }  # fmt: skip
 LOSSY = ("JPEG", "AVIF")
 
-# Of each format the forms it is made in: modes of Pillow, and with ";16" or ";f" others.
+# Pixel formats per file format: Pillow modes, with ";16" for 16-bit and ";f" for float samples.
 FORMS = {
     "PNG": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "L;16", "LA;16", "RGB;16", "RGBA;16"),
     "JPEG": ("L", "RGB", "CMYK"),
@@ -37,16 +38,19 @@ FORMS = {
 }  # fmt: skip
 ORIENTED = ("PNG", "JPEG", "TIFF", "WEBP")
 
-# What certainly spoils a file, and what may or may not.
+# Damage that makes a file unreadable, and damage that may or may not.
 FATAL = ("empty", "text", "head", "bomb", "signature")
 DAMAGE = ("cut", "flip", "zeros", "insert")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One file. `good`: True, False, or None where nobody can tell.
+    """One file and its expected contents.
 
-    `pixels` ([H, W] or [H, W, 3]) and `alpha` are upright; None if the file is not good.
+    Attributes:
+        good: whether the file can be read; None if that depends on the damage.
+        pixels: upright, [H, W] or [H, W, 3]; None for a damaged file or a lossy format.
+        alpha: upright, [H, W]; None for a damaged file or one without alpha.
     """
 
     path: object
@@ -64,15 +68,15 @@ class Case:
 
 
 def profile(space):
-    """A profile of a colour space; those of grey and CMYK only by their name."""
+    """Returns an ICC profile: sRGB, for grey and CMYK with only its colour space renamed."""
     made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     made[16:20] = {"RGB": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK"}[space]
-    made[24:36] = b"\0" * 12  # the time of its making
+    made[24:36] = b"\0" * 12  # creation time
     return bytes(made)
 
 
 def generate(folder, count, seed=0, largest=24):
-    """Yields files in a folder, in turn of all formats and forms; two of three are good."""
+    """Yields files in a folder, cycling through `FORMS`; two of three are undamaged."""
     rng = np.random.default_rng(seed)
     forms = itertools.cycle([(name, form) for name in FORMS for form in FORMS[name]])
     for number in range(count):
@@ -93,7 +97,7 @@ def make(path, name, form, rng, largest=24):
         ]
     )
     stored, alpha = draw(rng, mode, has_alpha, height, width, dtype)
-    if name == "GIF" and has_alpha:  # which has one transparent colour
+    if name == "GIF" and has_alpha:  # GIF has one transparent colour
         stored = stored * (alpha > 0)[..., None]
     icc = profile({"P": "RGB", "1": "L"}.get(mode, mode)) if rng.random() < 0.4 else b""
     icc = b"" if name in ("BMP", "GIF", "PNM", "JP2", "AVIF") else icc
@@ -129,7 +133,7 @@ def make(path, name, form, rng, largest=24):
 
 
 def draw(rng, mode, has_alpha, height, width, dtype):
-    """Samples as a file stores them (for "P" RGB of few colours), smooth for JPEG's sake."""
+    """Draws smooth samples as a file stores them (for "P", RGB of few colours), and alpha."""
     channels = {"1": 1, "L": 1, "P": 3, "RGB": 3, "CMYK": 4}[mode]
     y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
     ramp = np.stack([(x * a + y * b) / 2 for a, b in rng.uniform(0, 1, (channels, 2))], -1)
@@ -161,7 +165,7 @@ def to_rgb(stored, mode):
 
 
 def upright(array, orientation):
-    """As Pillow turns images, one array at a time."""
+    """Rotates and flips an array by its EXIF orientation."""
     turns = {
         1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
         5: lambda a: np.rot90(np.fliplr(a), 1), 6: lambda a: np.rot90(a, -1),
@@ -262,7 +266,7 @@ def chunk(name, content):
 
 
 def encode_png(stored, alpha, icc, dpi, exif):
-    """PNG with 16 bits a sample."""
+    """Encodes a PNG with 16 bits per sample."""
     levels = stored if alpha is None else np.dstack([stored, alpha])
     height, width = levels.shape[:2]
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[levels[0, 0].size]
@@ -281,7 +285,7 @@ def encode_png(stored, alpha, icc, dpi, exif):
 
 
 def spoil(encoded, damage, name, rng):
-    """Damages a file, or puts another one in its place."""
+    """Returns the damaged bytes of a file, or other bytes in their place."""
     size = len(encoded)
     where = int(rng.integers(0, size))
     match damage:
@@ -311,7 +315,7 @@ def spoil(encoded, damage, name, rng):
 
 
 def bomb(name):
-    """A small file of a format that claims to be enormous."""
+    """Returns a small file whose header claims enormous dimensions."""
     side = 15000 if name == "AVIF" else 60000
     if name == "PNG":
         head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
@@ -359,7 +363,7 @@ def bomb(name):
     if name == "JPEG":
         place = made.index(b"\xff\xc0") + 5
         made[place : place + 4] = struct.pack(">HH", side, side)
-    else:  # the largest that WebP can claim
+    else:  # the largest size that WebP can declare
         place = made.index(b"VP8L") + 9
         made[place : place + 4] = b"\xff\xff\xff\x0f"
     return bytes(made)

@@ -1,10 +1,9 @@
-"""Kills a training with SIGKILL at random moments until it is done, and compares what it left.
+"""Kills a training run with SIGKILL at random moments until it is done, and checks its results.
 
 python -m tests.support.kills [--kills=20] [--seed=0]
 
-Prints a JSON line for every kill and one at the end; the exit status is 1 where anything
-differs from a training that was never killed. Each run goes on from where it was killed before,
-until it ends; then another one begins.
+Prints a JSON line for every kill and a summary; the exit status is 1 if any result differs from
+that of an uninterrupted run. A killed run is resumed until it ends; then another one starts.
 """
 
 import collections
@@ -36,8 +35,7 @@ def start(folder, **flags):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # Compiled programs are kept between these processes, and for them alone: a kill may cut
-        # one off as it is written.
+        # A compilation cache of their own, since a kill may interrupt a write to it.
         env=os.environ
         | {
             "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
@@ -53,7 +51,7 @@ def wait_for_the_first_step(process, folder):
 
 
 def kill_after(folder, delay, **flags):
-    """Starts or goes on with a training and kills it; what it was at, None if it was done."""
+    """Starts or resumes a run and kills it; returns its phase, or None if it had ended."""
     phase = folder.with_name(f"{folder.name}.phase")
     phase.unlink(missing_ok=True)
     process = start(folder, **flags)
@@ -70,7 +68,7 @@ def kill_after(folder, delay, **flags):
 
 
 def contents(folder, **flags):
-    """What a training leaves: the states and records of two checkpoints, and the lines."""
+    """Returns the results of a run: best and latest checkpoint with records, and metrics."""
     learner = state.make_learner(child.config("sca_unet", **flags))
     sharding = device_mesh.replicated(device_mesh.make_mesh(jax.devices()[:1]))
     template = state.abstract_state(learner, sharding)
@@ -83,7 +81,7 @@ def contents(folder, **flags):
 
 
 def differences(a, b):
-    """Names of what differs in bits between two trainings."""
+    """Returns the names of all results that are not bitwise equal between two runs."""
     found = [] if a["lines"] == b["lines"] else ["metrics.jsonl"]
     for which in ("best", "latest"):
         (one, record), (other, expected) = a[which], b[which]
@@ -98,9 +96,9 @@ def differences(a, b):
 
 
 def kill_and_compare(folder, kills, seed, tell, epochs, every_steps=2):
-    """Kills so often, on as many runs as that takes; returns the differences of each."""
+    """Kills training `kills` times, over as many runs as needed; returns their differences."""
     flags = {"epochs": epochs, "every_steps": every_steps}
-    # Twice: the first one compiles.
+    # Time the second run, as the first one compiles.
     for name in ("compiling", "whole"):
         process = start(folder / name, **flags)
         wait_for_the_first_step(process, folder / name)

@@ -1,7 +1,7 @@
-"""Variables of networks drawn without a compilation, and programs compiled once.
+"""Draws variables of networks without compiling, and compiles each program once.
 
-Called without `jax.jit`, a model compiles every one of its operations by itself, which took
-the suite longer than all else.
+Without `jax.jit`, a model compiles each of its operations separately, which used to take most
+of the time of the suite.
 """
 
 import functools
@@ -17,7 +17,7 @@ def shapes_of(model, *inputs):
 
 
 def variables_of(model, *inputs, seed=0):
-    """Variables drawn with NumPy, none of them zero or one, and no compilation needed."""
+    """Returns random variables drawn with NumPy, without compiling; none is zero or one."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -42,10 +42,10 @@ def _apply(model):
 
 
 def init(model, *inputs, seed=0):
-    """The variables that a training starts with."""
+    """Returns the initial variables of a model."""
     return _init(model)(jax.random.key(seed), *inputs)
 
 
 def apply(model, variables, *inputs, **named_inputs):
-    """What a model or a layer makes of arrays, by a program that is kept for the next call."""
+    """Applies a model or a layer to arrays with a jitted program, cached per model."""
     return _apply(model)(variables, *inputs, **named_inputs)

@@ -1,10 +1,10 @@
-"""An HTML page as tests look at it."""
+"""Parses an HTML page for tests."""
 
 import html.parser
 
 
 class Page(html.parser.HTMLParser):
-    """Collects elements and text, and refuses tags that do not match."""
+    """The elements and text of a page; asserts that its tags match."""
 
     VOID = frozenset(("meta", "link", "img", "input", "wbr"))
 

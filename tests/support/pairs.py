@@ -1,11 +1,11 @@
-"""Files of pairs without TensorFlow, for tests: 16×16 images in NumPy."""
+"""Files of 16×16 image pairs, made with NumPy instead of TensorFlow."""
 
 import numpy as np
 
 from restore_jax.train.on_device import pairs_file
 from tests.support import tiny
 
-# As data/degrade.py has the fields of the preset "kla".
+# The fields of the preset "kla" of data/degrade.py.
 LAW = {
     "blur": ["gaussian"],
     "sigma_x": [10.0, 10.0],
@@ -48,7 +48,7 @@ def split(count, seed, draws=1):
 
 
 def write(path, settings, count=10, held_out=6, law=LAW, symmetries="flips"):
-    """Writes a file that fits a configuration."""
+    """Writes a pairs file that matches a configuration; returns its splits."""
     draws = settings.data.realisations
     splits = {"train": split(count, 0, max(1, draws)), "val": split(held_out, 1)}
     if not draws:

@@ -1,4 +1,4 @@
-"""Small photographs, as arrays and as files, and the way through reading and writing."""
+"""Small photographs as arrays and files, and a round trip through reading and writing."""
 
 import io
 
@@ -21,14 +21,14 @@ def save(path, pixels, **options):
 
 
 def identity(source, target, format=None):
-    """Reads a file, writes it as it is and reads that: (before, after, notes)."""
+    """Reads a file, writes it unchanged and reads the copy; returns (before, after, notes)."""
     like = image_files.read(source)
     notes = image_files.write(target, like.pixels, like, format)
     return like, image_files.read(target), notes
 
 
 def save_png(path, pixels, before=(), after=(), **options):
-    """Saves a PNG file with chunks, each (name, content), before and after its pixels."""
+    """Saves a PNG with extra chunks (name, content) before and after its image data."""
     file = io.BytesIO()
     if pixels.dtype == np.uint16:
         file.write(image_fuzz.encode_png(pixels, None, b"", options.get("dpi"), Image.Exif()))

@@ -1,4 +1,4 @@
-"""How the suite's programs are compiled: steps once, and some as users have them."""
+"""Controls compilation in tests: caches training steps, and optimises as for users."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ _STEPS = {}
 
 @contextlib.contextmanager
 def optimised():
-    """Compiles what is compiled meanwhile as users have it, which conftest.py leaves out."""
+    """Enables the optimisations of XLA that users have and conftest.py disables."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     try:
@@ -23,13 +23,13 @@ def optimised():
 
 @contextlib.contextmanager
 def compiled_once():
-    """Keeps the training step of each configuration for the next run, and draws no curves."""
+    """Caches the compiled training step of each configuration, and plots no curves."""
     compile_step = steps.compile_step
 
     def compiled(settings, learner, loss_fn, mesh):
         settings = settings.copy_and_resolve_references()
-        # A step depends on the length of a run by its learning rate alone, and not where that
-        # is constant.
+        # A step depends on the length of the run only through its learning rate, so not at all
+        # if that is constant.
         if settings.optimizer.schedule != "constant" or settings.optimizer.warmup_epochs:
             return compile_step(settings, learner, loss_fn, mesh)
         for part, field in (

@@ -1,4 +1,4 @@
-"""A table of shipped models with one tiny model in it, to stand in for the real one."""
+"""Replaces the table of shipped models by one of tiny models."""
 
 import hashlib
 
@@ -24,12 +24,12 @@ def variables(seed=0):
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
     rng = np.random.default_rng(seed)
     drawn = jax.tree.map(lambda x: rng.uniform(-0.5, 0.5, x.shape).astype(np.float32), shapes)
-    # A variance is not negative.
+    # Variances are not negative.
     return drawn | {"batch_stats": jax.tree.map(np.abs, drawn["batch_stats"])}
 
 
 def write(path, seed=0, **notes):
-    """Writes a file as shipped ones are."""
+    """Writes a weights file like the shipped ones."""
     return weights_file.save_weights(
         path, variables(seed), ConfigDict(CONFIG), dtype="float16", metadata=notes
     )
@@ -50,7 +50,7 @@ def row(path, **changes):
 
 
 def ship(monkeypatch, folder, *names):
-    """Puts a tiny model of each name in place of those that are shipped, with its file."""
+    """Replaces the shipped models and their files by tiny models of these names."""
     folder.mkdir(exist_ok=True)
     rows = []
     for seed, name in enumerate(names or (NAME,)):

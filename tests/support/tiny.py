@@ -1,4 +1,4 @@
-"""A run so small that tests can train it: 16×16 images in NumPy, a few hundred parameters."""
+"""A run small enough to train in tests: 16×16 NumPy images, a few hundred parameters."""
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def images(count, seed=0, size=16, kind="scratch", section="test"):
 
 
 def batch_rows(pairs, rows, size):
-    """Takes rows, the last one again and again as padding."""
+    """Returns a batch of rows, padded to `size` by repeating the last one."""
     chosen = np.array([*rows, *[rows[-1]] * (size - len(rows))])
     return {name: value[chosen] for name, value in pairs.items()} | {
         "valid": np.arange(size) < len(rows)
@@ -59,10 +59,16 @@ def data(
     good=0,
     share=batches.ALL,
 ):
-    """Data of NumPy arrays; the images of step `spoil_at` hold a NaN.
+    """Returns data made of NumPy arrays.
 
-    With a share, the rows of one of several processes. With `good`, there are so many images
-    without defects to test and as many to refer to.
+    Args:
+        settings: the configuration of the run.
+        count: number of training images.
+        held_out: number of validation images.
+        spoil_at: the step, counted from 1, whose degraded images are NaN; None for no step.
+        image_size: side of the images in px.
+        good: number of defect-free test images, and of reference images.
+        share: the share of the rows that this process reads.
     """
     pairs = {
         "train": images(count, size=image_size),

@@ -1,6 +1,7 @@
 "use strict";
 
-// Tables: a heading's button sorts by its column, then in reverse. "n/a" stays last.
+// Tables: the button in a heading sorts by its column, a second click reverses the order.
+// Rows without a value ("n/a") stay last.
 function sortBy(table, column, direction) {
   const body = table.tBodies[0];
   const key = (row) => row.cells[column].dataset.value;
@@ -55,7 +56,7 @@ if (controls) {
   };
   outlines.addEventListener("change", showOutlines);
   showOutlines();
-  // On a phone the page would be very long.
+  // On a phone, the page would be very long with every category open.
   if (matchMedia("(max-width: 60rem)").matches) {
     for (const one of categories.slice(1)) one.open = false;
   }
@@ -73,7 +74,7 @@ function openTarget() {
 addEventListener("hashchange", openTarget);
 openTarget();
 
-// On paper everything is open.
+// In print, everything is open.
 let closed = [];
 addEventListener("beforeprint", () => {
   closed = Array.from(document.querySelectorAll("details:not([open])"));
