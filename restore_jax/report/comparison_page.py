@@ -145,6 +145,8 @@ def _provenance(comparison: Fields) -> list[tuple[str, str]]:
         line = f"{run['workdir']}: {run['name']}, {found}{oracle}"
         facts.append((f"Run {run['letter']}", pages.breakable(line)))
     if law := comparison["data"]["degradation"]:
-        options = (f"{field} {value}" for field, value in law.items() if value not in (None, ""))
+        options = (
+            f"{field} {value}" for field, value in law.items() if value not in (None, "")
+        )
         facts.append(("Degradation", ", ".join(options)))
     return facts
