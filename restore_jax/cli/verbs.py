@@ -83,7 +83,7 @@ VERBS = {
     "calibrate": _Verb(
         "CONFIG --config.data.root=DIR -o FILE [options]",
         "Fits the law of a camera's noise and blur to its photographs.",
-        (_CONFIG, _OUTPUT._replace(shown="FILE", required=True)),
+        (_CONFIG, _OUTPUT._replace(metavar="FILE", required=True)),
         in_checkout=True,
     ),
     "import": _Verb(
