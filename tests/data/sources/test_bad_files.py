@@ -209,7 +209,7 @@ def test_the_limit_to_the_size_can_be_raised(tmp_path):
         return sum(part[1] for part in parts.values())
 
     with pytest.raises(
-        UsageError, match=r"good/000\.png: .*config.data.max_megapixels=2 takes"
+        UsageError, match=r"good/000\.png: .*config.data.max_megapixels=2 allows"
     ):
         count(1)
     assert count(1, skip_bad=True) == 16

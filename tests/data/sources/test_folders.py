@@ -286,7 +286,7 @@ def test_what_cannot_be_measured(tmp_path):
         ),
         "large.png": (
             raw_png(10_000, 20_001, 8, 0, []),
-            "config.data.max_megapixels=201 takes",
+            "config.data.max_megapixels=201 allows",
         ),
     }
     for name, (data, message) in files.items():
