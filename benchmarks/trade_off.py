@@ -30,6 +30,7 @@ from configs import default
 from data import pipeline
 from restore_jax import load
 from restore_jax.errors import RunError, UsageError
+from restore_jax.evaluation import evaluate
 from restore_jax.metrics import defects, fidelity
 from restore_jax.parallel import compilation, cores
 
@@ -57,8 +58,7 @@ def measure(
     restorer = load(model)
     figures = jax.jit(fidelity.image_metrics)
     rows: dict[float, list[dict[str, Any]]] = {strength: [] for strength in STRENGTHS}
-    parts = ("train", "val") if images == "all" else (images,)
-    for batch in (batch for part in parts for batch in data.eval_batches(part)):
+    for batch in evaluate.images_of(data, images):
         degraded, clean, mask = (batch[name][0] for name in ("degraded", "clean", "mask"))
         change = restorer(degraded) - degraded
         for strength, found in rows.items():

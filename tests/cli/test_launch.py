@@ -10,17 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.command_line import TINY
+
 ROOT = pathlib.Path(__file__).parents[2]
-# The first three are the smallest command that the README shows.
-TINY = (
-    "--config=configs/sca_unet.py:sample",
-    "--config.train.epochs=1",
-    "--config.data.image_size=32",
-    "--config.data.sample_size=48",
-    "--config.data.sample_count=2",
-    "--config.model.widths=(2, 4)",
-    "--config.eval.pictures=2",
-)
 
 
 # With all the optimisation that conftest.py leaves out.

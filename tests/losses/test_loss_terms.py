@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scipy import ndimage
-from skimage.metrics import structural_similarity
 
 from restore_jax.errors import UsageError
 from restore_jax.losses.loss_terms import LOSSES, WITH_PARAMETERS, weighted_sum
+from tests.support import similarity
 
 SIZE = (24, 24)
 # The others are tested with their parameters in tests of their own.
@@ -78,18 +78,7 @@ def defect_error(restored, clean, mask):
 
 
 def one_less_ssim(restored, clean):
-    _, similarity = structural_similarity(
-        restored,
-        clean,
-        win_size=11,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=1.0,
-        channel_axis=-1,
-        full=True,
-    )
-    return 1 - similarity[5:-5, 5:-5].mean()
+    return 1 - similarity.ssim_map(restored, clean).mean()
 
 
 # In float64, one image at a time; each takes the two images and never their difference.

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from skimage.measure import label
-from skimage.metrics import structural_similarity
 from skimage.morphology import dilation
 
 from restore_jax.metrics import defects, fidelity
+from tests.support import similarity
 
 SIDE = 40
 RING = 2  # 3 % of 40 px is a pixel, and two is the least.
@@ -227,18 +227,7 @@ MASKS = {
 
 
 def skimage_ssim(first, second):
-    _, similarity = structural_similarity(
-        first,
-        second,
-        win_size=11,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=1.0,
-        channel_axis=-1,
-        full=True,
-    )
-    return similarity[5:-5, 5:-5].mean()
+    return similarity.ssim_map(first, second).mean()
 
 
 @pytest.mark.parametrize("case", MASKS)

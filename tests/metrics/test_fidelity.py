@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scipy import ndimage
-from skimage.metrics import structural_similarity
 
 from restore_jax.errors import RunError
 from restore_jax.metrics import fidelity
+from tests.support.similarity import ssim_map as skimage_map
 
 SIDE = 24
 RING = 2  # 3 % of 24 px is less than a pixel.
@@ -67,21 +67,6 @@ def masks(count):
         top, left = rng.integers(0, SIDE - 10, 2)
         row[top : top + 10, left : left + rng.integers(6, 10)] = 1
     return mask
-
-
-def skimage_map(restored, clean):
-    _, similarity = structural_similarity(
-        restored.astype(np.float64),
-        clean.astype(np.float64),
-        win_size=11,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=1.0,
-        channel_axis=-1,
-        full=True,
-    )
-    return similarity[5:-5, 5:-5]
 
 
 def decibels(squared_error):

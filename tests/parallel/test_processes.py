@@ -28,6 +28,7 @@ from restore_jax.cli import commands, flags
 from restore_jax.parallel import device_mesh, launcher
 from restore_jax.parallel import processes as hosts
 from tests.support import child, command_line, kills
+from tests.support.command_line import TINY
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Far longer than anything takes; what hangs is ended and fails.
@@ -233,16 +234,6 @@ def test_a_job_that_loses_a_process_ends_and_goes_on_and_a_signal_to_one_stops_a
 
 
 # The command line.
-
-TINY = (
-    "--config=configs/sca_unet.py:sample",
-    "--config.train.epochs=1",
-    "--config.data.image_size=32",
-    "--config.data.sample_size=48",
-    "--config.data.sample_count=2",
-    "--config.model.widths=(2, 4)",
-    "--config.eval.pictures=2",
-)
 
 
 @pytest.mark.slow
