@@ -100,6 +100,9 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.references = 40  # evaluation: clean images per category to fit a detector on
     config.data.augment = "none"  # none, flips, or all8 (with rotations)
     config.data.recolour = False  # also train on photographs in other colours
+    # Measure the digital gain of each channel in the histogram of the degraded photograph, at
+    # its native size, and divide by it before the network.
+    config.data.undo_gain = False
     config.data.skip_bad = False  # skip images that cannot be read, instead of stopping
     config.data.max_megapixels = 200  # larger images are refused, to protect the memory
     config.data.cache_dir = ""  # prepared data; "" = restore_jax/tfds in the user's cache

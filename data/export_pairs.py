@@ -117,11 +117,15 @@ def _split(
         "mask": np.empty((count, side, side, 1), np.uint8),
         "has_mask": np.empty(count, np.uint8),
     }
+    if gains := settings.get("undo_gain", False) and split != "reference":
+        found[batches.GAIN] = np.empty((len(draws) * count, 3), np.float32)
     names = ("id", "category", "defect_type")
     found |= {name: [] for name in names}
     for number, draw in enumerate(draws):
         for i, pair in enumerate(_with_progress(draw, count, f"{settings.name}, {split}")):
             found["degraded"][number * count + i] = pair["degraded"]
+            if gains:
+                found[batches.GAIN][number * count + i] = pair[batches.GAIN]
             if number == 0:
                 for name in ("clean", "mask", "has_mask"):
                     found[name][i] = pair[name]
@@ -148,6 +152,8 @@ def _native_split(
     for name in ("degraded", "clean", "mask"):
         found[name] = np.stack([_central_crop(row[name], side) for row in rows])
     found[batches.CONTEXT] = np.stack([_thumbnail(row["degraded"]) for row in rows])
+    if settings.get("undo_gain", False):
+        found[batches.GAIN] = np.stack([row[batches.GAIN] for row in rows])
     return found
 
 

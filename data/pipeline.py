@@ -21,7 +21,7 @@ from data import degrade, process_rows, recolour, records, resize, vgg16
 from data.sources import images
 from restore_jax import batches
 from restore_jax.batches import ALL, Batch, Data, Share
-from restore_jax.degradation import definition
+from restore_jax.degradation import definition, digital_gain
 from restore_jax.errors import RunError, UsageError
 
 # Seed of the draws for evaluation, independent of the run's seed, so that runs with different
@@ -42,6 +42,7 @@ _PAIR = {
 # Stream of the random recolouring; the streams of the degradation are numbered from 0.
 _RECOLOURS = 100
 _CONTEXT = {"context": tf.TensorSpec([None, None, 3], tf.uint8)}
+_GAIN = {batches.GAIN: tf.TensorSpec([3], tf.float32)}
 
 # Makes a pair from a record and the number of its draw.
 MakePair = Callable[[dict[str, tf.Tensor], tf.Tensor], dict[str, tf.Tensor]]
@@ -189,7 +190,17 @@ def _make_pair(
     else:
         key = degrade.draw_seed(seed, record["id"], realisation)
         degraded = degrade.degrade(clean, law, key)
-    return _resize_pair(record, degraded, clean, mask, settings)
+    pair = _resize_pair(record, degraded, clean, mask, settings)
+    if settings.get("undo_gain", False):
+        pair[batches.GAIN] = _digital_gain(degraded)
+    return pair
+
+
+def _digital_gain(photograph: tf.Tensor) -> tf.Tensor:
+    """Measures the gain of each channel of a photograph at its native size, float32 [3]."""
+    levels = _to_bytes(tf.cast(photograph, tf.float32))
+    gain = tf.numpy_function(digital_gain.of_photograph, [levels], tf.float32, stateful=False)
+    return tf.ensure_shape(gain, [3])
 
 
 def _resize_pair(
@@ -369,6 +380,8 @@ def _train_batches(
     )
 
     prepared_spec = _PAIR if settings.image_size else _PAIR | _CONTEXT
+    if settings.get("undo_gain", False):
+        prepared_spec = prepared_spec | _GAIN
     if crops > 1:
         prepared_spec = {
             name: tf.TensorSpec([crops, *spec.shape], spec.dtype)

@@ -8,6 +8,9 @@ A batch is a dict of NumPy arrays:
   category, defect_type, id: strings [B], which stay on the host.
 Where the images are crops of photographs, there is also
   context: float32 [B, 64, 64, 3] in [0, 1], thumbnails of the whole degraded photographs.
+With `config.data.undo_gain`, there is
+  gain: float32 [B, 3], the digital gain of each channel of the degraded photographs, by which
+    they are divided before a network sees them; 1 where it is unknown.
 """
 
 import dataclasses
@@ -24,6 +27,8 @@ GOOD = "good"
 """The defect type of images without a defect."""
 
 ARRAYS = ("degraded", "clean", "mask", "has_mask", "valid")
+
+GAIN = "gain"
 
 CONTEXT = "context"
 CONTEXT_SIZE = 64

@@ -88,7 +88,7 @@ _FIELDS_BY_KIND = {
         optimizer.clip_norm optimizer.ema_decay adversarial.weight adversarial.learning_rate
         train.mask_dropout
     """,
-    BOOLEAN: "eval.oracle_mask data.recolour data.skip_bad data.resident",
+    BOOLEAN: "eval.oracle_mask data.recolour data.skip_bad data.resident data.undo_gain",
     _STRING_OR_NONE: "data.degradation.quantise",
     _NUMBER_OR_NONE: "data.degradation.clean_share data.degradation.skew",
     _STRINGS_OR_NONE: "data.degradation.blur",
@@ -109,7 +109,7 @@ FIELDS: dict[str, Kind] = {
 # Fields that a run may lack: they apply to some data sets only, or matter in training only.
 _OPTIONAL = {
     "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.recolour",
-    "data.skip_bad", "data.resident", "data.resident_file", "data.crops_per_image",
+    "data.undo_gain",    "data.skip_bad", "data.resident", "data.resident_file", "data.crops_per_image",
     "data.sample_size", "data.sample_count", "data.max_megapixels",
     "data.degradation.clean_share", "data.degradation.skew", "data.degradation.file",
 }  # fmt: skip

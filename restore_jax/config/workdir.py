@@ -46,6 +46,7 @@ _DEFAULTS_OF_OLDER_RUNS = {
     "config.data.resident": False,
     "config.data.crops_per_image": 1,
     "config.data.recolour": False,
+    "config.data.undo_gain": False,
     "config.data.degradation.clean_share": None,
     "config.data.degradation.skew": None,
     "config.data.degradation.file": "",

@@ -77,7 +77,7 @@ def evaluate_batch(
     """
     shown = batch["mask"] if oracle_mask else None
     restored = model.apply(
-        variables, batch["degraded"], mask=shown, **models.context_of(model, batch)
+        variables, models.input_of(batch), mask=shown, **models.context_of(model, batch)
     )
     clean, mask = batch["clean"], batch["mask"]
     measured = fidelity.image_metrics(

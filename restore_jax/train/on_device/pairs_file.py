@@ -31,7 +31,7 @@ import safetensors
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-from restore_jax.batches import CONTEXT, CONTEXT_SIZE
+from restore_jax.batches import CONTEXT, CONTEXT_SIZE, GAIN
 from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 from restore_jax.files import replacing
@@ -94,7 +94,8 @@ def batch_at(split: Split, start: int, batch_size: int) -> dict[str, np.ndarray]
     """
     places = np.arange(start, start + batch_size)
     rows = np.minimum(places, len(split) - 1)
-    images = ("degraded", "clean", "mask", *([CONTEXT] if CONTEXT in split.arrays else []))
+    extra = [name for name in (CONTEXT, GAIN) if name in split.arrays]
+    images = ("degraded", "clean", "mask", *extra)
     return {
         **{name: split.arrays[name][rows] for name in images},
         "has_mask": split.arrays["has_mask"][rows] > 0,
@@ -110,6 +111,8 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
     data = config.data
     fields = (*_FIELDS, *_SAMPLE_FIELDS * (data.name == "sample"))
     settings = {f"config.data.{name}": data[name] for name in fields}
+    if data.get("undo_gain", False):
+        settings["config.data.undo_gain"] = True
     settings |= {
         f"config.data.degradation.{name}": value
         for name, value in law_file.resolved(data.degradation.to_dict()).items()
@@ -252,6 +255,7 @@ def _split(
         "has_mask": (count,),
         "native": (count, 2),
         CONTEXT: (count, CONTEXT_SIZE, CONTEXT_SIZE, 3),
+        GAIN: (realisations * count, 3),
     }
     required = {"degraded", "clean", "mask", "has_mask"}
     if split == "train" and not draws:
@@ -261,7 +265,7 @@ def _split(
     if not required <= found.keys() or len(categories) != count or len(defect_types) != count:
         raise ValueError(f"{split} is incomplete")
     for name, array in found.items():
-        dtype = np.int32 if name == "native" else np.uint8
+        dtype = {"native": np.int32, GAIN: np.float32}.get(name, np.uint8)
         if array.shape != expected[name] or array.dtype != dtype:
             raise ValueError(
                 f"{split}.{name} is {array.dtype} {array.shape}, not "
