@@ -40,6 +40,7 @@ class Flags:
     compare: bool = False
     strength: float | None = None
     self_ensemble: str | None = None
+    undo_gain: bool | None = None
     tile: int | None = None
     shard: str | None = None
     dtype: str | None = None
@@ -130,7 +131,11 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
             print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
     folders.check_output(output)
-    options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
+    options = {
+        "strength": flags.strength,
+        "self_ensemble": flags.self_ensemble,
+        "undo_gain": flags.undo_gain,
+    }
     if flags.workdir:
         model: str | pathlib.Path = _workdir(flags)
     else:

@@ -109,8 +109,8 @@ FIELDS: dict[str, Kind] = {
 # Fields that a run may lack: they apply to some data sets only, or matter in training only.
 _OPTIONAL = {
     "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.recolour",
-    "data.undo_gain",    "data.skip_bad", "data.resident", "data.resident_file", "data.crops_per_image",
-    "data.sample_size", "data.sample_count", "data.max_megapixels",
+    "data.undo_gain", "data.skip_bad", "data.resident", "data.resident_file",
+    "data.crops_per_image", "data.sample_size", "data.sample_count", "data.max_megapixels",
     "data.degradation.clean_share", "data.degradation.skew", "data.degradation.file",
 }  # fmt: skip
 

@@ -1,11 +1,11 @@
 """Finds the digital gain of a photograph from the comb that it leaves in the histogram.
 
-A camera, or whatever follows it, that multiplies whole grey levels k by a factor g and makes
-them whole again maps 0…255 to floor(g·k) or round(g·k). Above 1, some levels are hit by no k and
-stay empty; below 1, some are hit by two and hold about twice as many pixels, and none is higher
-than the image of 255. In a photograph with noise, whose histogram would otherwise be smooth,
-this pattern determines g to a few parts in 100,000, without the clean photograph. Resizing or
-lossy compression erases it. Pure functions of arrays in NumPy.
+A camera, or software after it, that multiplies whole grey levels k by a gain g and quantises
+them again maps 0…255 to floor(g·k) or round(g·k). With a gain above 1, some levels have no k
+and stay empty. Below 1, some have two and hold about twice as many pixels, and no level is
+higher than that of 255. In a photograph with noise, whose histogram would otherwise be smooth,
+this comb determines g to a few parts in 100,000, without the clean photograph. Resizing and
+lossy compression erase it. Pure functions of arrays in NumPy.
 """
 
 import dataclasses
@@ -24,6 +24,8 @@ _REACH = 4
 _SURE = 25.0
 # Differences of the log-likelihood up to this leave gains undecided.
 _UNDECIDED = 8.0
+# Histograms of fewer levels than this have no comb to speak of.
+_FEWEST = 16
 # Gains less certain than this are reported as unknown.
 _WIDEST = 0.01
 
@@ -47,9 +49,13 @@ class DigitalGain:
 
 @functools.cache
 def _combs(quantise: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns every distinct comb: gains at its ends [N + 1], levels per level [N, 256], top [N].
+    """Returns every distinct comb of gains in `_LOWEST`…`_HIGHEST`.
 
-    The comb changes only where g·k crosses a threshold of quantising for some k.
+    The comb changes only where g·k crosses a threshold of the quantisation for some k.
+
+    Returns:
+        The N + 1 gains between which the combs lie; [N, 256], how many k have each level; [N],
+        the level of 255.
     """
     offset = FLOAT_DUST if quantise == "truncate" else 0.5
     k = _LEVELS[1:]
@@ -75,6 +81,8 @@ def estimate(counts: np.ndarray) -> DigitalGain | None:
         The gain; None if no gain explains the histogram, or too many do.
     """
     counts = np.asarray(counts, np.float64)
+    if np.count_nonzero(counts) < _FEWEST:
+        return None
     found = [one for mode in ("truncate", "round") for one in _fits(counts, mode)]
     if not found:
         return None
@@ -121,13 +129,17 @@ def of_photograph(photograph: np.ndarray) -> np.ndarray:
     """Finds the gain of each channel of a photograph; 1 where it is unknown.
 
     Args:
-        photograph: uint8 [H, W, C], as it left the camera: neither resized nor JPEG.
+        photograph: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], whose alpha is ignored. Gains are
+            found in uint8 only.
 
     Returns:
-        float32 [C].
+        float32 [1] or [3].
     """
-    gains = []
-    for channel in np.moveaxis(photograph, -1, 0):
-        found = estimate(np.bincount(channel.ravel(), minlength=256))
-        gains.append(found.value if found else 1.0)
-    return np.array(gains, np.float32)
+    channels = photograph[..., None] if photograph.ndim == 2 else photograph[..., :3]
+    gains = np.ones(channels.shape[-1], np.float32)
+    if photograph.dtype == np.uint8:
+        for number in range(len(gains)):
+            counts = np.bincount(channels[..., number].ravel(), minlength=256)
+            if found := estimate(counts):
+                gains[number] = found.value
+    return gains

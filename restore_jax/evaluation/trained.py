@@ -104,8 +104,10 @@ def find(
     config = weights_file.read_weights(file)[2]
     data = config.get("data") or {}
     trained_on = {field: data.get(field) or "" for field in ("name", "split")}
-    config.data, config.eval = override.data, override.eval
+    config.data, config.eval = _data_for(config, override), override.eval
     check(config.eval)
+    data_config = override.copy_and_resolve_references()
+    data_config.data = config.data
     is_shipped = file.parent == shipped.FOLDER
     return Trained(
         given=str(given),
@@ -113,7 +115,7 @@ def find(
         home=output or pathlib.Path("runs", file.stem),
         which="shipped" if is_shipped else "weights",
         config=config,
-        data_config=override,
+        data_config=data_config,
         trained_on=trained_on,
         file=file,
     )
@@ -196,10 +198,17 @@ def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict
         UsageError: if a field is missing, or `config.eval` is invalid.
     """
     if override is not None:
-        config.data, config.eval = override.data, override.eval
+        config.data, config.eval = _data_for(config, override), override.eval
     schema.require(config, "config.json")
     check(config.eval)
     return config
+
+
+def _data_for(config: ConfigDict, override: ConfigDict) -> ConfigDict:
+    """Returns an override's data section; what a model expects of its input remains its own."""
+    data = override.data.copy_and_resolve_references()
+    data.undo_gain = (config.get("data") or {}).get("undo_gain", False)
+    return data
 
 
 def read_checkpoint(

@@ -93,6 +93,13 @@ class TiledImage:
     """An image to be restored by `restore_jax.inference.tiling`, and its result.
 
     No float32 copy of the whole image is held: rows are converted as they are read and written.
+
+    Args:
+        array: the image, as `Restorer` accepts it.
+        strength: weight of the restoration in the result, the rest being the image itself.
+        context_side: side of the thumbnail in `context`; None for none.
+        white: the white level of integers; None: the highest of their dtype.
+        gain: factors [C] that the colours are divided by before they are restored.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class TiledImage:
         strength: float,
         context_side: int | None = None,
         white: int | None = None,
+        gain: np.ndarray | None = None,
     ) -> None:
         self.height, self.width = array.shape[:2]
         self.result = np.empty_like(array)
@@ -111,6 +119,7 @@ class TiledImage:
         self._pixels, self._results = pixels[..., :3], results[..., :3]
         self._strength = strength
         self._white = np.float32(white or _white(array.dtype))
+        self._gain = gain
         self.context = None if context_side is None else self._thumbnail(context_side)
 
     def _thumbnail(self, side: int) -> np.ndarray:
@@ -128,6 +137,8 @@ class TiledImage:
     def read(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> np.ndarray:
         """Returns the pixels of given rows and columns as RGB, float32 [h, w, 3] in [0, 1]."""
         pixels = self._as_float32(self._pixels[rows][:, columns])
+        if self._gain is not None:
+            pixels = pixels / self._gain
         return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
     def write(self, top: int, rows: np.ndarray) -> None:

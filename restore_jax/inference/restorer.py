@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from restore_jax import batches, models
 from restore_jax.checkpoints import weights_file
+from restore_jax.degradation import digital_gain
 from restore_jax.errors import UsageError
 from restore_jax.inference import ensemble, pixels, sharded, tiling
 
@@ -41,6 +42,7 @@ class Options:
     strength: float = 1.0
     self_ensemble: str = "none"
     white: int | None = None
+    undo_gain: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -68,6 +70,8 @@ class Options:
         if self.self_ensemble not in ensemble.ENSEMBLES:
             known = ", ".join(ensemble.ENSEMBLES)
             raise UsageError(f"self_ensemble: {self.self_ensemble!r} is not one of {known}")
+        if not isinstance(self.undo_gain, bool):
+            raise UsageError(f"undo_gain: {self.undo_gain!r} is not True or False")
 
     @property
     def cut(self) -> tuple[int, int, int]:
@@ -129,6 +133,10 @@ class Restorer:
             those of all flips and rotations by 90° (eight times).
         white: the white level of integer images, such as 4095 for 12 bits in uint16; the result
             keeps that range. None: the highest level of their dtype.
+        undo_gain: divides the channels of uint8 images by their digital gain, as measured in
+            their histograms (see `degradation.digital_gain`), so that their colours become
+            those from before it. It only finds gains in photographs that have neither been
+            resized nor compressed with loss since. None: as in the training.
 
     Attributes:
         model, variables, config: as given; the variables are on the default device.
@@ -175,6 +183,7 @@ class Restorer:
         strength: float = 1.0,
         self_ensemble: str = "none",
         white: int | None = None,
+        undo_gain: bool | None = None,
     ) -> None:
         self.model = model
         self.variables = jax.device_put(dict(variables))
@@ -186,6 +195,7 @@ class Restorer:
             strength,
             self_ensemble,
             white,
+            _undoes_gain(config) if undo_gain is None else undo_gain,
         )
         self._restore = sharded.make_apply(model, self.variables)
         # Kept between calls: if memory ran out for some sizes once, it would again.
@@ -203,7 +213,7 @@ class Restorer:
         Args:
             image: an array as described above, or a list or tuple of them (without batches).
             **options: `tile`, `overlap`, `batch_size`, `strength`, `self_ensemble`,
-                `white`, only for this call.
+                `white`, `undo_gain`, only for this call.
 
         Returns:
             A NumPy array of the same shape and dtype; a list of them for a list or tuple.
@@ -258,9 +268,20 @@ class Restorer:
         if chosen.strength == 0.0:
             return (array.copy() for array, _ in arrays)
         pictures = (
-            pixels.TiledImage(array, chosen.strength, side, white) for array, white in arrays
+            pixels.TiledImage(
+                array,
+                chosen.strength,
+                side,
+                white,
+                digital_gain.of_photograph(array) if chosen.undo_gain else None,
+            )
+            for array, white in arrays
         )
         return (picture.result for picture in tiling.restore(pictures, apply, sizes))
+
+
+def _undoes_gain(config: ConfigDict) -> bool:
+    return (config.get("data") or {}).get("undo_gain", False)
 
 
 def _levels(image: Any, number: int, white: int | None) -> pixels.Levels:
@@ -283,7 +304,7 @@ def load(
         checkpoint: the checkpoint of a workdir: "best" (by validation SSIM), "latest" or a
             step.
         **options: those of `Restorer`: `tile`, `overlap`, `batch_size`, `strength`,
-            `self_ensemble`, `white`.
+            `self_ensemble`, `white`, `undo_gain`.
 
     Returns:
         The model, with its averaged parameters if the training kept an average.

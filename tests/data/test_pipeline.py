@@ -14,6 +14,7 @@ from configs import sca_unet
 from data import pipeline, records
 from data.rendered import sample
 from data.sources import images
+from restore_jax import models
 from restore_jax.errors import RunError, UsageError
 
 FIELDS = {
@@ -606,3 +607,17 @@ def test_the_first_batch_does_not_wait_for_the_whole_set(tmp_path, monkeypatch):
     for batch, same in zip(found, expected, strict=True):
         for name, value in batch.items():
             np.testing.assert_array_equal(value, same[name], name)
+
+
+@pytest.mark.parametrize("realisations", [0, 1])
+def test_a_digital_gain_is_measured_at_native_size(realisations):
+    config = options(sample_size=256, sample_count=2, undo_gain=True, realisations=realisations)
+    config.data.degradation.gain = (1.07, 1.07)
+    data = pipeline.make_data(config)
+    batches = [*itertools.islice(data.train_batches(0), 1), *data.eval_batches("val")]
+    for batch in batches:
+        # The darkest of 65,536 pixels leave the range less narrow.
+        np.testing.assert_allclose(batch["gain"], 1.07, atol=2e-3)
+        assert batch["gain"].shape == (len(batch["id"]), 3)
+        ratio = models.input_of(batch) / np.maximum(batch["degraded"], 1e-6)
+        np.testing.assert_allclose(ratio[batch["degraded"] > 0], 1 / 1.07, rtol=3e-3)
