@@ -205,9 +205,11 @@ def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict
 
 
 def _data_for(config: ConfigDict, override: ConfigDict) -> ConfigDict:
-    """Returns an override's data section; what a model expects of its input remains its own."""
+    """Returns an override's data section, with the gain undone if the model expects that."""
     data = override.data.copy_and_resolve_references()
-    data.undo_gain = (config.get("data") or {}).get("undo_gain", False)
+    data.undo_gain = data.get("undo_gain", False) or (config.get("data") or {}).get(
+        "undo_gain", False
+    )
     return data
 
 

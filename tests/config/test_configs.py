@@ -32,6 +32,7 @@ TOTALS = {
     "cbam_unet": 27_949_319,  # 27,949,124 with the no-op in the place of the second head
     "gain_unet": 854_367,
     "gain_unet_native": 853_575,
+    "measured_gain": 822_332,
     "general": 822_332,
     "pexels_cnn": 83_715,
     "pexels_gan": 1_379_843,
@@ -47,6 +48,7 @@ NARROW = {
     "cbam_unet": {"widths": (2, 4, 8), "skips": (True, False)},
     "gain_unet": {"widths": (4, 6), "blocks": 1},
     "gain_unet_native": {"widths": (4, 6), "blocks": 1},
+    "measured_gain": {"widths": (4, 6), "blocks": 1},
     "general": {"widths": (4, 6), "blocks": 1},
     "pexels_cnn": {"widths": (4, 5)},
     "pexels_gan": {"widths": (2, 4)},

@@ -137,6 +137,13 @@ def as_data(
         UsageError: for flips that the degradation does not allow, or images too small for SSIM.
     """
     definition.check_augmentation(config.data.augment, pairs.symmetries)
+    if not config.data.get("undo_gain", False):
+        pairs = pairs_file.without_gain(pairs)
+    elif batches.GAIN not in pairs.splits["val"].arrays:
+        raise UsageError(
+            f"{pairs.path}: holds no gains, which config.data.undo_gain needs; make the file "
+            "again"
+        )
     train = pairs.splits["train"]
     if train.arrays["clean"].shape[1] < batches.MIN_SIZE:
         raise UsageError(f"{pairs.path}: images too small, SSIM needs {batches.MIN_SIZE} px")

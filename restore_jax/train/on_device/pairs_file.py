@@ -106,6 +106,17 @@ def batch_at(split: Split, start: int, batch_size: int) -> dict[str, np.ndarray]
     }
 
 
+def without_gain(pairs: Pairs) -> Pairs:
+    """Returns pairs without their gains, for networks that take photographs as they are."""
+    splits = {
+        name: dataclasses.replace(
+            split, arrays={key: x for key, x in split.arrays.items() if key != GAIN}
+        )
+        for name, split in pairs.splits.items()
+    }
+    return dataclasses.replace(pairs, splits=splits)
+
+
 def settings_of(config: ConfigDict) -> dict[str, Any]:
     """Returns the fields that determine the pixels, by path, as JSON values."""
     data = config.data
