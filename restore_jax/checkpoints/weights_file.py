@@ -31,7 +31,7 @@ FORMAT = "restore_jax"
 # and refuse version 2 with a clear message.
 VERSIONS = {"1": "float32", "2": "float16"}
 # Optional metadata, which is not needed to read a file.
-NOTES = ("name", "purpose", "training_data", "licence")
+NOTES = ("name", "purpose", "training_data", "licence", "known_range")
 LICENCE_NOTE = "weights trained on MVTec AD: non-commercial (CC BY-NC-SA 4.0)"
 
 # Paths of the machine that wrote the file, which are useless elsewhere.

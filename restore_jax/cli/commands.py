@@ -39,6 +39,7 @@ class Flags:
     side_by_side: bool = False
     compare: bool = False
     strength: float | None = None
+    skip_outside: bool = False
     self_ensemble: str | None = None
     tile: int | None = None
     shard: str | None = None
@@ -112,7 +113,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     """Restores files and folders of images, by default with the default shipped model."""
     from restore_jax import shipped  # noqa: PLC0415
     from restore_jax.image_io import image_paths  # noqa: PLC0415
-    from restore_jax.inference import folders  # noqa: PLC0415
+    from restore_jax.inference import assessment, folders  # noqa: PLC0415
     from restore_jax.inference.restorer import load  # noqa: PLC0415
 
     del make_data
@@ -130,6 +131,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
             print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
     folders.check_output(output)
+    table = assessment.table(flags.input, output, flags.shard)
     options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
     if flags.workdir:
         model: str | pathlib.Path = _workdir(flags)
@@ -152,6 +154,8 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         max_pixels,
         flags.pages or "all",
         flags.white,
+        table,
+        flags.skip_outside,
     )
     print(folders.format_outcome(outcome, output, passed_over))
 
