@@ -124,9 +124,11 @@ def measured_range(restorer: Restorer, root: str, count: int) -> str:
             for number, (_, image) in enumerate(photographs(root, count))
         ]
     )
-    if found is None:
+    by_law = known_range.of_config(data)
+    if found is None or by_law is None:
         raise UsageError(f"--root={root}: too few photographs tell their noise")
-    return found.as_text()
+    # Of photographs that were shrunk, the law tells too little.
+    return (found if data.image_size else found.widened(by_law)).as_text()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

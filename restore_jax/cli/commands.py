@@ -54,13 +54,14 @@ class Flags:
 
 def run_train(flags: Flags, make_data: MakeData) -> None:
     """Trains a run to its end and evaluates its best checkpoint, skipping what is done."""
-    from restore_jax.evaluation import evaluate, results  # noqa: PLC0415
+    from restore_jax.evaluation import evaluate, results, training_range  # noqa: PLC0415
     from restore_jax.parallel import processes  # noqa: PLC0415
     from restore_jax.train import loop  # noqa: PLC0415
 
     config, folder = flags.config, _workdir(flags)
     assert config is not None  # checked with the flags
     loop.train(config, folder, make_data)
+    processes.on_first(lambda: training_range.write(folder, config, make_data))
     found = processes.on_first(lambda: results.read_stored(folder, config, "best"))
     print(
         results.format_report(*found or evaluate.evaluate_checkpoint(folder, "best", make_data))

@@ -192,6 +192,19 @@ class KnownRange:
             if found is not None and (found.interval[1] < low or found.interval[0] > high)
         )
 
+    def widened(self, other: "KnownRange") -> "KnownRange":
+        """These limits, widened to hold those of another range too."""
+
+        def union(one: Range, two: Range) -> Range:
+            return min(one[0], two[0]), max(one[1], two[1])
+
+        return KnownRange(
+            union(self.noise, other.noise),
+            union(self.blur_x, other.blur_x),
+            union(self.blur_y, other.blur_y),
+            max(self.photographs, other.photographs),
+        )
+
     def as_text(self) -> str:
         """One line of JSON, for `read`."""
         return json.dumps(dataclasses.asdict(self))
