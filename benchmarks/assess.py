@@ -19,6 +19,12 @@ with
   known_flagged           how many of these were flagged
   ms                      median time of an assessment
 
+and with --restore, for photographs that are not degraded,
+
+  db, least_db            PSNR of the restored middle (512 px each way) against the photograph,
+                          median and least, of those not flagged
+  below_45_db             how many are below 45 dB
+
 --known_range prints the limits measured on the photographs degraded by the law of the training
 instead, as a weights file holds them (`--metadata=known_range=…`).
 """
@@ -42,8 +48,10 @@ from restore_jax.degradation import definition, known_range
 from restore_jax.degradation.definition import Law
 from restore_jax.errors import RunError, UsageError
 from restore_jax.image_io import image_files, image_paths
+from restore_jax.inference import assessment
 from restore_jax.inference.restorer import Restorer
 
+_MIDDLE = 512
 _SEEDS = {"inside": 1, "clean": 2, "noise": 3, "blur": 4, "known_range": 5}
 
 
@@ -87,16 +95,21 @@ def degraded(image: np.ndarray, law: Law, seed: Sequence[int], size: int) -> np.
     return np.clip(np.round(found.numpy()), 0, 255).astype(np.uint8)
 
 
-def measure(restorer: Restorer, root: str, count: int) -> Iterator[dict[str, Any]]:
+def measure(
+    restorer: Restorer, root: str, count: int, restores: bool = False
+) -> Iterator[dict[str, Any]]:
     """Yields the figures of each law."""
     data = restorer.config.data
     for name, law in laws(definition.law_from_config(data.degradation)).items():
-        found, times = [], []
+        found, times, changes = [], [], []
         for number, (_, image) in enumerate(photographs(root, count)):
             image = degraded(image, law, (_SEEDS[name], number), data.image_size)
             start = time.perf_counter()
             found.append(restorer.assess(image))
             times.append(time.perf_counter() - start)
+            if restores and name == "clean" and found[-1].inside is not False:
+                middle = _middle(image)
+                changes.append(assessment.change_in_db([middle], [restorer(middle)], None))
         known = [one for one in found if any(width is not None for width in one.blur)]
         reasons = [" ".join(one.reasons) for one in found]
         yield {
@@ -108,7 +121,23 @@ def measure(restorer: Restorer, root: str, count: int) -> Iterator[dict[str, Any
             "blur_known": len(known),
             "known_flagged": sum(one.inside is False for one in known),
             "ms": round(1000 * statistics.median(times), 1),
+            **_changes(changes),
         }
+
+
+def _middle(image: np.ndarray) -> np.ndarray:
+    top, left = (max(0, length - _MIDDLE) // 2 for length in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + _MIDDLE, left : left + _MIDDLE])
+
+
+def _changes(decibels: Sequence[float]) -> dict[str, float]:
+    if not decibels:
+        return {}
+    return {
+        "db": round(statistics.median(decibels), 1),
+        "least_db": round(min(decibels), 1),
+        "below_45_db": sum(change < 45 for change in decibels),
+    }
 
 
 def measured_range(restorer: Restorer, root: str, count: int) -> str:
@@ -140,13 +169,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", required=True, help="folder of good photographs")
     parser.add_argument("--count", type=int, default=30, help="number of photographs")
     parser.add_argument("--known_range", action="store_true", help="print measured limits")
+    parser.add_argument("--restore", action="store_true", help="restore good photographs")
     given = parser.parse_args(argv)
     try:
         restorer = load(given.model)
         if given.known_range:
             print(measured_range(restorer, given.root, given.count))
             return
-        for record in measure(restorer, given.root, given.count):
+        for record in measure(restorer, given.root, given.count, given.restore):
             emit({"op": "assess", "model": given.model, **record})
     except (UsageError, RunError, image_files.ImageFileError) as error:
         print(f"error: {error}", file=sys.stderr)
