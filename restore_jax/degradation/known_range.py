@@ -39,6 +39,9 @@ _SHRUNK_NOISE = 0.05
 # So much of the photographs of a training lies within each measured limit.
 _QUANTILE = 0.99
 _FEWEST = 10
+# Other materials than those of the training may look blurrier by this factor.
+_MATERIALS = 1.25
+_ANY_WIDTH = 1000.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +172,8 @@ class KnownRange:
 
     Attributes:
         noise: root mean square over the channels, grey levels.
-        blur_x: standard deviation along x, px.
+        blur_x: standard deviation along x, px. From 0: of a sharp texture in noise, the
+            estimate is too small as often as the photograph is too sharp.
         blur_y: the same along y.
         photographs: how many it was measured on; 0: it follows from the law.
     """
@@ -187,7 +191,7 @@ class KnownRange:
             ("blur along y", "px", measured.blur[1], self.blur_y),
         )
         return tuple(
-            f"{name} of {found.value:.3g} {unit} ({low:.3g} to {high:.3g} in training)"
+            f"{name} of {found.value:.3g} {unit} ({low:.3g} to {high:.3g} are known)"
             for name, unit, found, (low, high) in rows
             if found is not None and (found.interval[1] < low or found.interval[0] > high)
         )
@@ -251,9 +255,12 @@ def of_photographs(found: Sequence[Measured]) -> KnownRange | None:
     noise = [one.overall_noise for one in found]
     if sum(one is not None for one in noise) < _FEWEST:
         return None
-    wide = (0.0, 1e3)
-    blur_x, blur_y = (limits([one.blur[axis] for one in found], wide) for axis in (0, 1))
-    return KnownRange(limits(noise, wide), blur_x, blur_y, len(found))
+    any_width = (0.0, _ANY_WIDTH / _MATERIALS)
+    blur_x, blur_y = (
+        (0.0, round(_MATERIALS * limits([one.blur[axis] for one in found], any_width)[1], 3))
+        for axis in (0, 1)
+    )
+    return KnownRange(limits(noise, any_width), blur_x, blur_y, len(found))
 
 
 def of_config(data: Mapping[str, Any]) -> KnownRange | None:
@@ -280,22 +287,18 @@ def _of_law(law: Law, is_resized: bool) -> KnownRange:
     noise = low * (1 - _NOISE_ERROR), math.hypot(high, _OWN_NOISE) * (1 + _NOISE_ERROR)
     blur_x, blur_y = (_blur_of_law(law, sigma) for sigma in (law.sigma_x, law.sigma_y))
     if is_resized:
-        # By how much is not known, so that noise and blur may have kept any share.
-        return KnownRange((noise[0] * _SHRUNK_NOISE, noise[1]), (0.0, blur_x[1]),
-                          (0.0, blur_y[1]))  # fmt: skip
-    return KnownRange(noise, blur_x, blur_y)
+        # By how much is not known, so that noise may have kept any share.
+        noise = noise[0] * _SHRUNK_NOISE, noise[1]
+    return KnownRange((round(noise[0], 3), round(noise[1], 3)), blur_x, blur_y)
 
 
 def _blur_of_law(law: Law, sigma: Range) -> Range:
     """The widths along an axis, of any kind of blur as the Gaussian of its variance."""
-    # A path along the axis of length l has the variance l² / 12; across it, 0. A disc of
-    # radius r has r² / 4.
+    # A path of length l along the axis has the variance l² / 12, a disc of radius r, r² / 4.
     widths = {
-        "none": (0.0, 0.0),
-        "gaussian": sigma,
-        "motion": (0.0, law.motion_length[1] / math.sqrt(12)),
-        "defocus": (law.defocus_radius[0] / 2, law.defocus_radius[1] / 2),
+        "none": 0.0,
+        "gaussian": sigma[1],
+        "motion": law.motion_length[1] / math.sqrt(12),
+        "defocus": law.defocus_radius[1] / 2,
     }
-    lows, highs = zip(*(widths[kind] for kind in set(law.blur)), strict=True)
-    low = 0.0 if law.clean_share else max(0.0, min(lows) - _OWN_BLUR)
-    return low, max(highs) + _OWN_BLUR
+    return 0.0, max(widths[kind] for kind in law.blur) + _OWN_BLUR

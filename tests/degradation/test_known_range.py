@@ -91,7 +91,7 @@ def test_only_what_lies_outside_with_its_whole_interval_is_a_reason():
 
     sure, unsure = Estimate(22.0, 1.0), Estimate(22.0, 2.0)  # 90 %: ± 1.64 errors
     assert reasons(unsure, Estimate(7.0, 1.3), Estimate(1.0, 0.7)) == ()
-    assert reasons(sure, None, None) == ("noise of 22 grey levels (10 to 20 in training)",)
+    assert reasons(sure, None, None) == ("noise of 22 grey levels (10 to 20 are known)",)
     assert len(reasons(Estimate(5.0, 0.1), Estimate(7.0, 1.0), Estimate(1.0, 0.5))) == 3
 
 
@@ -126,7 +126,6 @@ def test_limits_by_a_law_hold_the_law_and_not_twice_of_it():
     assert not any(is_flagged(noise, 10.0, 2.0) for noise in (45.0, 65.0, 88.0))
     assert is_flagged(160.0, 10.0, 2.0) and is_flagged(2.0, 10.0, 2.0)
     assert is_flagged(65.0, 20.0, 2.0) and is_flagged(65.0, 10.0, 4.0)
-    assert is_flagged(65.0, 1.0, 2.0)
 
 
 def test_a_law_that_leaves_photographs_alone_knows_those_of_little_noise():
@@ -136,18 +135,18 @@ def test_a_law_that_leaves_photographs_alone_knows_those_of_little_noise():
     kinds = of_law(preset="none", blur=("motion", "defocus"), motion_length=(0.0, 24.0),
                    defocus_radius=(4.0, 20.0), noise_sigma=(5.0, 9.0))  # fmt: skip
     # A disc has the variance r² / 4 along an axis, a path l² / 12.
-    assert 10.0 < kinds.blur_x[1] < 13.0 and kinds.blur_x[0] == 0.0
+    assert 10.0 < kinds.blur_x[1] < 13.0
 
 
 def test_photon_noise_counts_at_white():
     assert of_law(preset="none", poisson_peak=(100.0, 200.0)).noise[1] > 255 / np.sqrt(100)
 
 
-def test_a_shrunk_photograph_may_have_lost_noise_and_blur():
+def test_a_shrunk_photograph_may_have_lost_noise():
     small = known_range.of_config(
         {"name": "mvtec_ad", "image_size": 256, "degradation": {"preset": "kla"}}
     )
-    assert small.noise[0] < 45 / 16 and small.blur_x[0] == 0.0
+    assert small.noise[0] < 45 / 16
 
 
 @pytest.mark.parametrize(
@@ -159,11 +158,11 @@ def test_without_a_law_no_limits_are_known(data):
 
 
 def test_limits_are_read_back_and_widened():
-    known = KnownRange((1.0, 2.0), (0.0, 3.0), (0.5, 4.0), 45)
+    known = KnownRange((1.0, 2.0), (0.0, 3.0), (0.0, 4.0), 45)
     assert known_range.read(known.as_text(), "a.safetensors") == known
     other = known_range.of_config({"degradation": {"preset": "kla"}})
     both = known.widened(other)
-    assert both.noise == (1.0, other.noise[1]) and both.blur_y == (0.5, 4.0)
+    assert both.noise == (1.0, other.noise[1]) and both.blur_y == (0.0, 4.0)
     assert both.photographs == 45
 
 
