@@ -40,6 +40,7 @@ class Flags:
     compare: bool = False
     strength: float | None = None
     skip_outside: bool = False
+    skip_assessment: bool = False
     self_ensemble: str | None = None
     tile: int | None = None
     shard: str | None = None
@@ -122,6 +123,8 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     passed_over: collections.Counter[str] = collections.Counter()
     if flags.white is not None and not 1 <= flags.white <= 65535:
         raise UsageError(f"--white={flags.white}: must lie between 1 and 65535")
+    if flags.skip_outside and flags.skip_assessment:
+        raise UsageError("--skip_outside: not with --skip_assessment, which finds none outside")
     max_pixels = folders.pixel_limit(flags.max_megapixels)
     items = folders.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
@@ -157,6 +160,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         flags.white,
         table,
         flags.skip_outside,
+        not flags.skip_assessment,
     )
     print(folders.format_outcome(outcome, output, passed_over))
 

@@ -64,6 +64,8 @@ _FLAGS = tuple(
         ("skip_outside", flags.DEFINE_bool, False,
          "Copy photographs unchanged whose noise or blur the model does not know.",
          _RESTORING),
+        ("skip_assessment", flags.DEFINE_bool, False,
+         "Do not estimate the noise and blur of the photographs.", _RESTORING),
         ("self_ensemble", flags.DEFINE_string, None, "none, flips or all8 [none].",
          _RESTORING),
         ("tile", flags.DEFINE_integer, None, "Side of the tiles, px [as trained].",

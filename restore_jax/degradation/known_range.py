@@ -249,8 +249,11 @@ def of_photographs(found: Sequence[Measured]) -> KnownRange | None:
         ends = np.array([one.interval for one in estimates if one is not None])
         if len(ends) < _FEWEST:
             return default
-        low = np.quantile(ends[:, 1], 1 - _QUANTILE)
-        return round(float(low), 3), round(float(np.quantile(ends[:, 0], _QUANTILE)), 3)
+        # Of photographs that are all alike, the intervals overlap: the lesser end is the low.
+        low, high = sorted(
+            (np.quantile(ends[:, 1], 1 - _QUANTILE), np.quantile(ends[:, 0], _QUANTILE))
+        )
+        return round(float(low), 3), round(float(high), 3)
 
     noise = [one.overall_noise for one in found]
     if sum(one is not None for one in noise) < _FEWEST:

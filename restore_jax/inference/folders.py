@@ -120,6 +120,7 @@ def restore_files(
     white: int | None = None,
     table: assessment.Table | None = None,
     skip_outside: bool = False,
+    assesses: bool = True,
 ) -> Outcome:
     """Restores images and writes each of them atomically.
 
@@ -138,6 +139,7 @@ def restore_files(
             from its highest level, see `pixels.estimated_white`, which is reported.
         table: gets a row for each image; None: no table is written.
         skip_outside: saves images that lie outside of what the model knows unchanged.
+        assesses: compares images with what the model knows.
 
     Returns:
         The numbers of images restored and skipped, and the errors.
@@ -179,13 +181,14 @@ def restore_files(
         photograph = _with_white(photograph, white)
         for plane in photograph.planes:
             pixels.checked(plane, str(item.source), white=photograph.white)
-        with assessing:
-            assessed[item] = restorer.assess(photograph.pixels, photograph.white)
+        if assesses:
+            with assessing:
+                assessed[item] = restorer.assess(photograph.pixels, photograph.white)
         return photograph
 
     def is_left_alone(item: Item) -> bool:
-        found = assessed[item]
-        if found.inside is not False:
+        found = assessed.get(item)
+        if found is None or found.inside is not False:
             return False
         outcome.outside += 1
         done = "copied unchanged" if skip_outside else "restored all the same"

@@ -187,6 +187,14 @@ def test_a_file_left_alone_has_the_format_that_was_asked_for(restorer, folder, t
     assert (output / "b/noisy.png").read_bytes() == (folder / "b/noisy.png").read_bytes()
 
 
+def test_without_an_assessment_nothing_is_outside(restorer, folder, tmp_path):
+    output = tmp_path / "out"
+    outcome, _ = restore(restorer, folder, output, assesses=False)
+    assert (outcome.restored, outcome.outside) == (3, 0)
+    row = rows_of(output / "restore.csv")["noisy.jpg"]
+    assert (row["noise"], row["range"], row["action"]) == ("", "unknown", "restored")
+
+
 def test_a_folder_all_outside_is_copied(restorer, folder, tmp_path):
     outcome, _ = restore(restorer, folder / "b", tmp_path / "out", skip_outside=True)
     assert (outcome.restored, outcome.copied, outcome.failed) == (0, 1, [])
