@@ -23,6 +23,10 @@ _EVERY = 10.0
 # Rows of an image that are compared at once.
 _ROWS = 512
 
+# Of a good photograph: the most noise in grey levels and blur in px, and the PSNR in dB
+# that the output should have to it.
+_GOOD_NOISE, _GOOD_BLUR, _GOOD_CHANGE = 2.0, 1.5, 45.0
+
 RESTORED, COPIED, FAILED = "restored", "copied unchanged", "failed"
 """What was done with a file, in its row."""
 
@@ -51,6 +55,19 @@ class Assessment:
         if not self.noise:
             return None
         return math.sqrt(np.mean([channel.value**2 for channel in self.noise]))
+
+    def doubt(self, change_db: float) -> str:
+        """Says that a good photograph was changed; "" if not, or if it is not known to be good.
+
+        Args:
+            change_db: PSNR of the output against the photograph, dB.
+        """
+        noise, widths = self.overall_noise, [one.value for one in self.blur if one is not None]
+        is_good = noise is not None and noise < _GOOD_NOISE
+        is_good = is_good and bool(widths) and max(widths) < _GOOD_BLUR
+        if not is_good or change_db >= _GOOD_CHANGE:
+            return ""
+        return f"little noise and blur, but changed ({change_db:.1f} dB)"
 
 
 def assess(
@@ -118,6 +135,11 @@ class Row:
     change_db: float | None = None
     error: str = ""
 
+    def _doubts(self) -> tuple[str, ...]:
+        if self.assessment is None or self.change_db is None:
+            return ()
+        return tuple(filter(None, [self.assessment.doubt(self.change_db)]))
+
     def as_columns(self) -> dict[str, str]:
         """The row as texts by column; unknown values are empty."""
         found = self.assessment
@@ -130,7 +152,7 @@ class Row:
             "blur_x": _number(None if blur[0] is None else blur[0].value),
             "blur_y": _number(None if blur[1] is None else blur[1].value),
             "range": {True: "inside", False: "outside", None: "unknown"}[inside],
-            "reason": "" if found is None else "; ".join(found.reasons),
+            "reason": "" if found is None else "; ".join((*found.reasons, *self._doubts())),
             "action": self.action,
             "change_db": _number(self.change_db),
             "error": self.error,

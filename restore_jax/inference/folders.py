@@ -237,6 +237,8 @@ def restore_files(
             add_row(item, assessment.COPIED)
         else:
             outcome.restored += 1
+            if doubt := item in assessed and assessed[item].doubt(written.change_db):
+                report(item, [doubt])
             add_row(item, assessment.RESTORED, change_db=written.change_db)
         bar.update()
 

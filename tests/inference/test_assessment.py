@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from scipy import ndimage
 
 import restore_jax
 from restore_jax import models
@@ -185,6 +186,30 @@ def test_a_file_left_alone_has_the_format_that_was_asked_for(restorer, folder, t
         assert image.format == "PNG"
         np.testing.assert_array_equal(image, Image.open(folder / "noisy.jpg"))
     assert (output / "b/noisy.png").read_bytes() == (folder / "b/noisy.png").read_bytes()
+
+
+def test_a_good_photograph_that_was_changed_is_named(tmp_path, capfd):
+    # An untrained model changes everything; of little noise and no blur, that is suspicious.
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:256, :256]
+    image = np.full((256, 256, 1), 120.0)
+    for _ in range(60):
+        cy, cx, radius = rng.uniform(0, 256), rng.uniform(0, 256), rng.uniform(3, 25)
+        image[(y - cy) ** 2 + (x - cx) ** 2 < radius**2] = rng.uniform(60, 190)
+    image = ndimage.gaussian_filter(image, (0.8, 0.8, 0.0))  # as of a lens
+    noise = rng.standard_normal((256, 256, 3))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, sigma in (("good.png", 0.7), ("noisy.png", 5.0)):
+        Image.fromarray(np.round(image + sigma * noise).astype(np.uint8)).save(folder / name)
+    _, table = restore(make_restorer(), folder, tmp_path / "out")
+    assert "good.png: little noise and blur, but changed (" in capfd.readouterr().err
+    reasons = {row.file: row.as_columns()["reason"] for row in table.rows}
+    assert reasons["good.png"].startswith("little noise") and not reasons["noisy.png"]
+    change = next(row.change_db for row in table.rows if row.file == "good.png")
+    assert change < 45
+    found = table.rows[0].assessment
+    assert found.doubt(44.9) and not found.doubt(45.0)
 
 
 def test_without_an_assessment_nothing_is_outside(restorer, folder, tmp_path):
