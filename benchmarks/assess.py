@@ -23,7 +23,7 @@ and with --restore, for photographs that are not degraded,
 
   db, least_db            PSNR of the restored middle (512 px each way) against the photograph,
                           median and least, of those not flagged
-  below_45_db             how many are below 45 dB
+  below_45_db, named      how many are below 45 dB, and how many of these a line would name
 
 --known_range prints the limits measured on the photographs degraded by the law of the training
 instead, as a weights file holds them (`--metadata=known_range=…`).
@@ -109,7 +109,8 @@ def measure(
             times.append(time.perf_counter() - start)
             if restores and name == "clean" and found[-1].inside is not False:
                 middle = _middle(image)
-                changes.append(assessment.change_in_db([middle], [restorer(middle)], None))
+                change = assessment.change_in_db([middle], [restorer(middle)], None)
+                changes.append((change, bool(found[-1].doubt(change))))
         known = [one for one in found if any(width is not None for width in one.blur)]
         reasons = [" ".join(one.reasons) for one in found]
         yield {
@@ -130,13 +131,15 @@ def _middle(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image[top : top + _MIDDLE, left : left + _MIDDLE])
 
 
-def _changes(decibels: Sequence[float]) -> dict[str, float]:
-    if not decibels:
+def _changes(changes: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    if not changes:
         return {}
+    decibels = [change for change, _ in changes]
     return {
         "db": round(statistics.median(decibels), 1),
         "least_db": round(min(decibels), 1),
         "below_45_db": sum(change < 45 for change in decibels),
+        "named": sum(is_named for _, is_named in changes),
     }
 
 
