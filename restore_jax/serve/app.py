@@ -137,7 +137,7 @@ class _Service:
         worker = self._worker
         found = {
             "ok": not worker.stopped,
-            "version": importlib.metadata.version("restore_jax"),
+            "version": _version(),
             "model": worker.names[0],
             "models": worker.names,
             "queue": worker.waiting,
@@ -280,6 +280,13 @@ class _Service:
             # It may still be restored, and write, until the next batch of tiles.
             future.add_done_callback(lambda _: _remove(source.parent))
             raise
+
+
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("restore_jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return None
 
 
 def _remove(folder: Path) -> None:

@@ -94,13 +94,14 @@ def run(
 
 def _listening(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    if not 0 <= address.port <= 65535:
+        raise UsageError(f"--port={address.port}: must lie between 0 and 65535")
     try:
         return socket.create_server((address.host, address.port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
         raise UsageError(
-            f"--host={address.host} --port={address.port}: cannot be listened at: {reason}; "
-            "--port=0 takes any free port"
+            f"--host={address.host} --port={address.port}: cannot be listened at: "
+            f"{error.strerror}; --port=0 takes any free port"
         ) from error
 
 

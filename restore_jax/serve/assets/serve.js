@@ -6,9 +6,10 @@ const suffixes = limits.suffixes.split(" ");
 const settings = byId("settings");
 
 // Photographs, oldest first: file and name; state "waiting", "restoring", "done" or "failed";
-// the settings they were last sent with; of a result its address, notes, extras and seconds.
+// the settings they were last sent with; of a result its address, notes and extras.
 const photographs = [];
 let selected = null;
+let selectedByUser = false;
 
 // While one is restored, the next is uploaded.
 const MAX_SENT = 2;
@@ -48,7 +49,6 @@ async function send(photograph) {
 
 async function restore(photograph) {
   const before = photograph.settings;
-  const start = performance.now();
   photograph.state = "restoring";
   show(photograph);
   try {
@@ -56,7 +56,6 @@ async function restore(photograph) {
       throw new Error(`the file has more than ${Math.floor(limits.maxBytes / 1e6)} MB`);
     }
     Object.assign(photograph, await send(photograph), { state: "done" });
-    photograph.seconds = (performance.now() - start) / 1000;
   } catch (error) {
     const lost = error instanceof TypeError;
     photograph.state = "failed";
@@ -79,8 +78,9 @@ async function work() {
     restore(next).finally(() => {
       sent -= 1;
       if (photographs.includes(next)) {
-        if (!selected || selected === next) select(next);
         show(next);
+        const better = !selectedByUser && selected?.state === "failed" && next.state === "done";
+        if (!selected || selected === next || better) select(next);
       }
       summarise();
       work();
@@ -94,7 +94,10 @@ function add(files) {
     photograph.item = document.createElement("li");
     photograph.button = document.createElement("button");
     photograph.button.type = "button";
-    photograph.button.addEventListener("click", () => select(photograph));
+    photograph.button.addEventListener("click", () => {
+      selectedByUser = true;
+      select(photograph);
+    });
     for (const part of ["name", "state", "marks"]) {
       const span = document.createElement("span");
       span.className = part;
@@ -112,7 +115,7 @@ function add(files) {
 function show(photograph) {
   const [name, state, marks] = photograph.button.children;
   name.textContent = name.title = photograph.name;
-  const texts = { restoring: "restoring…", done: `${(photograph.seconds ?? 0).toFixed(1)} s` };
+  const texts = { restoring: "restoring…", done: "restored" };
   state.textContent = texts[photograph.state] ?? photograph.state;
   const count = photograph.state === "done" ? photograph.notes.length : 0;
   marks.textContent = count ? `${count} note${count === 1 ? "" : "s"}` : "";
@@ -378,6 +381,7 @@ byId("clear").addEventListener("click", () => {
   for (const photograph of photographs.splice(0)) forget(photograph);
   byId("list").replaceChildren();
   byId("left-out").hidden = true;
+  selectedByUser = false;
   select(null);
   summarise();
 });
