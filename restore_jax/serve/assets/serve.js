@@ -206,6 +206,10 @@ function layOut() {
   frame.setProperty("--width", `${width * scale}px`);
   frame.setProperty("--height", `${height * scale}px`);
   stage.classList.toggle("enlarged", scale > actual);
+  // On whole pixels, where nothing is blended with its neighbour.
+  stage.style.setProperty("--shift", "0px");
+  const top = stage.getBoundingClientRect().top + scrollY;
+  stage.style.setProperty("--shift", `${Math.ceil(top) - top}px`);
   const [spareX, spareY] = [stage.clientWidth - width * scale, stage.clientHeight - height * scale];
   stage.classList.toggle("pannable", spareX < -1 || spareY < -1);
   pan.x = Math.max(Math.min(0, spareX), Math.min(0, pan.x));
