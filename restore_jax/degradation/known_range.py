@@ -83,12 +83,14 @@ def measure(image: np.ndarray, scale: float = 1.0, is_resized: bool = False) -> 
     try:
         noise = estimate.noise(channels)
         found = tuple(_at_mean(noise, channels[..., c], c) for c in range(len(noise.sigma)))
-        weights = 1 / (np.array([channel.value for channel in found]) ** 2 + _ROUNDING)
-        mean = channels @ (weights / weights.sum())
-        blur = (_blur_resized if is_resized else _blur)(mean)
     except ValueError:
         return Measured()
-    return Measured(found, blur)
+    weights = 1 / (np.array([channel.value for channel in found]) ** 2 + _ROUNDING)
+    mean = channels @ (weights / weights.sum())
+    try:
+        return Measured(found, (_blur_resized if is_resized else _blur)(mean))
+    except ValueError:
+        return Measured(found)
 
 
 def _window(image: np.ndarray) -> np.ndarray:
@@ -97,7 +99,7 @@ def _window(image: np.ndarray) -> np.ndarray:
         length = image.shape[axis]
         if length <= _WINDOW:
             continue
-        # Means over 16 px along the axis would be steadier, but read the whole photograph.
+        # A sixteenth of the rows and columns, so that most of the photograph is not read.
         sparse = image[::16, ::16].astype(np.float32)
         profile = np.square(np.diff(sparse, axis=axis)).mean(axis=(1 - axis, 2))
         starts = np.linspace(0, length - _WINDOW, 5).astype(int)

@@ -59,11 +59,13 @@ class Assessment:
     def doubt(self, change_db: float) -> str:
         """Says that a good photograph was changed; "" if not, or if it is not known to be good.
 
+        One that lies outside is named for that already.
+
         Args:
             change_db: PSNR of the output against the photograph, dB.
         """
         noise, widths = self.overall_noise, [one.value for one in self.blur if one is not None]
-        is_good = noise is not None and noise < _GOOD_NOISE
+        is_good = noise is not None and noise < _GOOD_NOISE and self.inside is not False
         is_good = is_good and bool(widths) and max(widths) < _GOOD_BLUR
         if not is_good or change_db >= _GOOD_CHANGE:
             return ""
@@ -135,10 +137,10 @@ class Row:
     change_db: float | None = None
     error: str = ""
 
-    def _doubts(self) -> tuple[str, ...]:
-        if self.assessment is None or self.change_db is None:
-            return ()
-        return tuple(filter(None, [self.assessment.doubt(self.change_db)]))
+    def _reasons(self) -> tuple[str, ...]:
+        found = self.assessment
+        doubt = found.doubt(self.change_db) if found and self.change_db is not None else ""
+        return (*(found.reasons if found else ()), *filter(None, [doubt]))
 
     def as_columns(self) -> dict[str, str]:
         """The row as texts by column; unknown values are empty."""
@@ -152,7 +154,7 @@ class Row:
             "blur_x": _number(None if blur[0] is None else blur[0].value),
             "blur_y": _number(None if blur[1] is None else blur[1].value),
             "range": {True: "inside", False: "outside", None: "unknown"}[inside],
-            "reason": "" if found is None else "; ".join((*found.reasons, *self._doubts())),
+            "reason": "; ".join(self._reasons()),
             "action": self.action,
             "change_db": _number(self.change_db),
             "error": self.error,
