@@ -193,7 +193,7 @@ class KnownRange:
             ("blur along y", "px", measured.blur[1], self.blur_y),
         )
         return tuple(
-            f"{name} of {found.value:.3g} {unit} ({low:.3g} to {high:.3g} are known)"
+            f"{name} of {found.value:.3g} {unit} (known: {low:.3g} to {high:.3g})"
             for name, unit, found, (low, high) in rows
             if found is not None and (found.interval[1] < low or found.interval[0] > high)
         )

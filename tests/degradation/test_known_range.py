@@ -91,7 +91,7 @@ def test_only_what_lies_outside_with_its_whole_interval_is_a_reason():
 
     sure, unsure = Estimate(22.0, 1.0), Estimate(22.0, 2.0)  # 90 %: ± 1.64 errors
     assert reasons(unsure, Estimate(7.0, 1.3), Estimate(1.0, 0.7)) == ()
-    assert reasons(sure, None, None) == ("noise of 22 grey levels (10 to 20 are known)",)
+    assert reasons(sure, None, None) == ("noise of 22 grey levels (known: 10 to 20)",)
     assert len(reasons(Estimate(5.0, 0.1), Estimate(7.0, 1.0), Estimate(1.0, 0.5))) == 3
 
 
