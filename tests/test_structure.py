@@ -24,7 +24,9 @@ ROOMS = {
     "config": {"losses", "models"},
     "report": {"metrics"},
     "checkpoints": {"config", "learner", "models", "parallel"},
-    "inference": {"checkpoints", "config", "degradation", "image_io", "models", "parallel"},
+    "inference": {
+        "checkpoints", "config", "degradation", "image_io", "models", "parallel",
+    },
     "evaluation": {
         "checkpoints", "config", "degradation", "image_io", "learner", "losses", "metrics",
         "models", "parallel", "report",
@@ -33,9 +35,10 @@ ROOMS = {
         "checkpoints", "config", "degradation", "evaluation", "learner", "losses", "metrics",
         "models", "parallel", "report",
     },
+    "serve": {"image_io", "inference", "parallel", "report"},
     "cli": {
         "checkpoints", "degradation", "evaluation", "image_io", "inference", "parallel",
-        "train",
+        "serve", "train",
     },
 }  # fmt: skip
 

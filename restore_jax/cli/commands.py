@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from restore_jax import batches
 
+# A browser shows it at full size, twice.
+_SERVED_MEGAPIXELS = 64
+
 MakeData = Callable[["ConfigDict"], "batches.Data"]
 
 
@@ -39,6 +42,8 @@ class Flags:
     side_by_side: bool = False
     compare: bool = False
     strength: float | None = None
+    skip_outside: bool = False
+    skip_assessment: bool = False
     self_ensemble: str | None = None
     undo_gain: bool | None = None
     tile: int | None = None
@@ -50,17 +55,23 @@ class Flags:
     pages: str | None = None
     white: int | None = None
     weights: str | None = None
+    host: str | None = None
+    port: int | None = None
+    max_megabytes: int | None = None
+    max_queue: int | None = None
+    timeout: int | None = None
 
 
 def run_train(flags: Flags, make_data: MakeData) -> None:
     """Trains a run to its end and evaluates its best checkpoint, skipping what is done."""
-    from restore_jax.evaluation import evaluate, results  # noqa: PLC0415
+    from restore_jax.evaluation import evaluate, results, training_range  # noqa: PLC0415
     from restore_jax.parallel import processes  # noqa: PLC0415
     from restore_jax.train import loop  # noqa: PLC0415
 
     config, folder = flags.config, _workdir(flags)
     assert config is not None  # checked with the flags
     loop.train(config, folder, make_data)
+    processes.on_first(lambda: training_range.write(folder, config, make_data))
     found = processes.on_first(lambda: results.read_stored(folder, config, "best"))
     print(
         results.format_report(*found or evaluate.evaluate_checkpoint(folder, "best", make_data))
@@ -113,7 +124,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     """Restores files and folders of images, by default with the default shipped model."""
     from restore_jax import shipped  # noqa: PLC0415
     from restore_jax.image_io import image_paths  # noqa: PLC0415
-    from restore_jax.inference import folders  # noqa: PLC0415
+    from restore_jax.inference import assessment, folders  # noqa: PLC0415
     from restore_jax.inference.restorer import load  # noqa: PLC0415
 
     del make_data
@@ -121,6 +132,8 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     passed_over: collections.Counter[str] = collections.Counter()
     if flags.white is not None and not 1 <= flags.white <= 65535:
         raise UsageError(f"--white={flags.white}: must lie between 1 and 65535")
+    if flags.skip_outside and flags.skip_assessment:
+        raise UsageError("--skip_outside: not with --skip_assessment, which finds none outside")
     max_pixels = folders.pixel_limit(flags.max_megapixels)
     items = folders.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
@@ -131,6 +144,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
             print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
     folders.check_output(output)
+    table = assessment.table(flags.input, output, flags.shard)
     options = {
         "strength": flags.strength,
         "self_ensemble": flags.self_ensemble,
@@ -157,8 +171,49 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         max_pixels,
         flags.pages or "all",
         flags.white,
+        table,
+        flags.skip_outside,
+        not flags.skip_assessment,
     )
     print(folders.format_outcome(outcome, output, passed_over))
+
+
+def run_serve(flags: Flags, make_data: MakeData | None = None) -> None:
+    """Restores photographs for a page and an HTTP endpoint until it is stopped."""
+    from restore_jax import shipped  # noqa: PLC0415
+    from restore_jax.inference import folders  # noqa: PLC0415
+    from restore_jax.inference.restorer import Restorer, load  # noqa: PLC0415
+
+    try:
+        from restore_jax.serve import app, server  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", *_OURS):
+            raise
+        raise UsageError(
+            f"{package}: not installed, and serve needs it; pip install 'restore_jax[serve]'"
+        ) from error
+
+    del make_data
+    for name in ("max_megabytes", "max_queue", "timeout"):
+        if (value := getattr(flags, name)) is not None and value < 1:
+            raise UsageError(f"--{name}={value}: must be at least 1")
+    names = [str(_workdir(flags))] if flags.workdir else shipped.models_available()
+
+    def load_by_name(name: str) -> Restorer:
+        path = name if flags.workdir else shipped.verified(name).path
+        return load(path, flags.checkpoint or "best")
+
+    server.run(
+        server.Address(flags.host or "127.0.0.1", 8000 if flags.port is None else flags.port),
+        names,
+        load_by_name,
+        folders.pixel_limit(
+            _SERVED_MEGAPIXELS if flags.max_megapixels is None else flags.max_megapixels
+        ),
+        flags.max_queue or 8,
+        app.Limits((flags.max_megabytes or 512) * 1_000_000, flags.timeout or 600),
+    )
 
 
 def run_export(flags: Flags, make_data: MakeData | None = None) -> None:
@@ -221,6 +276,7 @@ COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "export": run_export,
     "import": run_import,
     "calibrate": run_calibrate,
+    "serve": run_serve,
 }
 
 

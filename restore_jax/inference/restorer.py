@@ -1,8 +1,9 @@
 """Restores users' images with a trained model: arrays in, arrays of the same kind out."""
 
+import copy
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ from ml_collections import ConfigDict
 
 from restore_jax import batches, models
 from restore_jax.checkpoints import weights_file
-from restore_jax.degradation import digital_gain
+from restore_jax.degradation import digital_gain, known_range
+from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import UsageError
-from restore_jax.inference import ensemble, pixels, sharded, tiling
+from restore_jax.inference import assessment, ensemble, pixels, sharded, tiling
+from restore_jax.inference.assessment import Assessment
 
 _FALLBACK_TILE = 256
 # Networks that correct the colour of a tile by its global means see too little of a plain
@@ -137,9 +140,12 @@ class Restorer:
             their histograms (see `degradation.digital_gain`), so that their colours become
             those from before it. It only finds gains in photographs that have neither been
             resized nor compressed with loss since. None: as in the training.
+        known: the noise and blur of the photographs of its training, for `assess`. None: the
+            limits that follow from the degradation law of the configuration, if it has one.
 
     Attributes:
         model, variables, config: as given; the variables are on the default device.
+        known: as given, or from the law.
         options: default options of a call.
 
     Raises:
@@ -184,10 +190,12 @@ class Restorer:
         self_ensemble: str = "none",
         white: int | None = None,
         undo_gain: bool | None = None,
+        known: KnownRange | None = None,
     ) -> None:
         self.model = model
         self.variables = jax.device_put(dict(variables))
         self.config = config
+        self.known = known or known_range.of_config(config.get("data") or {})
         self.options = Options(
             _default_tile(model, config) if tile is None else tile,
             overlap,
@@ -200,12 +208,30 @@ class Restorer:
         self._restore = sharded.make_apply(model, self.variables)
         # Kept between calls: if memory ran out for some sizes once, it would again.
         self._sizes: dict[tuple[int, int, int], tiling.Sizes] = {}
+        self._before_batch: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         """Returns the architecture, its number of parameters and the options."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.variables.get("params", {})))
         name = type(self.model).__name__
         return f"Restorer({name}, {count:,} parameters, {self.options})"
+
+    def with_options(
+        self, before_batch: Callable[[], None] | None = None, **options: Any
+    ) -> "Restorer":
+        """Returns a restorer of the same model, and the same compiled programs.
+
+        Args:
+            before_batch: called before each batch of tiles; what it raises ends the call.
+            **options: other defaults, as for a call.
+
+        Raises:
+            UsageError: for an unknown or invalid option.
+        """
+        other = copy.copy(self)
+        other.options = self._chosen(options)
+        other._before_batch = before_batch
+        return other
 
     def __call__(self, image: Any, **options: Any) -> Any:
         """Restores an image, a batch of images, or a list of images.
@@ -236,6 +262,24 @@ class Restorer:
             restored[i] = one
         return restored
 
+    def assess(self, image: Any, white: int | None = None) -> Assessment:
+        """Compares an image with those that the model was trained for.
+
+        Its noise and blur are estimated from the image alone; of a large one, from a window of
+        1024 px each way. A model of a `config.data.image_size` knows images shrunk to it.
+
+        Args:
+            image: an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+            white: its white level; None: as for the restorer.
+
+        Raises:
+            ValueError: for anything else, as for a call.
+        """
+        white = white or self.options.white
+        array = pixels.checked(image, "image", white=white)
+        is_resized = bool((self.config.get("data") or {}).get("image_size"))
+        return assessment.assess(array, white, self.known, is_resized)
+
     def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[np.ndarray]:
         """Restores images in order, with batches that span several images.
 
@@ -252,14 +296,14 @@ class Restorer:
         Raises:
             ValueError, UsageError, RunError: as for a call.
         """
-        _check_names(options)
-        given = {name: value for name, value in options.items() if value is not None}
-        chosen = dataclasses.replace(self.options, **given)
+        chosen = self._chosen(options)
         sizes = self._sizes.setdefault(chosen.cut, tiling.Sizes(*chosen.cut))
         data = self.config.get("data") or {}
         views = ensemble.symmetries(chosen.self_ensemble, data.get("degradation") or {})
 
         def apply(batch: np.ndarray, context: np.ndarray | None) -> np.ndarray | jax.Array:
+            if self._before_batch is not None:
+                self._before_batch()
             return ensemble.mean_over(views, self._restore, batch, context)
 
         side = batches.CONTEXT_SIZE if models.takes_context(self.model) else None
@@ -278,6 +322,11 @@ class Restorer:
             for array, white in arrays
         )
         return (picture.result for picture in tiling.restore(pictures, apply, sizes))
+
+    def _chosen(self, options: Mapping[str, Any]) -> Options:
+        _check_names(options)
+        given = {name: value for name, value in options.items() if value is not None}
+        return dataclasses.replace(self.options, **given)
 
 
 def _undoes_gain(config: ConfigDict) -> bool:
@@ -332,7 +381,9 @@ def load(
     """
     _check_names(options)
     model, variables, config = weights_file.read_model(path, checkpoint)
-    return Restorer(model, variables, config, **options)
+    text = weights_file.read_source_notes(path).get("known_range")
+    known = known_range.read(text, str(path)) if text else None
+    return Restorer(model, variables, config, known=known, **options)
 
 
 def _check_names(options: Mapping[str, Any]) -> None:
