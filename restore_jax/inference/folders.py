@@ -16,9 +16,10 @@ from restore_jax import progress
 from restore_jax.errors import RunError, UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.image_io.image_files import ImageFileError, Photograph
+from restore_jax.image_io.photograph import estimated_white
 from restore_jax.inference import pixels
 from restore_jax.inference.restorer import Restorer
-from restore_jax.parallel import cores, host_memory
+from restore_jax.parallel import cores
 
 # Images are read ahead of the model and written behind it, so that it does not wait for the
 # disk; each way up to this size, so that large photographs do not fill the memory.
@@ -27,9 +28,6 @@ _AHEAD_BYTES = 256 << 20
 # hold a large photograph.
 _MIN_THREADS = 4
 _MAX_READERS, _MAX_WRITERS = 16, 32
-# After this many batches, freed memory is returned to the system, so that the process does not
-# grow with the number of images.
-_BATCHES_PER_TRIM = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +115,9 @@ def restore_files(
         max_pixels: largest number of pixels of an image.
         pages: the pages of TIFF files to restore, "all" (of the series with the most pixels) or
             "first".
-        white: the white level of 16-bit files. None: as stated in the file, or else estimated
-            from its highest level, see `pixels.estimated_white`, which is reported.
+        white: the white level of 16-bit files. None: as stated in the file, or else that of the
+            model's training, or else estimated from the highest level, see
+            `photograph.estimated_white`; both are reported.
         listener: called with each note on an image, and with the error of an image that fails.
             None: they are printed, and so is the progress.
 
@@ -129,6 +128,7 @@ def restore_files(
         RunError: if the model gives values that are not finite, or memory runs out.
     """
     outcome = Outcome()
+    trained = trained_white(restorer)
     todo = [item for item in items if overwrite or not item.target.exists()]
     outcome.skipped = len(items) - len(todo)
     bar = progress.bar(total=len(todo), shown=listener is None)
@@ -156,7 +156,7 @@ def restore_files(
         which = pages if name == "TIFF" else "first"
         photograph = image_files.read(item.source, max_pixels, which)
         # Checked here, so that an image that cannot be restored does not stop the others.
-        photograph = with_white(photograph, white)
+        photograph = with_white(photograph, white, trained)
         for plane in photograph.planes:
             pixels.checked(plane, str(item.source), white=photograph.white)
         return photograph
@@ -165,13 +165,13 @@ def restore_files(
     readers, writers = _threads()
     read: collections.deque[tuple[Item, Photograph]] = collections.deque()
 
-    def arrays(reading: _ReadAhead) -> Iterator[np.ndarray | pixels.Levels]:
+    def arrays(reading: _ReadAhead) -> Iterator[pixels.Levels]:
         for item, photograph in reading.take(fail):
             report(item, photograph.notes)
             read.append((item, photograph))
             for plane in photograph.planes:
-                white = photograph.white
-                yield plane if white is None else pixels.Levels(plane, white)
+                # A picture of both needs the input as well.
+                yield pixels.Levels(plane, photograph.white, in_place=comparisons is None)
 
     writing: collections.deque[tuple[Item, concurrent.futures.Future[tuple[str, ...]], int]]
     writing = collections.deque()
@@ -197,7 +197,7 @@ def restore_files(
         _ReadAhead(todo, readers, batch + readers, read_one) as reading,
     ):
         done: list[np.ndarray] = []
-        for count, plane in enumerate(restorer.restore_many(arrays(reading)), start=1):
+        for plane in restorer.restore_many(arrays(reading)):
             done.append(plane)
             item, photograph = read[0]
             if len(done) < len(photograph.planes):
@@ -210,8 +210,6 @@ def restore_files(
             writing.append((item, future, sum(plane.nbytes for plane in restored)))
             while writing and (writing[0][1].done() or too_many()):
                 finish_one()
-            if count % (_BATCHES_PER_TRIM * batch) == 0:
-                host_memory.give_back()
         while writing:
             finish_one()
     return outcome
@@ -393,12 +391,18 @@ class _ReadAhead:
             self._start_reading()
 
 
-def with_white(photograph: Photograph, white: int | None) -> Photograph:
-    """Sets the white level of a 16-bit photograph, with a note if it was estimated.
+def trained_white(restorer: Restorer) -> int:
+    """Returns the white level of a model's training; 0 if unknown."""
+    return (restorer.config.get("data") or {}).get("white") or 0
+
+
+def with_white(photograph: Photograph, white: int | None, trained: int = 0) -> Photograph:
+    """Sets the white level of a 16-bit photograph, with a note if nothing states it.
 
     Args:
         photograph: the photograph.
         white: as for `restore_files`.
+        trained: the level of the model's training; 0 if unknown.
     """
     stated = photograph.white
     if photograph.pixels.dtype != np.uint16:
@@ -408,12 +412,14 @@ def with_white(photograph: Photograph, white: int | None) -> Photograph:
     highest = max(int(plane.max()) for plane in photograph.planes)
     if stated is not None and highest <= stated:
         return photograph
-    found = pixels.estimated_white(photograph.planes)
+    found = trained if 0 < trained >= highest else estimated_white(highest)
     if found is None:
         return dataclasses.replace(photograph, white=None)
+    why = f"no level is above {highest:,}"
+    if found == trained:
+        why = "the model was trained with it"
     note = (
-        f"no level is above {highest:,}: {found:,} ({found.bit_length()} bits) is assumed to "
-        "be white; --white=65535 uses the whole range"
+        f"{found:,} ({found.bit_length()} bits) is taken for white: {why}; --white sets another"
     )
     return dataclasses.replace(photograph, white=found, notes=(*photograph.notes, note))
 

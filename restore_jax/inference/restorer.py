@@ -252,7 +252,7 @@ class Restorer:
 
         Args:
             images: arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any sizes and dtypes;
-                or `pixels.Levels`, to give each its own white level.
+                or `pixels.Levels`, to give each its own white level or to overwrite it.
             **options: as for a call.
 
         Yields:
@@ -275,9 +275,10 @@ class Restorer:
 
         arrays = (_levels(image, i, chosen.white) for i, image in enumerate(images))
         if chosen.strength == 0.0:
-            return (array.copy() for array, _ in arrays)
+            return (array.copy() for array, *_ in arrays)
         pictures = (
-            pixels.TiledImage(array, chosen.strength, side, white) for array, white in arrays
+            pixels.TiledImage(array, chosen.strength, side, white, in_place)
+            for array, white, in_place in arrays
         )
         return (picture.result for picture in tiling.restore(pictures, apply, sizes))
 
@@ -288,9 +289,12 @@ class Restorer:
 
 
 def _levels(image: Any, number: int, white: int | None) -> pixels.Levels:
+    in_place = False
     if isinstance(image, pixels.Levels):
-        image, white = image
-    return pixels.Levels(pixels.checked(image, f"images[{number}]", white=white), white)
+        image, stated, in_place = image
+        white = white if stated is None else stated
+    array = pixels.checked(image, f"images[{number}]", white=white)
+    return pixels.Levels(array, white, in_place)
 
 
 def load(
