@@ -105,6 +105,9 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.undo_gain = False
     config.data.skip_bad = False  # skip images that cannot be read, instead of stopping
     config.data.max_megapixels = 200  # larger images are refused, to protect the memory
+    # White level of 16-bit images, such as 4095 for 12 bits. 0 = as they state, or found from
+    # all of them; config.json records it.
+    config.data.white = 0
     config.data.cache_dir = ""  # prepared data; "" = restore_jax/tfds in the user's cache
     # Keep all pairs in the memory of each device; draw batches, flips and new noise there.
     config.data.resident = False

@@ -35,6 +35,7 @@ class Realised(NamedTuple):
         law: the fields of the degradation.
         symmetries: the augmentation that the law allows, see `definition.symmetries`.
         draws: number of fixed draws per training photograph; 0: a new draw in every epoch.
+        white: the white level of the 16-bit photographs; 0 if there are none.
         realise: makes the arrays of each split, with lists of "id", "category" and
             "defect_type"; takes as long as one or a few epochs of the pipeline.
     """
@@ -43,6 +44,7 @@ class Realised(NamedTuple):
     law: dict[str, Any]
     symmetries: str
     draws: int
+    white: int
     realise: Callable[[], dict[str, dict[str, Any]]]
 
 
@@ -68,6 +70,7 @@ def load(config: ConfigDict) -> Realised:
         dataclasses.asdict(law),
         definition.symmetries(law),
         config.data.realisations,
+        sources["train"].white,
         functools.partial(_splits, sources, config, law),
     )
 

@@ -104,6 +104,7 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
         eval_batches=eval_batches,
         load_loss_params=functools.partial(vgg16.load_loss_params, config),
         identity=records.identity(sources),
+        white=sources["train"].white,
     )
 
 

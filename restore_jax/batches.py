@@ -78,6 +78,7 @@ class Data:
             (see `losses.loss_terms`); called only in training.
         identity: digests that identify the images of "train" and "val", by what was digested;
             {} where nothing identifies them.
+        white: the white level of the 16-bit photographs; 0 where there are none.
         pairs: the file of pairs that the batches come from, a `pairs_file.Pairs`; None where
             they come from the host's pipeline.
     """
@@ -89,6 +90,7 @@ class Data:
     eval_batches: Callable[[str], Iterator[Batch]]
     load_loss_params: Callable[[], Mapping[str, Any]] = dict
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    white: int = 0
     pairs: Any = None
 
 

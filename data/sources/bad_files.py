@@ -70,6 +70,20 @@ def report_blank(name: str, files: Sequence[str], total: int) -> None:
         )
 
 
+def report_stacks(name: str, files: Sequence[str]) -> None:
+    """Prints of how many files only the first picture is read, if any.
+
+    Args:
+        name: name of the data set.
+        files: each such file and its number of pictures.
+    """
+    if files:
+        print(
+            f"{name}: only the first picture of {len(files)} files with several is read "
+            f"({_first_few(files)}); save the others as files of their own to use them"
+        )
+
+
 def _first_few(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return f"{', '.join(sorted(texts)[:SHOWN])}{more}"

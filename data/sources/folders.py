@@ -46,6 +46,7 @@ def load_pairs(
     split: str = "defects",
     skip_bad: bool = False,
     max_pixels: int = images.MAX_PIXELS,
+    white: int = 0,
 ) -> Loaded:
     """Finds pairs of degraded and clean photographs.
 
@@ -58,6 +59,7 @@ def load_pairs(
         skip_bad: `config.data.skip_bad`: decodes every file and leaves out pairs with an
             unreadable file, after the split.
         max_pixels: maximum number of pixels per file, from `config.data.max_megapixels`.
+        white: `config.data.white`, as for `examples.check`.
 
     Returns:
         For `train` and `val`, the fields of `data.records.Records`. The records have
@@ -84,7 +86,7 @@ def load_pairs(
                 raise UsageError(f"config.data.root={root!r}: there is no {part}/{name}")
         matched = match(below["clean"], below["degraded"], below["mask"], folder, faults)
         found[part] = [_example(folder, part, key, *files) for key, files in matched.items()]
-    return _check_and_split("pairs", folder, found, faults, skip_bad, max_pixels)
+    return _check_and_split("pairs", folder, found, faults, skip_bad, max_pixels, white)
 
 
 def load_clean(
@@ -92,6 +94,7 @@ def load_clean(
     split: str = "defects",
     skip_bad: bool = False,
     max_pixels: int = images.MAX_PIXELS,
+    white: int = 0,
 ) -> Loaded:
     """Finds clean photographs, which the pipeline degrades by the configuration's law.
 
@@ -101,6 +104,7 @@ def load_clean(
         split: `config.data.split`, which must be left at its default.
         skip_bad: as for `load_pairs`.
         max_pixels: as for `load_pairs`.
+        white: as for `load_pairs`.
 
     Returns:
         As `load_pairs`, without `degraded` and with unknown masks.
@@ -127,7 +131,7 @@ def load_clean(
             "not photographs; for BTAD, VisA, MVTec AD 2 and MVTec LOCO with their masks, use "
             "the data set inspection"
         )
-    return _check_and_split("clean", folder, found, faults, skip_bad, max_pixels)
+    return _check_and_split("clean", folder, found, faults, skip_bad, max_pixels, white)
 
 
 def open_root(root: str, wanted: str) -> Path:
@@ -281,10 +285,11 @@ def _check_and_split(
     faults: Faults,
     skip_bad: bool,
     max_pixels: int,
+    white: int,
 ) -> Loaded:
     """Checks the photographs found and splits them, unless their folders do."""
     examples = [example for members in found.values() for example in members]
-    left_out = check(name, examples, root, faults, skip_bad, max_pixels)
+    left_out, white = check(name, examples, root, faults, skip_bad, max_pixels, white)
     if "" in found:
         divided, where = _split_by_hash(found[""]), dict.fromkeys(PARTS, root)
     else:
@@ -301,7 +306,9 @@ def _check_and_split(
                 problem = f"none of the images for {part} can be read"
             raise UsageError(f"config.data.root={str(where[part])!r}: {problem}; add some")
     known = with_known_masks(name, kept, root, max_pixels)
-    return {part: from_files(m, name == "pairs", max_pixels) for part, m in known.items()}
+    return {
+        part: from_files(m, name == "pairs", max_pixels, white) for part, m in known.items()
+    }
 
 
 def _split_by_hash(examples: Iterable[Example]) -> dict[str, list[Example]]:

@@ -1,6 +1,7 @@
 """Fits the degradation law to a user's material: photographs in, a file and a page out."""
 
 import pathlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from restore_jax.degradation import (
 )
 from restore_jax.errors import UsageError
 from restore_jax.image_io import image_files, image_paths
+from restore_jax.image_io.photograph import Refused, to_dtype
 from restore_jax.report import calibration_page
 
 MOST = 10
@@ -68,7 +70,7 @@ def calibrate(config: ConfigDict, output: pathlib.Path, overwrite: bool = False)
     root = _root(config.data.root)
     max_pixels = config.data.get("max_megapixels", 200) * 1_000_000
     read = _read_pairs if config.data.name == "pairs" else _read_alone
-    photographs = read(root, max_pixels)
+    photographs = read(root, max_pixels, config.data.get("white", 0))
     fit = _fit_pairs if config.data.name == "pairs" else _fit_alone
     found = fit(photographs)
     content = {
@@ -114,7 +116,7 @@ def _root(given: str) -> pathlib.Path:
     return root
 
 
-def _read_pairs(root: pathlib.Path, max_pixels: int) -> list[Photographs]:
+def _read_pairs(root: pathlib.Path, max_pixels: int, white: int) -> list[Photographs]:
     """Reads pairs of `root/{degraded,clean}`, or of these in its folders train and val."""
     found: dict[str, tuple[pathlib.Path, pathlib.Path]] = {}
     for folder in (root, root / "train", root / "val"):
@@ -130,9 +132,11 @@ def _read_pairs(root: pathlib.Path, max_pixels: int) -> list[Photographs]:
             found |= {prefix + key: (degraded[key], clean[key]) for key in degraded}
     if not found:
         raise UsageError(f"config.data.root={str(root)!r}: no pairs; there must be {_LAYOUT}")
+    paths = [path for both in found.values() for path in both]
+    white = white or _white("pairs", paths, max_pixels)
     pairs = []
     for name in _spread(list(found)):
-        degraded, clean = (_levels(path, max_pixels) for path in found[name])
+        degraded, clean = (_levels(path, max_pixels, white) for path in found[name])
         if degraded.shape != clean.shape:
             sizes = " and ".join(f"{i.shape[1]}x{i.shape[0]}" for i in (degraded, clean))
             raise UsageError(f"{found[name][0]}: the pair's sizes differ: {sizes} px")
@@ -140,12 +144,13 @@ def _read_pairs(root: pathlib.Path, max_pixels: int) -> list[Photographs]:
     return pairs
 
 
-def _read_alone(root: pathlib.Path, max_pixels: int) -> list[Photographs]:
+def _read_alone(root: pathlib.Path, max_pixels: int, white: int) -> list[Photographs]:
     found = _listed(root)
     if not found:
         raise UsageError(f"config.data.root={str(root)!r}: there are no images; add some")
+    white = white or _white("clean", list(found.values()), max_pixels)
     return [
-        Photographs(name, _levels(found[name], max_pixels), None)
+        Photographs(name, _levels(found[name], max_pixels, white), None)
         for name in _spread(list(found))
     ]
 
@@ -157,7 +162,8 @@ def _listed(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         relative = path.relative_to(folder)
         hidden = any(map(image_paths.is_hidden, relative.parts))
         if not hidden and path.is_file() and image_paths.is_image(path):
-            key = relative.with_suffix("").as_posix()
+            # Of names in another form (macOS), the pair's would differ.
+            key = unicodedata.normalize("NFC", relative.with_suffix("").as_posix())
             if key in found:
                 raise UsageError(f"{path}: of one name with {found[key].name}; leave one out")
             found[key] = path
@@ -169,15 +175,31 @@ def _spread(names: list[str]) -> list[str]:
     return [names[place] for place in places]
 
 
-def _levels(path: pathlib.Path, max_pixels: int) -> np.ndarray:
+def _white(name: str, paths: Sequence[pathlib.Path], max_pixels: int) -> int:
+    """Finds the white level of 16-bit photographs as a training does; 0 if there are none."""
+    try:
+        return image_files.find_white(name, paths, max_pixels)
+    except Refused as error:
+        raise UsageError(
+            f"config.data.white: the 16-bit images have different white levels ({error}); set "
+            "it to that of all of them"
+        ) from error
+
+
+def _levels(path: pathlib.Path, max_pixels: int, white: int) -> np.ndarray:
     """Reads a photograph as whole grey levels 0…255, float32 [H, W, 3]."""
     try:
         photograph = image_files.read(path, max_pixels)
     except image_files.ImageFileError as error:
-        raise UsageError(str(error)) from error
-    pixels = photograph.pixels
-    white = photograph.white or (np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1)
-    levels = np.clip(np.round(pixels.astype(np.float32) * (255 / white)), 0, 255)
+        # The limit has another name here than in restoring.
+        line = str(error).replace("--max_megapixels", "config.data.max_megapixels")
+        raise UsageError(line) from error
+    pixels, level = photograph.pixels, photograph.white
+    if pixels.dtype == np.uint16:
+        level = white
+        if (highest := int(pixels.max())) > white:
+            raise UsageError(f"config.data.white: {white:,}, but {path} reaches {highest:,}")
+    levels = to_dtype(pixels, np.dtype(np.uint8), level).astype(np.float32)
     if min(levels.shape[:2]) < calibration.MIN_SIZE:
         raise UsageError(
             f"{path}: {levels.shape[1]}x{levels.shape[0]} px are too few; there must be "

@@ -19,6 +19,9 @@ from restore_jax.metrics.detectability import Detectability
 from restore_jax.parallel import device_mesh, processes
 from restore_jax.report import evaluation_page, plots
 
+# PSNR that two restorations of one image may differ by, in dB.
+_SAME_DB = 1e-3
+
 
 def evaluate_checkpoint(
     folder: pathlib.Path,
@@ -240,13 +243,23 @@ def _summarise(rows: Sequence[Row], good_rows: Sequence[Row], protocol: str) -> 
     return fidelity.merge(parts)
 
 
+def _same_figures(again: Row, measured: Row) -> bool:
+    """Returns whether an image has the figures that were measured, but for rounding."""
+    return all(
+        np.isclose(again[name], measured[name], rtol=0, atol=_SAME_DB, equal_nan=True)
+        for name in ("input_psnr", "psnr")
+    )
+
+
 def _examples(
     run: Callable[..., list[Row]], images: Iterable[batches.Batch], rows: Sequence[Row]
 ) -> list[evaluation_page.Example]:
     """Restores the best, median and worst image of each category (by PSNR) a second time.
 
     They are known only after all images have been measured, and the images of a large data set
-    do not all fit in memory.
+    do not all fit in memory. All draws are fixed by the image's id, so that the second time
+    gives the same arrays; an image whose figures say otherwise, because its file changed in the
+    meantime, is left out with a line.
     """
     chosen: dict[str, list[str]] = {}
     figures_of = {row["id"]: row for row in rows}
@@ -260,6 +273,9 @@ def _examples(
     def keep(image: Restored) -> None:
         row = figures_of[image.row["id"]]
         if row["id"] not in chosen:
+            return
+        if not _same_figures(image.row, row):
+            print(f"{row['id']}: not shown in the report: it changed after it was measured")
             return
         names = {name: row[name] for name in ("category", "defect_type", "id")}
         # Copied: views would keep the whole batch in memory.

@@ -287,7 +287,7 @@ class Restorer:
 
         Args:
             images: arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any sizes and dtypes;
-                or `pixels.Levels`, to give each its own white level.
+                or `pixels.Levels`, to give each its own white level or to overwrite it.
             **options: as for a call.
 
         Yields:
@@ -310,16 +310,17 @@ class Restorer:
 
         arrays = (_levels(image, i, chosen.white) for i, image in enumerate(images))
         if chosen.strength == 0.0:
-            return (array.copy() for array, _ in arrays)
+            return (array.copy() for array, *_ in arrays)
         pictures = (
             pixels.TiledImage(
                 array,
                 chosen.strength,
                 side,
                 white,
+                in_place,
                 digital_gain.of_photograph(array) if chosen.undo_gain else None,
             )
-            for array, white in arrays
+            for array, white, in_place in arrays
         )
         return (picture.result for picture in tiling.restore(pictures, apply, sizes))
 
@@ -334,9 +335,12 @@ def _undoes_gain(config: ConfigDict) -> bool:
 
 
 def _levels(image: Any, number: int, white: int | None) -> pixels.Levels:
+    in_place = False
     if isinstance(image, pixels.Levels):
-        image, white = image
-    return pixels.Levels(pixels.checked(image, f"images[{number}]", white=white), white)
+        image, stated, in_place = image
+        white = white if stated is None else stated
+    array = pixels.checked(image, f"images[{number}]", white=white)
+    return pixels.Levels(array, white, in_place)
 
 
 def load(

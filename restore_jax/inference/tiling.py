@@ -23,6 +23,7 @@ import numpy as np
 
 from restore_jax.errors import RunError
 from restore_jax.inference.tile_plan import MIN_TILE, plan, reflected
+from restore_jax.parallel import host_memory
 
 Apply = Callable[[np.ndarray, np.ndarray | None], np.ndarray | jax.Array]
 
@@ -32,6 +33,9 @@ Apply = Callable[[np.ndarray, np.ndarray | None], np.ndarray | jax.Array]
 _BATCHES_WAITING = 4
 _MIN_IMAGES_WAITING = 32
 _MAX_PIXELS_WAITING = 2**25
+# After this many batches, freed memory is returned to the system, so that the process does not
+# grow with the number and the size of images.
+_BATCHES_PER_TRIM = 25
 
 
 class Tileable(Protocol):
@@ -205,6 +209,7 @@ def restore(
     source = iter(pictures)
     ended = False
     sent: _SentBatch | None = None
+    batches = 0
     while waiting or not ended:
         while waiting and not waiting[0].remaining:
             yield waiting.popleft().picture
@@ -225,6 +230,9 @@ def restore(
             if not _receive(due, waiting, sizes):
                 sent = None
                 break
+            batches += 1
+            if batches % _BATCHES_PER_TRIM == 0:
+                host_memory.give_back()
 
 
 def _has_room(waiting: collections.deque[ImageInFlight], sizes: Sizes) -> bool:

@@ -96,6 +96,28 @@ def test_figures_are_those_of_the_validation_in_training(trained):
         assert summary["micro"][name] == pytest.approx(last[name], rel=1e-6)
 
 
+def test_an_image_that_changes_after_it_was_measured_is_not_shown(trained, capsys):
+    passes = []
+
+    def made(config):
+        found = data(config)
+
+        def eval_batches(split):
+            passes.extend([split] * (split == "val"))
+            for batch in found.eval_batches(split):
+                again = {"degraded": batch["degraded"] * 0.9} if len(passes) > 1 else {}
+                yield batch | again
+
+        return dataclasses.replace(found, eval_batches=eval_batches)
+
+    _, where = run(trained, "latest", made=made)
+    assert len(passes) == 2
+    assert (
+        "not shown in the report: it changed after it was measured" in capsys.readouterr().out
+    )
+    assert "<article" not in (where / "report.html").read_text()
+
+
 def test_preservation_and_detectability_are_of_the_restored_images(trained):
     summary, _ = run(trained)
     settings = tiny.config()

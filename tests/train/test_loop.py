@@ -67,6 +67,17 @@ def test_a_run_leaves_what_the_layout_promises(finished):
     assert {"mae", "input_psnr", "defect_psnr", "defect_contrast"} <= records[1].keys()
 
 
+def test_the_white_level_found_in_the_images_is_kept(tmp_path):
+    def deep(config):
+        return dataclasses.replace(tiny.data(config), white=config.data.white or 4095)
+
+    run(tiny.config(epochs=1), tmp_path / "run", deep)
+    assert workdir.read_config(tmp_path / "run").data.white == 4095
+    config = tiny.config(epochs=2)
+    run(config, tmp_path / "run", deep)
+    assert config.data.white == 4095
+
+
 def test_training_lowers_the_loss(finished):
     _, folder, _ = finished
     trained = [record["loss"] for record in lines(folder) if record["split"] == "train"]

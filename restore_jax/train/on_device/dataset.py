@@ -25,6 +25,7 @@ class Realised(Protocol):
     law: Mapping[str, Any]
     symmetries: str
     draws: int
+    white: int
     realise: Callable[[], Mapping[str, Mapping[str, Any]]]
 
 
@@ -60,7 +61,13 @@ def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batche
     path = pathlib.Path(named).expanduser() if named else _cached(config, settings)
     if named and path.exists():
         pairs = pairs_file.read(path)
-        if different := pairs_file.difference(pairs.settings, settings):
+        different = pairs_file.difference(pairs.settings, settings)
+        given = config.data.get("white", 0)
+        if given and pairs.white not in (0, given):
+            different = (
+                f"config.data.white is {given}, but the file was made with {pairs.white}"
+            )
+        if different:
             raise UsageError(
                 f"config.data.resident_file={named}: {different}; take the file's settings or "
                 "another file"
@@ -118,6 +125,7 @@ def _kept(path: pathlib.Path, settings: Mapping[str, Any], realised: Realised) -
         law=realised.law,
         symmetries=realised.symmetries,
         draws=realised.draws,
+        white=realised.white,
     )
     print(f"{path}: pairs written; any machine can use a copy as config.data.resident_file")
     return pairs_file.read(path)
@@ -167,6 +175,7 @@ def as_data(
         eval_batches=lambda split: eval_batches(pairs.splits[split], config.eval.batch_size),
         load_loss_params=load_all_loss_params,
         identity={"pixels": _digest(pairs)},
+        white=pairs.white,
         pairs=pairs,
     )
 

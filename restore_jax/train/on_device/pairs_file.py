@@ -69,6 +69,7 @@ class Pairs:
         symmetries: the strongest `config.data.augment` that the degradation allows.
         draws: fixed realisations of each training image; 0 for a new one in every epoch.
         splits: the splits by name.
+        white: the white level of the 16-bit photographs it was made from; 0 if there were none.
     """
 
     path: pathlib.Path
@@ -78,6 +79,7 @@ class Pairs:
     symmetries: str
     draws: int
     splits: Mapping[str, Split]
+    white: int = 0
 
 
 def as_split(found: Mapping[str, Any]) -> Split:
@@ -157,6 +159,7 @@ def write(
     law: Mapping[str, Any],
     symmetries: str,
     draws: int,
+    white: int = 0,
 ) -> None:
     """Writes a pairs file atomically; the arguments are the fields of `Pairs`.
 
@@ -174,7 +177,7 @@ def write(
     }
     about = {
         "settings": settings, "images": images, "law": law, "symmetries": symmetries,
-        "draws": draws, "names": names, "digest": _digest(arrays),
+        "draws": draws, "white": white, "names": names, "digest": _digest(arrays),
     }  # fmt: skip
     metadata = {"format": FORMAT, "version": VERSION, "about": json.dumps(about)}
     try:
@@ -226,6 +229,7 @@ def read(path: pathlib.Path) -> Pairs:
             symmetries=str(about["symmetries"]),
             draws=int(about["draws"]),
             splits=splits,
+            white=int(about.get("white", 0)),
         )
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
