@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs import default
-from data import degrade, pipeline
+from data import batching, degrade, pipeline
 from data.sources import images
 from restore_jax.degradation import digital_gain
 from restore_jax.errors import UsageError
@@ -53,7 +53,7 @@ def measure(root: str, data: str, preset: str, count: int) -> dict[str, object]:
     without = dataclasses.replace(law, gain=(1.0, 1.0))
     rng = np.random.default_rng(0)
     errors, missed, seconds = [], 0, 0.0
-    records = pipeline.as_numpy(sources["train"].dataset)
+    records = batching.as_numpy(sources["train"].dataset)
     for number, record in enumerate(itertools.islice(records, count)):
         clean = images.decode(record["image"], 3)
         degraded = degrade.degrade(clean, without, degrade.draw_seed(0, record["id"], number))

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import pipeline, records, resize
+from data import batching, pairs, pipeline, records, resize
 from data.sources import images
 from data.vgg16 import load_loss_params
 from restore_jax import batches, progress
@@ -93,7 +93,7 @@ def _digest(sources: dict[str, records.Records]) -> str:
     digest = hashlib.sha256()
     for split, source in sorted(sources.items()):
         digest.update(split.encode())
-        for record in pipeline.as_numpy(source.dataset):
+        for record in batching.as_numpy(source.dataset):
             for name in ("id", "image", "mask", "degraded"):
                 if name in record:
                     digest.update(len(record[name]).to_bytes(8, "little") + record[name])
@@ -107,11 +107,12 @@ def _split(
     settings, count, side = config.data, source.count, config.data.image_size
     trained = split == "train" and settings.realisations > 0
     if split == "reference":
-        draws = [pipeline.clean_pairs(source.dataset, settings)]
+        draws = [pairs.clean_pairs(source.dataset, settings)]
     else:
         seed = config.seed if trained else pipeline.EVAL_SEED
+        make_pair = pairs.pair_maker(settings, law)
         draws = [
-            pipeline.realise(source.dataset, settings, law, seed, draw)
+            pairs.realise(source.dataset, make_pair, seed, draw)
             for draw in range(settings.realisations if trained else 1)
         ]
     found: dict[str, Any] = {
@@ -148,8 +149,10 @@ def _native_split(
     if split == "train":
         return native_photographs(split, source, config)
     settings = config.data
-    pairs = pipeline.realise(source.dataset, settings, law, pipeline.EVAL_SEED, 0)
-    rows = list(_with_progress(pairs, source.count, f"{settings.name}, {split}"))
+    realised = pairs.realise(
+        source.dataset, pairs.pair_maker(settings, law), pipeline.EVAL_SEED, 0
+    )
+    rows = list(_with_progress(realised, source.count, f"{settings.name}, {split}"))
     found = _metadata(rows)
     side = crops.validation_side(found.pop("native"))
     for name in ("degraded", "clean", "mask"):
@@ -164,8 +167,8 @@ def native_photographs(
     split: str, source: records.Records, config: ConfigDict
 ) -> dict[str, Any]:
     """Returns the photographs of a split, padded to one size as `pairs_file` describes."""
-    pairs = pipeline.clean_pairs(source.dataset, config.data)
-    rows = list(_with_progress(pairs, source.count, f"{config.data.name}, {split}"))
+    whole_pairs = pairs.clean_pairs(source.dataset, config.data)
+    rows = list(_with_progress(whole_pairs, source.count, f"{config.data.name}, {split}"))
     found = _metadata(rows)
     side = int(found["native"].max())
     for name in ("clean", "mask"):
@@ -198,7 +201,7 @@ def _native_sizes(source: records.Records) -> np.ndarray:
         lambda record: tf.shape(images.decode(record["image"], 3))[:2],
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    return np.stack(list(pipeline.as_numpy(shapes))).astype(np.int32)
+    return np.stack(list(batching.as_numpy(shapes))).astype(np.int32)
 
 
 def _fixed_blur(source: records.Records, settings: ConfigDict, law: definition.Law) -> Arrays:
@@ -210,7 +213,7 @@ def _fixed_blur(source: records.Records, settings: ConfigDict, law: definition.L
     if set(law.blur) != {"gaussian"} or not fixed:
         return {}
     only_blur = definition.Law(law.blur, law.sigma_x, law.sigma_y)
-    blurred = pipeline.realise(source.dataset, settings, only_blur, 0, 0)
+    blurred = pairs.realise(source.dataset, pairs.pair_maker(settings, only_blur), 0, 0)
     rows = _with_progress(blurred, source.count, f"{settings.name}, blurred")
     return {"blurred": np.stack([pair["degraded"] for pair in rows])}
 
@@ -218,5 +221,5 @@ def _fixed_blur(source: records.Records, settings: ConfigDict, law: definition.L
 def _with_progress(dataset: tf.data.Dataset, count: int, name: str) -> Iterator[dict[str, Any]]:
     """Iterates over pairs with a progress bar on stderr."""
     yield from progress.bar(
-        pipeline.as_numpy(dataset), total=count, title=f"{name}: prepared for the device"
+        batching.as_numpy(dataset), total=count, title=f"{name}: prepared for the device"
     )

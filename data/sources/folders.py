@@ -159,10 +159,7 @@ def open_root(root: str, wanted: str) -> Path:
 def list_images(
     folder: Path, root: Path, faults: Faults, masks: list[Path] | None = None
 ) -> dict[str, Path]:
-    """Lists the image files in a folder and its subfolders, by relative path without suffix.
-
-    The keys are in Unicode's composed form (NFC), whatever the file system uses: a folder that
-    was copied from macOS may have the same names in decomposed form.
+    """Lists the image files in a folder and its subfolders, by `name_without_suffix`.
 
     Args:
         folder: the folder to search; links are followed. Hidden files and files without an
@@ -176,7 +173,7 @@ def list_images(
     for path in _files(folder, root, faults, masks) if folder.is_dir() else ():
         if not image_paths.is_image(path):
             continue
-        key = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+        key = image_paths.name_without_suffix(path, folder)
         if not str(path).isprintable():
             faults["of unprintable names"].append(ascii(str(path)))
         elif key in found:

@@ -136,7 +136,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(_one_line(error)) from error
     if CONFIG.value is not None:
-        law_file.take_in(CONFIG.value)
+        law_file.inline(CONFIG.value)
     _check_rest(rest, "python launch.py")
     mode = MODE.value
     for flag, modes in _USES:

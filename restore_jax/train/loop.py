@@ -129,7 +129,7 @@ def train(
             checkpoints that cannot be read; for a full disk.
         signals.Interrupted: after SIGTERM or Ctrl-C.
     """
-    law_file.take_in(config)
+    law_file.inline(config)
     sizes = (config.train.batch_size, config.eval.batch_size)
     mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(*sizes))
     setup.check(config, mesh)

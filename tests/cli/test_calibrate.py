@@ -109,11 +109,11 @@ def damaged(root):
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (emptied, "no pairs; there must be degraded and clean"),
+        (emptied, "no pairs; there must be folders degraded and clean"),
         (made_lone, "a/1 has no partner"),
         (cut, "sizes differ: 160x160 and 150x160 px"),
         (made_flat, "a/0: has the same level everywhere"),
-        (made_small, "160x40 px are too few"),
+        (made_small, "160x40 px is too small"),
         (damaged, "0.png: "),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
