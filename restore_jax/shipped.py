@@ -124,6 +124,19 @@ MODELS: tuple[Shipped, ...] = (
         figures={"psnr": 32.76, "ssim": 0.902, "input_psnr": 22.77, "input_ssim": 0.505},
     ),
     Shipped(
+        name="measured_gain_kla_256",
+        purpose=(
+            "photographs degraded by the kla law and shrunk to 256x256, whose gains were "
+            "measured before"
+        ),
+        config="configs/measured_gain.py",
+        training_data=_MVTEC_PART,
+        licence=_MVTEC_LICENCE,
+        sha256="72ad1fcd63aa710397668802dbfd78f55faff8cc6d3ca89439c7b4d235fe109e",
+        protocol=_SMALL_PROTOCOL,
+        figures={"psnr": 34.16, "ssim": 0.900, "input_psnr": 22.77, "input_ssim": 0.505},
+    ),
+    Shipped(
         name="sca_unet_kla_256",
         purpose="photographs shrunk to 256x256, degraded by the kla law; the reports' model",
         config="configs/sca_unet.py",
