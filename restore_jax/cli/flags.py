@@ -14,9 +14,9 @@ from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 from restore_jax.parallel import launcher
 
-MODES = ("train", "evaluate", "compare", "restore", "export", "import", "calibrate")
+MODES = ("train", "evaluate", "compare", "restore", "export", "import", "calibrate", "trust")
 _SHARED = ("train", "evaluate", "restore")
-_READING = ("evaluate", "compare", "restore", "export")
+_READING = ("evaluate", "compare", "restore", "export", "trust")
 _RESTORING = ("restore",)
 _OF_RUNS = tuple(mode for mode in MODES if mode != "calibrate")
 
@@ -55,7 +55,7 @@ _FLAGS = tuple(
         ("format", flags.DEFINE_string, None,
          "png, jpeg, tiff, bmp, webp, gif, … [as the input].", _RESTORING),
         ("overwrite", flags.DEFINE_bool, False, "Replace existing files.",
-         ("restore", "export", "calibrate")),
+         ("restore", "export", "calibrate", "trust")),
         ("dry_run", flags.DEFINE_bool, False, "Only print what would be done.", _RESTORING),
         ("side_by_side", flags.DEFINE_bool, False,
          "Also save before-and-after comparison images.", _RESTORING),
@@ -71,6 +71,8 @@ _FLAGS = tuple(
         ("pages", _define_pages, None, "all or first, of TIFF stacks [all].", _RESTORING),
         ("max_megapixels", flags.DEFINE_integer, None, "Refuse larger images [200].",
          _RESTORING),
+        ("trust", flags.DEFINE_bool, False,
+         "Also save maps of how wrong each pixel may be.", _RESTORING),
         ("dtype", flags.DEFINE_string, None, "float32 or float16, of .safetensors [float32].",
          ("export",)),
         ("size", flags.DEFINE_string, None, "HxW: fixed size, px, of .onnx or StableHLO [any].",

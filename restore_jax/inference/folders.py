@@ -16,7 +16,7 @@ from restore_jax import progress
 from restore_jax.errors import RunError, UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.image_io.image_files import ImageFileError, Photograph
-from restore_jax.inference import pixels
+from restore_jax.inference import pixels, trust_maps
 from restore_jax.inference.restorer import Restorer
 from restore_jax.parallel import cores, host_memory
 
@@ -99,6 +99,7 @@ def restore_files(
     max_pixels: int = image_files.MAX_PIXELS,
     pages: str = "all",
     white: int | None = None,
+    maps: pathlib.Path | None = None,
 ) -> Outcome:
     """Restores images and writes each of them atomically.
 
@@ -115,6 +116,7 @@ def restore_files(
             "first".
         white: the white level of 16-bit files. None: as stated in the file, or else estimated
             from its highest level, see `pixels.estimated_white`, which is reported.
+        maps: a folder for the trust map of each restoration, see `trust_maps`.
 
     Returns:
         The numbers of images restored and skipped, and the errors.
@@ -185,17 +187,23 @@ def restore_files(
         _ReadAhead(todo, readers, batch + readers, read_one) as reading,
     ):
         done: list[np.ndarray] = []
-        for count, plane in enumerate(restorer.restore_many(arrays(reading)), start=1):
+        bars: list[np.ndarray] = []
+        found = restorer.restore_many(arrays(reading), trust=maps is not None)
+        for count, plane in enumerate(found, start=1):
+            if maps is not None:
+                plane, bar_of_plane = plane
+                bars.append(bar_of_plane)
             done.append(plane)
             item, photograph = read[0]
             if len(done) < len(photograph.planes):
                 continue
             read.popleft()
-            restored, done = done, []
+            restored, half_widths, done, bars = done, bars, [], []
             future = threads.submit(
-                _write, item, restored, photograph, file_format, comparisons
+                _write, item, restored, photograph, file_format, comparisons, maps, half_widths
             )
-            writing.append((item, future, sum(plane.nbytes for plane in restored)))
+            size = sum(array.nbytes for array in (*restored, *half_widths))
+            writing.append((item, future, size))
             while writing and (writing[0][1].done() or too_many()):
                 finish_one()
             if count % (_BATCHES_PER_TRIM * batch) == 0:
@@ -411,6 +419,8 @@ def _write(
     photograph: Photograph,
     file_format: str | None,
     comparisons: pathlib.Path | None,
+    maps: pathlib.Path | None,
+    half_widths: Sequence[np.ndarray],
 ) -> tuple[str, ...]:
     """Writes a restoration; returns notes on what its format could not preserve."""
     notes = image_files.write(item.target, restored, photograph, file_format)
@@ -419,6 +429,8 @@ def _write(
         both = _side_by_side(photograph.pixels, restored[0], photograph.white)
         beside = Photograph(both)
         image_files.write(path, beside.pixels, beside)
+    if maps is not None:
+        trust_maps.write(maps, item.relative, half_widths)
     return notes
 
 

@@ -11,9 +11,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from restore_jax import batches, models
-from restore_jax.checkpoints import weights_file
+from restore_jax.checkpoints import trust_file, weights_file
 from restore_jax.errors import UsageError
 from restore_jax.inference import ensemble, pixels, sharded, tiling
+from restore_jax.trust.network import Trust, WithErrorBar
 
 _FALLBACK_TILE = 256
 # Networks that correct the colour of a tile by its global means see too little of a plain
@@ -41,6 +42,7 @@ class Options:
     strength: float = 1.0
     self_ensemble: str = "none"
     white: int | None = None
+    trust: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -129,9 +131,13 @@ class Restorer:
             those of all flips and rotations by 90° (eight times).
         white: the white level of integer images, such as 4095 for 12 bits in uint16; the result
             keeps that range. None: the highest level of their dtype.
+        trust: whether each result is a pair: the restored image, and the half-width of the
+            interval around each of its pixels that holds the true value with 90 %, float32
+            [H, W], where 1 is white (see docs/trust.md).
+        trust_map: the trained error bar that `trust` needs, as `load` finds it.
 
     Attributes:
-        model, variables, config: as given; the variables are on the default device.
+        model, variables, config, trust_map: as given; the variables are on the default device.
         options: default options of a call.
 
     Raises:
@@ -175,6 +181,8 @@ class Restorer:
         strength: float = 1.0,
         self_ensemble: str = "none",
         white: int | None = None,
+        trust: bool = False,
+        trust_map: Trust | None = None,
     ) -> None:
         self.model = model
         self.variables = jax.device_put(dict(variables))
@@ -186,8 +194,14 @@ class Restorer:
             strength,
             self_ensemble,
             white,
+            trust,
         )
+        self.trust_map = trust_map
         self._restore = sharded.make_apply(model, self.variables)
+        if trust_map is not None:
+            bar = WithErrorBar(trust_map.model)
+            self._add_bar = sharded.make_apply(bar, bar.wrapped(trust_map.variables))
+        self._check_trust(self.options)
         # Kept between calls: if memory ran out for some sizes once, it would again.
         self._sizes: dict[tuple[int, int, int], tiling.Sizes] = {}
 
@@ -203,10 +217,11 @@ class Restorer:
         Args:
             image: an array as described above, or a list or tuple of them (without batches).
             **options: `tile`, `overlap`, `batch_size`, `strength`, `self_ensemble`,
-                `white`, only for this call.
+                `white`, `trust`, only for this call.
 
         Returns:
-            A NumPy array of the same shape and dtype; a list of them for a list or tuple.
+            A NumPy array of the same shape and dtype; a list of them for a list or tuple. With
+            `trust`, the pair of it and the half-widths; for a batch these are [B, H, W].
 
         Raises:
             ValueError: for anything else: a wrong number of axes or channels, another dtype,
@@ -221,12 +236,12 @@ class Restorer:
         array = pixels.checked(image, "image", batch=True, white=white)
         if array.ndim < 4:
             return next(self.restore_many([array], **options))
-        restored = np.empty_like(array)
-        for i, one in enumerate(self.restore_many(array, **options)):
-            restored[i] = one
-        return restored
+        found = list(self.restore_many(array, **options))
+        if isinstance(found[0], tuple):
+            return tuple(map(np.stack, zip(*found, strict=True)))
+        return np.stack(found)
 
-    def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[np.ndarray]:
+    def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[Any]:
         """Restores images in order, with batches that span several images.
 
         Images are taken only as needed to fill a batch, so that the first results come early.
@@ -237,7 +252,8 @@ class Restorer:
             **options: as for a call.
 
         Yields:
-            For each image, in order, an array of its shape and dtype.
+            For each image, in order, an array of its shape and dtype; with `trust`, the pair of
+            it and the half-widths.
 
         Raises:
             ValueError, UsageError, RunError: as for a call.
@@ -245,22 +261,34 @@ class Restorer:
         _check_names(options)
         given = {name: value for name, value in options.items() if value is not None}
         chosen = dataclasses.replace(self.options, **given)
+        self._check_trust(chosen)
         sizes = self._sizes.setdefault(chosen.cut, tiling.Sizes(*chosen.cut))
         data = self.config.get("data") or {}
         views = ensemble.symmetries(chosen.self_ensemble, data.get("degradation") or {})
 
         def apply(batch: np.ndarray, context: np.ndarray | None) -> np.ndarray | jax.Array:
-            return ensemble.mean_over(views, self._restore, batch, context)
+            restored = ensemble.mean_over(views, self._restore, batch, context)
+            return self._add_bar(batch, restored=restored) if chosen.trust else restored
 
         side = batches.CONTEXT_SIZE if models.takes_context(self.model) else None
 
         arrays = (_levels(image, i, chosen.white) for i, image in enumerate(images))
-        if chosen.strength == 0.0:
+        if chosen.strength == 0.0 and not chosen.trust:
             return (array.copy() for array, _ in arrays)
         pictures = (
             pixels.TiledImage(array, chosen.strength, side, white) for array, white in arrays
         )
-        return (picture.result for picture in tiling.restore(pictures, apply, sizes))
+        done = tiling.restore(pictures, apply, sizes)
+        if chosen.trust:
+            return ((picture.result, picture.half_width) for picture in done)
+        return (picture.result for picture in done)
+
+    def _check_trust(self, options: Options) -> None:
+        if options.trust and self.trust_map is None:
+            raise UsageError(
+                "trust: this model has no trust map, or that of another checkpoint; make one "
+                "with --mode=trust"
+            )
 
 
 def _levels(image: Any, number: int, white: int | None) -> pixels.Levels:
@@ -283,7 +311,7 @@ def load(
         checkpoint: the checkpoint of a workdir: "best" (by validation SSIM), "latest" or a
             step.
         **options: those of `Restorer`: `tile`, `overlap`, `batch_size`, `strength`,
-            `self_ensemble`, `white`.
+            `self_ensemble`, `white`, `trust`.
 
     Returns:
         The model, with its averaged parameters if the training kept an average.
@@ -311,7 +339,8 @@ def load(
     """
     _check_names(options)
     model, variables, config = weights_file.read_model(path, checkpoint)
-    return Restorer(model, variables, config, **options)
+    trust_map = trust_file.of_model(path, variables)
+    return Restorer(model, variables, config, trust_map=trust_map, **options)
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

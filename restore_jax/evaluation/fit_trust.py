@@ -1,0 +1,291 @@
+"""Trains the error bar of a restorer on its own data, and calibrates it on half of the rest."""
+
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from restore_jax import batches, models, progress
+from restore_jax.checkpoints import trust_file
+from restore_jax.errors import UsageError
+from restore_jax.evaluation import per_image, trained
+from restore_jax.metrics import coverage
+from restore_jax.parallel import device_mesh, processes
+from restore_jax.trust import conformal
+from restore_jax.trust.network import ErrorBar, Trust
+
+IMAGES = 640
+"""Training images, or crops of photographs at native size."""
+
+_LEARNING_RATE = 3e-3
+# Added to errors and half-widths before their logarithm: a quarter of a grey level.
+_FLOOR = 0.25 / 255
+# Pixels of each validation image that are kept for the calibration, at most.
+_PIXELS = 2**16
+
+
+class Measured(NamedTuple):
+    """Pixels of a validation image, [N] each.
+
+    Attributes:
+        category, id: of the image.
+        half_width: as predicted, before calibration.
+        error: as `coverage.errors`.
+        is_defect: whether the pixel is known to belong to a defect.
+    """
+
+    category: str
+    id: str
+    half_width: np.ndarray
+    error: np.ndarray
+    is_defect: np.ndarray
+
+
+def fit_trust(
+    source: trained.Trained,
+    make_data: Callable[[ConfigDict], batches.Data],
+    output: pathlib.Path | None = None,
+    overwrite: bool = False,
+    images: int = IMAGES,
+) -> str:
+    """Trains, calibrates and checks the trust map of a model, and writes it.
+
+    The error bar is trained on the training images, with the restorer as it is. Of the
+    validation images of each category, every second is for the calibration and the others for
+    the check.
+
+    Args:
+        source: the model, and the data to train and calibrate on.
+        make_data: creates the data that a configuration describes.
+        output: for a weights file or a shipped model, the weights file to write, with
+            everything that the given one holds; None for a workdir, which gets the file
+            `trust.safetensors`.
+        overwrite: whether `output` may replace a file.
+        images: number of training images.
+
+    Returns:
+        What was measured, in lines.
+
+    Raises:
+        UsageError: for an output that does not fit or exists, a model that cannot be read, or
+            fewer than two validation images.
+    """
+    _check_output(source, output, overwrite)
+    config = source.data_config
+    mesh = device_mesh.make_mesh(
+        device_mesh.fitting_devices(config.train.batch_size, config.eval.batch_size)
+    )
+    model, variables, _ = trained.read(source, mesh)
+    data = make_data(config)
+    if data.counts.get("val", 0) < 2:
+        raise UsageError(
+            f"config.data: {data.name} has no two validation images to calibrate on"
+        )
+    bar = ErrorBar()
+    params = _train(bar, model, variables, mesh, data, images)
+    initial = bar.init(jax.random.key(0), *_ONE_BLOCK)["calibration"]
+    measured = _measure(
+        bar, {"params": params, "calibration": initial}, model, variables, mesh, data
+    )
+    to_calibrate, to_check = halves(measured)
+    try:
+        calibration = conformal.calibrate(*_pooled(to_calibrate))
+    except ValueError as error:
+        raise UsageError(
+            f"config.data: {error}; take more or larger validation images"
+        ) from error
+    notes = {
+        "width": bar.width,
+        "data": data.name,
+        "images": images,
+        "calibrated_on": len(to_calibrate),
+        **check(to_check, calibration),
+    }
+    trust = Trust(bar, jax.device_get({"params": params, "calibration": calibration}), notes)
+    if source.file is None:
+        path = trust_file.write_beside(source.home, trust, jax.device_get(variables))
+    else:
+        assert output is not None  # checked above
+        path = trust_file.add(source.file, trust, output)
+    return format_notes(notes, path)
+
+
+def format_notes(notes: Mapping[str, Any], path: pathlib.Path) -> str:
+    """Formats what the check of a trust map gave, for a terminal."""
+    inside = notes["defect_coverage"]
+    return "\n".join(
+        (
+            f"90 % intervals, calibrated on {notes['calibrated_on']} images of "
+            f"{notes['data']}, checked on {notes['checked_on']} others:",
+            f"  pixels within their interval  {notes['coverage']:.1%}",
+            "  those of defects              "
+            + ("no defect is known" if inside is None else f"{inside:.1%}"),
+            f"  median half-width             {255 * notes['half_width']:.1f} grey levels",
+            f"trust map: {path}",
+        )
+    )
+
+
+def halves(measured: Sequence[Measured]) -> tuple[list[Measured], list[Measured]]:
+    """Divides images in two, alternately within each category."""
+    ordered = sorted(measured, key=lambda image: (image.category, image.id))
+    return ordered[::2], ordered[1::2]
+
+
+def check(
+    measured: Sequence[Measured], calibration: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Measures calibrated intervals on images that they were not calibrated on.
+
+    Returns:
+        "checked_on", the number of images; "coverage", the share of their pixels within the
+        interval; "defect_coverage", that of the pixels of defects, None without any; and
+        "half_width", the median, where 1 is white.
+    """
+    predicted, error = _pooled(measured)
+    is_defect = np.concatenate([image.is_defect for image in measured])
+    logs = np.log(predicted)
+    half_width = np.exp(logs + np.interp(logs, calibration["levels"], calibration["factors"]))
+    covered = error <= half_width
+    return {
+        "checked_on": len(measured),
+        "coverage": float(covered.mean()),
+        "defect_coverage": float(covered[is_defect].mean()) if is_defect.any() else None,
+        "half_width": float(np.median(half_width)),
+    }
+
+
+_ONE_BLOCK = (np.zeros((1, 8, 8, 3), np.float32),) * 2
+
+
+def _check_output(
+    source: trained.Trained, output: pathlib.Path | None, overwrite: bool
+) -> None:
+    if source.file is None:
+        if output is not None:
+            raise UsageError(
+                f"--output={output}: the trust map of a run is saved in its workdir; leave it "
+                "out"
+            )
+        return
+    if output is None or output.suffix != ".safetensors":
+        raise UsageError(
+            f"--output: name the file to write {source.given} with its trust map to, ending in "
+            ".safetensors"
+        )
+    if output.exists() and not overwrite:
+        raise UsageError(f"--output={output}: exists; take another name, or give --overwrite")
+
+
+def _pooled(measured: Sequence[Measured]) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.concatenate([image.half_width for image in measured]),
+        np.concatenate([image.error for image in measured]),
+    )
+
+
+def pinball(errors: jax.Array, half_width: jax.Array) -> jax.Array:
+    """Returns the loss whose minimum is the 90 % quantile of each pixel's error.
+
+    Of the logarithms, whose quantile is the logarithm of the quantile: otherwise the few worst
+    photographs would decide everything.
+
+    Args:
+        errors: [B, H, W, 1].
+        half_width: the prediction, likewise.
+
+    Returns:
+        The mean, a scalar.
+    """
+    excess = jnp.log(errors + _FLOOR) - jnp.log(half_width + _FLOOR)
+    share = conformal.COVERAGE
+    return jnp.mean(jnp.maximum(share * excess, (share - 1.0) * excess))
+
+
+def _train(
+    bar: ErrorBar,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    mesh: Mesh,
+    data: batches.Data,
+    images: int,
+) -> dict[str, Any]:
+    """Trains the error bar of a restorer that stays as it is; returns its parameters."""
+    drawn = data.train_batches(0)
+    first = next(drawn)
+    batch_size = len(first["degraded"])
+    steps = -(-images // batch_size)
+    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps))
+    begin = bar.init(jax.random.key(0), *_ONE_BLOCK)
+    calibration = begin["calibration"]
+
+    @jax.jit
+    def update(
+        params: Any, moments: Any, variables: Any, batch: Mapping[str, jax.Array]
+    ) -> tuple[Any, Any]:
+        context = models.context_of(model, batch)
+        restored = model.apply(variables, batch["degraded"], **context)
+
+        def loss(params: Any) -> jax.Array:
+            half_width = bar.apply(
+                {"params": params, "calibration": calibration}, batch["degraded"], restored
+            )
+            error = jnp.abs(jnp.clip(restored, 0.0, 1.0) - batch["clean"])
+            return pinball(jnp.max(error, axis=-1, keepdims=True), half_width)
+
+        change, moments = optimizer.update(jax.grad(loss)(params), moments)
+        return optax.apply_updates(params, change), moments
+
+    params = processes.replicate(begin["params"], mesh)
+    moments = processes.replicate(optimizer.init(begin["params"]), mesh)
+    with progress.bar(total=steps * batch_size, title="error bar") as shown:
+        for batch in itertools.islice(itertools.chain([first], drawn), steps):
+            arrays = device_mesh.to_devices(batch, mesh)
+            # Waited for: on a CPU, steps in flight at once block each other's exchange.
+            params, moments = jax.block_until_ready(update(params, moments, variables, arrays))
+            shown.update(batch_size)
+    return params
+
+
+def _measure(
+    bar: ErrorBar,
+    bar_variables: Mapping[str, Any],
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    mesh: Mesh,
+    data: batches.Data,
+) -> list[Measured]:
+    """Predicts the half-widths of the validation images, and measures the errors there."""
+    found: list[Measured] = []
+    predict = jax.jit(bar.apply)
+    with progress.bar(total=data.counts["val"], title="calibration") as shown:
+
+        def keep(image: per_image.Restored) -> None:
+            # Images of one size share the compiled program.
+            half_width = predict(bar_variables, image.degraded[None], image.restored[None])
+            error = coverage.errors(image.restored, image.clean).ravel()
+            chosen = np.arange(error.size)
+            if error.size > _PIXELS:
+                chosen = np.random.default_rng(0).choice(chosen, _PIXELS, replace=False)
+            known = (image.mask > 0.5).ravel() & image.has_mask
+            found.append(
+                Measured(
+                    image.row["category"],
+                    image.row["id"],
+                    np.asarray(half_width).ravel()[chosen],
+                    error[chosen],
+                    known[chosen],
+                )
+            )
+            shown.update()
+
+        per_image.evaluate(model, variables, data.eval_batches("val"), mesh, observe=keep)
+    return found
