@@ -160,10 +160,11 @@ class TiledImage:
         if bars.size:
             if self.half_width is None:
                 self.half_width = np.empty((self.height, self.width), np.float32)
-            self.half_width[here] = bars[..., 0]
+            half_width = bars[..., 0]
             if degraded is not None:
                 # What the blend is away from the restoration may add to the error.
-                self.half_width[here] += kept * np.abs(degraded - rows).max(axis=-1)
+                half_width = half_width + kept * np.abs(degraded - rows).max(axis=-1)
+            self.half_width[here] = np.minimum(half_width, 1.0)
         if degraded is not None:
             rows *= np.float32(self._strength)
             rows += degraded * kept

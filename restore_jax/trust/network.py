@@ -54,7 +54,7 @@ class ErrorBar(nn.Module):
         height, width = degraded.shape[1:3]
         both = jnp.concatenate([degraded, jnp.clip(restored, 0.0, 1.0)], axis=-1)
         x = unshuffle(layers.pad_to_multiple(both, _BLOCK), _BLOCK)
-        x = jnp.concatenate([x, _statistics(x)], axis=-1)
+        x = jnp.concatenate([x - 0.5, _statistics(x)], axis=-1)
         x = nn.relu(layers.Conv(self.width, (1, 1), name="blocks")(x))
         for number, dilation in enumerate(_DILATIONS, start=1):
             y = layers.Conv(self.width, (3, 3), kernel_dilation=dilation, name=f"conv{number}")(
@@ -133,7 +133,7 @@ def _statistics(blocks: jax.Array) -> jax.Array:
 
     Returns:
         [B, h, w, 6]: per colour, the mean absolute change that the restoration made, and the
-        standard deviation of the restored block.
+        standard deviation of the restored block; about ±1.
     """
     pixels = blocks.reshape(*blocks.shape[:3], _BLOCK**2, 6)
     degraded, restored = pixels[..., :3], pixels[..., 3:]
@@ -141,4 +141,4 @@ def _statistics(blocks: jax.Array) -> jax.Array:
     variance = jnp.mean(jnp.square(restored), axis=3) - jnp.square(jnp.mean(restored, axis=3))
     # The square root has no gradient at 0, and none is needed there.
     detail = jnp.sqrt(jnp.maximum(variance, 1e-8))
-    return jnp.log(jnp.concatenate([change, detail], axis=-1) + _FLOOR)
+    return 2.0 + 0.5 * jnp.log(jnp.concatenate([change, detail], axis=-1) + _FLOOR)

@@ -7,7 +7,7 @@ from restore_jax.trust import maps
 
 def test_the_colours_are_nine_of_inferno():
     expected = matplotlib.colormaps["inferno"](np.linspace(0, 1, 9))
-    assert maps.COLOURS == tuple(map(colors.to_hex, expected))
+    assert tuple(map(colors.to_hex, expected)) == maps.COLOURS
 
 
 def test_each_doubling_of_the_half_width_is_the_next_colour():
