@@ -88,7 +88,7 @@ VERBS = {
     ),
     "trust": _Verb(
         "MODEL [--config=CONFIG] [-o FILE.safetensors]",
-        "Trains the map of how wrong a restored pixel may be, and calibrates it.",
+        "Trains and calibrates a map of how wrong each pixel may be.",
         (_MODEL_TO_READ, _DATA, _OUTPUT._replace(metavar="FILE")),
         in_checkout=True,
     ),
