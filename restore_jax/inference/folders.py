@@ -423,14 +423,14 @@ def _write(
     half_widths: Sequence[np.ndarray],
 ) -> tuple[str, ...]:
     """Writes a restoration; returns notes on what its format could not preserve."""
+    if maps is not None:  # first, since a restoration that exists is skipped
+        trust_maps.write(maps, item.relative, half_widths)
     notes = image_files.write(item.target, restored, photograph, file_format)
     if comparisons is not None:
         path = comparisons / item.relative.with_name(f"{item.relative.name}.png")
         both = _side_by_side(photograph.pixels, restored[0], photograph.white)
         beside = Photograph(both)
         image_files.write(path, beside.pixels, beside)
-    if maps is not None:
-        trust_maps.write(maps, item.relative, half_widths)
     return notes
 
 
