@@ -78,7 +78,11 @@ def _run(mode: str, values: dict[str, Any]) -> None:
     from restore_jax.parallel import compilation  # noqa: PLC0415
 
     compilation.use_cache()
-    command = {"restore": commands.run_restore, "export": commands.run_export}[mode]
+    command = {
+        "restore": commands.run_restore,
+        "export": commands.run_export,
+        "serve": commands.run_serve,
+    }[mode]
     command(commands.Flags(**values))
 
 

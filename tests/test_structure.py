@@ -34,9 +34,10 @@ ROOMS = {
         "checkpoints", "config", "degradation", "evaluation", "learner", "losses", "metrics",
         "models", "parallel", "report",
     },
+    "serve": {"image_io", "inference", "parallel", "report"},
     "cli": {
         "checkpoints", "degradation", "evaluation", "image_io", "inference", "parallel",
-        "train",
+        "serve", "train",
     },
 }  # fmt: skip
 

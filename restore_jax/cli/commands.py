@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from restore_jax import batches
 
+# A browser shows it at full size, twice.
+_SERVED_MEGAPIXELS = 64
+
 MakeData = Callable[["ConfigDict"], "batches.Data"]
 
 
@@ -50,6 +53,11 @@ class Flags:
     white: int | None = None
     weights: str | None = None
     trust: bool = False
+    host: str | None = None
+    port: int | None = None
+    max_megabytes: int | None = None
+    max_queue: int | None = None
+    timeout: int | None = None
 
 
 def run_train(flags: Flags, make_data: MakeData) -> None:
@@ -163,6 +171,44 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     print(folders.format_outcome(outcome, output, passed_over))
 
 
+def run_serve(flags: Flags, make_data: MakeData | None = None) -> None:
+    """Restores photographs for a page and an HTTP endpoint until it is stopped."""
+    from restore_jax import shipped  # noqa: PLC0415
+    from restore_jax.inference import folders  # noqa: PLC0415
+    from restore_jax.inference.restorer import Restorer, load  # noqa: PLC0415
+
+    try:
+        from restore_jax.serve import app, server  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", *_OURS):
+            raise
+        raise UsageError(
+            f"{package}: not installed, and serve needs it; pip install 'restore_jax[serve]'"
+        ) from error
+
+    del make_data
+    for name in ("max_megabytes", "max_queue", "timeout"):
+        if (value := getattr(flags, name)) is not None and value < 1:
+            raise UsageError(f"--{name}={value}: must be at least 1")
+    names = [str(_workdir(flags))] if flags.workdir else shipped.models_available()
+
+    def load_by_name(name: str) -> Restorer:
+        path = name if flags.workdir else shipped.verified(name).path
+        return load(path, flags.checkpoint or "best")
+
+    server.run(
+        server.Address(flags.host or "127.0.0.1", 8000 if flags.port is None else flags.port),
+        names,
+        load_by_name,
+        folders.pixel_limit(
+            _SERVED_MEGAPIXELS if flags.max_megapixels is None else flags.max_megapixels
+        ),
+        flags.max_queue or 8,
+        app.Limits((flags.max_megabytes or 512) * 1_000_000, flags.timeout or 600),
+    )
+
+
 def run_export(flags: Flags, make_data: MakeData | None = None) -> None:
     """Exports a model as a weights file, or as ONNX or StableHLO to run without this project.
 
@@ -233,6 +279,7 @@ COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "import": run_import,
     "calibrate": run_calibrate,
     "trust": run_trust,
+    "serve": run_serve,
 }
 
 

@@ -14,10 +14,14 @@ from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 from restore_jax.parallel import launcher
 
-MODES = ("train", "evaluate", "compare", "restore", "export", "import", "calibrate", "trust")
+MODES = (
+    "train", "evaluate", "compare", "restore", "export", "import", "calibrate", "trust",
+    "serve",
+)  # fmt: skip
 _SHARED = ("train", "evaluate", "restore")
 _READING = ("evaluate", "compare", "restore", "export", "trust")
 _RESTORING = ("restore",)
+_SERVING = ("serve",)
 _OF_RUNS = tuple(mode for mode in MODES if mode != "calibrate")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: configs/NAME.py[:DATA].")
@@ -45,7 +49,8 @@ _FLAGS = tuple(
         ("workdir", flags.DEFINE_multi_string, [],
          "A run's folder; to read, also a weights file or shipped model [runs/NAME_DATA].",
          _OF_RUNS),
-        ("checkpoint", flags.DEFINE_string, None, "best, latest or a step [best].", _READING),
+        ("checkpoint", flags.DEFINE_string, None, "best, latest or a step [best].",
+         (*_READING, "serve")),
         ("watch", flags.DEFINE_bool, False, "Evaluate each new checkpoint.", ("evaluate",)),
         ("write_tree", flags.DEFINE_bool, False, "Save the images in the layout of MVTec AD.",
          ("evaluate",)),
@@ -69,10 +74,15 @@ _FLAGS = tuple(
         ("white", flags.DEFINE_integer, None,
          "White of 16-bit files [as stated, or estimated].", _RESTORING),
         ("pages", _define_pages, None, "all or first, of TIFF stacks [all].", _RESTORING),
-        ("max_megapixels", flags.DEFINE_integer, None, "Refuse larger images [200].",
-         _RESTORING),
+        ("max_megapixels", flags.DEFINE_integer, None,
+         "Refuse larger images [200; serve: 64].", (*_RESTORING, *_SERVING)),
         ("trust", flags.DEFINE_bool, False,
          "Also save maps of how wrong each pixel may be.", _RESTORING),
+        ("host", flags.DEFINE_string, None, "Address to listen at [127.0.0.1].", _SERVING),
+        ("port", flags.DEFINE_integer, None, "Port, 0 for any free one [8000].", _SERVING),
+        ("max_megabytes", flags.DEFINE_integer, None, "Refuse larger files [512].", _SERVING),
+        ("max_queue", flags.DEFINE_integer, None, "Photographs that may wait [8].", _SERVING),
+        ("timeout", flags.DEFINE_integer, None, "Longest wait for one, in s [600].", _SERVING),
         ("dtype", flags.DEFINE_string, None, "float32 or float16, of .safetensors [float32].",
          ("export",)),
         ("size", flags.DEFINE_string, None, "HxW: fixed size, px, of .onnx or StableHLO [any].",
@@ -138,10 +148,10 @@ def parse(argv: Sequence[str]) -> list[str]:
             "--config: missing; for example --config=configs/general.py:pairs "
             "--config.data.root=DIR"
         )
-    if CONFIG.value is not None and mode in ("restore", "export"):
+    if CONFIG.value is not None and mode in ("restore", "export", "serve"):
         raise UsageError(f"--config: not for --mode={mode}, which uses that of the workdir")
     if CONFIG.value is None and not flags.FLAGS.workdir:
-        if mode != "restore":
+        if mode not in ("restore", "serve"):
             raise UsageError("--workdir: missing; it names the run, for example runs/mine")
         shipped.default()
     for name, needing in (

@@ -56,6 +56,11 @@ VERBS = {
             _Argument("workdir", "NAME", _MODEL_HELP, ("-m", "--model")),
         ),
     ),
+    "serve": _Verb(
+        "[-m NAME] [options]",
+        "Opens a page, and an HTTP endpoint, that restore photographs.",
+        (_Argument("workdir", "NAME", _MODEL_HELP, ("-m", "--model")),),
+    ),
     "models": _Verb("", "Lists the models that come with the package, the default first."),
     "export": _Verb(
         "MODEL -o FILE.onnx|FILE.safetensors|DIR [options]",

@@ -53,7 +53,9 @@ _SIGNATURES = {
     "GIF": (b"GIF87a", b"GIF89a"),
     "JP2": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
 }
-_HEADER_BYTES = 64
+HEADER_BYTES = 64
+"""How much of a file `format_of` looks at."""
+
 # The mode to which each of Pillow's modes is converted.
 _COLOUR_MODES = dict.fromkeys(("1", "L", "LA"), "L") | dict.fromkeys(
     ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"), "RGB"
@@ -86,9 +88,9 @@ def decode(file: BinaryIO, max_pixels: int, all_pages: bool = False) -> Photogra
             a defined white level.
         Exception: anything that Pillow, libpng or tifffile raises for a damaged file.
     """
-    header = file.read(_HEADER_BYTES)
+    header = file.read(HEADER_BYTES)
     file.seek(0)
-    match _format_of(header):
+    match format_of(header):
         case "PNG":
             return _decode_png(file, header[24:25] == b"\x10", max_pixels)
         case "PNM":
@@ -107,7 +109,15 @@ def decode(file: BinaryIO, max_pixels: int, all_pages: bool = False) -> Photogra
             return _finish(*_decode_with_pillow(file, name, max_pixels))
 
 
-def _format_of(header: bytes) -> str:
+def format_of(header: bytes) -> str:
+    """Returns the format of a file, as in `Photograph.format`.
+
+    Args:
+        header: its first `HEADER_BYTES` bytes.
+
+    Raises:
+        Refused: it is empty or of no supported format.
+    """
     if not header:
         raise Refused("is empty (0 bytes)")
     if header[:4] == b"RIFF" and header[8:12] == b"WEBP":

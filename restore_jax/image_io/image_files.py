@@ -17,10 +17,18 @@ from restore_jax.errors import RunError
 from restore_jax.files import replacing
 from restore_jax.image_io import decoding, encoding, limits
 from restore_jax.image_io.image_paths import format_name
-from restore_jax.image_io.photograph import Photograph, Refused
+from restore_jax.image_io.photograph import Photograph, Refused, TooLarge
 from restore_jax.shared_context import SharedContext
 
-__all__ = ["MAX_PIXELS", "ImageFileError", "Photograph", "read", "write"]
+__all__ = [
+    "MAX_PIXELS",
+    "ImageFileError",
+    "ImageTooLargeError",
+    "Photograph",
+    "format_of",
+    "read",
+    "write",
+]
 
 MAX_PIXELS = limits.MAX_MEGAPIXELS * 1_000_000
 
@@ -45,6 +53,20 @@ class ImageFileError(RunError):
     """An image file cannot be read or written; one line with its path and the reason."""
 
 
+class ImageTooLargeError(ImageFileError):
+    """An image file has more pixels than the limit."""
+
+
+def format_of(path: Path) -> str:
+    """Returns the format of an image file, as in `Photograph.format`, by its content.
+
+    Raises:
+        Refused: it has no supported format.
+    """
+    with path.open("rb") as file:
+        return decoding.format_of(file.read(decoding.HEADER_BYTES))
+
+
 def read(
     path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, pages: str = "first"
 ) -> Photograph:
@@ -64,7 +86,8 @@ def read(
 
     Raises:
         ImageFileError: the file cannot be read, is not an image, is damaged, has too many
-            pixels or has no defined white level: 32-bit integers, floats outside [0, 1].
+            pixels (`ImageTooLargeError`) or has no defined white level: 32-bit integers,
+            floats outside [0, 1].
     """
     path = Path(path)
     try:
@@ -76,7 +99,8 @@ def read(
         with _QUIET, limits.PILLOW_LIMITS_LIFTED, path.open("rb") as file:
             return decoding.decode(file, max_pixels, pages == "all")
     except Refused as error:
-        raise ImageFileError(f"{_shown(path)}: {error}") from error
+        kind = ImageTooLargeError if isinstance(error, TooLarge) else ImageFileError
+        raise kind(f"{_shown(path)}: {error}") from error
     except MemoryError as error:
         raise ImageFileError(f"{_shown(path)}: does not fit into memory") from error
     # Decoders raise all kinds of errors on damaged files: struct.error, KeyError, …

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, PngImagePlugin
 
-from restore_jax.image_io.photograph import Refused
+from restore_jax.image_io.photograph import Refused, TooLarge
 from restore_jax.shared_context import SharedContext
 
 MAX_MEGAPIXELS = 200
@@ -79,13 +79,13 @@ def check_size(
     """Checks the size of an image; the arguments are those of `problem`.
 
     Raises:
-        Refused: the image has no pixels, or too many.
+        Refused: the image has no pixels; `TooLarge` if it has too many.
     """
     if width < 1 or height < 1:
         raise Refused("has no pixels")
     setting = "--max_megapixels"
     if found := problem(width, height, max_pixels, setting, samples, sample_bytes, planes):
-        raise Refused(found)
+        raise TooLarge(found)
 
 
 def gif_size(header: bytes) -> tuple[int, int]:

@@ -17,6 +17,10 @@ class Refused(Exception):
     """A file cannot be read or written; the message gives the reason, without the path."""
 
 
+class TooLarge(Refused):
+    """A file has more pixels than the limit."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Photograph:
     """An image file's pixels, upright, and its metadata.

@@ -47,6 +47,9 @@ class Item:
     relative: pathlib.Path
 
 
+Listener = Callable[[Item, str | Exception], None]
+
+
 @dataclasses.dataclass
 class Outcome:
     """The result of restoring images.
@@ -100,6 +103,7 @@ def restore_files(
     pages: str = "all",
     white: int | None = None,
     maps: pathlib.Path | None = None,
+    listener: Listener | None = None,
 ) -> Outcome:
     """Restores images and writes each of them atomically.
 
@@ -117,6 +121,8 @@ def restore_files(
         white: the white level of 16-bit files. None: as stated in the file, or else estimated
             from its highest level, see `pixels.estimated_white`, which is reported.
         maps: a folder for the trust map of each restoration, see `trust_maps`.
+        listener: called with each note on an image, and with the error of an image that fails.
+            None: they are printed, and so is the progress.
 
     Returns:
         The numbers of images restored and skipped, and the errors.
@@ -127,18 +133,24 @@ def restore_files(
     outcome = Outcome()
     todo = [item for item in items if overwrite or not item.target.exists()]
     outcome.skipped = len(items) - len(todo)
-    bar = progress.bar(total=len(todo))
+    bar = progress.bar(total=len(todo), shown=listener is None)
 
     def fail(item: Item, error: Exception) -> None:
         line = " ".join(str(error).split())
         line = line if str(item.source) in line else f"{item.source}: {line}"
         outcome.failed.append(line)
-        bar.write(f"error: {line}", file=sys.stderr)
+        if listener is None:
+            bar.write(f"error: {line}", file=sys.stderr)
+        else:
+            listener(item, error)
         bar.update()
 
     def report(item: Item, notes: Sequence[str]) -> None:
         for note in notes:
-            bar.write(f"{item.source}: {note}", file=sys.stderr)
+            if listener is None:
+                bar.write(f"{item.source}: {note}", file=sys.stderr)
+            else:
+                listener(item, note)
 
     def read_one(item: Item) -> Photograph:
         # Only TIFF can store several pages.
@@ -146,7 +158,7 @@ def restore_files(
         which = pages if name == "TIFF" else "first"
         photograph = image_files.read(item.source, max_pixels, which)
         # Checked here, so that an image that cannot be restored does not stop the others.
-        photograph = _with_white(photograph, white)
+        photograph = with_white(photograph, white)
         for plane in photograph.planes:
             pixels.checked(plane, str(item.source), white=photograph.white)
         return photograph
@@ -389,8 +401,13 @@ class _ReadAhead:
             self._start_reading()
 
 
-def _with_white(photograph: Photograph, white: int | None) -> Photograph:
-    """Sets the white level of a 16-bit photograph, with a note if it was estimated."""
+def with_white(photograph: Photograph, white: int | None) -> Photograph:
+    """Sets the white level of a 16-bit photograph, with a note if it was estimated.
+
+    Args:
+        photograph: the photograph.
+        white: as for `restore_files`.
+    """
     stated = photograph.white
     if photograph.pixels.dtype != np.uint16:
         return photograph
@@ -438,13 +455,14 @@ def _side_by_side(
     before: np.ndarray, after: np.ndarray, white: int | None = None
 ) -> np.ndarray:
     """Returns the input and its restoration side by side, uint8 [H, 2·W + 8, 3]."""
-    pair = [np.atleast_3d(_to_bytes(image, white)) for image in (before, after)]
+    pair = [np.atleast_3d(to_bytes(image, white)) for image in (before, after)]
     gap = np.full((pair[0].shape[0], 8, 3), 255, np.uint8)
     left, right = (np.broadcast_to(image, (*image.shape[:2], 3)) for image in pair)
     return np.concatenate([left, gap, right], axis=1)
 
 
-def _to_bytes(image: np.ndarray, white: int | None) -> np.ndarray:
+def to_bytes(image: np.ndarray, white: int | None) -> np.ndarray:
+    """Converts pixels to uint8 for a screen; `white` as in `Photograph`."""
     if image.dtype == np.uint8 and white is None:
         return image
     highest = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1

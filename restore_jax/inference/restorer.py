@@ -1,8 +1,9 @@
 """Restores users' images with a trained model: arrays in, arrays of the same kind out."""
 
+import copy
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -204,12 +205,30 @@ class Restorer:
         self._check_trust(self.options)
         # Kept between calls: if memory ran out for some sizes once, it would again.
         self._sizes: dict[tuple[int, int, int], tiling.Sizes] = {}
+        self._before_batch: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         """Returns the architecture, its number of parameters and the options."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.variables.get("params", {})))
         name = type(self.model).__name__
         return f"Restorer({name}, {count:,} parameters, {self.options})"
+
+    def with_options(
+        self, before_batch: Callable[[], None] | None = None, **options: Any
+    ) -> "Restorer":
+        """Returns a restorer of the same model, and the same compiled programs.
+
+        Args:
+            before_batch: called before each batch of tiles; what it raises ends the call.
+            **options: other defaults, as for a call.
+
+        Raises:
+            UsageError: for an unknown or invalid option.
+        """
+        other = copy.copy(self)
+        other.options = self._chosen(options)
+        other._before_batch = before_batch
+        return other
 
     def __call__(self, image: Any, **options: Any) -> Any:
         """Restores an image, a batch of images, or a list of images.
@@ -258,15 +277,14 @@ class Restorer:
         Raises:
             ValueError, UsageError, RunError: as for a call.
         """
-        _check_names(options)
-        given = {name: value for name, value in options.items() if value is not None}
-        chosen = dataclasses.replace(self.options, **given)
-        self._check_trust(chosen)
+        chosen = self._chosen(options)
         sizes = self._sizes.setdefault(chosen.cut, tiling.Sizes(*chosen.cut))
         data = self.config.get("data") or {}
         views = ensemble.symmetries(chosen.self_ensemble, data.get("degradation") or {})
 
         def apply(batch: np.ndarray, context: np.ndarray | None) -> np.ndarray | jax.Array:
+            if self._before_batch is not None:
+                self._before_batch()
             restored = ensemble.mean_over(views, self._restore, batch, context)
             return self._add_bar(batch, restored=restored) if chosen.trust else restored
 
@@ -282,6 +300,13 @@ class Restorer:
         if chosen.trust:
             return ((picture.result, picture.half_width) for picture in done)
         return (picture.result for picture in done)
+
+    def _chosen(self, options: Mapping[str, Any]) -> Options:
+        _check_names(options)
+        given = {name: value for name, value in options.items() if value is not None}
+        chosen = dataclasses.replace(self.options, **given)
+        self._check_trust(chosen)
+        return chosen
 
     def _check_trust(self, options: Options) -> None:
         if options.trust and self.trust_map is None:

@@ -53,14 +53,18 @@ class Browser:
         return self.request("POST", "/goog/cdp/execute", cmd=command, params=parameters)
 
     def open(self, path, width=1280, height=900, scheme="light", media=""):
-        """Opens a file in a window of `width` × `height` CSS px; a phone if under 600 wide."""
+        """Opens a file or an address in a window of `width` × `height` CSS px.
+
+        A window under 600 px wide is that of a phone.
+        """
         self.devtools(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
         )  # fmt: skip
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.devtools("Emulation.setEmulatedMedia", media=media, features=[feature])
-        self.request("POST", "/url", url=path.absolute().as_uri())
+        url = path if isinstance(path, str) else path.absolute().as_uri()
+        self.request("POST", "/url", url=url)
 
     def run(self, script, *arguments):
         """Runs the body of a JavaScript function and returns its result."""
@@ -86,6 +90,14 @@ class Browser:
         ]
         mouse = {"type": "pointer", "id": "mouse", "actions": moves}
         self.request("POST", "/actions", actions=[mouse])
+
+    def drop(self, point, *paths):
+        """Drops files and folders on a point (x, y) of the window."""
+        data = {"items": [], "files": list(map(str, paths)), "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.devtools(
+                "Input.dispatchDragEvent", type=kind, x=point[0], y=point[1], data=data
+            )
 
     def console(self):
         """Returns the console messages since the last call."""

@@ -1,0 +1,161 @@
+"""Restores one photograph after the other in a thread, with models that are loaded once."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from restore_jax.errors import UsageError
+from restore_jax.image_io import image_files
+from restore_jax.inference import folders
+from restore_jax.inference.restorer import Restorer
+from restore_jax.parallel import host_memory
+from restore_jax.serve.requests import Settings
+
+
+class BusyError(Exception):
+    """As many photographs wait as may."""
+
+
+class AbandonedError(Exception):
+    """A photograph is no longer waited for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A restored photograph.
+
+    Attributes:
+        source: the photograph as it was received.
+        target: its restoration, in the same format.
+        format: that format, as in `Photograph.format`.
+        notes: what the command prints about it, one line each.
+        extras: further pictures of it by title, such as maps, each a PNG file of its size.
+    """
+
+    source: Path
+    target: Path
+    format: str
+    notes: tuple[str, ...] = ()
+    extras: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+
+
+class Worker:
+    """Restores photographs in one thread: JAX uses all cores for one.
+
+    Args:
+        names: names of the models; the first is the default.
+        load: loads a model by its name.
+        max_pixels: largest number of pixels of a photograph.
+        max_waiting: largest number of photographs that are received, wait or are restored.
+
+    Attributes:
+        names: as given.
+        max_pixels: as given.
+        max_waiting: as given.
+        waiting: number of photographs that are received, wait or are restored.
+
+    Raises:
+        UsageError: if the first model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        load: Callable[[str], Restorer],
+        max_pixels: int,
+        max_waiting: int,
+    ) -> None:
+        self.names, self.max_pixels, self.max_waiting = tuple(names), max_pixels, max_waiting
+        self.waiting = 0
+        self._load = load
+        self._loaded = {self.names[0]: load(self.names[0])}
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="restore")
+        self._stopped = threading.Event()
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Takes a place in the queue.
+
+        Raises:
+            BusyError: if there is none.
+        """
+        if self.waiting >= self.max_waiting:
+            raise BusyError
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+
+    @property
+    def stopped(self) -> bool:
+        """Returns whether it was stopped."""
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """Abandons all photographs; the one being restored, before its next batch of tiles."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Stops and waits for the thread to end."""
+        self.stop()
+        self._thread.shutdown(cancel_futures=True)
+
+    def submit(
+        self, source: Path, target: Path, settings: Settings, abandoned: threading.Event
+    ) -> concurrent.futures.Future[Restored]:
+        """Restores a file as `--mode=restore` does.
+
+        Args:
+            source: the photograph.
+            target: where its restoration is written.
+            settings: how it is restored.
+            abandoned: set by the caller when the result is no longer needed.
+
+        Returns:
+            The result, or what it failed with: an `ImageFileError` or `ValueError` for a file
+            that cannot be restored, `UsageError` for invalid settings, `RunError`,
+            `AbandonedError`.
+        """
+        return self._thread.submit(self._restore, source, target, settings, abandoned)
+
+    def _restore(
+        self, source: Path, target: Path, settings: Settings, abandoned: threading.Event
+    ) -> Restored:
+        def check() -> None:
+            if abandoned.is_set() or self._stopped.is_set():
+                raise AbandonedError
+
+        notes: list[str] = []
+
+        def listen(item: folders.Item, said: str | Exception) -> None:
+            if isinstance(said, Exception):
+                raise said
+            notes.append(said)
+
+        check()
+        try:
+            folders.restore_files(
+                self._model(settings.model).with_options(check, **settings.options),
+                [folders.Item(source, target, Path(target.name))],
+                max_pixels=self.max_pixels,
+                pages=settings.pages,
+                white=settings.white,
+                listener=listen,
+            )
+        finally:
+            host_memory.give_back()
+        return Restored(source, target, image_files.format_of(target), tuple(notes))
+
+    def _model(self, name: str | None) -> Restorer:
+        name = name or self.names[0]
+        if name not in self.names:
+            raise UsageError(
+                f"model={name}: not a model here; there are {', '.join(self.names)}"
+            )
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
