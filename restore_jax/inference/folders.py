@@ -200,7 +200,7 @@ def restore_files(
     ):
         done: list[np.ndarray] = []
         bars: list[np.ndarray] = []
-        found = restorer.restore_many(arrays(reading), trust=maps is not None)
+        found = restorer.restore_many(arrays(reading), **({"trust": True} if maps else {}))
         for count, plane in enumerate(found, start=1):
             if maps is not None:
                 plane, bar_of_plane = plane

@@ -255,10 +255,13 @@ class Restorer:
         array = pixels.checked(image, "image", batch=True, white=white)
         if array.ndim < 4:
             return next(self.restore_many([array], **options))
-        found = list(self.restore_many(array, **options))
-        if isinstance(found[0], tuple):
-            return tuple(map(np.stack, zip(*found, strict=True)))
-        return np.stack(found)
+        restored, half_widths = np.empty_like(array), []
+        for i, one in enumerate(self.restore_many(array, **options)):
+            if isinstance(one, tuple):
+                one, half_width = one
+                half_widths.append(half_width)
+            restored[i] = one
+        return (restored, np.stack(half_widths)) if half_widths else restored
 
     def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[Any]:
         """Restores images in order, with batches that span several images.
