@@ -22,11 +22,11 @@ from restore_jax.parallel import device_mesh, processes
 from restore_jax.trust import conformal
 from restore_jax.trust.network import ErrorBar, Trust
 
-IMAGES = 400
-"""Training images, or crops of photographs at native size."""
+PIXELS = 8_000_000
+"""Pixels of the training images: 122 images of 256×256."""
 
-# Updates per batch: restoring the batch takes most of the time, and each holds 100,000 pixels.
-_UPDATES = 4
+# Updates of the error bar, several for each batch: restoring it takes most of the time.
+_UPDATES = 240
 _LEARNING_RATE = 3e-3
 # Added to errors and half-widths before their logarithm: a quarter of a grey level.
 _FLOOR = 0.25 / 255
@@ -56,7 +56,7 @@ def fit_trust(
     make_data: Callable[[ConfigDict], batches.Data],
     output: pathlib.Path | None = None,
     overwrite: bool = False,
-    images: int = IMAGES,
+    pixels: int = PIXELS,
 ) -> str:
     """Trains, calibrates and checks the trust map of a model, and writes it.
 
@@ -71,7 +71,7 @@ def fit_trust(
             everything that the given one holds; None for a workdir, which gets the file
             `trust.safetensors`.
         overwrite: whether `output` may replace a file.
-        images: number of training images.
+        pixels: how many pixels of training images to restore.
 
     Returns:
         What was measured, in lines.
@@ -92,7 +92,7 @@ def fit_trust(
             f"config.data: {data.name} has no two validation images to calibrate on"
         )
     bar = ErrorBar()
-    params = _train(bar, model, variables, mesh, data, images)
+    params, images = _train(bar, model, variables, mesh, data, pixels)
     initial = bar.init(jax.random.key(0), *_ONE_BLOCK)["calibration"]
     measured = _measure(
         bar, {"params": params, "calibration": initial}, model, variables, mesh, data
@@ -218,14 +218,19 @@ def _train(
     variables: Mapping[str, Any],
     mesh: Mesh,
     data: batches.Data,
-    images: int,
-) -> dict[str, Any]:
-    """Trains the error bar of a restorer that stays as it is; returns its parameters."""
+    pixels: int,
+) -> tuple[dict[str, Any], int]:
+    """Trains the error bar of a restorer that stays as it is.
+
+    Returns:
+        Its parameters, and the number of images that it was trained on.
+    """
     drawn = data.train_batches(0)
     first = next(drawn)
-    batch_size = len(first["degraded"])
-    steps = -(-images // batch_size)
-    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, _UPDATES * steps))
+    batch_size, height, width = first["degraded"].shape[:3]
+    steps = -(-pixels // (batch_size * height * width))
+    per_batch = -(-_UPDATES // steps)
+    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, per_batch * steps))
     begin = bar.init(jax.random.key(0), *_ONE_BLOCK)
     calibration = begin["calibration"]
 
@@ -248,7 +253,7 @@ def _train(
             change, moments = optimizer.update(jax.grad(loss)(params), moments)
             return optax.apply_updates(params, change), moments
 
-        return jax.lax.fori_loop(0, _UPDATES, descend, (params, moments))
+        return jax.lax.fori_loop(0, per_batch, descend, (params, moments))
 
     params = processes.replicate(begin["params"], mesh)
     moments = processes.replicate(optimizer.init(begin["params"]), mesh)
@@ -258,7 +263,7 @@ def _train(
             # Waited for: on a CPU, steps in flight at once block each other's exchange.
             params, moments = jax.block_until_ready(update(params, moments, variables, arrays))
             shown.update(batch_size)
-    return params
+    return params, steps * batch_size
 
 
 def _measure(

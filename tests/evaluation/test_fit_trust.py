@@ -24,7 +24,7 @@ def run(tmp_path_factory, compiled_once):
 @pytest.fixture(scope="module")
 def fitted(run):
     """What the command says of a run, whose folder then has a trust map."""
-    return fit_trust.fit_trust(trained.find(run, "best"), data, images=160)
+    return fit_trust.fit_trust(trained.find(run, "best"), data, pixels=40_000)
 
 
 def test_a_run_gets_a_calibrated_trust_map(fitted, run):
@@ -85,5 +85,5 @@ def test_a_wrong_output_is_refused_before_anything_is_read(run, tmp_path):
 def test_too_few_validation_images_are_refused(run):
     with pytest.raises(UsageError, match="no two validation images"):
         fit_trust.fit_trust(
-            trained.find(run, "best"), functools.partial(data, held_out=1), images=4
+            trained.find(run, "best"), functools.partial(data, held_out=1), pixels=4096
         )
