@@ -25,7 +25,9 @@ ROOMS = {
     "config": {"losses", "models"},
     "report": {"metrics", "trust"},
     "checkpoints": {"config", "learner", "models", "parallel", "trust"},
-    "inference": {"checkpoints", "config", "image_io", "models", "parallel", "trust"},
+    "inference": {
+        "checkpoints", "config", "degradation", "image_io", "models", "parallel", "trust",
+    },
     "evaluation": {
         "checkpoints", "config", "degradation", "image_io", "learner", "losses", "metrics",
         "models", "parallel", "report", "trust",

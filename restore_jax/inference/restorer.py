@@ -13,8 +13,11 @@ from ml_collections import ConfigDict
 
 from restore_jax import batches, models
 from restore_jax.checkpoints import trust_file, weights_file
+from restore_jax.degradation import known_range
+from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import UsageError
-from restore_jax.inference import ensemble, pixels, sharded, tiling
+from restore_jax.inference import assessment, ensemble, pixels, sharded, tiling
+from restore_jax.inference.assessment import Assessment
 from restore_jax.trust.network import Trust, WithErrorBar
 
 _FALLBACK_TILE = 256
@@ -135,10 +138,13 @@ class Restorer:
         trust: whether each result is a pair: the restored image, and the half-width of the
             interval around each of its pixels that holds the true value with 90 %, float32
             [H, W], where 1 is white (see docs/trust.md).
+        known: the noise and blur of the photographs of its training, for `assess`. None: the
+            limits that follow from the degradation law of the configuration, if it has one.
         trust_map: the trained error bar that `trust` needs, as `load` finds it.
 
     Attributes:
         model, variables, config, trust_map: as given; the variables are on the default device.
+        known: as given, or from the law.
         options: default options of a call.
 
     Raises:
@@ -183,11 +189,13 @@ class Restorer:
         self_ensemble: str = "none",
         white: int | None = None,
         trust: bool = False,
+        known: KnownRange | None = None,
         trust_map: Trust | None = None,
     ) -> None:
         self.model = model
         self.variables = jax.device_put(dict(variables))
         self.config = config
+        self.known = known or known_range.of_config(config.get("data") or {})
         self.options = Options(
             _default_tile(model, config) if tile is None else tile,
             overlap,
@@ -262,6 +270,24 @@ class Restorer:
                 half_widths.append(half_width)
             restored[i] = one
         return (restored, np.stack(half_widths)) if half_widths else restored
+
+    def assess(self, image: Any, white: int | None = None) -> Assessment:
+        """Compares an image with those that the model was trained for.
+
+        Its noise and blur are estimated from the image alone; of a large one, from a window of
+        1024 px each way. A model of a `config.data.image_size` knows images shrunk to it.
+
+        Args:
+            image: an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+            white: its white level; None: as for the restorer.
+
+        Raises:
+            ValueError: for anything else, as for a call.
+        """
+        white = white or self.options.white
+        array = pixels.checked(image, "image", white=white)
+        is_resized = bool((self.config.get("data") or {}).get("image_size"))
+        return assessment.assess(array, white, self.known, is_resized)
 
     def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[Any]:
         """Restores images in order, with batches that span several images.
@@ -367,8 +393,10 @@ def load(
     """
     _check_names(options)
     model, variables, config = weights_file.read_model(path, checkpoint)
+    text = weights_file.read_source_notes(path).get("known_range")
+    known = known_range.read(text, str(path)) if text else None
     trust_map = trust_file.of_model(path, variables)
-    return Restorer(model, variables, config, trust_map=trust_map, **options)
+    return Restorer(model, variables, config, known=known, trust_map=trust_map, **options)
 
 
 def _check_names(options: Mapping[str, Any]) -> None:
