@@ -77,7 +77,7 @@ MODELS: tuple[Shipped, ...] = (
         config="configs/general.py",
         training_data=_RENDERED,
         licence="Apache-2.0",
-        sha256="d87d2c39ee0ad499354545b54271017bcfa99ecb6f969abf1ead1d4305e58f47",
+        sha256="94e15b1bfe43822d600939ec800072abaae6b087684a08716a37716f1db07add",
         protocol=_NATIVE_PROTOCOL,
         figures={
             "psnr_of_clean": 69.54,

@@ -77,7 +77,7 @@ _FLAGS = tuple(
          _RESTORING),
         ("shard", flags.DEFINE_string, None, "I/N: the I-th of N parts.", _RESTORING),
         ("white", flags.DEFINE_integer, None,
-         "White level of 16-bit files [of the file, or a guess].", _RESTORING),
+         "White of 16-bit files [of the file, or a guess].", _RESTORING),
         ("pages", _define_pages, None, "all or first, of TIFF stacks [all].", _RESTORING),
         ("max_megapixels", flags.DEFINE_integer, None,
          "Refuse larger images [200; serve: 64].", (*_RESTORING, *_SERVING)),
