@@ -42,7 +42,7 @@ def test_restoring_writes_the_map_beside_the_image(weights, flags, tmp_path):
         path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("out/**/*")
     }
     assert found == {
-        "a.png", "trust", "trust/a.png.heat.png", "trust/a.png.half_width.png",
+        "a.png", "restore.csv", "trust", "trust/a.png.heat.png", "trust/a.png.half_width.png",
     }  # fmt: skip
 
 
