@@ -1,4 +1,4 @@
-"""Trains the error bar of a restorer on its own data, and calibrates it on half of the rest."""
+"""Trains the error bar of a restorer on its own data, and calibrates it on the rest."""
 
 import itertools
 import pathlib
@@ -60,9 +60,9 @@ def fit_trust(
 ) -> str:
     """Trains, calibrates and checks the trust map of a model, and writes it.
 
-    The error bar is trained on the training images, with the restorer as it is. Of the
-    validation images of each category, every second is for the calibration and the others for
-    the check.
+    The error bar is trained on the training images, with the restorer as it is, and calibrated
+    on the validation images. For the check, these are divided in halves, and each half is
+    measured with intervals that were calibrated on the other.
 
     Args:
         source: the model, and the data to train and calibrate on.
@@ -78,7 +78,7 @@ def fit_trust(
 
     Raises:
         UsageError: for an output that does not fit or exists, a model that cannot be read, or
-            fewer than two validation images.
+            too few validation images.
     """
     _check_output(source, output, overwrite)
     config = source.data_config
@@ -97,19 +97,21 @@ def fit_trust(
     measured = _measure(
         bar, {"params": params, "calibration": initial}, model, variables, mesh, data
     )
-    to_calibrate, to_check = halves(measured)
+    first, second = halves(measured)
     try:
-        calibration = conformal.calibrate(*_pooled(to_calibrate))
+        checked = [
+            (part, conformal.calibrate(*_pooled(other)))
+            for part, other in ((first, second), (second, first))
+        ]
+        calibration = conformal.calibrate(*_pooled(measured))
     except ValueError as error:
-        raise UsageError(
-            f"config.data: {error}; take more or larger validation images"
-        ) from error
+        raise UsageError(f"config.data: {error}; take more or larger images") from error
     notes = {
         "width": bar.width,
         "data": data.name,
         "images": images,
-        "calibrated_on": len(to_calibrate),
-        **check(to_check, calibration),
+        "calibrated_on": len(measured),
+        **check(checked),
     }
     trust = Trust(bar, jax.device_get({"params": params, "calibration": calibration}), notes)
     if source.file is None:
@@ -123,11 +125,12 @@ def fit_trust(
 def format_notes(notes: Mapping[str, Any], path: pathlib.Path) -> str:
     """Formats what the check of a trust map gave, for a terminal."""
     inside = notes["defect_coverage"]
+    halves_ = " and ".join(f"{share:.1%}" for share in notes["halves"])
     return "\n".join(
         (
             f"90 % intervals, calibrated on {notes['calibrated_on']} images of "
-            f"{notes['data']}, checked on {notes['checked_on']} others:",
-            f"  pixels within their interval  {notes['coverage']:.1%}",
+            f"{notes['data']}; checked on each half of them, calibrated on the other:",
+            f"  pixels within their interval  {notes['coverage']:.1%} ({halves_})",
             "  those of defects              "
             + ("no defect is known" if inside is None else f"{inside:.1%}"),
             f"  median half-width             {255 * notes['half_width']:.1f} grey levels",
@@ -143,25 +146,32 @@ def halves(measured: Sequence[Measured]) -> tuple[list[Measured], list[Measured]
 
 
 def check(
-    measured: Sequence[Measured], calibration: Mapping[str, np.ndarray]
+    parts: Sequence[tuple[Sequence[Measured], Mapping[str, np.ndarray]]],
 ) -> dict[str, Any]:
     """Measures calibrated intervals on images that they were not calibrated on.
 
+    Args:
+        parts: images, each with a calibration that has not seen them.
+
     Returns:
-        "checked_on", the number of images; "coverage", the share of their pixels within the
-        interval; "defect_coverage", that of the pixels of defects, None without any; and
+        "coverage", the share of all pixels within their interval, and "halves", that of each
+        part; "defect_coverage", that of the pixels of defects, None without any; and
         "half_width", the median, where 1 is white.
     """
-    predicted, error = _pooled(measured)
-    is_defect = np.concatenate([image.is_defect for image in measured])
-    logs = np.log(predicted)
-    half_width = np.exp(logs + np.interp(logs, calibration["levels"], calibration["factors"]))
-    covered = error <= half_width
+    covered, half_widths, is_defect = [], [], []
+    for images, calibration in parts:
+        predicted, error = _pooled(images)
+        logs = np.log(predicted)
+        factors = np.interp(logs, calibration["levels"], calibration["factors"])
+        half_widths.append(np.exp(logs + factors))
+        covered.append(error <= half_widths[-1])
+        is_defect += [image.is_defect for image in images]
+    all_covered, known = np.concatenate(covered), np.concatenate(is_defect)
     return {
-        "checked_on": len(measured),
-        "coverage": float(covered.mean()),
-        "defect_coverage": float(covered[is_defect].mean()) if is_defect.any() else None,
-        "half_width": float(np.median(half_width)),
+        "coverage": float(all_covered.mean()),
+        "halves": [float(part.mean()) for part in covered],
+        "defect_coverage": float(all_covered[known].mean()) if known.any() else None,
+        "half_width": float(np.median(np.concatenate(half_widths))),
     }
 
 
