@@ -129,7 +129,7 @@ MODELS: tuple[Shipped, ...] = (
         config="configs/sca_unet.py",
         training_data=_MVTEC_PART,
         licence=_MVTEC_LICENCE,
-        sha256="cd6f6422a2aaa1265e7442c1d2a41be391d43786d1ff56f3569ad13fc02575de",
+        sha256="c6861824d8c24bd0e8054108cd48a8101e03bdf8b0765feb11120dd1be61f193",
         protocol=_SMALL_PROTOCOL,
         figures={"psnr": 33.04, "ssim": 0.898, "input_psnr": 22.77, "input_ssim": 0.505},
     ),
