@@ -77,7 +77,7 @@ MODELS: tuple[Shipped, ...] = (
         config="configs/general.py",
         training_data=_RENDERED,
         licence="Apache-2.0",
-        sha256="94e15b1bfe43822d600939ec800072abaae6b087684a08716a37716f1db07add",
+        sha256="b40f419d17fe65581781a7b2428676ee41fb623c6ac434075fdfbd27a2c91581",
         protocol=_NATIVE_PROTOCOL,
         figures={
             "psnr_of_clean": 69.54,
