@@ -93,7 +93,7 @@ MODELS: tuple[Shipped, ...] = (
         config="configs/general.py",
         training_data=_RENDERED,
         licence="Apache-2.0",
-        sha256="609e4f51c8704a251e8d1fdeb348320ef8c66df1d1ef8ff3977e13b3d5e27509",
+        sha256="6afbf3b1f676345fbb7995864fe48d826431411dbf828bcfb0ba01a069b95502",
         protocol=_NATIVE_PROTOCOL,
         figures={
             "psnr_of_clean": 48.31,

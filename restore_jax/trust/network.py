@@ -117,7 +117,7 @@ class Trust(NamedTuple):
     Attributes:
         model: the network.
         variables: its "params" and "calibration".
-        notes: what it was made from and what it covers, as stored in its file; see `job`.
+        notes: what it was made from and what it covers, as stored in its file.
     """
 
     model: ErrorBar
