@@ -122,7 +122,7 @@ def add(source: pathlib.Path, trust: Trust, target: pathlib.Path) -> pathlib.Pat
     return _write(target, others, metadata, trust)
 
 
-def tensors(trust: Trust) -> dict[str, np.ndarray]:
+def _tensors(trust: Trust) -> dict[str, np.ndarray]:
     """Returns the arrays of a trust map under the names that they have in a file."""
     flat = traverse_util.flatten_dict(dict(trust.variables), sep="/")
     return {
@@ -144,7 +144,7 @@ def _write(
     path: pathlib.Path, others: Mapping[str, Any], metadata: Mapping[str, str], trust: Trust
 ) -> pathlib.Path:
     header = {**metadata, _KEY: json.dumps(trust.notes, sort_keys=True)}
-    content = safetensors.numpy.save({**others, **tensors(trust)}, header)
+    content = safetensors.numpy.save({**others, **_tensors(trust)}, header)
     try:
         with files.replacing(path) as temporary:
             temporary.write_bytes(content)
