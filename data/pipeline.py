@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import degrade, process_rows, recolour, records, resize, vgg16
+from data import degrade, process_rows, recolour, records, resize, shot_pairs, vgg16
 from data.sources import images
 from restore_jax import batches
 from restore_jax.batches import ALL, Batch, Data, Share
@@ -103,6 +103,7 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
         eval_batches=eval_batches,
         load_loss_params=functools.partial(vgg16.load_loss_params, config),
         identity=records.identity(sources),
+        target=shot_pairs.TARGET if "shots" in train.dataset.element_spec else "",
     )
 
 
@@ -111,7 +112,8 @@ def load(config: ConfigDict) -> tuple[ConfigDict, definition.Law, dict[str, reco
 
     Returns:
         The configuration, with `data.realisations` set to 1 if the records have their own
-        degraded photographs; the degradation law; the records by split.
+        degraded photographs, and to 0 if they have several; the degradation law; the records
+        by split.
 
     Raises:
         UsageError: as `make_data`.
@@ -126,6 +128,10 @@ def load(config: ConfigDict) -> tuple[ConfigDict, definition.Law, dict[str, reco
         # There is one degraded version of each photograph, and the law is not applied.
         config = config.copy_and_resolve_references()
         config.data.realisations = 1
+    elif "shots" in sources["train"].dataset.element_spec:
+        # Two shots are drawn in every epoch, and the law is not applied.
+        config = config.copy_and_resolve_references()
+        config.data.realisations = 0
     return config, law, sources
 
 
@@ -177,9 +183,14 @@ def _make_pair(
 ) -> dict[str, tf.Tensor]:
     """Degrades one photograph at native size and resizes the pair, to uint8.
 
-    A record that has its own degraded photograph is only resized.
+    A record that has its own degraded photograph is only resized. Of several shots, two are
+    drawn.
     """
     clean, mask = _decode(record)
+    if "shots" in record:
+        key = degrade.draw_seed(seed, record["id"], realisation)
+        degraded, target = shot_pairs.drawn(record, key)
+        return _resize_pair(record, degraded, target, mask, settings)
     if recolours and "degraded" not in record:
         # A separate stream, so that noise and blur are the same as without recolouring.
         key = _fold_in(degrade.draw_seed(seed, record["id"], realisation), _RECOLOURS)
@@ -219,9 +230,21 @@ def realise(
     seed: int,
     realisation: tf.Tensor | int,
 ) -> tf.data.Dataset:
-    """Makes the pairs of one draw: uint8 images of the working size, with the other fields."""
+    """Makes the pairs of one draw: uint8 images of the working size, with the other fields.
+
+    Of several shots, one is drawn, and its pair is the mean of the others.
+    """
+
+    def pair(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        if "shots" in record:
+            key = degrade.draw_seed(seed, record["id"], realisation)
+            shot, mean = shot_pairs.to_the_mean(record, key)
+            _, mask = _decode(record)
+            return _resize_pair(record, shot, mean, mask, settings)
+        return _make_pair(record, settings, law, seed, realisation)
+
     return source.map(
-        lambda record: _make_pair(record, settings, law, seed, realisation),
+        pair,
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )

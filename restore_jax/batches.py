@@ -75,6 +75,8 @@ class Data:
             {} where nothing identifies them.
         pairs: the file of pairs that the batches come from, a `pairs_file.Pairs`; None where
             they come from the host's pipeline.
+        target: what the "clean" images of an evaluation are where there are no clean
+            photographs: estimates with noise of their own; "" where they are clean.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Data:
     load_loss_params: Callable[[], Mapping[str, Any]] = dict
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
     pairs: Any = None
+    target: str = ""
 
 
 def cached(make_data: Callable[[ConfigDict], Data]) -> Callable[[ConfigDict], Data]:
