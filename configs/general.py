@@ -35,4 +35,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     if data == "sample":
         config.data.sample_size = 512
         config.data.sample_count = 12
+    elif data == "shots":  # there are few parts
+        config.train.epochs = 100
+        config.eval.every_epochs = 10
     return config

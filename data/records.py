@@ -3,9 +3,10 @@
 A record is a dict of scalars: `image` and `mask`, encoded images of the same size; `has_mask`,
 bool, false if the mask is unknown and therefore black; `id`, `category` and `defect_type`,
 strings. If a source provides its own degraded photographs, all its records also have
-`degraded`, encoded and of the same size, which is then used instead of degrading `image`. If it
-has several degraded photographs of each part and no clean one, `image` is the first of them, and
-`shots` the others, encoded and of the same size: a tensor of strings [N - 1], serialized.
+`degraded`, encoded and of the same size, which is then used instead of degrading `image`. If a
+source has several degraded photographs of each part and no clean one, a record is a part:
+`image` is one of them, and `shots` the others, a serialized tensor of strings [N - 1], encoded
+and of the same size.
 """
 
 import functools

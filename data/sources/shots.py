@@ -4,9 +4,9 @@
     root/CATEGORY/PART/*         the same with categories
     root/{train,val}/**          parts, split by their folders
 
-A part is a folder with two or more image files of one size: photographs of the same part in the
-same place, which differ in their noise. Parts are split by a hash of their names, about 91/9 per
-category; all shots of a part are on the same side.
+A part is a folder with two or more image files of one size: photographs of the same part in
+the same place, which differ in their noise. Without `train` and `val` folders, parts are split
+by a hash of their names, about 91/9 per category. No part is on both sides.
 """
 
 from __future__ import annotations
