@@ -9,9 +9,7 @@ from PIL import Image
 from benchmarks import shots
 
 
-def test_shots_have_the_blur_of_the_blurred_photograph_and_their_own_noise(
-    tmp_path, monkeypatch
-):
+def test_shots_share_all_but_their_noise(tmp_path, monkeypatch):
     def grey(category, kind, index, size):
         return np.full((size, size, 3), 100 + index, np.uint8), None
 
