@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from restore_jax.checkpoints.weights_file import save_weights
+    from restore_jax.inference.assessment import Assessment
     from restore_jax.inference.restorer import Restorer, load
     from restore_jax.shipped import models_available
 
-__all__ = ["Restorer", "load", "models_available", "save_weights"]
+__all__ = ["Assessment", "Restorer", "load", "models_available", "save_weights"]
 
 _HOMES = {
+    "Assessment": "inference.assessment",
     "Restorer": "inference.restorer",
     "load": "inference.restorer",
     "models_available": "shipped",

@@ -24,7 +24,9 @@ ROOMS = {
     "config": {"losses", "models"},
     "report": {"metrics"},
     "checkpoints": {"config", "learner", "models", "parallel"},
-    "inference": {"checkpoints", "config", "image_io", "models", "parallel"},
+    "inference": {
+        "checkpoints", "config", "degradation", "image_io", "models", "parallel",
+    },
     "evaluation": {
         "checkpoints", "config", "degradation", "image_io", "learner", "losses", "metrics",
         "models", "parallel", "report",

@@ -31,7 +31,9 @@ FORMAT = "restore_jax"
 # and refuse version 2 with a clear message.
 VERSIONS = {"1": "float32", "2": "float16"}
 # Optional metadata, which is not needed to read a file.
-NOTES = ("name", "purpose", "training_data", "licence")
+NOTES = ("name", "purpose", "training_data", "licence", "known_range")
+# In a workdir, the text that "known_range" of `NOTES` is in a weights file.
+RANGE_FILE = "known_range.json"
 LICENCE_NOTE = "weights trained on MVTec AD: non-commercial (CC BY-NC-SA 4.0)"
 
 # Paths of the machine that wrote the file, which are useless elsewhere.
@@ -130,7 +132,8 @@ def save_weights(
         overwrite: whether an existing file may be replaced.
         dtype: "float32", or "float16" to store the parameters at half the size; they are read
             as float32 either way.
-        metadata: one-line texts under "name", "purpose", "training_data" or "licence".
+        metadata: one-line texts under "name", "purpose", "training_data", "licence" or
+            "known_range", see `degradation.known_range`.
 
     Returns:
         The path.
@@ -355,8 +358,23 @@ def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_source_notes(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Reads the `NOTES` metadata of a weights file or shipped model; {} for a folder."""
-    return {} if pathlib.Path(path).expanduser().is_dir() else read_notes(find_file(path))
+    """Reads the `NOTES` metadata of a weights file or shipped model.
+
+    A workdir, or the folder of one of its checkpoints, has "known_range" at most.
+    """
+    place = pathlib.Path(path).expanduser()
+    if not place.is_dir():
+        return read_notes(find_file(path))
+    place = place.resolve()
+    folder = place.parent.parent if place.parent.name == "checkpoints" else place
+    try:
+        return {"known_range": (folder / RANGE_FILE).read_text(encoding="utf-8")}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{folder / RANGE_FILE}: cannot be read ({error}); remove it"
+        ) from error
 
 
 def with_licence(config: ConfigDict, notes: Mapping[str, str]) -> dict[str, str]:

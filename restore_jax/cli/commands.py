@@ -42,6 +42,8 @@ class Flags:
     side_by_side: bool = False
     compare: bool = False
     strength: float | None = None
+    skip_outside: bool = False
+    skip_assessment: bool = False
     self_ensemble: str | None = None
     tile: int | None = None
     shard: str | None = None
@@ -61,13 +63,14 @@ class Flags:
 
 def run_train(flags: Flags, make_data: MakeData) -> None:
     """Trains a run to its end and evaluates its best checkpoint, skipping what is done."""
-    from restore_jax.evaluation import evaluate, results  # noqa: PLC0415
+    from restore_jax.evaluation import evaluate, results, training_range  # noqa: PLC0415
     from restore_jax.parallel import processes  # noqa: PLC0415
     from restore_jax.train import loop  # noqa: PLC0415
 
     config, folder = flags.config, _workdir(flags)
     assert config is not None  # checked with the flags
     loop.train(config, folder, make_data)
+    processes.on_first(lambda: training_range.write(folder, config, make_data))
     found = processes.on_first(lambda: results.read_stored(folder, config, "best"))
     print(
         results.format_report(*found or evaluate.evaluate_checkpoint(folder, "best", make_data))
@@ -120,7 +123,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     """Restores files and folders of images, by default with the default shipped model."""
     from restore_jax import shipped  # noqa: PLC0415
     from restore_jax.image_io import image_paths  # noqa: PLC0415
-    from restore_jax.inference import folders  # noqa: PLC0415
+    from restore_jax.inference import assessment, folders  # noqa: PLC0415
     from restore_jax.inference.restorer import load  # noqa: PLC0415
 
     del make_data
@@ -128,6 +131,8 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     passed_over: collections.Counter[str] = collections.Counter()
     if flags.white is not None and not 1 <= flags.white <= 65535:
         raise UsageError(f"--white={flags.white}: must lie between 1 and 65535")
+    if flags.skip_outside and flags.skip_assessment:
+        raise UsageError("--skip_outside: not with --skip_assessment, which finds none outside")
     max_pixels = folders.pixel_limit(flags.max_megapixels)
     items = folders.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
@@ -138,6 +143,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
             print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
     folders.check_output(output)
+    table = assessment.table(flags.input, output, flags.shard)
     options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
     if flags.workdir:
         model: str | pathlib.Path = _workdir(flags)
@@ -160,6 +166,9 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         max_pixels,
         flags.pages or "all",
         flags.white,
+        table,
+        flags.skip_outside,
+        not flags.skip_assessment,
     )
     print(folders.format_outcome(outcome, output, passed_over))
 

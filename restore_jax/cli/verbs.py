@@ -203,9 +203,11 @@ def _parser(name: str, verb: _Verb) -> _Parser:
         add_help=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26),
     )
+    # One list for both kinds of arguments, since the help has to fit a screen.
+    group = parser.add_argument_group("arguments")
     for argument in verb.arguments:
         if argument.options:
-            parser.add_argument(
+            group.add_argument(
                 *argument.options,
                 dest=argument.flag,
                 metavar=argument.metavar,
@@ -213,7 +215,7 @@ def _parser(name: str, verb: _Verb) -> _Parser:
                 required=argument.required,
             )
         else:
-            parser.add_argument(
+            group.add_argument(
                 argument.flag,
                 metavar=argument.metavar,
                 help=argument.help,
@@ -222,8 +224,8 @@ def _parser(name: str, verb: _Verb) -> _Parser:
     own = {argument.flag for argument in verb.arguments}
     for flag, text in flags.of_mode(name):
         if flag.name not in own:
-            parser.add_argument(f"--{flag.name}", help=text, **_options_of(flag))
-    parser.add_argument("-h", "--help", action="help", help="Show this help.")
+            group.add_argument(f"--{flag.name}", help=text, **_options_of(flag))
+    group.add_argument("-h", "--help", action="help", help="Show this help.")
     return parser
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 
 import numpy as np
-from scipy import ndimage, optimize, special, stats
+from scipy import ndimage, optimize, special
 
 from restore_jax.degradation.calibration import Estimate
 
@@ -100,7 +100,7 @@ def _channel_noise(image: np.ndarray) -> tuple[Estimate, Estimate]:
         flattest = members[np.argsort(structure[members])]
         flattest = flattest[: max(4, int(_FLATTEST * len(members)))]
         # A low quantile, since texture only adds.
-        expected = stats.chi2.ppf(_QUANTILE, _FREEDOM) / _FREEDOM
+        expected = special.chdtri(_FREEDOM, 1 - _QUANTILE) / _FREEDOM
         variance = np.quantile(rough[flattest], _QUANTILE) / expected
         latent = _unclipped(level[flattest].mean(), variance, top)
         if latent is not None:

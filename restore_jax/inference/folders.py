@@ -2,21 +2,24 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
+import shutil
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from restore_jax import progress
+from restore_jax import files, progress
 from restore_jax.errors import RunError, UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.image_io.image_files import ImageFileError, Photograph
-from restore_jax.inference import pixels
+from restore_jax.inference import assessment, pixels
 from restore_jax.inference.restorer import Restorer
 from restore_jax.parallel import cores, host_memory
 
@@ -57,12 +60,28 @@ class Outcome:
     Attributes:
         restored: number of images restored and written.
         skipped: number of images whose restoration already existed.
+        copied: number of images saved unchanged, as they lie outside of what the model knows.
+        outside: number of images that lie outside, restored or not.
         failed: an error line for each image that could not be read, restored or written.
     """
 
     restored: int = 0
     skipped: int = 0
+    copied: int = 0
+    outside: int = 0
     failed: list[str] = dataclasses.field(default_factory=list)
+
+
+class _Written(NamedTuple):
+    """What writing an image gave.
+
+    Attributes:
+        notes: on what its format could not preserve.
+        change_db: PSNR against the input, dB; None for a copy.
+    """
+
+    notes: tuple[str, ...] = ()
+    change_db: float | None = None
 
 
 def plan(
@@ -102,6 +121,9 @@ def restore_files(
     max_pixels: int = image_files.MAX_PIXELS,
     pages: str = "all",
     white: int | None = None,
+    table: assessment.Table | None = None,
+    skip_outside: bool = False,
+    assesses: bool = True,
     listener: Listener | None = None,
 ) -> Outcome:
     """Restores images and writes each of them atomically.
@@ -119,6 +141,9 @@ def restore_files(
             "first".
         white: the white level of 16-bit files. None: as stated in the file, or else estimated
             from its highest level, see `pixels.estimated_white`, which is reported.
+        table: gets a row for each image; None: no table is written.
+        skip_outside: saves images that lie outside of what the model knows unchanged.
+        assesses: compares images with what the model knows.
         listener: called with each note on an image, and with the error of an image that fails.
             None: they are printed, and so is the progress.
 
@@ -133,8 +158,17 @@ def restore_files(
     outcome.skipped = len(items) - len(todo)
     bar = progress.bar(total=len(todo), shown=listener is None)
 
+    assessed: dict[Item, assessment.Assessment] = {}
+
+    def add_row(item: Item, action: str, **values: Any) -> None:
+        found = assessed.pop(item, None)
+        if table is not None:
+            place = item.relative.as_posix()
+            table.add(assessment.Row(place, str(item.source), action, found, **values))
+
     def fail(item: Item, error: Exception) -> None:
         line = " ".join(str(error).split())
+        add_row(item, assessment.FAILED, error=line)
         line = line if str(item.source) in line else f"{item.source}: {line}"
         outcome.failed.append(line)
         if listener is None:
@@ -159,21 +193,42 @@ def restore_files(
         photograph = with_white(photograph, white)
         for plane in photograph.planes:
             pixels.checked(plane, str(item.source), white=photograph.white)
+        if assesses:
+            with assessing:
+                assessed[item] = restorer.assess(photograph.pixels, photograph.white)
         return photograph
+
+    def is_left_alone(item: Item) -> bool:
+        found = assessed.get(item)
+        if found is None or found.inside is not False:
+            return False
+        outcome.outside += 1
+        done = "copied unchanged" if skip_outside else "restored all the same"
+        note = f"outside of what the model knows: {'; '.join(found.reasons)}; {done}"
+        report(item, [note])
+        return skip_outside
 
     batch = restorer.options.cut[2]
     readers, writers = _threads()
+    # An assessment takes memory of its own.
+    assessing = threading.BoundedSemaphore(cores.count())
     read: collections.deque[tuple[Item, Photograph]] = collections.deque()
 
     def arrays(reading: _ReadAhead) -> Iterator[np.ndarray | pixels.Levels]:
         for item, photograph in reading.take(fail):
             report(item, photograph.notes)
+            if is_left_alone(item):
+                future = threads.submit(_copy, item, photograph, file_format)
+                writing.append((item, future, _size(photograph)))
+                while too_many():
+                    finish_one()
+                continue
             read.append((item, photograph))
             for plane in photograph.planes:
                 white = photograph.white
                 yield plane if white is None else pixels.Levels(plane, white)
 
-    writing: collections.deque[tuple[Item, concurrent.futures.Future[tuple[str, ...]], int]]
+    writing: collections.deque[tuple[Item, concurrent.futures.Future[_Written], int]]
     writing = collections.deque()
 
     def too_many() -> bool:
@@ -184,14 +239,23 @@ def restore_files(
     def finish_one() -> None:
         item, future, _ = writing.popleft()
         try:
-            report(item, future.result())
+            written = future.result()
         except (ImageFileError, OSError) as error:
             fail(item, error)
+            return
+        report(item, written.notes)
+        if written.change_db is None:
+            outcome.copied += 1
+            add_row(item, assessment.COPIED)
         else:
             outcome.restored += 1
-            bar.update()
+            if item in assessed and (doubt := assessed[item].doubt(written.change_db)):
+                report(item, [doubt])
+            add_row(item, assessment.RESTORED, change_db=written.change_db)
+        bar.update()
 
     with (
+        table or contextlib.nullcontext(),
         bar,
         concurrent.futures.ThreadPoolExecutor(writers) as threads,
         _ReadAhead(todo, readers, batch + readers, read_one) as reading,
@@ -263,6 +327,9 @@ def format_outcome(
     """
     plural = "" if outcome.restored == 1 else "s"
     parts = [f"{outcome.restored} image{plural} restored into {output}"]
+    if outcome.outside:
+        left = f", {outcome.copied} of them copied unchanged" if outcome.copied else ""
+        parts.append(f"{outcome.outside} outside of what the model knows{left}")
     if outcome.skipped:
         parts.append(f"{outcome.skipped} skipped, as they exist (--overwrite replaces them)")
     if passed_over:
@@ -428,15 +495,26 @@ def _write(
     photograph: Photograph,
     file_format: str | None,
     comparisons: pathlib.Path | None,
-) -> tuple[str, ...]:
-    """Writes a restoration; returns notes on what its format could not preserve."""
+) -> _Written:
+    """Writes a restoration."""
     notes = image_files.write(item.target, restored, photograph, file_format)
     if comparisons is not None:
         path = comparisons / item.relative.with_name(f"{item.relative.name}.png")
         both = _side_by_side(photograph.pixels, restored[0], photograph.white)
         beside = Photograph(both)
         image_files.write(path, beside.pixels, beside)
-    return notes
+    return _Written(
+        notes, assessment.change_in_db(photograph.planes, restored, photograph.white)
+    )
+
+
+def _copy(item: Item, photograph: Photograph, file_format: str | None) -> _Written:
+    """Saves a photograph unchanged: byte for byte, unless it changes its format."""
+    if file_format is None or image_paths.format_name(file_format) == photograph.format:
+        with files.replacing(item.target) as temporary:
+            shutil.copyfile(item.source, temporary)
+        return _Written()
+    return _Written(image_files.write(item.target, photograph.planes, photograph, file_format))
 
 
 def _side_by_side(

@@ -110,7 +110,7 @@ class TiledImage:
             results[..., 3] = pixels[..., 3]
         self._pixels, self._results = pixels[..., :3], results[..., :3]
         self._strength = strength
-        self._white = np.float32(white or _white(array.dtype))
+        self._white = np.float32(white_of(array.dtype, white))
         self.context = None if context_side is None else self._thumbnail(context_side)
 
     def _thumbnail(self, side: int) -> np.ndarray:
@@ -174,5 +174,6 @@ def _thumbnail_taps(size: int, side: int) -> Iterator[tuple[int, np.ndarray]]:
         yield first, (taps / taps.sum()).astype(np.float32)
 
 
-def _white(dtype: np.dtype) -> float:
-    return float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0
+def white_of(dtype: np.dtype, white: int | None = None) -> float:
+    """Returns the level that is white: of integers `white` or the highest, of floats 1."""
+    return float(white or np.iinfo(dtype).max) if dtype.kind == "u" else 1.0

@@ -13,8 +13,11 @@ from ml_collections import ConfigDict
 
 from restore_jax import batches, models
 from restore_jax.checkpoints import weights_file
+from restore_jax.degradation import known_range
+from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import UsageError
-from restore_jax.inference import ensemble, pixels, sharded, tiling
+from restore_jax.inference import assessment, ensemble, pixels, sharded, tiling
+from restore_jax.inference.assessment import Assessment
 
 _FALLBACK_TILE = 256
 # Networks that correct the colour of a tile by its global means see too little of a plain
@@ -130,9 +133,12 @@ class Restorer:
             those of all flips and rotations by 90° (eight times).
         white: the white level of integer images, such as 4095 for 12 bits in uint16; the result
             keeps that range. None: the highest level of their dtype.
+        known: the noise and blur of the photographs of its training, for `assess`. None: the
+            limits that follow from the degradation law of the configuration, if it has one.
 
     Attributes:
         model, variables, config: as given; the variables are on the default device.
+        known: as given, or from the law.
         options: default options of a call.
 
     Raises:
@@ -176,10 +182,12 @@ class Restorer:
         strength: float = 1.0,
         self_ensemble: str = "none",
         white: int | None = None,
+        known: KnownRange | None = None,
     ) -> None:
         self.model = model
         self.variables = jax.device_put(dict(variables))
         self.config = config
+        self.known = known or known_range.of_config(config.get("data") or {})
         self.options = Options(
             _default_tile(model, config) if tile is None else tile,
             overlap,
@@ -244,6 +252,24 @@ class Restorer:
         for i, one in enumerate(self.restore_many(array, **options)):
             restored[i] = one
         return restored
+
+    def assess(self, image: Any, white: int | None = None) -> Assessment:
+        """Compares an image with those that the model was trained for.
+
+        Its noise and blur are estimated from the image alone; of a large one, from a window of
+        1024 px each way. A model of a `config.data.image_size` knows images shrunk to it.
+
+        Args:
+            image: an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+            white: its white level; None: as for the restorer.
+
+        Raises:
+            ValueError: for anything else, as for a call.
+        """
+        white = white or self.options.white
+        array = pixels.checked(image, "image", white=white)
+        is_resized = bool((self.config.get("data") or {}).get("image_size"))
+        return assessment.assess(array, white, self.known, is_resized)
 
     def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[np.ndarray]:
         """Restores images in order, with batches that span several images.
@@ -335,7 +361,9 @@ def load(
     """
     _check_names(options)
     model, variables, config = weights_file.read_model(path, checkpoint)
-    return Restorer(model, variables, config, **options)
+    text = weights_file.read_source_notes(path).get("known_range")
+    known = known_range.read(text, str(path)) if text else None
+    return Restorer(model, variables, config, known=known, **options)
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

@@ -248,7 +248,7 @@ def test_restoring_is_that_of_launch_whatever_the_names(monkeypatch, capsys, tmp
     # And the command without a verb.
     assert restore_jax(monkeypatch, *given, "--output=flags", "--workdir=two", *options) == 0
     restored = content(tmp_path / "short")
-    assert sorted(restored) == ["a 1.png", "c[1].png"]
+    assert sorted(restored) == ["a 1.png", "c[1].png", "restore.csv"]
     assert restored == content(tmp_path / "long") == content(tmp_path / "flags")
     for name, folder in (("a 1.png", "scans [2024]"), ("c[1].png", "more of them")):
         assert restored[name] != (tmp_path / folder / name).read_bytes()

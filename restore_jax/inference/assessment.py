@@ -1,0 +1,270 @@
+"""Whether photographs are like those a model was trained for, and the table of a folder."""
+
+import csv
+import dataclasses
+import io
+import math
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from restore_jax import files
+from restore_jax.degradation import known_range
+from restore_jax.degradation.calibration import Estimate
+from restore_jax.degradation.known_range import KnownRange
+from restore_jax.errors import RunError, UsageError
+from restore_jax.inference import pixels
+
+# A table is written again at most so often, in seconds.
+_EVERY = 10.0
+# Rows of an image that are compared at once.
+_ROWS = 512
+
+# Of a good photograph: the most noise in grey levels and blur in px, and the PSNR in dB
+# that the output should have to it.
+_GOOD_NOISE, _GOOD_BLUR, _GOOD_CHANGE = 2.0, 1.5, 45.0
+
+RESTORED, COPIED, FAILED = "restored", "copied unchanged", "failed"
+"""What was done with a file, in its row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Assessment:
+    """How a photograph compares with those a model was trained for.
+
+    Attributes:
+        noise: estimated standard deviation per channel at the channel's mean level, in grey
+            levels of 0…255; () if it cannot be estimated.
+        blur: estimated standard deviations along x and y, px; None where nothing tells them.
+        inside: whether no estimate lies outside of what the model knows; None if its range or
+            the noise is not known.
+        reasons: why it lies outside, one phrase each.
+    """
+
+    noise: tuple[Estimate, ...]
+    blur: tuple[Estimate | None, Estimate | None]
+    inside: bool | None
+    reasons: tuple[str, ...]
+
+    @property
+    def overall_noise(self) -> float | None:
+        """The root mean square of the noise over the channels."""
+        if not self.noise:
+            return None
+        return math.sqrt(np.mean([channel.value**2 for channel in self.noise]))
+
+    def doubt(self, change_db: float) -> str:
+        """Says that a good photograph was changed; "" if not, or if it is not known to be good.
+
+        One that lies outside is named for that already.
+
+        Args:
+            change_db: PSNR of the output against the photograph, dB.
+        """
+        noise, widths = self.overall_noise, [one.value for one in self.blur if one is not None]
+        is_good = noise is not None and noise < _GOOD_NOISE and self.inside is not False
+        is_good = is_good and bool(widths) and max(widths) < _GOOD_BLUR
+        if not is_good or change_db >= _GOOD_CHANGE:
+            return ""
+        return f"little noise and blur, but changed ({change_db:.1f} dB)"
+
+
+def assess(
+    image: np.ndarray, white: int | None, known: KnownRange | None, is_resized: bool
+) -> Assessment:
+    """Compares a photograph with the range of a model.
+
+    Args:
+        image: checked by `pixels.checked`, without a batch axis.
+        white: white level of integers; None: the highest of their dtype.
+        known: the range of the model; None: not known.
+        is_resized: whether the model was trained on photographs shrunk after the degradation,
+            as this one then has to be.
+    """
+    colours = np.atleast_3d(image)[..., :3]
+    found = known_range.measure(
+        colours, 255.0 / pixels.white_of(image.dtype, white), is_resized
+    )
+    reasons = () if known is None else known.reasons(found)
+    undecided = known is None or not found.noise
+    inside = False if reasons else None if undecided else True
+    return Assessment(found.noise, found.blur, inside, reasons)
+
+
+def change_in_db(
+    before: Sequence[np.ndarray], after: Sequence[np.ndarray], white: int | None
+) -> float:
+    """Returns the PSNR of images against others of their shapes, in dB; inf if equal.
+
+    Args:
+        before: all pages of a file; alpha counts for nothing.
+        after: the same after the restoration, of the same dtype.
+        white: as for `assess`.
+    """
+    total, count = 0.0, 0
+    for old, new in zip(before, after, strict=True):
+        scale = np.float32(1 / pixels.white_of(old.dtype, white))
+        for top in range(0, len(old), _ROWS):
+            rows = slice(top, top + _ROWS)
+            old_rows, new_rows = (
+                np.atleast_3d(page[rows])[..., :3].astype(np.float32) for page in (old, new)
+            )
+            total += float(np.sum(np.square((new_rows - old_rows) * scale), dtype=np.float64))
+            count += old_rows.size
+    return math.inf if total == 0 else 10 * math.log10(count / total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a table tells of a file.
+
+    Attributes:
+        file: its path relative to the output folder.
+        source: the path of the photograph.
+        action: `RESTORED`, `COPIED` or `FAILED`.
+        assessment: None if it could not be read.
+        change_db: PSNR of the output against the input, dB; None without an output.
+        error: why it failed, in one line.
+    """
+
+    file: str
+    source: str
+    action: str
+    assessment: Assessment | None = None
+    change_db: float | None = None
+    error: str = ""
+
+    def _reasons(self) -> tuple[str, ...]:
+        found = self.assessment
+        doubt = found.doubt(self.change_db) if found and self.change_db is not None else ""
+        return (*(found.reasons if found else ()), *filter(None, [doubt]))
+
+    def as_columns(self) -> dict[str, str]:
+        """The row as texts by column; unknown values are empty."""
+        found = self.assessment
+        inside = None if found is None else found.inside
+        blur = (None, None) if found is None else found.blur
+        return {
+            "file": self.file,
+            "source": self.source,
+            "noise": _number(None if found is None else found.overall_noise),
+            "blur_x": _number(None if blur[0] is None else blur[0].value),
+            "blur_y": _number(None if blur[1] is None else blur[1].value),
+            "range": {True: "inside", False: "outside", None: "unknown"}[inside],
+            "reason": "; ".join(self._reasons()),
+            "action": self.action,
+            "change_db": _number(self.change_db),
+            "error": self.error,
+        }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+COLUMNS = tuple(Row("", "", "").as_columns())
+
+
+class Table:
+    """The table of the files of a folder, `restore.csv`, which is kept up to date.
+
+    Rows of other files, from an earlier run into the folder, are kept.
+
+    As a context, it is written at the end, also of a run that fails.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        rows: those of this run, in the order in which the files were done.
+
+    Raises:
+        UsageError: if the file exists and is no such table, or cannot be read.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        self._earlier = _read(path)
+        self._written = time.monotonic()
+
+    def __enter__(self) -> "Table":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.write()
+
+    def add(self, row: Row) -> None:
+        """Adds a row, and writes the table if it has not been for a while.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
+        self.rows.append(row)
+        if time.monotonic() - self._written > _EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Writes the table, if there are rows to write, in the order of the files' names.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
+        if not self.rows:
+            return
+        rows = self._earlier | {row.file: row.as_columns() for row in self.rows}
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows))
+        try:
+            with files.replacing(self.path) as temporary:
+                # With a byte order mark, by which spreadsheets know UTF-8.
+                temporary.write_text(
+                    text.getvalue(), encoding="utf-8-sig", errors="backslashreplace", newline=""
+                )
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror})") from error
+        self._written = time.monotonic()
+
+
+def table(
+    inputs: Sequence[str], output: pathlib.Path, shard: str | None = None
+) -> Table | None:
+    """Returns the table of a run, with the rows of earlier ones; None for a single file.
+
+    Args:
+        inputs: files, folders and globs.
+        output: the output folder, where the table is.
+        shard: "I/N" for a part of the images, which has a table of its own.
+
+    Raises:
+        UsageError: if another file has its place.
+    """
+    if len(inputs) == 1 and pathlib.Path(inputs[0]).expanduser().is_file():
+        return None
+    part = "" if shard in (None, "1/1") else f"-{shard.replace('/', '-of-')}"
+    return Table(output / f"restore{part}.csv")
+
+
+def _read(path: pathlib.Path) -> dict[str, Mapping[str, Any]]:
+    """Returns the rows of a table by file; {} if there is none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise UsageError(
+                    f"{path}: exists and is not a table of restored files; move it, since one "
+                    "is written there"
+                )
+            rows = list(reader)
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a row has another number of fields")
+        return {row["file"]: row for row in rows}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); move it") from error
