@@ -80,6 +80,7 @@ def test_every_experiment_takes_every_data_and_only_fields_of_the_default(name, 
     config, base = get_config(name, data), default.get_config(data)
     assert config.name == name
     assert config.data.name == data
+    assert config.data.split == "defects" or data in ("mvtec_ad", "inspection", "sample")
 
     def fields(tree, path=""):
         return {
