@@ -115,7 +115,7 @@ class ImageInFlight:
         self.plan = plan(self.picture.height, self.picture.width, sizes.tile, sizes.overlap)
         self.done = self.sent = 0
         self._top = 0
-        width = max(self.plan.width, self.plan.tile_width)
+        width = self.plan.lefts[-1] + self.plan.tile_width
         self._band: np.ndarray | None = None
         self._band_shape = (self.plan.tile_height, width)
 
@@ -134,7 +134,8 @@ class ImageInFlight:
         row, column = divmod(index, len(self.plan.lefts))
 
         def along(begin: int, tile: int, length: int) -> np.ndarray | slice:
-            return slice(begin, begin + tile) if tile <= length else reflected(length, tile)
+            end = begin + tile
+            return slice(begin, end) if end <= length else reflected(length, end)[begin:]
 
         return self.picture.read(
             along(self.plan.tops[row], self.plan.tile_height, self.plan.height),
