@@ -138,8 +138,9 @@ class _Lines(Bar):
         """Does nothing: a log file keeps its lines."""
 
     def close(self) -> None:
-        """Writes the final state."""
+        """Writes the final state, unless the last line shows it."""
         if not self.disable:
-            self.refresh()
+            if self.last_print_n != self.n:
+                self.refresh()
             self.disable = True
             self._decr_instances(self)
