@@ -64,8 +64,10 @@ class Speed:
         marks = self._marks
         if self._began is None:
             self._began = seconds
-        # At most two per second are kept, of which the newest is moved on.
-        if len(marks) > 1 and marks[-1][0] - marks[-2][0] < 0.5:
+        # At most two marks per second: the newest is moved on. This also joins the images of a
+        # batch, of which the first one alone would say nothing of the speed.
+        newest_span = marks[-1][0] - marks[-2][0] if len(marks) > 1 else seconds - self._began
+        if marks and newest_span < 0.5:
             marks.pop()
         marks.append((seconds, count))
         while len(marks) > 2 and seconds - marks[1][0] >= WINDOW:
@@ -77,7 +79,7 @@ class Speed:
         if len(self._marks) < 2:
             return 0.0
         (start, before), (end, after) = self._marks[0], self._marks[-1]
-        return (after - before) / max(end - start, 1e-9)
+        return (after - before) / (end - start)
 
     @property
     def measured(self) -> float:

@@ -79,6 +79,14 @@ def test_the_speed_of_many_short_steps_is_exact_and_takes_little_memory():
     assert len(speed._marks) < 4 * progress.WINDOW
 
 
+def test_the_images_of_a_batch_count_together():
+    speed = progress.Speed()
+    for batch in range(1, 4):
+        for image in range(8):
+            speed.add(16 * batch + 0.001 * image, 8 * (batch - 1) + image + 1)
+        assert speed.rate == pytest.approx(0.5 if batch > 1 else 0)
+
+
 def test_the_speed_of_steps_that_take_minutes_is_that_of_the_last_ones():
     speed = progress.Speed()
     for seconds, count in ((0, 1), (1000, 2), (1200, 3), (1400, 4)):
