@@ -55,6 +55,7 @@ class Flags:
     pages: str | None = None
     white: int | None = None
     weights: str | None = None
+    trust: bool = False
     host: str | None = None
     port: int | None = None
     max_megabytes: int | None = None
@@ -161,6 +162,11 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         **{name: value for name, value in options.items() if value is not None},
         tile=flags.tile,
     )
+    if flags.trust and restorer.trust_map is None:
+        raise UsageError(
+            f"--trust: {model} has no trust map, or that of another checkpoint; make one with "
+            f"--mode=trust --workdir={model}"
+        )
     comparisons = output / "compare" if flags.side_by_side or flags.compare else None
     outcome = folders.restore_files(
         restorer,
@@ -174,6 +180,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         table,
         flags.skip_outside,
         not flags.skip_assessment,
+        output / "trust" if flags.trust else None,
     )
     print(folders.format_outcome(outcome, output, passed_over))
 
@@ -238,8 +245,8 @@ def run_export(flags: Flags, make_data: MakeData | None = None) -> None:
     model, config = (restorer.model, restorer.variables, output), restorer.config
     notes = weights_file.with_licence(config, notes)
     if output.suffix == ".safetensors":
-        dtype = flags.dtype or "float32"
-        print(export.export_weights(*model, config, dtype, notes, flags.overwrite))
+        dtype, trust = flags.dtype or "float32", restorer.trust_map
+        print(export.export_weights(*model, config, dtype, notes, flags.overwrite, trust))
     else:
         form = export.export_onnx if output.suffix == ".onnx" else export.export_stablehlo
         print(form(*model, config, size, flags.overwrite, notes))
@@ -268,6 +275,15 @@ def run_calibrate(flags: Flags, make_data: MakeData) -> None:
     print(calibrate.calibrate(flags.config, output, flags.overwrite))
 
 
+def run_trust(flags: Flags, make_data: MakeData) -> None:
+    """Trains and calibrates the trust map of a run, a weights file or a shipped model."""
+    from restore_jax.evaluation import fit_trust, trained  # noqa: PLC0415
+
+    source = trained.find(_workdir(flags), flags.checkpoint or "best", flags.config)
+    output = pathlib.Path(flags.output).expanduser() if flags.output else None
+    print(fit_trust.fit_trust(source, make_data, output, flags.overwrite))
+
+
 COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
@@ -276,6 +292,7 @@ COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "export": run_export,
     "import": run_import,
     "calibrate": run_calibrate,
+    "trust": run_trust,
     "serve": run_serve,
 }
 

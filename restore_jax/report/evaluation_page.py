@@ -20,6 +20,7 @@ from restore_jax.metrics.defects import ERASED_BELOW, error_ratio
 from restore_jax.report import charts, evaluation_tables, image_panels, pages
 from restore_jax.report.forms import change, defined, number
 from restore_jax.report.image_panels import Frame
+from restore_jax.trust import maps
 
 _CONTRAST_EDGES = [round(-0.5 + 0.1 * i, 1) for i in range(26)]
 # An image identical to its clean one scores 100 dB, which would squeeze all other bars.
@@ -51,6 +52,7 @@ class Example:
         mask: [H, W, 1], one on the defect.
         has_mask: false if the mask is not known; its zeros then mean nothing.
         row: figures of the image.
+        half_width: [H, W], the trust map; None without one.
     """
 
     rank: Literal["best", "median", "worst"]
@@ -63,6 +65,7 @@ class Example:
     mask: np.ndarray
     has_mask: bool
     row: Mapping[str, Any]
+    half_width: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +128,9 @@ def render(report: Report) -> str:
         examples={name: _examples(report.examples, name, anchors[name]) for name in names},
         max_side=image_panels.MAX_SIDE,
         error_gradient=image_panels.error_gradient(),
+        trust_gradient=f"linear-gradient(to right, {', '.join(maps.COLOURS)})",
         kla=any(name.startswith("kla_") for name in summary["micro"] | summary["macro"]),
+        trust="trust_coverage" in summary["micro"],
         provenance=_provenance(report),
         fields=[(path, _value(value)) for path, value in _flatten(config)],
     )
@@ -235,6 +240,9 @@ def _example(example: Example, ranks: str, outline: str) -> dict[str, Any]:
         "clean": image_panels.embed_photograph(example.clean),
         "error_map": error_map,
         "top": 255 * math.sqrt(top),
+        "trust": None
+        if example.half_width is None
+        else image_panels.embed_heat_map(maps.heat_map(example.half_width)),
         "defect": "defect outlined" if frame.outline else unmarked,
         "facts": _facts(example),
     }
