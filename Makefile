@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/sca_unet_sample
 REQUIREMENTS := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes),requirements-cuda12.txt,requirements.txt)
 
-.PHONY: setup train test newest lock test-all bench-smoke opencv4 lint bench
+.PHONY: setup train test newest lock sbom test-all bench-smoke opencv4 lint bench
 
 setup: $(VENV)/installed
 
@@ -35,12 +35,15 @@ newest:
 	build/newest/bin/python -m pip list --disable-pip-version-check
 	$(MAKE) test VENV=build/newest
 
-# What `pip install .` installs, by version and digest, for Python 3.11 on Linux x86-64; and what
-# is told of it: the SBOM of the wheel and docs/licences.md.
+# What `pip install .` installs, by version and digest, for Python 3.11 on Linux x86-64: renewed.
 LOCKED := --python-version=3.11 --python-platform=x86_64-manylinux_2_28 --no-config --quiet
 lock: setup
 	$(BIN)/uv pip compile $(LOCKED) --generate-hashes --upgrade --custom-compile-command='make lock' \
 	  --output-file=requirements/lock-restore.txt requirements/restore.txt
+	$(MAKE) sbom
+
+# What is shipped, of the locked packages and the models: the SBOM of the wheel, docs/licences.md.
+sbom: setup
 	rm -rf build/locked
 	$(BIN)/uv pip install $(LOCKED) --require-hashes --target=build/locked \
 	  --requirement=requirements/lock-restore.txt

@@ -1,6 +1,6 @@
 """Writes what is shipped: the SBOM of the wheel, and docs/licences.md.
 
-`make lock` runs it as `python -m requirements.inventory FOLDER`, where FOLDER holds the
+`make sbom` runs it as `python -m requirements.inventory FOLDER`, where FOLDER holds the
 packages of lock-restore.txt, installed.
 """
 
@@ -150,7 +150,7 @@ def table(project: Mapping[str, Any], packages: Mapping[str, Package]) -> str:
     )
     return f"""# Licences
 
-Written by `make lock`. The code of {project["name"]} is under {project["license"]}.
+Written by `make sbom`. The code of {project["name"]} is under {project["license"]}.
 The wheel also holds the weights of the shipped models:
 
 | weights | licence |

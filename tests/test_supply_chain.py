@@ -1,4 +1,4 @@
-"""The lock, the SBOM and the list of licences tell the truth about what is shipped."""
+"""The lock, the SBOM and the list of licences tell the truth; `make sbom` writes the latter."""
 
 import hashlib
 import importlib.metadata
