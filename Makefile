@@ -11,7 +11,7 @@ setup: $(VENV)/installed
 
 # The stamp is written last, so that an interrupted installation is run again, as is one whose
 # requirements have changed since.
-$(VENV)/installed: pyproject.toml $(wildcard requirements*.txt requirements/*.txt)
+$(VENV)/installed: pyproject.toml $(filter-out %/lock-restore.txt,$(wildcard requirements*.txt requirements/*.txt))
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "error: $(PYTHON) is not Python 3.11 to 3.13; try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
