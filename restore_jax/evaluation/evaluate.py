@@ -156,7 +156,8 @@ def evaluate_model(
     requested = results.data_and_settings(config)
     summary = {
         "checkpoint": found,
-        "data": {**requested["data"], "name": data.name, "count": len(rows)},
+        "data": {**requested["data"], "name": data.name, "count": len(rows)}
+        | ({"target": data.target} if data.target else {}),
         "trained_on": dict(source.trained_on),
         "oracle_mask": config.eval.oracle_mask,
         **_summarise(rows, good_rows, config.eval.protocol, trust is not None),

@@ -255,6 +255,7 @@ def format_report(summary: Summary, results: pathlib.Path) -> str:
         f"({summary['data']['split']}), {evaluation_page.checkpoint_line(found)}"
         + (", with oracle mask\n" if summary["oracle_mask"] else "\n"),
         *filter(None, [evaluation_page.seen_in_training(summary)]),
+        *filter(None, [evaluation_page.target_line(summary["data"])]),
         format_table(summary),
         *_format_kla(summary["macro"]),
         *_format_detectability(summary["detectability"]),

@@ -29,7 +29,7 @@ _HIGHEST_PSNR = 60.0
 _RANKS = ("best", "median", "worst")
 
 # Data sets whose degraded images are files rather than synthesised.
-_DEGRADED_FILES = ("kla", "pairs")
+_DEGRADED_FILES = ("kla", "pairs", "shots")
 
 _TRAINED_ON = {
     "defects": "photographs with defects (split “defects”)",
@@ -115,6 +115,7 @@ def render(report: Report) -> str:
         checkpoint=checkpoint_line(summary["checkpoint"]),
         oracle_mask=report.oracle_mask,
         seen_in_training=seen_in_training(summary),
+        target=target_line(summary["data"]),
         training_split=_training_split(summary),
         headline=evaluation_tables.headline(summary["micro"]),
         failures=failures,
@@ -170,7 +171,22 @@ def data_line(data: Mapping[str, Any]) -> str:
     """Describes the evaluated images, given their entry in metrics.json."""
     size = data["image_size"]
     at = f"{size} × {size} px" if size else "their native size"
-    return f"{data['count']} images of {data['name']} ({data['split']}) at {at}"
+    against = f", against the {data['target']}" if "target" in data else ""
+    return f"{data['count']} images of {data['name']} ({data['split']}) at {at}{against}"
+
+
+def target_line(data: Mapping[str, Any]) -> str:
+    """Returns a warning if the figures are not to clean photographs, else "".
+
+    Args:
+        data: the evaluated images, as in metrics.json.
+    """
+    if "target" not in data:
+        return ""
+    return (
+        f"No clean photographs: the figures are to the {data['target']} of each part. Its "
+        "remaining noise lowers PSNR and SSIM, and its blur is that of the input."
+    )
 
 
 def _bars(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, Markup]:

@@ -157,6 +157,8 @@ def train(
     loss_params = processes.replicate(loaded, mesh)
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
+    if data.target:
+        print(f"{data.name}: no clean photographs; validated against the {data.target}")
     # Read the first batch before claiming the workdir: bad images are only found on reading.
     stream: Iterator[batches.Batch] = iter(())
     if data.pairs is None:
