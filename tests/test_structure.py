@@ -25,7 +25,8 @@ ROOMS = {
     "report": {"metrics"},
     "checkpoints": {"config", "learner", "models", "parallel"},
     "inference": {
-        "checkpoints", "config", "degradation", "image_io", "models", "parallel",
+        "checkpoints", "config", "degradation", "image_io", "metrics", "models", "parallel",
+        "report",
     },
     "evaluation": {
         "checkpoints", "config", "degradation", "image_io", "learner", "losses", "metrics",

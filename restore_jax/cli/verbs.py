@@ -204,7 +204,7 @@ def _parser(name: str, verb: _Verb) -> _Parser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26),
     )
     # One list for both kinds of arguments, since the help has to fit a screen.
-    group = parser.add_argument_group("arguments")
+    group = parser.add_argument_group()
     for argument in verb.arguments:
         if argument.options:
             group.add_argument(

@@ -19,7 +19,7 @@ from restore_jax import files, progress
 from restore_jax.errors import RunError, UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.image_io.image_files import ImageFileError, Photograph
-from restore_jax.inference import assessment, pixels
+from restore_jax.inference import assessment, pixels, verdict
 from restore_jax.inference.restorer import Restorer
 from restore_jax.parallel import cores, host_memory
 
@@ -78,10 +78,12 @@ class _Written(NamedTuple):
     Attributes:
         notes: on what its format could not preserve.
         change_db: PSNR against the input, dB; None for a copy.
+        judged: what `verdict.judge` found, if it was asked.
     """
 
     notes: tuple[str, ...] = ()
     change_db: float | None = None
+    judged: tuple[verdict.Verdict, verdict.Picture] | None = None
 
 
 def plan(
@@ -124,6 +126,7 @@ def restore_files(
     table: assessment.Table | None = None,
     skip_outside: bool = False,
     assesses: bool = True,
+    pictures: verdict.Pictures | None = None,
     listener: Listener | None = None,
 ) -> Outcome:
     """Restores images and writes each of them atomically.
@@ -144,6 +147,8 @@ def restore_files(
         table: gets a row for each image; None: no table is written.
         skip_outside: saves images that lie outside of what the model knows unchanged.
         assesses: compares images with what the model knows.
+        pictures: gets those of the restorations, which are then judged, see `verdict`; only of
+            images that are assessed.
         listener: called with each note on an image, and with the error of an image that fails.
             None: they are printed, and so is the progress.
 
@@ -251,7 +256,10 @@ def restore_files(
             outcome.restored += 1
             if item in assessed and (doubt := assessed[item].doubt(written.change_db)):
                 report(item, [doubt])
-            add_row(item, assessment.RESTORED, change_db=written.change_db)
+            seen, picture = written.judged or (None, None)
+            if pictures is not None and seen is not None and picture is not None:
+                pictures.add(item.relative.as_posix(), seen.expected_psnr, picture)
+            add_row(item, assessment.RESTORED, change_db=written.change_db, verdict=seen)
         bar.update()
 
     with (
@@ -268,8 +276,9 @@ def restore_files(
                 continue
             read.popleft()
             restored, done = done, []
+            found = None if pictures is None else assessed.get(item)
             future = threads.submit(
-                _write, item, restored, photograph, file_format, comparisons
+                _write, item, restored, photograph, file_format, comparisons, found
             )
             writing.append((item, future, sum(plane.nbytes for plane in restored)))
             while writing and (writing[0][1].done() or too_many()):
@@ -495,17 +504,19 @@ def _write(
     photograph: Photograph,
     file_format: str | None,
     comparisons: pathlib.Path | None,
+    found: assessment.Assessment | None,
 ) -> _Written:
-    """Writes a restoration."""
+    """Writes a restoration, and judges it by the assessment of the photograph, if given."""
     notes = image_files.write(item.target, restored, photograph, file_format)
     if comparisons is not None:
         path = comparisons / item.relative.with_name(f"{item.relative.name}.png")
         both = _side_by_side(photograph.pixels, restored[0], photograph.white)
         beside = Photograph(both)
         image_files.write(path, beside.pixels, beside)
-    return _Written(
-        notes, assessment.change_in_db(photograph.planes, restored, photograph.white)
-    )
+    white = photograph.white
+    change = assessment.change_in_db(photograph.planes, restored, white)
+    judged = found and verdict.judge(photograph.pixels, restored[0], white, found)
+    return _Written(notes, change, judged)
 
 
 def _copy(item: Item, photograph: Photograph, file_format: str | None) -> _Written:
