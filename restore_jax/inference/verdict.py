@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator
 
 import numpy as np
+from scipy import ndimage
 
 from restore_jax.degradation import estimate
 from restore_jax.inference import pixels
@@ -22,9 +23,10 @@ from restore_jax.metrics import residual
 _WINDOW = 512
 # Side of a picture of a page, px.
 _SHOWN = 384
-# The expected error grows with the blur, and is so many times `residual.unexplained`; fitted
-# on rendered images (benchmarks.verdict).
-_BLUR_POWER, _RATIO = 0.75, 2.2
+# Of the expected error: how many times `residual.unexplained` it is, how it grows with the
+# variance of the blur, and its share of what that blur would take from the output's edges.
+# Fitted on rendered images (benchmarks.verdict).
+_RATIO, _BLUR_POWER, _OF_EDGES = 1.6, 0.25, 0.05
 # Blur that is not known: that of a somewhat soft photograph, in px.
 _USUAL_BLUR = 1.5
 # Rounding to whole levels leaves this error, grey levels².
@@ -87,7 +89,7 @@ def judge(
     if noise is None:
         return None
     scale = 255.0 / pixels.white_of(before.dtype, white)
-    judged, left, place, most = [], [], (0, 0), -math.inf
+    judged, left, errors, place, most = [], [], [], (0, 0), -math.inf
     for top, bottom in _spans(before.shape[0]):
         for start, stop in _spans(before.shape[1]):
             pair = [_colours(one[top:bottom, start:stop], scale) for one in (before, after)]
@@ -95,6 +97,7 @@ def judge(
             if one is None:
                 continue
             judged.append(one)
+            errors.append(_expected_error(one.unexplained, pair[1], found))
             left += _noise(pair[1])
             row, column = np.unravel_index(one.deviations.argmax(), one.deviations.shape)
             if one.deviations[row, column] > most:
@@ -103,12 +106,12 @@ def judge(
                 place = (top + middle * (int(row) + 1), start + middle * (int(column) + 1))
     if not judged:
         return None
-    unexplained, correlation, structure = (
+    correlation, structure = (
         float(np.mean([getattr(one, name) for one in judged]))
-        for name in ("unexplained", "correlation", "structure")
+        for name in ("correlation", "structure")
     )
     verdict = Verdict(
-        _expected_psnr(unexplained, found),
+        10 * math.log10(255**2 / np.mean(errors)),
         float(np.median(left)) if left else None,
         correlation,
         structure,
@@ -140,12 +143,24 @@ def _noise(image: np.ndarray) -> list[float]:
     return [math.sqrt(np.mean(np.square(channels)))]
 
 
-def _expected_psnr(unexplained: float, found: Assessment) -> float:
-    """The PSNR to expect, from `residual.Residual.unexplained` and the photograph's blur."""
+def _expected_error(unexplained: float, after: np.ndarray, found: Assessment) -> float:
+    """The mean squared error to expect, grey levels²: of the noise and of the blur.
+
+    Args:
+        unexplained: see `residual.Residual`.
+        after: the restoration [H, W, C], grey levels.
+        found: the assessment of the photograph.
+    """
     widths = [one.value for one in found.blur if one is not None] or [_USUAL_BLUR]
-    blur = np.mean(np.square(widths))
-    error = _RATIO * unexplained * (0.3 + blur) ** _BLUR_POWER + _LEAST_ERROR
-    return 10 * math.log10(255**2 / error)
+    blurred = float(1 + np.mean(np.square(widths))) ** _BLUR_POWER
+    # A blur of variance v takes about v times the mean squared slope from an image.
+    smooth = ndimage.gaussian_filter(after, (1, 1, 0))
+    edges = sum(
+        one.value**2 * float(np.mean(np.diff(smooth, axis=axis) ** 2))
+        for one, axis in zip(found.blur, (1, 0), strict=True)
+        if one is not None
+    )
+    return _RATIO * unexplained * blurred + _OF_EDGES * edges + _LEAST_ERROR
 
 
 def _picture(
