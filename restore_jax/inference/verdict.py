@@ -26,7 +26,7 @@ _SHOWN = 384
 # Of the expected error: how many times `residual.unexplained` it is, how it grows with the
 # variance of the blur, and its share of what that blur would take from the output's edges.
 # Fitted on rendered images (benchmarks.verdict).
-_RATIO, _BLUR_POWER, _OF_EDGES = 1.6, 0.25, 0.05
+_RATIO, _BLUR_POWER, _OF_EDGES = 2.3, 0.25, 0.07
 # Blur that is not known: that of a somewhat soft photograph, in px.
 _USUAL_BLUR = 1.5
 # Rounding to whole levels leaves this error, grey levels².

@@ -10,6 +10,7 @@ arrays in NumPy.
 import dataclasses
 
 import numpy as np
+from scipy import fft, signal
 
 BLOCK = 32
 _STEP = BLOCK // 2
@@ -34,7 +35,7 @@ _WEIGHT = np.where((_fx == 0) | (_fx == 0.5), 1.0, 2.0) * np.ones_like(_FREQUENC
 _IS_LOW = (_FREQUENCY > 1.5 / BLOCK) & (_FREQUENCY <= _LOW)
 _IS_HIGH = _FREQUENCY > _HIGH
 _TAPER = np.hanning(BLOCK + 2)[1:-1, None] * np.hanning(BLOCK + 2)[None, 1:-1]
-_TAPER /= np.sqrt(np.mean(_TAPER**2))
+_TAPER = (_TAPER / np.sqrt(np.mean(_TAPER**2))).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +70,13 @@ def judge(before: np.ndarray, after: np.ndarray, noise: float) -> Residual | Non
     shape = tuple((length - BLOCK) // _STEP + 1 for length in before.shape[:2])
     if min(shape) < 1 or np.prod(shape) < _FEWEST:
         return None
-    before, after = _distinct(before.astype(np.float64), after.astype(np.float64))
+    before, after = _distinct(before.astype(np.float32), after.astype(np.float32))
     levels = _blocks(after).mean((-2, -1))
     of_before, of_after = (_spectra(image) for image in (before, after))
     power = np.abs(of_after) ** 2
     unexplained = _wiener(power, min(noise**2, 2 * float(np.mean((before - after) ** 2))))
-    residual = np.abs(of_before - _filter(of_before, of_after, power) * of_after) ** 2
+    explained = _filtered(after, _filter(of_before, of_after, power))
+    residual = np.abs(_spectra(before - explained)) ** 2
     deviations = _deviations(residual, levels)
     return Residual(
         _correlation(residual),
@@ -105,7 +107,7 @@ def _spectra(image: np.ndarray) -> np.ndarray:
     """
     blocks = _blocks(image)
     tapered = (blocks - blocks.mean((-2, -1), keepdims=True)) * _TAPER
-    return np.fft.rfft2(tapered) / BLOCK
+    return fft.rfft2(tapered) / BLOCK
 
 
 def _mean(power: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -119,14 +121,22 @@ def _wiener(power: np.ndarray, variance: float) -> float:
 
 
 def _filter(of_before: np.ndarray, of_after: np.ndarray, power: np.ndarray) -> np.ndarray:
-    """The symmetric low-pass filter that takes the output nearest to the input, per frequency.
+    """The low-pass filter without a shift that takes the output nearest to the input.
 
     At most 1, so that detail that the output has too little of is not added to it.
     """
     shared = (of_before * of_after.conj()).real.sum((0, 1))
-    whole = power.sum((0, 1)) + 1e-9
-    mirrored = -np.arange(BLOCK) % BLOCK
-    return np.clip((shared + shared[mirrored]) / (whole + whole[mirrored]), 0.0, 1.0)
+    found = np.clip(shared / (power.sum((0, 1)) + 1e-9), 0.0, 1.0)
+    found[0, 0] = 1.0
+    return found
+
+
+def _filtered(image: np.ndarray, transfer: np.ndarray) -> np.ndarray:
+    """Applies a filter to an image [H, W, C], which is continued by reflection."""
+    kernel = np.fft.fftshift(np.fft.irfft2(transfer, (BLOCK, BLOCK)))[1:, 1:].astype(np.float32)
+    margin = BLOCK // 2 - 1
+    padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "reflect")
+    return signal.oaconvolve(padded, kernel[..., None], "valid", axes=(0, 1))
 
 
 def _deviations(power: np.ndarray, levels: np.ndarray) -> np.ndarray:
