@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from restore_jax.batches import GAIN
 from restore_jax.degradation import native_size, working_size
 from restore_jax.errors import UsageError
 from restore_jax.files import replacing
@@ -115,6 +116,7 @@ def _described(split: Split) -> dict[str, Any]:
         "defect_types": list(split.defect_types),
         "has_mask": split.arrays["has_mask"].tolist(),
         "native": split.arrays["native"].tolist(),
+        **{name: array.tolist() for name, array in split.arrays.items() if name == GAIN},
         "size": int(split.arrays["clean"].shape[1]),
     }
 
@@ -227,6 +229,8 @@ def _read_split(
     }
     if lossless and name == "val":
         arrays["degraded"] = images("degraded")
+        if GAIN in described:
+            arrays[GAIN] = np.array(described[GAIN], np.float32).reshape(count, 3)
     names = (described["ids"], described["categories"], described["defect_types"])
     return Split(*names, arrays)
 
@@ -257,6 +261,7 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
         augment="none",
         recolours=False,
         law=native_size.from_fields(fields),
+        undo_gain=True,
         whole=whole,
     )
     if whole is not None:
@@ -267,7 +272,8 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
     def draw(number: jax.Array) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.key(_VALIDATION_SEED), number)
         start = (inputs["native"][number] - side) // 2
-        return crops.draw_crop(inputs, plan, key, number, start)
+        gain = working_size.draw_gain(key, plan.law.gain)
+        return crops.draw_crop(inputs, plan, key, number, start) | {GAIN: gain}
 
     drawn = [jax.device_get(draw(number)) for number in range(len(split))]
     found = {name: np.stack([crop[name] for crop in drawn]) for name in drawn[0]}
@@ -298,9 +304,11 @@ def _derive(splits: Mapping[str, Split], fields: Mapping[str, Any], resize: str)
         elif "degraded" not in arrays:
             drawn = working_size.from_fields(fields, blurred=blurs)
             shapes = [(int(height), int(width)) for height, width in arrays["native"]]
+            keys = np.arange(len(source))
+            arrays[GAIN] = _in_chunks(functools.partial(_gain, drawn=drawn), keys)
             arrays["degraded"] = _in_chunks(
                 functools.partial(_degraded, drawn=drawn),
-                np.arange(len(source)),
+                keys,
                 source,
                 working_size.correlations(shapes, size, resize),
                 ratio,
@@ -310,6 +318,11 @@ def _derive(splits: Mapping[str, Split], fields: Mapping[str, Any], resize: str)
 def _blurred(image: jax.Array, sigmas: jax.Array) -> jax.Array:
     blurred = working_size.blur(image.astype(jnp.float32), sigmas[0], sigmas[1])
     return jnp.clip(jnp.round(blurred), 0.0, 255.0).astype(jnp.uint8)
+
+
+def _gain(number: jax.Array, drawn: working_size.StepLaw) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(_VALIDATION_SEED), number)
+    return working_size.draw_gain(key, drawn.gain)
 
 
 def _degraded(

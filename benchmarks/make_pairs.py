@@ -75,6 +75,7 @@ def make(
     config.data.references = 0
     config.data.augment = "flips"
     config.data.resident = True
+    config.data.undo_gain = True  # stores the gains, for those networks that are given them
     output.parent.mkdir(parents=True, exist_ok=True)
     if not size:
         pairs = _native(config)

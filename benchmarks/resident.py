@@ -63,6 +63,7 @@ def make_pairs(size: int, images: int, held_out: int, draws: int) -> pairs_file.
             "clean": clean,
             "mask": mask,
             "has_mask": np.ones(count, np.uint8),
+            "gain": np.ones((draws * count, 3), np.float32),
         }
         names = [f"a/test/b/{number:04d}" for number in range(count)]
         return pairs_file.Split(names, ["a"] * count, ["b"] * count, arrays)

@@ -9,7 +9,7 @@ from ml_collections.config_dict import placeholder
 
 from restore_jax.errors import UsageError
 
-DATA = ("mvtec_ad", "inspection", "sample", "kla", "pairs", "clean")
+DATA = ("mvtec_ad", "inspection", "sample", "kla", "pairs", "clean", "shots")
 
 
 def get_config(data: str = "mvtec_ad") -> ConfigDict:
@@ -90,7 +90,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.name = data
     config.data.root = ""  # the data's folder; for mvtec_ad also the folder of its archives
     # mvtec_ad, inspection, sample: defects (as in the reports), good or all; kla: defects, or
-    # test for its hidden test set; pairs and clean have a single split, named as the default.
+    # test for its hidden test set; pairs, clean and shots have one split, named as the default.
     config.data.split = "defects"
     config.data.image_size = 256  # px of both sides, after degrading; 0 = native size
     config.data.crop_size = 256  # px of training crops, only with image_size=0
@@ -100,8 +100,14 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.references = 40  # evaluation: clean images per category to fit a detector on
     config.data.augment = "none"  # none, flips, or all8 (with rotations)
     config.data.recolour = False  # also train on photographs in other colours
+    # Measure the digital gain of each channel in the histogram of the degraded photograph, at
+    # its native size, and divide by it before the network.
+    config.data.undo_gain = False
     config.data.skip_bad = False  # skip images that cannot be read, instead of stopping
     config.data.max_megapixels = 200  # larger images are refused, to protect the memory
+    # White level of 16-bit images, such as 4095 for 12 bits. 0 = as they state, or found from
+    # all of them; config.json records it.
+    config.data.white = 0
     config.data.cache_dir = ""  # prepared data; "" = restore_jax/tfds in the user's cache
     # Keep all pairs in the memory of each device; draw batches, flips and new noise there.
     config.data.resident = False

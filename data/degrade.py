@@ -24,11 +24,11 @@ _STREAMS = ("kind", "blur", "poisson", "noise", "gain", "clean")
 _LANES = 96
 
 
-def draw_seed(seed: int, image_id: tf.Tensor, realisation: tf.Tensor) -> tf.Tensor:
+def draw_seed(seed: int | tf.Tensor, image_id: tf.Tensor, realisation: tf.Tensor) -> tf.Tensor:
     """Returns the seed of one draw: the same run, image and draw give the same bits anywhere.
 
     Args:
-        seed: the run's seed.
+        seed: the run's seed, int64.
         image_id: string scalar that is stable between runs (a relative path, not an index).
         realisation: integer scalar, the number of the draw for this image.
 
@@ -36,7 +36,7 @@ def draw_seed(seed: int, image_id: tf.Tensor, realisation: tf.Tensor) -> tf.Tens
         int64 [2], for `degrade`.
     """
     hashed = tf.strings.to_hash_bucket_fast(image_id, 2**63 - 1)
-    return _fold_in(tf.stack([tf.constant(seed, tf.int64), hashed]), realisation)
+    return _fold_in(tf.stack([tf.cast(seed, tf.int64), hashed]), realisation)
 
 
 def _fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data import pipeline, records, resize
+from data import batching, pairs, pipeline, records, resize
 from data.sources import images
 from data.vgg16 import load_loss_params
 from restore_jax import batches, progress
@@ -35,6 +35,7 @@ class Realised(NamedTuple):
         law: the fields of the degradation.
         symmetries: the augmentation that the law allows, see `definition.symmetries`.
         draws: number of fixed draws per training photograph; 0: a new draw in every epoch.
+        white: the white level of the 16-bit photographs; 0 if there are none.
         realise: makes the arrays of each split, with lists of "id", "category" and
             "defect_type"; takes as long as one or a few epochs of the pipeline.
     """
@@ -43,6 +44,7 @@ class Realised(NamedTuple):
     law: dict[str, Any]
     symmetries: str
     draws: int
+    white: int
     realise: Callable[[], dict[str, dict[str, Any]]]
 
 
@@ -57,6 +59,10 @@ def load(config: ConfigDict) -> Realised:
             "config.data.resident: crops of native photographs are degraded anew at each step; "
             "set config.data.realisations=0, or config.data.resident=False"
         )
+    if config.data.name == "shots":
+        raise UsageError(
+            "config.data.resident: shots are drawn by the host in every epoch; set it to False"
+        )
     config, law, sources = pipeline.load(config)
     if not sources["train"].count:
         raise UsageError(
@@ -68,6 +74,7 @@ def load(config: ConfigDict) -> Realised:
         dataclasses.asdict(law),
         definition.symmetries(law),
         config.data.realisations,
+        sources["train"].white,
         functools.partial(_splits, sources, config, law),
     )
 
@@ -90,7 +97,7 @@ def _digest(sources: dict[str, records.Records]) -> str:
     digest = hashlib.sha256()
     for split, source in sorted(sources.items()):
         digest.update(split.encode())
-        for record in pipeline.as_numpy(source.dataset):
+        for record in batching.as_numpy(source.dataset):
             for name in ("id", "image", "mask", "degraded"):
                 if name in record:
                     digest.update(len(record[name]).to_bytes(8, "little") + record[name])
@@ -104,11 +111,12 @@ def _split(
     settings, count, side = config.data, source.count, config.data.image_size
     trained = split == "train" and settings.realisations > 0
     if split == "reference":
-        draws = [pipeline.clean_pairs(source.dataset, settings)]
+        draws = [pairs.clean_pairs(source.dataset, settings)]
     else:
         seed = config.seed if trained else pipeline.EVAL_SEED
+        make_pair = pairs.pair_maker(settings, law)
         draws = [
-            pipeline.realise(source.dataset, settings, law, seed, draw)
+            pairs.realise(source.dataset, make_pair, seed, draw)
             for draw in range(settings.realisations if trained else 1)
         ]
     found: dict[str, Any] = {
@@ -117,11 +125,15 @@ def _split(
         "mask": np.empty((count, side, side, 1), np.uint8),
         "has_mask": np.empty(count, np.uint8),
     }
+    if gains := settings.get("undo_gain", False) and split != "reference":
+        found[batches.GAIN] = np.empty((len(draws) * count, 3), np.float32)
     names = ("id", "category", "defect_type")
     found |= {name: [] for name in names}
     for number, draw in enumerate(draws):
         for i, pair in enumerate(_with_progress(draw, count, f"{settings.name}, {split}")):
             found["degraded"][number * count + i] = pair["degraded"]
+            if gains:
+                found[batches.GAIN][number * count + i] = pair[batches.GAIN]
             if number == 0:
                 for name in ("clean", "mask", "has_mask"):
                     found[name][i] = pair[name]
@@ -141,13 +153,17 @@ def _native_split(
     if split == "train":
         return native_photographs(split, source, config)
     settings = config.data
-    pairs = pipeline.realise(source.dataset, settings, law, pipeline.EVAL_SEED, 0)
-    rows = list(_with_progress(pairs, source.count, f"{settings.name}, {split}"))
+    realised = pairs.realise(
+        source.dataset, pairs.pair_maker(settings, law), pipeline.EVAL_SEED, 0
+    )
+    rows = list(_with_progress(realised, source.count, f"{settings.name}, {split}"))
     found = _metadata(rows)
     side = crops.validation_side(found.pop("native"))
     for name in ("degraded", "clean", "mask"):
         found[name] = np.stack([_central_crop(row[name], side) for row in rows])
     found[batches.CONTEXT] = np.stack([_thumbnail(row["degraded"]) for row in rows])
+    if settings.get("undo_gain", False):
+        found[batches.GAIN] = np.stack([row[batches.GAIN] for row in rows])
     return found
 
 
@@ -155,8 +171,8 @@ def native_photographs(
     split: str, source: records.Records, config: ConfigDict
 ) -> dict[str, Any]:
     """Returns the photographs of a split, padded to one size as `pairs_file` describes."""
-    pairs = pipeline.clean_pairs(source.dataset, config.data)
-    rows = list(_with_progress(pairs, source.count, f"{config.data.name}, {split}"))
+    whole_pairs = pairs.clean_pairs(source.dataset, config.data)
+    rows = list(_with_progress(whole_pairs, source.count, f"{config.data.name}, {split}"))
     found = _metadata(rows)
     side = int(found["native"].max())
     for name in ("clean", "mask"):
@@ -189,7 +205,7 @@ def _native_sizes(source: records.Records) -> np.ndarray:
         lambda record: tf.shape(images.decode(record["image"], 3))[:2],
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    return np.stack(list(pipeline.as_numpy(shapes))).astype(np.int32)
+    return np.stack(list(batching.as_numpy(shapes))).astype(np.int32)
 
 
 def _fixed_blur(source: records.Records, settings: ConfigDict, law: definition.Law) -> Arrays:
@@ -201,7 +217,7 @@ def _fixed_blur(source: records.Records, settings: ConfigDict, law: definition.L
     if set(law.blur) != {"gaussian"} or not fixed:
         return {}
     only_blur = definition.Law(law.blur, law.sigma_x, law.sigma_y)
-    blurred = pipeline.realise(source.dataset, settings, only_blur, 0, 0)
+    blurred = pairs.realise(source.dataset, pairs.pair_maker(settings, only_blur), 0, 0)
     rows = _with_progress(blurred, source.count, f"{settings.name}, blurred")
     return {"blurred": np.stack([pair["degraded"] for pair in rows])}
 
@@ -209,5 +225,5 @@ def _fixed_blur(source: records.Records, settings: ConfigDict, law: definition.L
 def _with_progress(dataset: tf.data.Dataset, count: int, name: str) -> Iterator[dict[str, Any]]:
     """Iterates over pairs with a progress bar on stderr."""
     yield from progress.bar(
-        pipeline.as_numpy(dataset), total=count, title=f"{name}: prepared for the device"
+        batching.as_numpy(dataset), total=count, title=f"{name}: prepared for the device"
     )

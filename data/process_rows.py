@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from data import batching
 from data.records import Records
 from restore_jax.batches import Share
 
@@ -35,7 +36,6 @@ class Rows:
         source: the photographs.
         draws: the numbers of the fixed draws of each photograph.
         make_items: maps a dataset of (record, draw) to the items that are kept.
-        iterate: iterates over a dataset in NumPy.
         share: the part of the process.
         batch_size: rows of a global batch, over all processes.
     """
@@ -45,14 +45,12 @@ class Rows:
         source: Records,
         draws: Sequence[int],
         make_items: Callable[[tf.data.Dataset], tf.data.Dataset],
-        iterate: Callable[[tf.data.Dataset], Iterator[Any]],
         share: Share,
         batch_size: int,
     ) -> None:
         self._source = source
         self._draws = draws
         self._make_items = make_items
-        self._iterate = iterate
         self._own = share.rows(batch_size)
         self._batch_size = batch_size
         self._items: dict[int, Any] = {}
@@ -76,7 +74,7 @@ class Rows:
         positions = np.minimum(rows, len(order) - 1)
         numbers = order[positions]
         missing = [n for n in dict.fromkeys(numbers.ravel().tolist()) if n not in self._items]
-        made = self._iterate(self._read(missing)) if missing else iter(())
+        made = batching.as_numpy(self._read(missing)) if missing else iter(())
         for row, position, of_batch in zip(rows, positions, numbers.tolist(), strict=True):
             for number in of_batch:
                 if number not in self._items:
@@ -94,7 +92,7 @@ class Rows:
 
         def generate() -> Iterator[Any]:
             missing = [n for n in range(self._count) if n not in self._items]
-            made = self._iterate(self._read(missing)) if missing else iter(())
+            made = batching.as_numpy(self._read(missing)) if missing else iter(())
             for number in range(self._count):
                 item = self._items.pop(number) if number in self._items else next(made)
                 yield tf.nest.map_structure(_as_array, item)

@@ -3,7 +3,10 @@
 A record is a dict of scalars: `image` and `mask`, encoded images of the same size; `has_mask`,
 bool, false if the mask is unknown and therefore black; `id`, `category` and `defect_type`,
 strings. If a source provides its own degraded photographs, all its records also have
-`degraded`, encoded and of the same size, which is then used instead of degrading `image`.
+`degraded`, encoded and of the same size, which is then used instead of degrading `image`. If a
+source has several degraded photographs of each part and no clean one, a record is a part:
+`image` is one of them, and `shots` the others, a serialized tensor of strings [N - 1], encoded
+and of the same size.
 """
 
 import functools
@@ -16,7 +19,8 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data.rendered import sample
-from data.sources import folders, inspection, kla, mvtec_ad, splits
+from data.sources import folders, inspection, kla, mvtec_ad, shots, splits
+from restore_jax.config import schema
 from restore_jax.errors import UsageError
 from restore_jax.image_io import limits
 
@@ -30,12 +34,15 @@ class Records(NamedTuple):
         pick: returns the records at the given positions (at least one), in the order given and
             with repetitions; other records are not decoded.
         sizes: the id of each record and the size of its files in bytes, 0 if it has no files.
+        white: the white level of the 16-bit photographs, the same in all splits; 0 if there
+            are none.
     """
 
     dataset: tf.data.Dataset
     count: int
     pick: Callable[[Sequence[int]], tf.data.Dataset]
     sizes: Sequence[tuple[str, int]] = ()
+    white: int = 0
 
 
 def _load_mvtec_ad(settings: ConfigDict) -> dict[str, Records]:
@@ -46,6 +53,7 @@ def _load_mvtec_ad(settings: ConfigDict) -> dict[str, Records]:
         settings.references,
         _skips_bad(settings),
         _max_pixels(settings),
+        _white(settings),
     )
     return {split: Records(*found) for split, found in loaded.items()}
 
@@ -57,6 +65,7 @@ def _load_inspection(settings: ConfigDict) -> dict[str, Records]:
         settings.references,
         _skips_bad(settings),
         _max_pixels(settings),
+        _white(settings),
     )
     return {split: Records(*found) for split, found in loaded.items()}
 
@@ -72,6 +81,11 @@ def _max_pixels(settings: ConfigDict) -> int:
     if megapixels < 1:
         raise UsageError(f"config.data.max_megapixels: {megapixels} is below 1")
     return megapixels * 1_000_000
+
+
+def _white(settings: ConfigDict) -> int:
+    # Older runs lack this field; they took the whole range of 16 bits.
+    return settings.get("white", schema.WHITE_OF_OLDER_RUNS)
 
 
 def _load_sample(settings: ConfigDict) -> dict[str, Records]:
@@ -124,10 +138,14 @@ def _rendered(listed: Sequence[tuple[str, int]], size: int) -> Records:
 
 
 def _load_files(
-    load_files: Callable[[str, str, bool, int], folders.Loaded], settings: ConfigDict
+    load_files: Callable[[str, str, bool, int, int], folders.Loaded], settings: ConfigDict
 ) -> dict[str, Records]:
     loaded = load_files(
-        settings.root, settings.split, _skips_bad(settings), _max_pixels(settings)
+        settings.root,
+        settings.split,
+        _skips_bad(settings),
+        _max_pixels(settings),
+        _white(settings),
     )
     return {split: Records(*found) for split, found in loaded.items()}
 
@@ -139,6 +157,7 @@ SOURCES: dict[str, Callable[[ConfigDict], dict[str, Records]]] = {
     "kla": functools.partial(_load_files, kla.load),
     "pairs": functools.partial(_load_files, folders.load_pairs),
     "clean": functools.partial(_load_files, folders.load_clean),
+    "shots": functools.partial(_load_files, shots.load),
 }
 
 

@@ -8,6 +8,9 @@ A batch is a dict of NumPy arrays:
   category, defect_type, id: strings [B], which stay on the host.
 Where the images are crops of photographs, there is also
   context: float32 [B, 64, 64, 3] in [0, 1], thumbnails of the whole degraded photographs.
+With `config.data.undo_gain`, there is
+  gain: float32 [B, 3], the digital gain of each channel of the degraded photographs, by which
+    they are divided before a network sees them; 1 where it is unknown.
 """
 
 import dataclasses
@@ -24,6 +27,8 @@ GOOD = "good"
 """The defect type of images without a defect."""
 
 ARRAYS = ("degraded", "clean", "mask", "has_mask", "valid")
+
+GAIN = "gain"
 
 CONTEXT = "context"
 CONTEXT_SIZE = 64
@@ -73,8 +78,11 @@ class Data:
             (see `losses.loss_terms`); called only in training.
         identity: digests that identify the images of "train" and "val", by what was digested;
             {} where nothing identifies them.
+        white: the white level of the 16-bit photographs; 0 where there are none.
         pairs: the file of pairs that the batches come from, a `pairs_file.Pairs`; None where
             they come from the host's pipeline.
+        target: what the "clean" images of an evaluation are where there are no clean
+            photographs: estimates with noise of their own; "" where they are clean.
     """
 
     name: str
@@ -84,7 +92,9 @@ class Data:
     eval_batches: Callable[[str], Iterator[Batch]]
     load_loss_params: Callable[[], Mapping[str, Any]] = dict
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    white: int = 0
     pairs: Any = None
+    target: str = ""
 
 
 def cached(make_data: Callable[[ConfigDict], Data]) -> Callable[[ConfigDict], Data]:

@@ -2,14 +2,17 @@
 
 import atexit
 import contextlib
+import errno
 import functools
 import os
 import pathlib
 import re
 import shutil
 import tempfile
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from restore_jax.errors import UsageError
 
@@ -18,6 +21,42 @@ TEMPORARY = ".tmp-"
 
 # Letters and digits of any script; any other character may be special to some library.
 _PLAIN = re.compile(r"[\w/. -]*")
+
+
+Result = TypeVar("Result")
+
+# Failures of a disk or a network share, which say nothing about the file.
+_PASSING = frozenset(
+    (
+        errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENFILE, errno.EMFILE,
+        errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ECONNRESET,
+        errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+        errno.ENETUNREACH, errno.ENOTCONN, errno.ESHUTDOWN,
+    )
+)  # fmt: skip
+_RETRY_PAUSES = (0.2, 2.0)  # in s
+
+
+def is_passing(error: BaseException) -> bool:
+    """Returns whether the system failed to read a file that may be intact."""
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def retried(read: Callable[[], Result]) -> Result:
+    """Calls a function that reads files, again after a failure of the system.
+
+    Raises:
+        OSError: the failure of the last attempt.
+        Exception: any other exception of the function, at once.
+    """
+    for pause in _RETRY_PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if not is_passing(error):
+                raise
+            time.sleep(pause)
+    return read()
 
 
 def cache_folder() -> pathlib.Path:

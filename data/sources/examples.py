@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -13,14 +13,18 @@ import tensorflow as tf
 from data.sources import bad_files, images
 from restore_jax import batches
 from restore_jax.errors import UsageError
+from restore_jax.image_io import image_files
+from restore_jax.image_io.photograph import Refused
 
 # The fields of `data.records.Records`: the dataset, the number of records, a function that
-# picks records by position, and the id of each record with the size of its files in bytes.
+# picks records by position, the id of each record with the size of its files in bytes, and the
+# white level.
 FromFiles = tuple[
     tf.data.Dataset,
     int,
     Callable[[Sequence[int]], tf.data.Dataset],
     Sequence[tuple[str, int]],
+    int,
 ]
 Read = TypeVar("Read", images.EncodedImage, images.Mask)
 # The faulty files, by kind of fault.
@@ -41,6 +45,7 @@ class Example:
         more_masks: masks of further defects, if each defect has its own file.
         is_good: whether the photograph is known to have no defect; its mask is then known to be
             empty.
+        shots: further degraded photographs of the same part, if `image` is a degraded one too.
     """
 
     id: str
@@ -51,6 +56,7 @@ class Example:
     mask: Path | None = None
     more_masks: tuple[Path, ...] = ()
     is_good: bool = False
+    shots: tuple[Path, ...] = ()
 
     @property
     def masks(self) -> tuple[Path, ...]:
@@ -58,10 +64,27 @@ class Example:
         return () if self.mask is None else (self.mask, *self.more_masks)
 
     @property
+    def photographs(self) -> tuple[Path, ...]:
+        """The clean and the degraded photograph, or all shots."""
+        degraded = () if self.degraded is None else (self.degraded,)
+        return (self.image, *degraded, *self.shots)
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All files of the photograph, masks included."""
-        degraded = () if self.degraded is None else (self.degraded,)
-        return (self.image, *degraded, *self.masks)
+        return (*self.photographs, *self.masks)
+
+
+class Checked(NamedTuple):
+    """What a check of the files found.
+
+    Attributes:
+        left_out: the ids of the photographs to leave out.
+        white: the white level of all 16-bit photographs; 0 if there are none.
+    """
+
+    left_out: set[str]
+    white: int
 
 
 def check(
@@ -71,8 +94,12 @@ def check(
     faults: Faults,
     skip_bad: bool = False,
     max_pixels: int = images.MAX_PIXELS,
-) -> set[str]:
+    white: int = 0,
+) -> Checked:
     """Checks that all files are images and that those of one photograph have the same size.
+
+    The white level of 16-bit photographs is one for the whole data set. It is printed if it is
+    found here, and so is the number of files of which only the first picture is read.
 
     Args:
         name: name of the data set.
@@ -83,29 +110,38 @@ def check(
             this as a fault. Every file is then decoded completely; otherwise only headers are
             read.
         max_pixels: maximum number of pixels per file.
+        white: `config.data.white`; 0: to be found, see `image_files.find_white`.
 
     Returns:
-        The ids of the photographs to leave out; their number is printed.
+        The photographs to leave out, whose number is printed, and the white level.
 
     Raises:
         UsageError: there are faults, found here or before; names the first files of each kind.
+        RunError: the system fails to read a file.
     """
+    if white < 0 or white > 65535:
+        raise UsageError(f"config.data.white: {white} must lie between 0 (found) and 65535")
     inspections: Iterable[_Inspection]
     if skip_bad:
         done = bad_files.in_parallel(
-            lambda example: _inspect(example, root, max_pixels, decode=True), examples
+            lambda example: _inspect(example, root, max_pixels, white, decode=True), examples
         )
         inspections = (
             future.result() for future in bad_files.with_progress(done, len(examples), name)
         )
     else:
-        inspections = (_inspect(e, root, max_pixels, decode=False) for e in examples)
+        inspections = (_inspect(e, root, max_pixels, white, decode=False) for e in examples)
     left_out: dict[str, str] = {}
-    for example, (sizes, unreadable) in zip(examples, inspections, strict=True):
+    deep: list[Path] = []
+    stacks: list[str] = []
+    for example, found in zip(examples, inspections, strict=True):
+        sizes, unreadable = found.sizes, found.unreadable
         if unreadable and skip_bad:
             left_out[example.id] = " and ".join(unreadable)
             continue
         faults["unreadable"] += unreadable
+        deep += found.deep
+        stacks += found.stacks
         if len(set(sizes.values())) > 1:
             faults["differently sized"].append(
                 " and ".join(f"{name_in(p, root)} {w}×{h}" for p, (h, w) in sizes.items())
@@ -122,7 +158,21 @@ def check(
             f"config.data.root={str(root)!r}: {'; '.join(messages)}. Add, repair or remove them"
         )
     bad_files.report(name, list(left_out.values()), len(examples))
-    return set(left_out)
+    bad_files.report_stacks(name, stacks)
+    return Checked(set(left_out), _white_of(name, deep, max_pixels, white))
+
+
+def _white_of(name: str, deep: Sequence[Path], max_pixels: int, given: int) -> int:
+    """Returns the white level of 16-bit photographs; 0 if there are none."""
+    if given or not deep:
+        return given if deep else 0
+    try:
+        return image_files.find_white(name, deep, max_pixels)
+    except Refused as error:
+        raise UsageError(
+            f"config.data.white: the 16-bit images have different white levels ({error}); set "
+            "it to that of all of them, or store them alike"
+        ) from error
 
 
 def with_known_masks(
@@ -171,25 +221,54 @@ def _is_blank(masks: Sequence[Path], max_pixels: int) -> bool:
         return False
 
 
-# The (height, width) of each readable file of a photograph, and the problems of the others.
-_Inspection = tuple[dict[Path, tuple[int, int]], list[str]]
+class _Inspection(NamedTuple):
+    """What one photograph's files are.
+
+    Attributes:
+        sizes: the (height, width) of each readable file.
+        unreadable: the problems of the others.
+        deep: the photographs of 16 bits.
+        stacks: the photographs of several pictures, with their number.
+    """
+
+    sizes: dict[Path, tuple[int, int]]
+    unreadable: list[str]
+    deep: list[Path]
+    stacks: list[str]
 
 
-def _inspect(example: Example, root: Path, max_pixels: int, decode: bool) -> _Inspection:
-    sizes, unreadable = {}, []
-    for path in example.files:
-        encode = images.encode_mask if path in example.masks else images.encode
+def _inspect(
+    example: Example, root: Path, max_pixels: int, white: int, decode: bool
+) -> _Inspection:
+    found = _Inspection({}, [], [], [])
+    for path in example.photographs:
         try:
-            sizes[path] = (
-                encode(path, max_pixels).size if decode else images.measure(path, max_pixels)
-            )
+            header = images.header(path, max_pixels)
+            found.sizes[path] = header.size
+            if decode:
+                images.encode(path, max_pixels, white)
         except images.ImageError as error:
-            unreadable.append(f"{name_in(path, root)} ({error})")
-    return sizes, unreadable
+            found.unreadable.append(f"{name_in(path, root)} ({error})")
+            continue
+        if header.deep:
+            found.deep.append(path)
+        if header.pictures > 1:
+            found.stacks.append(f"{name_in(path, root)} has {header.pictures}")
+    for path in example.masks:
+        try:
+            found.sizes[path] = images.mask_header(path, max_pixels).size
+            if decode:
+                images.encode_mask(path, max_pixels)
+        except images.ImageError as error:
+            found.unreadable.append(f"{name_in(path, root)} ({error})")
+    return found
 
 
 def from_files(
-    examples: Sequence[Example], paired: bool, max_pixels: int = images.MAX_PIXELS
+    examples: Sequence[Example],
+    paired: bool,
+    max_pixels: int = images.MAX_PIXELS,
+    white: int = 0,
 ) -> FromFiles:
     """Returns the fields of `data.records.Records` for photographs.
 
@@ -197,10 +276,12 @@ def from_files(
     """
 
     def pick(positions: Sequence[int]) -> tf.data.Dataset:
-        return as_dataset([examples[position] for position in positions], paired, max_pixels)
+        chosen = [examples[position] for position in positions]
+        return as_dataset(chosen, paired, max_pixels, white)
 
     sizes = [(example.id, _bytes_of(example)) for example in examples]
-    return as_dataset(examples, paired, max_pixels), len(examples), pick, sizes
+    dataset = as_dataset(examples, paired, max_pixels, white)
+    return dataset, len(examples), pick, sizes, white
 
 
 def _bytes_of(example: Example) -> int:
@@ -211,7 +292,10 @@ def _bytes_of(example: Example) -> int:
 
 
 def as_dataset(
-    examples: Sequence[Example], paired: bool, max_pixels: int = images.MAX_PIXELS
+    examples: Sequence[Example],
+    paired: bool,
+    max_pixels: int = images.MAX_PIXELS,
+    white: int = 0,
 ) -> tf.data.Dataset:
     """Makes a dataset of the records of photographs; files are read lazily.
 
@@ -219,15 +303,18 @@ def as_dataset(
         examples: the photographs, which have been checked.
         paired: whether the records have `degraded`.
         max_pixels: maximum number of pixels per file.
+        white: the white level of all 16-bit photographs; 0 if there are none.
 
     Returns:
         Records as documented in `data.records`. A file that turns out to be damaged stops the
         iteration with a message that names it.
     """
-    encoded = ("image", "mask", *(("degraded",) if paired else ()))
+    encoded = ["image", "mask"]
+    encoded += ["degraded"] if paired else []
+    encoded += ["shots"] if any(example.shots for example in examples) else []
 
     def read(index: np.ndarray) -> list[np.ndarray]:
-        files = _read(examples[index], max_pixels)
+        files = _read(examples[index], max_pixels, white)
         # As objects: NumPy's byte strings drop trailing zero bytes.
         return [np.array(files[name], dtype=object) for name in encoded]
 
@@ -249,14 +336,19 @@ def as_dataset(
     )
 
 
-def _read(example: Example, max_pixels: int) -> dict[str, bytes]:
+def _read(example: Example, max_pixels: int, white: int) -> dict[str, bytes]:
     """Reads the files of a photograph, which may have changed since they were checked."""
-    image = _encoded(images.encode, example.image, max_pixels)
+    image = _encoded(images.encode, example.image, max_pixels, white)
     files, size = {"image": image.data}, image.size
     if example.degraded is not None:
-        degraded = _encoded(images.encode, example.degraded, max_pixels)
+        degraded = _encoded(images.encode, example.degraded, max_pixels, white)
         files["degraded"] = degraded.data
         _check_size(example.degraded, degraded.size, example.image, size)
+    if example.shots:
+        shots = [_encoded(images.encode, path, max_pixels, white) for path in example.shots]
+        for path, shot in zip(example.shots, shots, strict=True):
+            _check_size(path, shot.size, example.image, size)
+        files["shots"] = tf.io.serialize_tensor([shot.data for shot in shots]).numpy()
     if example.mask is None:
         return files | {"mask": images.blank_mask(size)}
     masks = [_encoded(images.encode_mask, path, max_pixels) for path in example.masks]
@@ -265,11 +357,11 @@ def _read(example: Example, max_pixels: int) -> dict[str, bytes]:
     return files | {"mask": images.union(masks)}
 
 
-def _encoded(read: Callable[[Path, int], Read], path: Path, max_pixels: int) -> Read:
+def _encoded(read: Callable[..., Read], path: Path, *options: int) -> Read:
     try:
-        return read(path, max_pixels)
+        return read(path, *options)
     except images.ImageError as error:
-        raise UsageError(f"config.data.root: {path}: cannot be read: {error}") from error
+        raise UsageError(f"config.data.root: {path}: {error}") from error
 
 
 def _check_size(path: Path, size: tuple[int, int], of: Path, expected: tuple[int, int]) -> None:

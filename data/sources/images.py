@@ -1,34 +1,31 @@
 """Reads image files of any common format and pixel type as 8-bit RGB, or as masks.
 
-Pillow reads the file, and the result is an encoded PNG or JPEG that `decode` turns into pixels
-in `tf.data`. A PNG or JPEG file that needs no conversion is passed through.
+The result is an encoded PNG or JPEG that `decode` turns into pixels in `tf.data`. A plain 8-bit
+PNG or JPEG file is passed through; all others are read by `restore_jax.image_io`, as in
+restoring.
 """
 
 import contextlib
 import io
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+import tifffile
+from PIL import Image
 
-from restore_jax.image_io import limits, png_chunks
+from restore_jax import files
+from restore_jax.errors import RunError
+from restore_jax.image_io import image_files, limits, png_chunks
+from restore_jax.image_io.photograph import BITS_AS_GREY, to_dtype
 
 MAX_PIXELS = limits.MAX_MEGAPIXELS * 1_000_000
 
-# The formats of `image_io.image_paths`, by Pillow's names. Restricted, so that a file with a
-# false suffix never reaches formats whose decoders run other programs. JPEG includes the files
-# of cameras that hold several pictures ("MPO" once opened).
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
-
-# Pixel types that convert to RGB; floats do not, since their white level is undefined.
-_MODES = (
-    "1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I",
-    "I;16", "I;16B", "I;16L", "I;16N",
-)  # fmt: skip
+_PNG = b"\x89PNG"
+# Pillow's names of TIFF samples that are no photographs, but labels of defects.
+_LABEL_MODES = ("I", "F")
 
 
 class ImageError(Exception):
@@ -58,45 +55,62 @@ def decode(encoded: tf.Tensor | bytes, channels: int) -> tf.Tensor:
     return tf.ensure_shape(image, [None, None, channels])
 
 
-def measure(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Returns an image's displayed (height, width) in px; reads the file's header only.
+def header(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> image_files.Header:
+    """Reads what an image file tells before its pixels are decoded.
+
+    Args:
+        file: path or contents of the file.
+        max_pixels: maximum number of pixels.
 
     Raises:
         ImageError: the file is not an image, its pixel type is not supported, or it has more
             than `max_pixels`.
+        RunError: the system fails to read the file.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd metadata, which does not matter here
-        with _opened(path, max_pixels) as image:
-            _check_mode(image)
-            # The base class's method: that of PNG would decode the whole image.
-            sideways = image.format != "TIFF" and _orientation(Image.Image.getexif(image)) >= 5
-            width, height = image.size  # already as displayed for TIFF
-            return (width, height) if sideways else (height, width)
+    with _errors(file):
+        return image_files.read_header(file, max_pixels)
 
 
-def encode(path: Path, max_pixels: int = MAX_PIXELS) -> EncodedImage:
+def encode(file: Path | bytes, max_pixels: int = MAX_PIXELS, white: int = 0) -> EncodedImage:
     """Reads a photograph as an encoded PNG or JPEG for `decode`.
 
-    Alpha is dropped, 16 bits are scaled to 8 over their full range (rounded for grey; for
-    colour, Pillow keeps the upper 8 bits), and the EXIF orientation is applied. Of several
-    pages or frames, the first is read.
+    A plain 8-bit PNG or JPEG file is passed through; any other is read as in restoring. Alpha
+    is dropped, 16 bits and floats are scaled to 8 bits, and the EXIF orientation is applied. Of
+    several pages or frames, the first is read.
+
+    Args:
+        file: path or contents of the file.
+        max_pixels: maximum number of pixels.
+        white: the white level of 16-bit files; 0: as the file states, or else 65,535.
 
     Raises:
-        ImageError: the file is damaged, or `measure` would refuse it.
+        ImageError: the file is damaged, `header` would refuse it, or its levels exceed `white`.
+        RunError: the system fails to read the file.
     """
-    with _opened(path, max_pixels) as image:
-        _check_mode(image)
-        plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
-        if plain and _orientation(image.getexif()) == 1 and "transparency" not in image.info:
-            data = path.read_bytes()
-            if image.format == "PNG":  # some texts and profiles are too long for libpng
+    with _errors(file):
+        if image_files.read_header(file, max_pixels).plain:
+            data = file if isinstance(file, bytes) else files.retried(file.read_bytes)
+            if data.startswith(_PNG):  # some texts and profiles are too long for libpng
                 data = png_chunks.without(data, png_chunks.LONG)
             # Checked with the decoder that will be used: others accept other kinds of damage.
             height, width, _ = decode(data, 3).shape
             return EncodedImage(data, (height, width))
-        ImageOps.exif_transpose(image, in_place=True)
-        return _as_png(_to_rgb(image))
+        photograph = image_files.read(file, max_pixels)
+        pixels, level = photograph.pixels, photograph.white
+        if pixels.dtype == np.uint16 and white:
+            if (highest := int(pixels.max())) > white:
+                raise ImageError(
+                    f"its levels reach {highest:,}, above the white {white:,} of "
+                    "config.data.white"
+                )
+            level = white
+        return _as_png(Image.fromarray(to_dtype(pixels, np.dtype(np.uint8), level)))
+
+
+def highest_level(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> int:
+    """Returns the highest level of a photograph; arguments and errors as for `header`."""
+    with _errors(file):
+        return int(image_files.read(file, max_pixels).pixels.max())
 
 
 class Mask(NamedTuple):
@@ -120,17 +134,62 @@ def encode_mask(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> Mask:
     Raises:
         ImageError: as `encode`.
     """
-    with _opened(file, max_pixels) as image:
-        _check_mode(image)
-        threshold = 127 if image.format in ("JPEG", "MPO") else 0
-        ImageOps.exif_transpose(image, in_place=True)
-        # Not scaled to 8 bits: in a 16-bit mask, the defect may be marked by 1.
-        if not image.mode.startswith("I"):
-            image = _to_rgb(image)
-        levels = np.asarray(image)
-        defect = levels > threshold if levels.ndim == 2 else (levels > threshold).any(axis=-1)
+    with _errors(file):
+        try:
+            photograph = image_files.read(file, max_pixels)
+            labels = photograph.pixels > (127 if photograph.format == "JPEG" else 0)
+            if photograph.format == "TIFF" and BITS_AS_GREY in photograph.notes:
+                labels ^= _is_bool_array(file)
+        except image_files.ImageFileError:
+            with _label_image(file, max_pixels) as image:
+                if image is None:
+                    raise
+                labels = np.asarray(image) > 0
+        defect = labels if labels.ndim == 2 else labels.any(axis=-1)
         picture = _as_png(Image.fromarray(np.where(defect, 255, 0).astype(np.uint8)))
         return Mask(*picture, blank=not defect.any())
+
+
+def _is_bool_array(file: Path | bytes) -> bool:
+    """Returns whether a 1-bit TIFF file is a Boolean array that tifffile wrote.
+
+    It declares those as white where they are False, so that they look inverted elsewhere.
+    """
+    with tifffile.TiffFile(io.BytesIO(file) if isinstance(file, bytes) else file) as tiff:
+        page = tiff.pages.first
+        white_is_zero = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        return white_is_zero and page.software.startswith("tifffile")
+
+
+def mask_header(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> image_files.Header:
+    """Reads what a mask file tells before its pixels are decoded; as `header`."""
+    with _errors(file):
+        try:
+            return image_files.read_header(file, max_pixels)
+        except image_files.ImageFileError:
+            with _label_image(file, max_pixels) as image:
+                if image is None:
+                    raise
+                return image_files.Header(image.size[::-1])
+
+
+@contextlib.contextmanager
+def _label_image(file: Path | bytes, max_pixels: int) -> Iterator[Image.Image | None]:
+    """Opens a TIFF file of 32-bit integers or floats, which can only be labels, for a mask.
+
+    Yields None for any other file.
+    """
+    with limits.PILLOW_LIMITS_LIFTED, contextlib.ExitStack() as stack:
+        image = None
+        if isinstance(file, bytes) or file.is_file():  # a named pipe would block
+            with contextlib.suppress(OSError, SyntaxError, ValueError):
+                source = io.BytesIO(file) if isinstance(file, bytes) else file
+                image = stack.enter_context(Image.open(source, formats=["TIFF"]))
+        if image is not None and image.mode in _LABEL_MODES:
+            limits.check_size(*image.size, max_pixels, 1, 4)
+            yield image
+        else:
+            yield None
 
 
 def union(masks: Sequence[Mask]) -> bytes:
@@ -147,61 +206,30 @@ def blank_mask(size: tuple[int, int]) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """Opens an image; any failure, also in the caller's block, becomes an ImageError.
-
-    Args:
-        source: path or contents of the file.
-        max_pixels: maximum number of pixels.
-    """
+def _errors(file: Path | bytes) -> Iterator[None]:
+    """Turns any failure into an ImageError, or a RunError if the file may be intact."""
     try:
-        if isinstance(source, Path) and source.exists() and not source.is_file():
-            raise ImageError("not a plain file")  # reading a named pipe would block
-        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            lifted = limits.PILLOW_LIMITS_LIFTED
-            with lifted, Image.open(file, formats=_FORMATS) as image:
-                problem = limits.problem(
-                    *image.size, max_pixels, "config.data.max_megapixels", len(image.getbands())
-                )
-                if problem:
-                    raise ImageError(problem)
-                yield image
+        yield
     except ImageError:
         raise
-    except UnidentifiedImageError as error:
-        empty = not (source if isinstance(source, bytes) else source.stat().st_size)
-        raise ImageError("the file is empty" if empty else "not an image file") from error
+    except image_files.ImageFileError as error:
+        if error.passing:
+            raise RunError(str(error)) from error
+        raise ImageError(_renamed(error.reason)) from error
     # Decoders raise all kinds of errors on damaged files: struct.error, KeyError, …
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else None
+        if files.is_passing(error):
+            raise RunError(f"{file!s}: cannot be read: {error.strerror}") from error
         if isinstance(error, tf.errors.OpError):
-            reason = "it is damaged"
-        raise ImageError(
-            reason or " ".join(str(error).split())[:200] or type(error).__name__
-        ) from error
+            raise ImageError("is damaged") from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        line = " ".join(str(error).split())[:200]
+        raise ImageError(_renamed(reason or line) or type(error).__name__) from error
 
 
-def _check_mode(image: Image.Image) -> None:
-    if image.mode not in _MODES:
-        raise ImageError(f"pixels of type {image.mode!r}; save it with 8 or 16 bits")
-
-
-def _orientation(exif: Image.Exif) -> int:
-    """Returns the EXIF orientation; 1 (upright) if missing or invalid."""
-    orientation = exif.get(ExifTags.Base.Orientation, 1)
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ImageError("grey values beyond 16 bits; save it with 8 or 16 bits")
-        # Rounds to nearest: 65535 is 255 · 257.
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if image.mode == "P":
-        image = image.convert("RGBA")  # otherwise Pillow warns of dropped transparency
-    return image.convert("RGB")
+def _renamed(reason: str) -> str:
+    """Gives the limit the name that it has in a training."""
+    return reason.replace("--max_megapixels", "config.data.max_megapixels")
 
 
 def _as_png(image: Image.Image) -> EncodedImage:

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import collections
 import csv
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data.sources import examples, folders, images, splits
 from restore_jax.batches import GOOD
 from restore_jax.errors import UsageError
+from restore_jax.image_io import image_paths
 
 _WANTED = "the folder of BTAD, VisA, MVTec AD 2, MVTec LOCO or a set in MVTec AD's layout"
 # Folder names of photographs without defects.
@@ -39,6 +41,7 @@ def load(
     references: int = 0,
     skip_bad: bool = False,
     max_pixels: int = images.MAX_PIXELS,
+    white: int = 0,
 ) -> dict[str, examples.FromFiles]:
     """Finds the photographs of an inspection data set and prints which one it is.
 
@@ -49,6 +52,7 @@ def load(
         references: `config.data.references` (`splits.parts`).
         skip_bad: `config.data.skip_bad`, as for `folders.load_pairs`.
         max_pixels: as for `folders.load_pairs`.
+        white: as for `folders.load_pairs`.
 
     Returns:
         The result of `examples.from_files` for each non-empty list of `splits.parts`.
@@ -67,7 +71,9 @@ def load(
         for photograph in _READERS[layout](category, faults, folder)
     ]
     listed = sorted(listed, key=lambda example: example.id)
-    left_out = examples.check("inspection", listed, folder, faults, skip_bad, max_pixels)
+    left_out, white = examples.check(
+        "inspection", listed, folder, faults, skip_bad, max_pixels, white
+    )
     by_id = {example.id: example for example in listed}
     parts = {
         part: [by_id[name] for name in ids if name not in left_out]
@@ -85,7 +91,9 @@ def load(
         f"{defective} of them with defects"
     )
     parts = examples.with_known_masks("inspection", parts, folder, max_pixels)
-    return {part: examples.from_files(m, False, max_pixels) for part, m in parts.items() if m}
+    return {
+        part: examples.from_files(m, False, max_pixels, white) for part, m in parts.items() if m
+    }
 
 
 def _find_layout(root: Path) -> tuple[str, list[Path]]:
@@ -156,7 +164,8 @@ def _read_visa(category: Path, faults: examples.Faults, root: Path) -> _Found:
     for kind in _folders(category / "Data" / "Images"):
         for key, path in folders.list_images(kind, root, faults).items():
             name = _kind(kind.name)
-            in_test = name != GOOD or path.relative_to(category.parent).as_posix() in tests
+            listed = _composed(path.relative_to(category.parent).as_posix())
+            in_test = name != GOOD or listed in tests
             example = f"{category.name}/{'test' if in_test else 'train'}/{name}/{key}"
             yield example, path, () if name == GOOD else masks.get((name, key), ())
 
@@ -166,7 +175,7 @@ def _visa_tests(path: Path) -> set[str]:
         return set()
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.DictReader(file))
-    return {row.get("image") or "" for row in rows if row.get("split") == "test"}
+    return {_composed(row.get("image") or "") for row in rows if row.get("split") == "test"}
 
 
 _READERS = {
@@ -210,7 +219,12 @@ def _masks(
 
 
 def _kind(name: str) -> str:
-    return GOOD if name.lower() in _GOOD else name.lower()
+    return GOOD if name.lower() in _GOOD else _composed(name.lower())
+
+
+def _composed(name: str) -> str:
+    """Returns a name in composed form (NFC), as `folders.list_images` returns its keys."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _example(
@@ -233,4 +247,6 @@ def _folders(folder: Path) -> list[Path]:
     """Returns the subfolders of a folder, sorted by name; none if it does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return sorted(
+        f for f in folder.iterdir() if f.is_dir() and not image_paths.is_hidden(f.name)
+    )

@@ -42,6 +42,7 @@ def load(
     split: str = "defects",
     skip_bad: bool = False,
     max_pixels: int = images.MAX_PIXELS,
+    white: int = 0,
 ) -> folders.Loaded:
     """Finds the degraded photographs and prints how many each category has.
 
@@ -51,6 +52,7 @@ def load(
             that for validation with nothing to train on; `test` uses only Test, for validation.
         skip_bad: `config.data.skip_bad`, as for `folders.load_pairs`.
         max_pixels: as for `folders.load_pairs`.
+        white: as for `folders.load_pairs`.
 
     Returns:
         As `folders.load_pairs`. Ids are `<category>/<Train|Val|Test>/<defect type>/NNN`.
@@ -80,7 +82,7 @@ def load(
             if name == section:
                 found[part] += _examples(category, section, place, folder, faults)
     listed = [example for members in found.values() for example in members]
-    left_out = examples.check("kla", listed, folder, faults, skip_bad, max_pixels)
+    left_out, white = examples.check("kla", listed, folder, faults, skip_bad, max_pixels, white)
     found = {
         part: [example for example in members if example.id not in left_out]
         for part, members in found.items()
@@ -94,7 +96,7 @@ def load(
     print(_counts(found, use_test))
     if "Test" in names and not use_test:
         print("kla: the Test photographs are not used; --config.data.split=test selects them")
-    return {part: examples.from_files(m, True, max_pixels) for part, m in found.items()}
+    return {part: examples.from_files(m, True, max_pixels, white) for part, m in found.items()}
 
 
 def _examples(

@@ -46,6 +46,7 @@ class Flags:
     skip_outside: bool = False
     skip_assessment: bool = False
     self_ensemble: str | None = None
+    undo_gain: bool | None = None
     tile: int | None = None
     shard: str | None = None
     dtype: str | None = None
@@ -55,6 +56,7 @@ class Flags:
     pages: str | None = None
     white: int | None = None
     weights: str | None = None
+    trust: bool = False
     host: str | None = None
     port: int | None = None
     max_megabytes: int | None = None
@@ -148,7 +150,11 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     folders.check_output(output)
     table = assessment.table(flags.input, output, flags.shard, flags.report)
     report = restoration_report.Report(table) if flags.report and table else None
-    options = {"strength": flags.strength, "self_ensemble": flags.self_ensemble}
+    options = {
+        "strength": flags.strength,
+        "self_ensemble": flags.self_ensemble,
+        "undo_gain": flags.undo_gain,
+    }
     if flags.workdir:
         model: str | pathlib.Path = _workdir(flags)
     else:
@@ -160,6 +166,11 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         **{name: value for name, value in options.items() if value is not None},
         tile=flags.tile,
     )
+    if flags.trust and restorer.trust_map is None:
+        raise UsageError(
+            f"--trust: {model} has no trust map, or that of another checkpoint; make one with "
+            f"--mode=trust --workdir={model}"
+        )
     comparisons = output / "compare" if flags.side_by_side or flags.compare else None
     outcome = folders.restore_files(
         restorer,
@@ -173,6 +184,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         table,
         flags.skip_outside,
         not flags.skip_assessment,
+        output / "trust" if flags.trust else None,
         report and report.pictures,
     )
     if report is not None:
@@ -240,8 +252,8 @@ def run_export(flags: Flags, make_data: MakeData | None = None) -> None:
     model, config = (restorer.model, restorer.variables, output), restorer.config
     notes = weights_file.with_licence(config, notes)
     if output.suffix == ".safetensors":
-        dtype = flags.dtype or "float32"
-        print(export.export_weights(*model, config, dtype, notes, flags.overwrite))
+        dtype, trust = flags.dtype or "float32", restorer.trust_map
+        print(export.export_weights(*model, config, dtype, notes, flags.overwrite, trust))
     else:
         form = export.export_onnx if output.suffix == ".onnx" else export.export_stablehlo
         print(form(*model, config, size, flags.overwrite, notes))
@@ -270,6 +282,15 @@ def run_calibrate(flags: Flags, make_data: MakeData) -> None:
     print(calibrate.calibrate(flags.config, output, flags.overwrite))
 
 
+def run_trust(flags: Flags, make_data: MakeData) -> None:
+    """Trains and calibrates the trust map of a run, a weights file or a shipped model."""
+    from restore_jax.evaluation import fit_trust, trained  # noqa: PLC0415
+
+    source = trained.find(_workdir(flags), flags.checkpoint or "best", flags.config)
+    output = pathlib.Path(flags.output).expanduser() if flags.output else None
+    print(fit_trust.fit_trust(source, make_data, output, flags.overwrite))
+
+
 COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
@@ -278,6 +299,7 @@ COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "export": run_export,
     "import": run_import,
     "calibrate": run_calibrate,
+    "trust": run_trust,
     "serve": run_serve,
 }
 

@@ -91,6 +91,12 @@ VERBS = {
         (_CONFIG, _OUTPUT._replace(metavar="FILE", required=True)),
         in_checkout=True,
     ),
+    "trust": _Verb(
+        "MODEL [--config=CONFIG] [-o FILE.safetensors]",
+        "Trains and calibrates a map of how wrong each pixel may be.",
+        (_MODEL_TO_READ, _DATA, _OUTPUT._replace(metavar="FILE")),
+        in_checkout=True,
+    ),
     "import": _Verb(
         "CONFIG WEIGHTS [-o DIR] [--config.FIELD=VALUE]",
         "Creates a run's folder from weights published for PyTorch.",
@@ -225,7 +231,8 @@ def _parser(name: str, verb: _Verb) -> _Parser:
     for flag, text in flags.of_mode(name):
         if flag.name not in own:
             group.add_argument(f"--{flag.name}", help=text, **_options_of(flag))
-    group.add_argument("-h", "--help", action="help", help="Show this help.")
+    # Not listed, to save a line: whoever reads the list has found it.
+    group.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     return parser
 
 

@@ -24,6 +24,10 @@ MAX_STRING_LENGTH = 10_000
 MAX_LIST_LENGTH = 1_000
 
 
+WHITE_OF_OLDER_RUNS = 65535
+"""The white level of 16-bit photographs in runs without `config.data.white`."""
+
+
 class Kind(NamedTuple):
     """A type of field: its name in error messages, and a predicate on JSON values."""
 
@@ -80,7 +84,7 @@ _FIELDS_BY_KIND = {
         seed train.epochs train.batch_size train.early_stopping_patience train.log_every_steps
         train.steps_per_dispatch checkpoint.every_steps eval.every_epochs eval.batch_size
         eval.pictures data.image_size data.crop_size data.crops_per_image data.realisations
-        data.references data.sample_size data.sample_count data.max_megapixels
+        data.references data.sample_size data.sample_count data.max_megapixels data.white
     """,
     NUMBER: """
         optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
@@ -88,7 +92,7 @@ _FIELDS_BY_KIND = {
         optimizer.clip_norm optimizer.ema_decay adversarial.weight adversarial.learning_rate
         train.mask_dropout
     """,
-    BOOLEAN: "eval.oracle_mask data.recolour data.skip_bad data.resident",
+    BOOLEAN: "eval.oracle_mask data.recolour data.skip_bad data.resident data.undo_gain",
     _STRING_OR_NONE: "data.degradation.quantise",
     _NUMBER_OR_NONE: "data.degradation.clean_share data.degradation.skew",
     _STRINGS_OR_NONE: "data.degradation.blur",
@@ -109,8 +113,9 @@ FIELDS: dict[str, Kind] = {
 # Fields that a run may lack: they apply to some data sets only, or matter in training only.
 _OPTIONAL = {
     "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.recolour",
-    "data.skip_bad", "data.resident", "data.resident_file", "data.crops_per_image",
-    "data.sample_size", "data.sample_count", "data.max_megapixels",
+    "data.undo_gain", "data.skip_bad", "data.resident", "data.resident_file",
+    "data.crops_per_image", "data.sample_size", "data.sample_count", "data.max_megapixels",
+    "data.white",
     "data.degradation.clean_share", "data.degradation.skew", "data.degradation.file",
 }  # fmt: skip
 

@@ -45,7 +45,9 @@ _EPOCHS = "config.train.epochs"
 _DEFAULTS_OF_OLDER_RUNS = {
     "config.data.resident": False,
     "config.data.crops_per_image": 1,
+    "config.data.white": schema.WHITE_OF_OLDER_RUNS,
     "config.data.recolour": False,
+    "config.data.undo_gain": False,
     "config.data.degradation.clean_share": None,
     "config.data.degradation.skew": None,
     "config.data.degradation.file": "",
@@ -160,6 +162,23 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     if not path.is_file():
         raise UsageError(f"--workdir={workdir}: no run in it ({path.name} is missing)")
     return schema.read_file(path)
+
+
+def white_level(workdir: pathlib.Path, config: ConfigDict) -> int:
+    """Returns the white level given or, by default, the one a run found when it began.
+
+    Args:
+        workdir: the workdir; it need not exist.
+        config: the configuration to start or to resume with.
+
+    Returns:
+        `config.data.white`; 0 if it is still to be found.
+    """
+    given = config.data.get("white", 0)
+    if given or not (workdir / "config.json").exists():
+        return given
+    data = read_config(workdir).get("data") or {}
+    return data.get("white", schema.WHITE_OF_OLDER_RUNS)
 
 
 def is_claimed(workdir: pathlib.Path, config: ConfigDict) -> bool:

@@ -1,12 +1,13 @@
 """Fits the law to a pair: the blur, noise and gain that turned one photograph into the other.
 
-All parameters of a pair are found together, by maximum likelihood. With b the blurred clean
-level, a degraded level was a Gaussian around b of variance v + a b (v the Gaussian noise's, a b
-the photons'), clipped to 0…255, quantised, multiplied by the gain, quantised again. Levels at
-the ends count for what they say, that the value lay there or beyond (a censored, or Tobit,
-likelihood): of noise of 50 grey levels and more, no level is far enough from both ends to leave
-them out. Newton's method goes through the law's own kernels, from the best of a coarse grid of
-each kind of blur; its Hessian gives the intervals.
+All parameters of a pair are fitted together, by maximum likelihood. The model of a degraded
+level: with b the blurred clean level, a Gaussian of mean b and variance v + a b (v from
+Gaussian noise, a b from photons) is clipped to 0…255, quantised, multiplied by the gain and
+quantised again. A level at either end only says that the value lay there or beyond (a censored,
+or Tobit, likelihood). Such levels cannot be left out: with noise of 50 grey levels and more, no
+level is far from both ends. Newton's method differentiates through the law's own kernels and
+starts from the best point of a coarse grid for each kind of blur; its Hessian gives the
+intervals.
 """
 
 import dataclasses
@@ -23,17 +24,17 @@ from scipy import special
 from restore_jax.degradation import native_size
 
 REACH = 48
-"""How far a blur may reach that can be fitted, px."""
+"""The largest radius of a blur kernel that can be fitted, px."""
 
 MIN_SIZE = 64
-"""The least height and width of a photograph, px."""
+"""The minimum height and width of a photograph, px."""
 
-# Fitted are two parameters of the blur at most; more pixels would not make them more certain
-# than the law is right.
+# Side of the crop that is fitted. The blur has two parameters at most; with more pixels, their
+# standard errors would be smaller than the errors of the model.
 _SIDE = 416
-# Levels so near to the ends may be clipped ones; how they were quantised matters most there.
+# Levels closer than this to an end count as clipped; quantisation matters most there.
 _ENDS = 2
-# Of so many levels one is taken for the second derivatives; prime to the crops' widths.
+# The second derivatives use every 13th level; 13 is prime to the widths of the crops.
 _SPARSE = 13
 _Z90 = 1.6449
 
@@ -63,24 +64,25 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What 90 % of repetitions would find."""
+        """The 90 % confidence interval."""
         return self.value - _Z90 * self.error, self.value + _Z90 * self.error
 
 
 @dataclasses.dataclass(frozen=True)
 class PairFit:
-    """What made a degraded photograph of a clean one.
+    """The degradation that turned a clean photograph into its degraded one.
 
     Attributes:
-        kind: of blur.
-        blur: its parameters by their names in the law.
+        kind: the kind of blur.
+        blur: its parameters, by their names in the law.
         noise_sigma: standard deviation of the Gaussian noise in grey levels, per channel.
-        photons: variance of the photon noise per grey level, 255 / poisson_peak; value 0: none.
-        gain: per channel.
-        quantise: "truncate", "round" or "none"; None where the levels do not tell.
-        residual: of what is left, in units of the noise: "correlation_x" and "correlation_y"
-            of neighbours, and "blocks", the standard deviation of means over 16 × 16 px in
-            units of that of white noise (1 where all is explained).
+        photons: variance of the photon noise per grey level, 255 / poisson_peak; 0 without
+            photon noise.
+        gain: the factor of each channel.
+        quantise: "truncate", "round" or "none"; None if the levels do not decide it.
+        residual: statistics of the residuals in units of the noise: "correlation_x" and
+            "correlation_y" of neighbours, and "blocks", the standard deviation of means over
+            16 × 16 px relative to that of white noise (1 if the fit explains everything).
     """
 
     kind: str
@@ -97,10 +99,10 @@ def fit_pair(clean: np.ndarray, degraded: np.ndarray) -> PairFit:
 
     Args:
         clean: [H, W, 3] in grey levels 0…255, H and W at least `MIN_SIZE`.
-        degraded: of the same shape, whole numbers.
+        degraded: of the same shape, integer-valued.
 
     Raises:
-        ValueError: for photographs in which nothing is to be seen.
+        ValueError: a photograph is uniform.
     """
     window, observed = _cropped(clean, degraded)
     if min(float(np.std(image, axis=(0, 1)).max()) for image in (window, observed)) < 1:
@@ -110,15 +112,15 @@ def fit_pair(clean: np.ndarray, degraded: np.ndarray) -> PairFit:
     mode, is_certain, has_gain = _quantiser(degraded, best)
     modes = [mode] if is_certain else ["truncate", "round"]
     fits = sorted((best.requantised(m, has_gain) for m in modes), key=lambda fit: fit.loss)
-    told = fits[0].mode if fits[-1].loss - fits[0].loss > 6 or is_certain else None
-    return fits[0].simplified().told(told)
+    is_certain = is_certain or fits[-1].loss - fits[0].loss > 6
+    return fits[0].simplified().result(fits[0].mode if is_certain else None)
 
 
 # --- Crops and starts -----------------------------------------------------------------------
 
 
 def _cropped(clean: np.ndarray, degraded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The crop with the strongest edges, and the clean one with what lies around it."""
+    """Returns the crop with the strongest edges: clean with a margin of REACH, and degraded."""
     clean, degraded = clean.astype(np.float32), degraded.astype(np.float32)
     size = [min(_SIDE, length // 16 * 16) for length in clean.shape[:2]]
     steps = [
@@ -138,10 +140,10 @@ def _cropped(clean: np.ndarray, degraded: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _starts(window: np.ndarray, observed: np.ndarray) -> list[tuple[str, tuple[float, ...]]]:
-    """The best of a grid for each kind of blur that may be the one.
+    """Returns the best point of a grid for each plausible kind of blur.
 
-    A candidate's transfer function is known in closed form; its residual is taken between
-    spectra, where it costs a product.
+    The transfer function of each candidate is known in closed form, so that its residual is
+    computed cheaply between spectra.
     """
     inner = window[REACH:-REACH, REACH:-REACH]
     taper = np.hanning(inner.shape[0])[:, None] * np.hanning(inner.shape[1])[None, :]
@@ -150,7 +152,7 @@ def _starts(window: np.ndarray, observed: np.ndarray) -> list[tuple[str, tuple[f
     fy = np.fft.fftfreq(inner.shape[0])[:, None]
     fx = np.fft.rfftfreq(inner.shape[1])[None, :]
     power, cross = np.abs(clean) ** 2, np.real(np.conj(clean) * blurred)
-    # Below lie the shading and the taper, above nothing but noise.
+    # The lowest frequencies hold the shading and the taper.
     used = (fx**2 + fy**2) > (2 / min(inner.shape[:2])) ** 2
     power, cross = power * used, cross * used
     widths = np.geomspace(0.3, 14, 14)
@@ -196,7 +198,7 @@ def _starts(window: np.ndarray, observed: np.ndarray) -> list[tuple[str, tuple[f
 def _latent(
     level: jax.Array, gain: jax.Array, truncates: jax.Array, twice: jax.Array
 ) -> jax.Array:
-    """The value before the gain that became a level, in the middle of those that do."""
+    """Returns the centre of the values before the gain that are quantised to a level."""
     half = 0.5 * truncates
     return (level + half * twice) / gain + jnp.where(twice > 0, half, half / gain)
 
@@ -204,14 +206,15 @@ def _latent(
 def _loss(
     local: jax.Array, level: jax.Array, top: jax.Array, form: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
-    """Minus the log-likelihood of one level.
+    """Returns the negative log-likelihood of one level.
 
     Args:
-        local: blurred clean level, log of the gain, variance of the noise, photons' variance
-            per level; [4].
-        level: the observed one.
-        top: the highest level that is taken for itself.
-        form: 1 where the law truncates; 1 where it quantises twice, before and after the gain.
+        local: blurred clean level, log of the gain, variance of the noise, variance of the
+            photon noise per level; [4].
+        level: the observed level.
+        top: the highest level that does not count as clipped.
+        form: 1 if the law truncates, else 0; 1 if it quantises twice, before and after the
+            gain, else 0.
     """
     mean, log_gain, variance, photons = local
     gain = jnp.exp(log_gain)
@@ -239,7 +242,7 @@ def _kernel(theta: jax.Array, kind: str) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="kind")
 def _blurred(window: jax.Array, theta: jax.Array, kind: str) -> jax.Array:
-    """The clean levels under a blur, [N, 3]; `theta` [2] as `_Fit` has it."""
+    """Blurs the clean levels, [N, 3]; `theta` [2] are the first two parameters of `_Fit`."""
     if kind == "none":
         return window[REACH:-REACH, REACH:-REACH].reshape(-1, 3)
     return native_size.filtered(window, _kernel(theta, kind)).reshape(-1, 3)
@@ -247,7 +250,7 @@ def _blurred(window: jax.Array, theta: jax.Array, kind: str) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="kind")
 def _slopes(window: jax.Array, theta: jax.Array, kind: str) -> jax.Array:
-    """The derivatives of `_blurred` by the parameters of the blur, [N, 3, 2]."""
+    """Returns the derivatives of `_blurred` with respect to its parameters, [N, 3, 2]."""
     return jax.jacfwd(lambda at: _blurred(window, at, kind))(theta)
 
 
@@ -263,7 +266,7 @@ def _over_levels(
 
 @jax.jit
 def _total(mean: jax.Array, parameters: jax.Array, *others: Any) -> jax.Array:
-    """The loss over all levels; `others` are levels [N, 3] and the last two of `_loss`."""
+    """Sums the loss over all levels; `others` are levels [N, 3], top and form of `_loss`."""
     return jnp.sum(_over_levels(_loss, mean, parameters, *others))
 
 
@@ -271,14 +274,14 @@ def _total(mean: jax.Array, parameters: jax.Array, *others: Any) -> jax.Array:
 def _curvature(
     mean: jax.Array, slopes: jax.Array, parameters: jax.Array, levels: jax.Array, *others: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradient [9] and the Hessian [9, 9] of `_total`, the blur taken as linear."""
+    """Returns gradient [9] and Hessian [9, 9] of `_total`, with the blur linearised."""
     first = _over_levels(jax.grad(_loss), mean, parameters, levels, *others)
-    # A few levels tell the curvature well enough, and it costs most.
+    # The Hessian costs most, and a subset of the levels estimates it well enough.
     few = slice(None, None, _SPARSE)
     second = _over_levels(jax.hessian(_loss), mean[few], parameters, levels[few], *others)
     gradient, hessian = jnp.zeros(9), jnp.zeros((9, 9))
     for c in range(3):
-        # Of the arguments of `_loss` in this channel, the derivatives by all parameters.
+        # The Jacobian of the arguments of `_loss` in this channel.
         chain = (
             jnp.zeros((4, 9)).at[jnp.array([1, 2, 3]), jnp.array([2 + c, 5 + c, 8])].set(1.0)
         )
@@ -298,17 +301,17 @@ class _Fit:
     """A state of the search.
 
     Attributes:
-        kind: of blur.
-        parameters: two of the blur (0 where its kind has fewer), log gain [3], variance [3],
+        kind: the kind of blur.
+        parameters: two of the blur (0 if its kind has fewer), log gain [3], variance [3],
             photons; float64 [9].
-        window: the clean crop and what lies around it.
+        window: the clean crop with a margin of `REACH`.
         levels: the degraded crop, [N, 3].
-        top: the highest level that is not an end, per channel.
-        mode: of quantising.
+        top: the highest level that does not count as clipped, per channel.
+        mode: how the law quantises.
         has_gain: whether the law quantises twice.
-        without_photons: holds their variance at 0.
-        loss: at these parameters.
-        hessian: there.
+        without_photons: holds the variance of the photon noise at 0.
+        loss: the loss at these parameters.
+        hessian: the Hessian at these parameters.
     """
 
     kind: str
@@ -326,7 +329,7 @@ class _Fit:
     def begin(
         cls, kind: str, theta: Sequence[float], window: np.ndarray, observed: np.ndarray
     ) -> "_Fit":
-        """Starts from a blur, by least squares of the levels over the blurred ones."""
+        """Starts from a blur, with the gain by least squares of observed on blurred levels."""
         blur = np.array([*theta, 0.0, 0.0][:2])
         mean = np.asarray(_blurred(window, jnp.asarray(blur, jnp.float32), kind), float)
         levels = observed.reshape(-1, 3)
@@ -341,7 +344,7 @@ class _Fit:
 
     @property
     def penalised(self) -> float:
-        """The loss that kinds of blur are compared by: a parameter has to be worth it."""
+        """The loss with a penalty per parameter, to compare kinds of blur."""
         return self.loss + 5.0 * len(PARAMETERS[self.kind])
 
     def _others(self) -> tuple[Any, ...]:
@@ -349,7 +352,7 @@ class _Fit:
         return self.levels, jnp.asarray(self.top, jnp.float32), form
 
     def blurred(self, at: np.ndarray | None = None) -> jax.Array:
-        """The blurred clean levels, [N, 3]."""
+        """Returns the blurred clean levels, [N, 3]."""
         at = self.parameters if at is None else at
         return _blurred(self.window, jnp.asarray(at[:2], jnp.float32), self.kind)
 
@@ -366,7 +369,7 @@ class _Fit:
         return np.asarray(found[0], float), np.asarray(found[1], float)
 
     def improved(self, rounds: int = 25) -> "_Fit":
-        """Goes to the maximum of the likelihood."""
+        """Maximises the likelihood from here by a damped Newton method."""
 
         def loss_at(at: np.ndarray) -> tuple[float, jax.Array]:
             mean = self.blurred(at)
@@ -386,7 +389,7 @@ class _Fit:
             gained = value - there
             at, value, damping = new, there, max(damping / 10, 1e-6)
             gradient, hessian = self._derivatives(at, blurred)
-            # Below, float32 sums of this many levels do not tell.
+            # Smaller gains are within the rounding of float32 sums of this many levels.
             if gained < max(0.1, 3e-8 * abs(there)):
                 break
         return dataclasses.replace(self, parameters=at, loss=value, hessian=hessian)
@@ -394,7 +397,7 @@ class _Fit:
     def _step(
         self, at: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, damping: float
     ) -> np.ndarray:
-        """A damped step of Newton's; what stands at a bound and would go beyond it, stays."""
+        """Returns a damped Newton step; parameters that would leave their bounds stay."""
         free = self._bounded(at - 1e-6 * np.sign(gradient)) != at
         block = hessian[np.ix_(free, free)]
         scale = np.sqrt(np.maximum(np.abs(np.diag(block)), 1e-9))
@@ -406,13 +409,13 @@ class _Fit:
         return step
 
     def requantised(self, mode: str, has_gain: bool) -> "_Fit":
-        """The fit under another way of quantising."""
+        """Returns the fit under another way of quantising."""
         if (mode, has_gain) == (self.mode, self.has_gain):
             return self
         return dataclasses.replace(self, mode=mode, has_gain=has_gain).improved()
 
     def simplified(self) -> "_Fit":
-        """Leaves photons out that are not certain, and a blur too narrow to be seen."""
+        """Removes photon noise that is not significant, and a blur too narrow to matter."""
         fit = self
         if 0 < fit.parameters[8] < 2.5 * fit.errors()[8]:
             fit = dataclasses.replace(fit, without_photons=True).improved()
@@ -421,7 +424,7 @@ class _Fit:
         return fit
 
     def errors(self) -> np.ndarray:
-        """The standard errors of the parameters; 0 for those at a bound."""
+        """Returns the standard errors of the parameters; 0 for those at a bound."""
         assert self.hessian is not None
         free = self._bounded(self.parameters + 1e-5) != self.parameters
         free &= self._bounded(self.parameters - 1e-5) != self.parameters
@@ -430,8 +433,8 @@ class _Fit:
         found[free] = np.sqrt(np.maximum(np.diag(np.linalg.pinv(block, hermitian=True)), 0.0))
         return found
 
-    def told(self, mode: str | None) -> PairFit:
-        """What was found, in the terms of the law."""
+    def result(self, quantise: str | None) -> PairFit:
+        """Expresses the parameters as fields of the law."""
         at, errors = self.parameters, self.errors()
         blur = {
             name: Estimate(
@@ -446,7 +449,7 @@ class _Fit:
             tuple(map(Estimate, sigma, errors[5:8] / (2 * sigma))),
             Estimate(at[8], errors[8]),
             tuple(map(Estimate, gain, gain * errors[2:5])),
-            mode,
+            quantise,
             self._residual(),
         )
 
@@ -461,13 +464,8 @@ class _Fit:
         )  # fmt: skip
         low = (np.asarray(latent(_ENDS - 0.5)) - mean) / deviation
         high = (np.asarray(latent(self.top + 0.5)) - mean) / deviation
-        # A level between the ends is a draw of a Gaussian cut off there.
-        share = np.maximum(special.ndtr(high) - special.ndtr(low), 1e-6)
-        bell_low, bell_high = (
-            np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi) for x in (low, high)
-        )
-        centre = (bell_low - bell_high) / share
-        spread = 1 + (low * bell_low - high * bell_high) / share - centre**2
+        # A level that is not clipped is a draw from a truncated Gaussian.
+        share, centre, spread = truncated_moments(low, high)
         inside = (levels >= _ENDS) & (levels <= self.top) & (share > 0.2)
         left = ((np.asarray(latent(levels)) - mean) / deviation - centre) / np.sqrt(
             np.maximum(spread, 1e-3)
@@ -476,8 +474,24 @@ class _Fit:
         return _whiteness(np.where(inside, left, 0.0).reshape(shape), inside.reshape(shape))
 
 
+def truncated_moments(low: Any, high: Any) -> tuple[Any, Any, Any]:
+    """Returns the moments of a standard Gaussian truncated to an interval.
+
+    Args:
+        low: lower end of the interval, a number or an array.
+        high: upper end.
+
+    Returns:
+        The share of the Gaussian that lies in the interval, at least 1e-6; mean; variance.
+    """
+    share = np.maximum(special.ndtr(high) - special.ndtr(low), 1e-6)
+    at_low, at_high = (np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi) for x in (low, high))
+    mean = (at_low - at_high) / share
+    return share, mean, 1 + (low * at_low - high * at_high) / share - mean**2
+
+
 def _whiteness(left: np.ndarray, inside: np.ndarray) -> dict[str, float]:
-    """How far residuals [H, W, 3] are from white noise of deviation 1, see `PairFit`."""
+    """Measures how far residuals [H, W, 3] are from white noise of deviation 1 (`PairFit`)."""
 
     def correlation(axis: int) -> float:
         first, second = (
@@ -502,17 +516,17 @@ def _whiteness(left: np.ndarray, inside: np.ndarray) -> dict[str, float]:
 
 
 def _quantiser(degraded: np.ndarray, fit: _Fit) -> tuple[str, bool, bool]:
-    """Tells how values were quantised from the comb that a gain leaves in the levels.
+    """Determines how values were quantised, from the comb that a gain leaves in the levels.
 
-    Whole numbers multiplied by a gain and quantised again leave some levels empty (gain above
-    1), or fill some from two values (below 1), and which they are depends on the quantiser.
+    Integers multiplied by a gain and quantised again leave some levels empty (gain above 1) or
+    fill some from two values (below 1). Which levels these are depends on the quantiser.
 
     Returns:
         "truncate", "round" or "none"; whether that is certain; and whether values were
         quantised before the gain.
     """
     gains = np.exp(fit.parameters[2:5])
-    # The wrong quantiser, by which they were found so far, moves them by a per cent.
+    # These gains were fitted with a possibly wrong quantiser, which biases them by a per cent.
     around = np.arange(-0.025, 0.025, 2e-5)
     scores = {"truncate": 0.0, "round": 0.0}
     for c, gain in enumerate(gains):
@@ -533,7 +547,7 @@ def _quantiser(degraded: np.ndarray, fit: _Fit) -> tuple[str, bool, bool]:
 
 
 def _multiplicity(gains: np.ndarray, mode: str) -> np.ndarray:
-    """How many of the levels 0…255 become each of them under gains [M], [M, 256]."""
+    """Counts how many of the levels 0…255 become each level under gains [M]; [M, 256]."""
     values = np.arange(256) * gains[:, None]
     found = np.floor(values) if mode == "truncate" else np.round(values)
     places = np.clip(found, 0, 255).astype(np.int64) + 256 * np.arange(len(gains))[:, None]
@@ -541,7 +555,7 @@ def _multiplicity(gains: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _comb_likelihood(counts: np.ndarray, combs: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """The log-likelihoods [M] of counts [256] that are a comb [M, 256] times a smooth curve."""
+    """Returns log-likelihoods [M] of counts [256] as combs [M, 256] times a smooth curve."""
     apart = np.arange(256)[:, None] - np.arange(256)[None, :]
     weights = np.where(np.abs(apart) < 8, np.cos(np.pi * apart / 16) ** 2, 0.0)
     smooth = (counts @ weights) / np.maximum(combs @ weights, 1e-9)

@@ -1,9 +1,9 @@
-"""Noise and blur of a single photograph, without the clean one: what it tells by itself.
+"""Estimates noise and blur from a single degraded photograph, without the clean one.
 
-Noise that came after the blur is white, whatever the blur: a second difference along both axes
-removes the photograph and leaves it. Blur shows in how fast the spectrum falls: that of edges
-and texture is a power of the frequency, the same in every direction, which a Gaussian blur
-multiplies by exp(−4 π² (σx² fx² + σy² fy²)). Pure functions of arrays in NumPy.
+Noise that is added after the blur is white, whatever the blur: a second difference along both
+axes removes the photograph and keeps the noise. Blur shows in how fast the power spectrum
+falls. That of edges and texture is a power of the frequency, the same in every direction; a
+Gaussian blur multiplies it by exp(−4 π² (σx² fx² + σy² fy²)). Pure functions of NumPy arrays.
 """
 
 import dataclasses
@@ -12,34 +12,34 @@ import itertools
 import numpy as np
 from scipy import ndimage, optimize, special
 
-from restore_jax.degradation.calibration import Estimate
+from restore_jax.degradation.calibration import Estimate, truncated_moments
 
 _BLOCK = 16
-# Squares of the second differences in a block are correlated and count for fewer.
+# Effective degrees of freedom of a block: its squared second differences are correlated.
 _FREEDOM = _BLOCK**2 / (70 / 36) ** 2
 _QUANTILE = 0.3
 _BINS = 10
-# Of a photograph's blocks, those whose coarse structure is least; the rest may hold edges.
+# Share of the blocks that is used: those with the least coarse structure, to avoid edges.
 _FLATTEST = 0.4
 
-# Of a photograph's spectrum, the power falls with the frequency's 2.6th power, give or take:
-# the second for texture, the third for edges.
+# The power spectrum of a photograph falls with about the 2.6th power of the frequency: the
+# second for texture, the third for edges.
 _FALL, _FALL_SPREAD = 2.6, 0.3
-# How well a band of a spectrum follows this, and how well the noise is known.
+# Relative errors: of a band against this model, and of the noise floor.
 _BAND_ERROR, _FLOOR_ERROR = 0.4, 0.03
-# How many bands have to stand out of the noise.
+# Minimum number of bands that must rise above the noise.
 _FEWEST = 16
 _WIDEST = 30.0
-# The width that a sharp photograph has of its own: lens, sampling and demosaicing, px.
+# The width of the blur in a sharp photograph, from lens, sampling and demosaicing, px.
 _OWN_WIDTH = 0.4
-# How far a material's own spectrum leads astray, as a share of the width; and the error from
-# which nothing is told.
+# Relative error of a width, because the spectra of materials differ; and the relative error
+# above which no width is reported.
 _MODEL_ERROR, _WORST = 0.15, 0.22
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """The noise of a photograph, per channel: its variance is sigma² + photons · level.
+    """The noise of a photograph, per channel: the variance is sigma² + photons · level.
 
     Attributes:
         sigma: standard deviation at black, grey levels; [C].
@@ -50,14 +50,14 @@ class Noise:
     photons: tuple[Estimate, ...]
 
     def at(self, level: float | np.ndarray, channel: int = 0) -> np.ndarray:
-        """The standard deviation in grey levels at a level 0…255."""
+        """Returns the standard deviation in grey levels at a level 0…255."""
         variance = self.sigma[channel].value ** 2 + self.photons[channel].value * np.asarray(
             level
         )
         return np.sqrt(variance)
 
     def channel(self, number: int) -> tuple[Estimate, Estimate]:
-        """`sigma` and `photons` of a channel."""
+        """Returns `sigma` and `photons` of a channel."""
         return self.sigma[number], self.photons[number]
 
 
@@ -65,10 +65,10 @@ def noise(image: np.ndarray) -> Noise:
     """Estimates a photograph's noise from its flattest parts.
 
     Args:
-        image: [H, W] or [H, W, C], grey levels 0…255, 64 px each way at least.
+        image: [H, W] or [H, W, C], grey levels 0…255, at least 64 px each way.
 
     Raises:
-        ValueError: the photograph has the same level everywhere, or is clipped all over.
+        ValueError: the photograph is uniform, or clipped everywhere.
     """
     channels = np.asarray(image, np.float64)
     channels = channels[..., None] if channels.ndim == 2 else channels
@@ -85,7 +85,7 @@ def _channel_noise(image: np.ndarray) -> tuple[Estimate, Estimate]:
         second = ndimage.correlate1d(second, [1.0, -2.0, 1.0], axis, mode="mirror")
     rough = _blocks(second[:height, :width] ** 2 / 36, _BLOCK).mean((1, 3)).ravel()
     level = _blocks(image[:height, :width], _BLOCK).mean((1, 3)).ravel()
-    # Means over 4 × 4 px know next to nothing of the second differences, so that choosing by
+    # Means over 4 × 4 px are nearly independent of the second differences, so that selecting by
     # them does not prefer blocks in which the noise happens to be small.
     coarse = _blocks(image[:height, :width], 4).mean((1, 3))
     structure = _blocks(coarse, _BLOCK // 4).var((1, 3)).ravel()
@@ -111,13 +111,13 @@ def _channel_noise(image: np.ndarray) -> tuple[Estimate, Estimate]:
 
 
 def _blocks(image: np.ndarray, side: int) -> np.ndarray:
-    """An image [H, W] as [H / side, side, W / side, side]."""
+    """Reshapes an image [H, W] to [H / side, side, W / side, side]."""
     height, width = (length // side for length in image.shape)
     return image.reshape(height, side, width, side)
 
 
 def _highest(image: np.ndarray) -> float:
-    """The level that bright values were clipped to; 255, if none shows."""
+    """Returns the level that bright values were clipped to; 255 if there is no sign of one."""
     counts = np.bincount(np.clip(image, 0, 255).astype(np.int64).ravel(), minlength=256)
     top = int(np.nonzero(counts)[0][-1])
     below = counts[max(top - 8, 0) : top].mean() if top else 0.0
@@ -125,21 +125,17 @@ def _highest(image: np.ndarray) -> float:
 
 
 def _unclipped(mean: float, variance: float, top: float) -> tuple[float, float] | None:
-    """Mean and variance before clipping to 0…top, of those after; None where too much was."""
+    """Returns mean and variance before clipping to 0…top; None if too much was clipped."""
     mu, spread = mean, variance
     for _ in range(200):
         sigma = np.sqrt(spread)
         low, high = -mu / sigma, (top - mu) / sigma
         if special.ndtr(low) + special.ndtr(-high) > 0.6:
             return None
-        bell_low, bell_high = (np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi) for x in (low, high))
-        inside = special.ndtr(high) - special.ndtr(low)
-        first = mu * inside + sigma * (bell_low - bell_high) + top * special.ndtr(-high)
-        square = (
-            (mu**2 + spread) * inside
-            + sigma * (mu * bell_low - (mu + top) * bell_high)
-            + top**2 * special.ndtr(-high)
-        )
+        inside, centre, scale = truncated_moments(low, high)
+        above, middle = special.ndtr(-high), mu + sigma * centre
+        first = inside * middle + top * above
+        square = inside * (middle**2 + spread * scale) + top**2 * above
         clipped = max(square - first**2, 1e-9)
         mu, spread = mu + mean - first, spread * variance / clipped
     return (float(mu), float(spread)) if np.isfinite(mu + spread) else None
@@ -148,7 +144,7 @@ def _unclipped(mean: float, variance: float, top: float) -> tuple[float, float] 
 def _line(
     level: np.ndarray, variance: np.ndarray, count: np.ndarray
 ) -> tuple[Estimate, Estimate]:
-    """Fits sigma² + photons · level, neither of them below 0."""
+    """Fits sigma² + photons · level, both non-negative, to variances at levels."""
     level, variance = np.maximum(level, 0), np.maximum(variance - 1 / 12, 1e-3)
     # A quantile of the variances is less certain than their mean would be.
     error = 1.5 * variance * np.sqrt(2 / (_FREEDOM * count))
@@ -171,12 +167,12 @@ def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | N
 
     Args:
         image: [H, W] or [H, W, C], grey levels 0…255.
-        noise: of it, from `noise`.
+        noise: its noise, from `noise`.
 
     Returns:
-        The standard deviations along x and along y in px; None for an axis along which there
-        are neither edges nor texture above the noise. A material that is smooth along an axis
-        by itself, such as wood along its grain, looks blurred along it.
+        The standard deviations along x and along y in px; None for an axis along which neither
+        edges nor texture rise above the noise. A material that is itself smooth along an axis,
+        such as wood along its grain, appears blurred along it.
     """
     channels = np.asarray(image, np.float64)
     channels = channels[..., None] if channels.ndim == 2 else channels
@@ -188,7 +184,7 @@ def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | N
     seen = np.maximum(seen, 1e-9)
     if np.sum(seen - floor > 6 * chance) < _FEWEST:
         return None, None
-    # Shapes have a size, below whose frequency the spectrum falls less.
+    # Shapes have a finite size; below the corresponding frequency, the spectrum falls less.
     trusted = np.sqrt(_BAND_ERROR**2 * np.where(radius < 0.02, 4.0, 1.0) + 1 / count)
 
     def misfit(parameters: np.ndarray) -> np.ndarray:
@@ -210,22 +206,24 @@ def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | N
     ]  # fmt: skip
     best = min(fits, key=lambda fit: fit.cost)
     errors = np.sqrt(np.diag(np.linalg.pinv(best.jac.T @ best.jac)))
-    along_x, along_y = (_told(*both) for both in zip(best.x[2:], errors[2:], strict=True))
+    along_x, along_y = (_width(*both) for both in zip(best.x[2:], errors[2:], strict=True))
     return along_x, along_y
 
 
-def _told(width: float, error: float) -> Estimate | None:
-    """The width without a sharp photograph's own; None where it is too uncertain."""
+def _width(width: float, error: float) -> Estimate | None:
+    """Subtracts the width of a sharp photograph; returns None if it is too uncertain."""
     error = float(np.hypot(error, _MODEL_ERROR * width))
-    own = float(np.sqrt(max(width**2 - _OWN_WIDTH**2, 0.0)))
+    added = float(np.sqrt(max(width**2 - _OWN_WIDTH**2, 0.0)))
     is_found = error < _WORST * width and width < 0.95 * _WIDEST
-    return Estimate(own, error) if is_found else None
+    return Estimate(added, error) if is_found else None
 
 
 def _spectrum(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The power in bands of both frequencies, and of each how many values and where, [N] each.
+    """Averages the power spectrum in bands of both frequencies.
 
-    White noise of variance v has the power v.
+    Returns:
+        Of each band, [N]: mean power (white noise of variance v has the power v), number of
+        values, and the frequencies along x and y.
     """
     height, width = channels.shape[:2]
     taper = np.hanning(height)[:, None] * np.hanning(width)[None, :]
@@ -233,7 +231,7 @@ def _spectrum(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     centred = (channels - channels.mean((0, 1))) * taper[..., None]
     power = np.mean(np.abs(np.fft.rfft2(centred, axes=(0, 1))) ** 2, -1) / (height * width)
     half = height // 2 + 1
-    # Upwards and downwards.
+    # Positive and negative vertical frequencies are averaged.
     power = (power[:half] + power[(-np.arange(half)) % height]) / 2
     rows, columns = (_bands(length) for length in power.shape)
     found = []
@@ -248,6 +246,6 @@ def _spectrum(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 
 def _bands(length: int) -> list[slice]:
-    """Bands of frequencies, narrow where they are low, so that those count as much."""
+    """Returns bands of frequencies, narrow at low ones, so that these have as much weight."""
     edges = np.unique(np.round(np.geomspace(3, length, 18)).astype(int))
     return [slice(0, 1), slice(1, 3), *(slice(a, b) for a, b in itertools.pairwise(edges))]

@@ -1,4 +1,4 @@
-"""The law of a material from what was found in its photographs: ranges, intervals, and gaps."""
+"""Combines the fits of single photographs into the law of a material."""
 
 import collections
 import dataclasses
@@ -12,20 +12,20 @@ from scipy import stats
 from restore_jax.degradation.calibration import PARAMETERS, Estimate, PairFit
 from restore_jax.degradation.definition import OFF, Law, Range
 
-# What two photographs may differ by and still count as degraded alike: the fits are that good.
+# Relative and angular accuracy of the fits: photographs that differ by less are degraded alike.
 _ALIKE = 0.01
 _ALIKE_DEGREES = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a law's file says, see `law_file`.
+    """A fitted law, with what its file says about it; see `law_file`.
 
     Attributes:
-        law: field by field; None for what is not known.
-        intervals: of 90 %, by field.
-        unknown: why a field is not known.
-        residual: what the law leaves unexplained.
+        law: the fields of the law; None if unknown.
+        intervals: 90 % confidence intervals, by field.
+        unknown: why a field is unknown, by field.
+        residual: statistics of the residuals, see `calibration.PairFit`.
     """
 
     law: Mapping[str, Any]
@@ -35,9 +35,9 @@ class Found:
 
 
 def of_pairs(fits: Sequence[PairFit]) -> Found:
-    """Brings the fits of pairs together: a range is the spread over photographs and channels.
+    """Combines the fits of pairs: a range covers all photographs and channels.
 
-    Where they agree within their errors, both ends are their weighted mean.
+    If they agree within their errors, both ends are the weighted mean.
     """
     law: dict[str, Any] = dataclasses.asdict(Law())
     intervals: dict[str, Range] = {}
@@ -55,12 +55,12 @@ def of_pairs(fits: Sequence[PairFit]) -> Found:
     is_one = gain[0] == gain[1] and abs(gain[0] - 1) < _ALIKE / 2
     law["gain"] = (1.0, 1.0) if is_one else gain
     unknown = {}
-    told = {fit.quantise for fit in fits} - {None}
-    law["quantise"] = next(iter(told)) if len(told) == 1 else None
-    if not told:
+    modes = {fit.quantise for fit in fits} - {None}
+    law["quantise"] = next(iter(modes)) if len(modes) == 1 else None
+    if not modes:
         unknown["quantise"] = "the levels do not tell truncating from rounding"
-    elif len(told) > 1:
-        unknown["quantise"] = f"the pairs differ: {', '.join(sorted(told))}"
+    elif len(modes) > 1:
+        unknown["quantise"] = f"the pairs differ: {', '.join(sorted(modes))}"
     residual = {
         name: float(np.mean([fit.residual[name] for fit in fits])) for name in fits[0].residual
     }
@@ -71,12 +71,12 @@ def of_photographs(
     noise: Sequence[tuple[Estimate, Estimate]],
     blur: Sequence[tuple[Estimate | None, Estimate | None]],
 ) -> Found:
-    """Brings together what single degraded photographs tell, see `estimate`.
+    """Combines the estimates of single degraded photographs, see `estimate`.
 
     Args:
-        noise: of each channel of each photograph, standard deviation at black and variance per
-            grey level.
-        blur: of each photograph, widths along x and y in px; None where nothing tells them.
+        noise: for each channel of each photograph, standard deviation at black and variance
+            per grey level.
+        blur: for each photograph, widths along x and y in px; None if unknown.
     """
     law: dict[str, Any] = dataclasses.asdict(Law())
     intervals: dict[str, Range] = {}
@@ -107,7 +107,7 @@ def of_photographs(
 
 
 def _kinds(kinds: Sequence[str]) -> tuple[str, ...]:
-    """The kinds, each as often as its share asks for."""
+    """Returns the kinds of blur, repeated in proportion to their frequencies."""
     counts = collections.Counter(kinds)
     divisor = math.gcd(*counts.values())
     return tuple(kind for kind, n in sorted(counts.items()) for _ in range(n // divisor))
@@ -119,9 +119,9 @@ def _peak(photons: Estimate) -> Estimate:
 
 
 def _pooled(found: Sequence[Estimate], is_angle: bool = False) -> tuple[Range, Range]:
-    """The range that estimates spread over, and its interval of 90 %."""
+    """Returns the range that covers the estimates, and its 90 % confidence interval."""
     values = np.array([estimate.value for estimate in found])
-    if is_angle:  # a direction is the same after half a turn
+    if is_angle:  # directions repeat every 180 degrees
         values = values[0] + (values - values[0] + 90) % 180 - 90
     errors = np.array([estimate.error for estimate in found])
     alike = _ALIKE_DEGREES if is_angle else _ALIKE * np.abs(values)
@@ -144,7 +144,7 @@ def _pooled(found: Sequence[Estimate], is_angle: bool = False) -> tuple[Range, R
 
 
 def noise_curve(law: Mapping[str, Any], levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest standard deviation of a law's noise at grey levels."""
+    """Returns the smallest and the largest standard deviation of the noise at grey levels."""
     low, high = law["noise_sigma"]
     few, many = law["poisson_peak"] or OFF
     most, least = (255 / peak if peak else 0.0 for peak in (few, many))

@@ -1,16 +1,16 @@
-"""A fitted law as a file: what `--mode=calibrate` writes and `data.degradation.file` names.
+"""The file of a fitted law, written by `--mode=calibrate`, named in `data.degradation.file`.
 
 A JSON object of
 
     format, version   "restore_jax law", 1
-    law               the fields of `definition.Law`; null where a field is not known
-    intervals         by field, what 90 % of repetitions would find: (low, high) a parameter
-    unknown           by field, why it is not known
-    residual          what the law leaves unexplained, by figure
-    images            how many photographs it was fitted to
+    law               the fields of `definition.Law`; null if a field is unknown
+    intervals         90 % confidence intervals by field, (low, high)
+    unknown           why a field is unknown, by field
+    residual          statistics of what the law does not explain
+    images            number of photographs that the law was fitted to
 
-Only `law` has an effect. What is not known does nothing, but for `quantise`: photographs are
-rounded to whole levels.
+Only `law` has an effect. Steps whose fields are unknown are off, except that an unknown
+`quantise` means rounding to integers.
 """
 
 import json
@@ -32,14 +32,14 @@ _SECTIONS = ("law", "intervals", "unknown", "residual", "images")
 
 
 def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes a law with what is told beside it, whole or not at all.
+    """Writes a law and the sections about it, atomically.
 
     Args:
         path: the file; it is replaced.
         content: the sections "law", "intervals", "unknown", "residual" and "images".
 
     Raises:
-        UsageError: where it cannot be written.
+        UsageError: the file cannot be written.
     """
     assert set(content) == set(_SECTIONS)
     text = json.dumps({"format": FORMAT, "version": VERSION, **content}, indent=2)
@@ -50,10 +50,10 @@ def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 def read(path: str | pathlib.Path) -> dict[str, Any]:
-    """Reads the fields of a law that are known, as JSON has them; their values are not checked.
+    """Reads the known fields of a law as JSON values, which are not checked.
 
     Raises:
-        UsageError: in one line, for a file that cannot be read or is no law.
+        UsageError: the file cannot be read or is not a law.
     """
     path = pathlib.Path(path)
     try:
@@ -78,13 +78,13 @@ def read(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def resolved(degradation: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts the law of `file`, if it names one, in the place of the preset.
+    """Replaces the preset by the law of `file`, if one is named.
 
     Args:
         degradation: `config.data.degradation`.
 
     Returns:
-        The section without `file`: what is given in it goes before what the file says.
+        The section without `file`; fields that are set in the section override the file's.
 
     Raises:
         UsageError: as `read`.
@@ -97,17 +97,18 @@ def resolved(degradation: Mapping[str, Any]) -> dict[str, Any]:
     return given | {k: v for k, v in read(path).items() if given.get(k) is None}
 
 
-def take_in(config: "ConfigDict") -> None:
-    """Copies the law of `config.data.degradation.file` into the fields beside it.
+def inline(config: "ConfigDict") -> None:
+    """Copies the law of `config.data.degradation.file` into the other fields of the section.
 
-    So a run has the law itself, whatever becomes of the file: it can be evaluated without it,
-    and is not gone on with by another one.
+    The configuration then holds the law itself: a run can be evaluated without the file, and
+    cannot be resumed with a different law after the file has changed. Without a file, nothing
+    is done.
 
     Args:
         config: is changed; `file` becomes "".
 
     Raises:
-        UsageError: for a file that is no law.
+        UsageError: the file is not a law.
     """
     section = config.data.degradation
     if not section.get("file"):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from restore_jax.degradation.definition import FLOAT_DUST, Law
-from restore_jax.degradation.working_size import uniform
+from restore_jax.degradation.working_size import draw_gain, uniform
 
 
 def from_fields(fields: Mapping[str, Any]) -> Law:
@@ -61,7 +61,7 @@ def degrade(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
     image = image + sigma * jax.random.normal(keys[5], image.shape)
     image = _quantised(image, law.quantise)
     if law.gain != (1.0, 1.0):
-        image = _quantised(image * uniform(keys[4], law.gain, channels), law.quantise)
+        image = _quantised(image * draw_gain(key, law.gain), law.quantise)
     if law.clean_share:
         clean = jax.random.uniform(jax.random.fold_in(key, 6)) < law.clean_share
         image = jnp.where(clean, untouched, image)

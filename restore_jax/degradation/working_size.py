@@ -179,7 +179,7 @@ def degrade(
     if law.poisson_peak[1] > 0:
         peak = uniform(keys[3], law.poisson_peak)
         variance = variance + jnp.maximum(image, 0.0) * (255.0 / peak)
-    gain = None if law.gain == (1.0, 1.0) else uniform(keys[4], law.gain, channels)
+    gain = None if law.gain == (1.0, 1.0) else draw_gain(key, law.gain)
     mean, deviation = moments(image, variance, gain, law.quantise)
     noise = jax.random.normal(keys[5], image.shape)
     for axis in (0, 1):
@@ -188,6 +188,11 @@ def degrade(
         noise = own * noise + before * jnp.roll(noise, 1, axis)
     drawn = jnp.round(mean + deviation * noise)
     return jnp.clip(drawn, 0.0, 255.0).astype(jnp.uint8)
+
+
+def draw_gain(key: jax.Array, bounds: Range) -> jax.Array:
+    """Returns the gain of each channel, [3], that `degrade` draws with the same key."""
+    return uniform(jax.random.split(key, 6)[4], bounds, (3,))
 
 
 def moments(

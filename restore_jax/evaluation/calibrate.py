@@ -1,4 +1,4 @@
-"""Fits the degradation law to a user's material: photographs in, a file and a page out."""
+"""Fits the degradation law to photographs of a material; writes it to a file, with a page."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,21 @@ from restore_jax.degradation import (
     native_size,
 )
 from restore_jax.errors import UsageError
-from restore_jax.image_io import image_files, image_paths
+from restore_jax.image_io import image_files, image_paths, limits
+from restore_jax.image_io.photograph import Refused, to_dtype
 from restore_jax.report import calibration_page
 
 MOST = 10
-"""How many pairs or photographs are used, spread over the folder."""
+"""Maximum number of pairs or photographs that are used, spread over the folder."""
 
-# In the page: how many, and their side in px, at which a page keeps the pixels as they are.
+# Number of crops in the page, and their side in px, at which a page shows unscaled pixels.
 _SHOWN, _CROP = 3, 128
 
-_LAYOUT = "degraded and clean, each with files of the same names"
+_LAYOUT = "folders degraded and clean with files of the same names"
 
 
 class Photographs(NamedTuple):
-    """Photographs in grey levels 0…255, float32 [H, W, 3]; `clean` is None without a pair."""
+    """A pair in grey levels 0…255, float32 [H, W, 3]; `clean` is None if it is unknown."""
 
     name: str
     degraded: np.ndarray
@@ -42,17 +43,17 @@ def calibrate(config: ConfigDict, output: pathlib.Path, overwrite: bool = False)
     """Fits a law to the pairs or the degraded photographs of `config.data.root`.
 
     Args:
-        config: of which `data` counts: `name` is "pairs" or, for degraded photographs without
+        config: only `data` is used: `name` is "pairs" or, for degraded photographs without
             clean ones, "clean".
-        output: the file of the law, .json; a page of the same name is written beside it.
-        overwrite: replaces both.
+        output: the file of the law, .json; a page of the same name is written next to it.
+        overwrite: whether existing files are replaced.
 
     Returns:
-        What was found, in lines.
+        The fitted law as text, several lines.
 
     Raises:
-        UsageError: in one line, for photographs that cannot be read or fitted, and an output
-            that exists or cannot be written.
+        UsageError: photographs cannot be read or fitted, or an output exists or cannot be
+            written.
     """
     if config.data.name not in ("pairs", "clean"):
         raise UsageError(
@@ -66,9 +67,9 @@ def calibrate(config: ConfigDict, output: pathlib.Path, overwrite: bool = False)
         if path.exists() and not overwrite:
             raise UsageError(f"--output={path}: exists; take another name, or give --overwrite")
     root = _root(config.data.root)
-    max_pixels = config.data.get("max_megapixels", 200) * 1_000_000
+    max_pixels = config.data.get("max_megapixels", limits.MAX_MEGAPIXELS) * 1_000_000
     read = _read_pairs if config.data.name == "pairs" else _read_alone
-    photographs = read(root, max_pixels)
+    photographs = read(root, max_pixels, config.data.get("white", 0))
     fit = _fit_pairs if config.data.name == "pairs" else _fit_alone
     found = fit(photographs)
     content = {
@@ -89,7 +90,7 @@ def calibrate(config: ConfigDict, output: pathlib.Path, overwrite: bool = False)
 def format_found(
     found: fitted_law.Found, count: int, output: pathlib.Path, page: pathlib.Path
 ) -> str:
-    """Formats a fitted law in lines, for a terminal."""
+    """Formats a fitted law for a terminal, one line per field."""
     lines = [f"{count} photograph{'s' * (count != 1)}"]
     for name, value in found.law.items():
         if name in found.unknown:
@@ -114,8 +115,8 @@ def _root(given: str) -> pathlib.Path:
     return root
 
 
-def _read_pairs(root: pathlib.Path, max_pixels: int) -> list[Photographs]:
-    """Reads pairs of `root/{degraded,clean}`, or of these in its folders train and val."""
+def _read_pairs(root: pathlib.Path, max_pixels: int, white: int) -> list[Photographs]:
+    """Reads pairs from `{degraded,clean}` in the root, or in its folders train and val."""
     found: dict[str, tuple[pathlib.Path, pathlib.Path]] = {}
     for folder in (root, root / "train", root / "val"):
         both = [folder / name for name in ("degraded", "clean")]
@@ -130,9 +131,11 @@ def _read_pairs(root: pathlib.Path, max_pixels: int) -> list[Photographs]:
             found |= {prefix + key: (degraded[key], clean[key]) for key in degraded}
     if not found:
         raise UsageError(f"config.data.root={str(root)!r}: no pairs; there must be {_LAYOUT}")
+    paths = [path for both in found.values() for path in both]
+    white = white or _white("pairs", paths, max_pixels)
     pairs = []
     for name in _spread(list(found)):
-        degraded, clean = (_levels(path, max_pixels) for path in found[name])
+        degraded, clean = (_levels(path, max_pixels, white) for path in found[name])
         if degraded.shape != clean.shape:
             sizes = " and ".join(f"{i.shape[1]}x{i.shape[0]}" for i in (degraded, clean))
             raise UsageError(f"{found[name][0]}: the pair's sizes differ: {sizes} px")
@@ -140,48 +143,65 @@ def _read_pairs(root: pathlib.Path, max_pixels: int) -> list[Photographs]:
     return pairs
 
 
-def _read_alone(root: pathlib.Path, max_pixels: int) -> list[Photographs]:
+def _read_alone(root: pathlib.Path, max_pixels: int, white: int) -> list[Photographs]:
     found = _listed(root)
     if not found:
         raise UsageError(f"config.data.root={str(root)!r}: there are no images; add some")
+    white = white or _white("clean", list(found.values()), max_pixels)
     return [
-        Photographs(name, _levels(found[name], max_pixels), None)
+        Photographs(name, _levels(found[name], max_pixels, white), None)
         for name in _spread(list(found))
     ]
 
 
 def _listed(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The images in a folder and below, by relative path without suffix."""
+    """Lists the images in a folder and its subfolders, by `name_without_suffix`."""
     found: dict[str, pathlib.Path] = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(map(image_paths.is_hidden, relative.parts))
-        if not hidden and path.is_file() and image_paths.is_image(path):
-            key = relative.with_suffix("").as_posix()
-            if key in found:
-                raise UsageError(f"{path}: of one name with {found[key].name}; leave one out")
-            found[key] = path
+    for path in image_paths.walk(folder):
+        key = image_paths.name_without_suffix(path, folder)
+        if key in found:
+            raise UsageError(
+                f"{path}: has the same name as {found[key].name}; remove one of them"
+            )
+        found[key] = path
     return found
 
 
 def _spread(names: list[str]) -> list[str]:
+    """Selects at most `MOST` names, evenly spaced."""
     places = np.unique(np.linspace(0, len(names) - 1, MOST).round().astype(int))
     return [names[place] for place in places]
 
 
-def _levels(path: pathlib.Path, max_pixels: int) -> np.ndarray:
-    """Reads a photograph as whole grey levels 0…255, float32 [H, W, 3]."""
+def _white(name: str, paths: Sequence[pathlib.Path], max_pixels: int) -> int:
+    """Finds the white level of 16-bit photographs as a training does; 0 if there are none."""
+    try:
+        return image_files.find_white(name, paths, max_pixels)
+    except Refused as error:
+        raise UsageError(
+            f"config.data.white: the 16-bit images have different white levels ({error}); set "
+            "it to that of all of them"
+        ) from error
+
+
+def _levels(path: pathlib.Path, max_pixels: int, white: int) -> np.ndarray:
+    """Reads a photograph as integer grey levels 0…255, float32 [H, W, 3]."""
     try:
         photograph = image_files.read(path, max_pixels)
     except image_files.ImageFileError as error:
-        raise UsageError(str(error)) from error
-    pixels = photograph.pixels
-    white = photograph.white or (np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1)
-    levels = np.clip(np.round(pixels.astype(np.float32) * (255 / white)), 0, 255)
+        # The limit has another name here than in restoring.
+        line = str(error).replace("--max_megapixels", "config.data.max_megapixels")
+        raise UsageError(line) from error
+    pixels, level = photograph.pixels, photograph.white
+    if pixels.dtype == np.uint16:
+        level = white
+        if (highest := int(pixels.max())) > white:
+            raise UsageError(f"config.data.white: {white:,}, but {path} reaches {highest:,}")
+    levels = to_dtype(pixels, np.dtype(np.uint8), level).astype(np.float32)
     if min(levels.shape[:2]) < calibration.MIN_SIZE:
         raise UsageError(
-            f"{path}: {levels.shape[1]}x{levels.shape[0]} px are too few; there must be "
-            f"{calibration.MIN_SIZE} each way"
+            f"{path}: {levels.shape[1]}x{levels.shape[0]} px is too small; at least "
+            f"{calibration.MIN_SIZE} px are needed each way"
         )
     return levels if levels.ndim == 3 else np.repeat(levels[..., None], 3, axis=-1)
 
@@ -219,7 +239,7 @@ def _page(
     content: Mapping[str, Any],
     photographs: Sequence[Photographs],
 ) -> str:
-    """The page beside the law's file: its noise, its blur, and photographs with it."""
+    """Renders the page of a law: its noise, its blur, and examples of it."""
     known = {name: value for name, value in content["law"].items() if value is not None}
     law = definition.law_from_config({"preset": "none"} | known)
     middle = definition.law_from_config(
@@ -240,7 +260,7 @@ def _page(
 
 
 def _crop(photographs: Photographs, law: definition.Law, number: int) -> calibration_page.Crop:
-    """The middle of a photograph, and of its pair degraded by the law."""
+    """Crops the centre of a pair, and degrades the clean crop by the law."""
     shape = photographs.degraded.shape[:2]
     length = min(_CROP, *shape)
     top, left = ((whole - length) // 2 for whole in shape)

@@ -1,6 +1,7 @@
 """The comparison job: evaluates the runs where necessary, and compares them side by side."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -86,15 +87,18 @@ def compare_runs(
         runs.append(_make_run(source, summary, folder))
     compare.check(runs)
 
-    data = make_once(sources[0].data_config)
     chosen = compare.choose_images(runs, configs[0].eval.pictures)
     shown = _restore_chosen(
         models,
         runs,
-        lambda: evaluate.images_of(data, configs[0].eval.split),
+        [
+            functools.partial(evaluate.images_of, data, configs[0].eval.split)
+            for data in _data_of_first(sources, make_once)
+        ],
         chosen,
         mesh,
     )
+    data = make_once(sources[0].data_config)
     costs, conditions = _measure_costs(
         models, next(evaluate.images_of(data, configs[0].eval.split))
     )
@@ -157,6 +161,18 @@ def _find(
     ]
 
 
+def _data_of_first(
+    sources: Sequence[Trained], make_data: Callable[[ConfigDict], batches.Data]
+) -> list[batches.Data]:
+    """Returns the data of the first model, as each of the models expects it."""
+    found = []
+    for source in sources:
+        config = sources[0].data_config.copy_and_resolve_references()
+        config.data.undo_gain = source.config.data.get("undo_gain", False)
+        found.append(make_data(config))
+    return found
+
+
 def _make_run(source: Trained, summary: results.Summary, folder: pathlib.Path) -> Run:
     return Run(
         workdir=source.given,
@@ -198,7 +214,7 @@ def _measure_costs(
 def _restore_chosen(
     models: Sequence[Model],
     runs: Sequence[Run],
-    images: Callable[[], Iterator[batches.Batch]],
+    images: Sequence[Callable[[], Iterator[batches.Batch]]],
     chosen: Sequence[str],
     mesh: jax.sharding.Mesh,
 ) -> list[Shown]:
@@ -210,8 +226,8 @@ def _restore_chosen(
             # Copied: views would keep the whole batch in memory.
             found[image.row["id"]].append(image.copied())
 
-    for (model, variables), run in zip(models, runs, strict=True):
-        wanted = (b for b in images() if not found.keys().isdisjoint(b["id"].tolist()))
+    for (model, variables), run, images_of in zip(models, runs, images, strict=True):
+        wanted = (b for b in images_of() if not found.keys().isdisjoint(b["id"].tolist()))
         per_image.evaluate(
             model,
             variables,

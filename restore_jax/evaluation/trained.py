@@ -6,12 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from restore_jax import shipped
-from restore_jax.checkpoints import checkpoint, weights_file
+from restore_jax.checkpoints import checkpoint, trust_file, weights_file
 from restore_jax.config import schema, workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.evaluation import results
@@ -23,6 +24,7 @@ from restore_jax.learner.state import (
     make_learner,
 )
 from restore_jax.parallel import device_mesh, processes
+from restore_jax.trust.network import Trust
 
 SPLITS = ("val", "train", "all")
 PROTOCOLS = ("standard", "kla")
@@ -104,8 +106,10 @@ def find(
     config = weights_file.read_weights(file)[2]
     data = config.get("data") or {}
     trained_on = {field: data.get(field) or "" for field in ("name", "split")}
-    config.data, config.eval = override.data, override.eval
+    config.data, config.eval = _data_for(config, override), override.eval
     check(config.eval)
+    data_config = override.copy_and_resolve_references()
+    data_config.data = config.data
     is_shipped = file.parent == shipped.FOLDER
     return Trained(
         given=str(given),
@@ -113,7 +117,7 @@ def find(
         home=output or pathlib.Path("runs", file.stem),
         which="shipped" if is_shipped else "weights",
         config=config,
-        data_config=override,
+        data_config=data_config,
         trained_on=trained_on,
         file=file,
     )
@@ -162,6 +166,11 @@ def read(model: Trained, mesh: Mesh) -> tuple[nn.Module, dict[str, Any], results
     return module, processes.replicate(variables, mesh), found
 
 
+def read_trust(model: Trained, variables: Mapping[str, Any]) -> Trust | None:
+    """Reads the trust map of a model with these variables, see `trust_file.of_model`."""
+    return trust_file.of_model(model.file or model.home, jax.device_get(variables))
+
+
 def _digest(file: pathlib.Path) -> str:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
@@ -196,10 +205,19 @@ def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict
         UsageError: if a field is missing, or `config.eval` is invalid.
     """
     if override is not None:
-        config.data, config.eval = override.data, override.eval
+        config.data, config.eval = _data_for(config, override), override.eval
     schema.require(config, "config.json")
     check(config.eval)
     return config
+
+
+def _data_for(config: ConfigDict, override: ConfigDict) -> ConfigDict:
+    """Returns an override's data section, with the gain undone if the model expects that."""
+    data = override.data.copy_and_resolve_references()
+    data.undo_gain = data.get("undo_gain", False) or (config.get("data") or {}).get(
+        "undo_gain", False
+    )
+    return data
 
 
 def read_checkpoint(

@@ -29,6 +29,7 @@ from restore_jax.image_io.photograph import (
     CMYK_AS_RGB,
     PALETTE_AS_RGB,
     UPPER_8_BITS,
+    Header,
     Photograph,
     Refused,
 )
@@ -101,12 +102,75 @@ def decode(file: BinaryIO, max_pixels: int, all_pages: bool = False) -> Photogra
             decoded = tiff_decoding.decode(file, max_pixels, all_pages)
             return _finish(*(decoded or _decode_with_pillow(file, "TIFF", max_pixels)))
         case name:
-            # Pillow allocates memory for these two when it opens them.
-            if name == "WEBP" and (size := limits.webp_size(header)):
-                limits.check_size(*size, max_pixels, 4)
-            if name == "GIF":
-                limits.check_size(*limits.gif_size(header), max_pixels)
+            _check_before_opening(name, header, max_pixels)
             return _finish(*_decode_with_pillow(file, name, max_pixels))
+
+
+def read_header(file: BinaryIO, max_pixels: int) -> Header:
+    """Reads what a file tells about its pixels, which are not decoded.
+
+    Raises:
+        Refused: the format is not supported, or the image has too many pixels or pixels of an
+            unsupported type.
+        Exception: anything that Pillow or tifffile raises for a damaged file.
+    """
+    start = file.read(HEADER_BYTES)
+    file.seek(0)
+    name = format_of(start)
+    if name == "TIFF" and (found := tiff_decoding.read_header(file, max_pixels)):
+        return found
+    if name == "PNM":
+        _, width, height, largest = pnm.read_header(file)
+        limits.check_size(width, height, max_pixels)
+        return Header((height, width), 1, largest > 255, True)
+    deep = name == "PNG" and start[24:25] == b"\x10"
+    if name == "JP2":
+        size = limits.jp2_codestream(file.read())
+        limits.check_size(
+            size.width, size.height, max_pixels, size.samples, 1 + (size.bits > 8)
+        )
+        deep = size.bits > 8
+    _check_before_opening(name, start, max_pixels)
+    with _opened(file, name) as image:
+        limits.check_size(*image.size, max_pixels)
+        if image.mode not in _COLOUR_MODES and not deep:
+            raise _bad_mode(image.mode)
+        # The base class's method: that of PNG would decode the whole image.
+        exif = image_metadata.load_exif(lambda: Image.Image.getexif(image)) or {}
+        xmp = image.info.get("xmp")
+        turn = image_metadata.orientation(exif, xmp if isinstance(xmp, bytes) else b"")
+        width, height = image.size
+        # The further pictures of a JPEG file are smaller copies and maps for displays.
+        frames = 1 if name == "JPEG" else _frames(image)
+        plain = name in ("PNG", "JPEG") and image.mode in ("L", "RGB") and turn == 1
+        return Header(
+            (width, height) if turn >= 5 else (height, width),
+            frames,
+            deep,
+            name == "JP2",
+            plain and not deep and "transparency" not in image.info,
+        )
+
+
+def _check_before_opening(name: str, header: bytes, max_pixels: int) -> None:
+    """Checks the sizes of the formats for which Pillow allocates memory when it opens them."""
+    if name == "WEBP" and (size := limits.webp_size(header)):
+        limits.check_size(*size, max_pixels, 4)
+    if name == "GIF":
+        limits.check_size(*limits.gif_size(header), max_pixels)
+
+
+def _opened(file: BinaryIO, name: str) -> Any:
+    """Opens an image with Pillow's plugin of that format."""
+    file.seek(0)
+    try:
+        return _OPENERS[name](file, "")
+    except Image.DecompressionBombError as error:  # a GIF frame exceeds the size in the header
+        raise Refused(f"is damaged: {error}") from error
+
+
+def _bad_mode(mode: str) -> Refused:
+    return Refused(f"has pixels of type {mode!r}; save it with 8 or 16 bits")
 
 
 def format_of(header: bytes) -> str:
@@ -145,12 +209,7 @@ def _decode_with_pillow(
     file: BinaryIO, name: str, max_pixels: int
 ) -> tuple[Photograph, Image.Exif | None]:
     """Returns a photograph in its stored orientation, and its EXIF data (None if damaged)."""
-    file.seek(0)
-    try:
-        opened = _OPENERS[name](file, "")
-    except Image.DecompressionBombError as error:  # a GIF frame exceeds the size in the header
-        raise Refused(f"is damaged: {error}") from error
-    with opened as image:
+    with _opened(file, name) as image:
         limits.check_size(*image.size, max_pixels)
         image.load()
         samples = _decoded_samples(image)
@@ -174,7 +233,7 @@ def _is_deep_avif(start: bytes) -> bool:
 def _decoded_samples(image: Image.Image) -> np.ndarray:
     """Returns the samples of a decoded image, grey or RGB, with alpha if any is transparent."""
     if image.mode not in _COLOUR_MODES:
-        raise Refused(f"has pixels of type {image.mode!r}; save it with 8 or 16 bits")
+        raise _bad_mode(image.mode)
     mode = _COLOUR_MODES[image.mode] + ("A" if image.has_transparency_data else "")
     return np.asarray(image.convert(mode))
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from restore_jax.image_io import image_metadata, png_chunks, pnm, tiff_encoding
-from restore_jax.image_io.photograph import Photograph, Refused
+from restore_jax.image_io.photograph import Photograph, Refused, to_dtype
 
 # JPEG has no widely supported lossless form; at this quality, and with colour at full
 # resolution, its artefacts are far below the noise that a restoration leaves.
@@ -127,23 +127,10 @@ def _samples(
     restored: np.ndarray, like: Photograph, dtype: np.dtype, has_alpha: bool
 ) -> np.ndarray:
     """Converts pixels to the type to be written and appends alpha as the last channel."""
-    pixels = _to_dtype(restored, dtype, like.white)
+    pixels = to_dtype(restored, dtype, like.white)
     if not has_alpha or like.alpha is None:
         return pixels
-    return np.dstack([pixels, _to_dtype(like.alpha, dtype, None)])
-
-
-def _to_dtype(levels: np.ndarray, dtype: np.dtype, white: int | None) -> np.ndarray:
-    """Rescales samples to another type, rounding to nearest; `white` as in `Photograph`."""
-    if levels.dtype == dtype:
-        return levels
-    if white is not None:
-        scaled = levels.astype(np.uint32) * np.iinfo(dtype).max + white // 2
-        return np.minimum(scaled // white, np.iinfo(dtype).max).astype(dtype)
-    if levels.dtype.kind == "f":
-        white = np.iinfo(dtype).max
-        return np.rint(np.clip(levels, 0, 1) * np.float32(white)).astype(dtype)
-    return ((levels.astype(np.uint32) + 128) // 257).astype(dtype)
+    return np.dstack([pixels, to_dtype(like.alpha, dtype, None)])
 
 
 def _metadata(like: Photograph, name: str, notes: list[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import collections
 import functools
 import glob
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -123,6 +124,23 @@ def is_hidden(name: str) -> bool:
 def is_image(path: Path) -> bool:
     """Returns whether a file has the suffix of a supported format."""
     return path.suffix.lower() in _KNOWN
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yields the images in a folder, recursively and sorted; selected as `find` does.
+
+    A folder that cannot be listed is yielded itself, so that reading it reports the error.
+    """
+    return _walk(folder, None, {})
+
+
+def name_without_suffix(path: Path, folder: Path) -> str:
+    """Returns the path of an image below a folder, without its suffix, to match it by.
+
+    The name is in Unicode's composed form (NFC), whatever the file system uses: a folder that
+    was copied from macOS may have the same names in decomposed form.
+    """
+    return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
 
 
 def _expand(

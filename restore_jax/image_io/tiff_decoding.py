@@ -17,8 +17,10 @@ from restore_jax.image_io.photograph import (
     CMYK_AS_RGB,
     PALETTE_AS_RGB,
     UPPER_8_BITS,
+    Header,
     Photograph,
     Refused,
+    estimated_white,
 )
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -47,15 +49,47 @@ def decode(
             defined white level.
     """
     with tiff_stack.open_file(file) as tiff:
-        if _DNG_VERSION in tiff.pages.first.tags:  # its first page is only a thumbnail
-            raise Refused("is a camera's raw file (DNG); develop it to TIFF or PNG first")
-        stack = tiff_stack.find(tiff, all_pages)
-        _check_size(stack, max_pixels)
-        photometric = _photometric(tiff, stack.pages[0])
+        stack, photometric = _checked_stack(tiff, max_pixels, all_pages)
         if photometric not in _SAMPLES_PER_PIXEL:
             return None
-        _check_type(stack.pages[0], photometric)
         return _decode(file, tiff, stack, photometric)
+
+
+def read_header(file: BinaryIO, max_pixels: int) -> Header | None:
+    """Reads what a file tells about its first picture; arguments and errors as for `decode`.
+
+    Returns:
+        The header; None for a photometric interpretation that is left to Pillow.
+    """
+    with tiff_stack.open_file(file) as tiff:
+        stack, photometric = _checked_stack(tiff, max_pixels, False)
+        if photometric not in _SAMPLES_PER_PIXEL:
+            return None
+        page = stack.pages[0]
+        xmp = page.tags.valueof(_XMP, b"")
+        exif = image_metadata.load_exif(lambda: _exif(file, tiff, page)) or {}
+        turn = image_metadata.orientation(exif, xmp if isinstance(xmp, bytes) else b"")
+        height, width = page.imagelength, page.imagewidth
+        return Header(
+            (width, height) if turn >= 5 else (height, width),
+            stack.available,
+            np.dtype(page.dtype) == np.uint16 and photometric not in (_PALETTE, _CMYK),
+            tiff_stack.white_of(page) is not None,
+        )
+
+
+def _checked_stack(
+    tiff: tifffile.TiffFile, max_pixels: int, all_pages: bool
+) -> tuple[tiff_stack.Stack, int]:
+    """Returns the pictures to be read and their photometric interpretation."""
+    if _DNG_VERSION in tiff.pages.first.tags:  # its first page is only a thumbnail
+        raise Refused("is a camera's raw file (DNG); develop it to TIFF or PNG first")
+    stack = tiff_stack.find(tiff, all_pages)
+    _check_size(stack, max_pixels)
+    photometric = _photometric(tiff, stack.pages[0])
+    if photometric in _SAMPLES_PER_PIXEL:
+        _check_type(stack.pages[0], photometric)
+    return stack, photometric
 
 
 def _check_size(stack: tiff_stack.Stack, max_pixels: int) -> None:
@@ -85,6 +119,10 @@ def _check_type(page: tifffile.TiffPage, photometric: int) -> None:
     is_known = dtype in (np.bool_, np.uint8, np.uint16) or dtype.kind == "f"
     if photometric == _CMYK:
         is_known = dtype in (np.uint8, np.uint16) and bits == 8 * dtype.itemsize
+    if dtype.kind == "i":
+        raise Refused(
+            f"has signed samples of {bits} bits ({dtype}); save it unsigned, with 8 or 16 bits"
+        )
     if bits not in (1, 2, 4, *range(9, 16), 8 * dtype.itemsize) or not is_known:
         raise Refused(f"has {bits} bits a sample ({dtype}); save it with 8 or 16 bits")
 
@@ -151,6 +189,10 @@ def _picture(page: tifffile.TiffPage, samples: np.ndarray, photometric: int) -> 
     if white is not None and colours.max() > white:
         white = None  # the stated white level is wrong
     if photometric == _WHITE_IS_ZERO:
+        if white is None and colours.dtype == np.uint16:
+            white = estimated_white(int(colours.max()))
+            if white is not None:
+                notes += (f"{white:,} is taken for black, as no level is above it",)
         colours = _inverted(colours, white)
     pixels = colours[..., 0] if count == 1 else colours
     return Photograph(pixels, alpha, "TIFF", white=white, notes=notes)

@@ -86,6 +86,7 @@ class Stack:
         series: the series, to read all pictures from a single page; None if not needed.
         notes: what is left out, one line each.
         complete: whether these are all the pictures of the file.
+        available: number of pictures that could be read, of this kind.
     """
 
     pages: tuple[tifffile.TiffPage, ...]
@@ -95,6 +96,7 @@ class Stack:
     series: tifffile.TiffPageSeries | None
     notes: tuple[str, ...]
     complete: bool
+    available: int
 
     def samples(self) -> Iterator[np.ndarray]:
         """Yields the samples [H, W, S] of each picture, in the order of the file."""
@@ -146,7 +148,7 @@ def find(tiff: tifffile.TiffFile, all_pages: bool) -> Stack:
         series, total = None, 1
     if series is None or not set(series.keyframe.axes) <= set("ZYXS"):
         note = (f"only the first of its {total} pictures is read",) if total > 1 else ()
-        return Stack((first,), 1, "", (), None, note, total == 1)
+        return Stack((first,), 1, "", (), None, note, total == 1, total)
     page = series.keyframe
     own = page.shape[1:] if page.imagedepth > 1 else page.shape
     count = series.size // max(1, math.prod(own))
@@ -157,7 +159,7 @@ def find(tiff: tifffile.TiffFile, all_pages: bool) -> Stack:
     )  # fmt: skip
     if count > 1 and not all_pages:
         note = f"only the first of its {count} pictures is read"
-        return Stack((page,), 1, "", (), None, (note,), False)
+        return Stack((page,), 1, "", (), None, (note,), False, count)
     pages = _pages(tiff, series, count)
     notes: tuple[str, ...] = ()
     if len(pages) not in (1, count) or math.prod(shape) != count:
@@ -166,7 +168,7 @@ def find(tiff: tifffile.TiffFile, all_pages: bool) -> Stack:
         notes += ("its smaller copies are left out",)
     if total > len(pages):
         notes += (f"{total - len(pages)} further pictures of other kinds are left out",)
-    return Stack(pages, count, axes, shape, series, notes, total == len(pages))
+    return Stack(pages, count, axes, shape, series, notes, total == len(pages), count)
 
 
 def _pages(

@@ -59,18 +59,18 @@ class Assessment:
             return None
         return math.sqrt(np.mean([channel.value**2 for channel in self.noise]))
 
-    def doubt(self, change_db: float) -> str:
+    def doubt(self, change_db: float | None) -> str:
         """Says that a good photograph was changed; "" if not, or if it is not known to be good.
 
         One that lies outside is named for that already.
 
         Args:
-            change_db: PSNR of the output against the photograph, dB.
+            change_db: PSNR of the output against the photograph, dB; None if not known.
         """
         noise, widths = self.overall_noise, [one.value for one in self.blur if one is not None]
         is_good = noise is not None and noise < _GOOD_NOISE and self.inside is not False
         is_good = is_good and bool(widths) and max(widths) < _GOOD_BLUR
-        if not is_good or change_db >= _GOOD_CHANGE:
+        if not is_good or change_db is None or change_db >= _GOOD_CHANGE:
             return ""
         return f"little noise and blur, but changed ({change_db:.1f} dB)"
 
@@ -144,7 +144,7 @@ class Row:
 
     def _reasons(self) -> tuple[str, ...]:
         found = self.assessment
-        doubt = found.doubt(self.change_db) if found and self.change_db is not None else ""
+        doubt = found.doubt(self.change_db) if found else ""
         return (*(found.reasons if found else ()), *filter(None, [doubt]))
 
     def as_columns(self) -> dict[str, str]:

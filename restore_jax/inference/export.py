@@ -26,10 +26,11 @@ from jax.extend.core import jaxpr_as_fun
 from ml_collections import ConfigDict
 
 from restore_jax import files, models
-from restore_jax.checkpoints import weights_file
+from restore_jax.checkpoints import trust_file, weights_file
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.models import portable
+from restore_jax.trust.network import Trust
 
 if TYPE_CHECKING:
     import onnx
@@ -241,6 +242,7 @@ def export_weights(
     dtype: str = "float32",
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    trust: Trust | None = None,
 ) -> ExportedWeights:
     """Exports a model's weights and configuration, see `weights_file.save_weights`.
 
@@ -252,6 +254,7 @@ def export_weights(
         dtype: as for `save_weights`.
         metadata: as for `save_weights`.
         overwrite: whether an existing file may be replaced.
+        trust: the model's trust map, to be kept in the file.
 
     Returns:
         The exported file, as read back and compared with the model.
@@ -261,6 +264,8 @@ def export_weights(
     """
     _check_new([path], overwrite)
     weights_file.save_weights(path, variables, config, overwrite, dtype, metadata)
+    if trust is not None:
+        trust_file.add(path, trust, path)
     module, stored, _ = weights_file.read_weights(path)
     content = path.read_bytes()
     return ExportedWeights(

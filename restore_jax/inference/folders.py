@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import shutil
@@ -19,9 +20,10 @@ from restore_jax import files, progress
 from restore_jax.errors import RunError, UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.image_io.image_files import ImageFileError, Photograph
-from restore_jax.inference import assessment, pixels, verdict
+from restore_jax.image_io.photograph import estimated_white
+from restore_jax.inference import assessment, pixels, trust_maps, verdict
 from restore_jax.inference.restorer import Restorer
-from restore_jax.parallel import cores, host_memory
+from restore_jax.parallel import cores
 
 # Images are read ahead of the model and written behind it, so that it does not wait for the
 # disk; each way up to this size, so that large photographs do not fill the memory.
@@ -30,9 +32,6 @@ _AHEAD_BYTES = 256 << 20
 # hold a large photograph.
 _MIN_THREADS = 4
 _MAX_READERS, _MAX_WRITERS = 16, 32
-# After this many batches, freed memory is returned to the system, so that the process does not
-# grow with the number of images.
-_BATCHES_PER_TRIM = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +76,14 @@ class _Written(NamedTuple):
 
     Attributes:
         notes: on what its format could not preserve.
-        change_db: PSNR against the input, dB; None for a copy.
+        is_copy: whether it is the input unchanged.
+        change_db: PSNR against the input, dB; None for a copy, or where the restoration of a
+            large image overwrote the input in memory.
         judged: what `verdict.judge` found, if it was asked.
     """
 
     notes: tuple[str, ...] = ()
+    is_copy: bool = False
     change_db: float | None = None
     judged: tuple[verdict.Verdict, verdict.Picture] | None = None
 
@@ -126,6 +128,7 @@ def restore_files(
     table: assessment.Table | None = None,
     skip_outside: bool = False,
     assesses: bool = True,
+    maps: pathlib.Path | None = None,
     pictures: verdict.Pictures | None = None,
     listener: Listener | None = None,
 ) -> Outcome:
@@ -142,11 +145,13 @@ def restore_files(
         max_pixels: largest number of pixels of an image.
         pages: the pages of TIFF files to restore, "all" (of the series with the most pixels) or
             "first".
-        white: the white level of 16-bit files. None: as stated in the file, or else estimated
-            from its highest level, see `pixels.estimated_white`, which is reported.
+        white: the white level of 16-bit files. None: as stated in the file, or else that of the
+            model's training, or else estimated from the highest level, see
+            `photograph.estimated_white`; both are reported.
         table: gets a row for each image; None: no table is written.
         skip_outside: saves images that lie outside of what the model knows unchanged.
         assesses: compares images with what the model knows.
+        maps: a folder for the trust map of each restoration, see `trust_maps`.
         pictures: gets those of the restorations, which are then judged, see `verdict`; only of
             images that are assessed.
         listener: called with each note on an image, and with the error of an image that fails.
@@ -159,6 +164,7 @@ def restore_files(
         RunError: if the model gives values that are not finite, or memory runs out.
     """
     outcome = Outcome()
+    trained = trained_white(restorer)
     todo = [item for item in items if overwrite or not item.target.exists()]
     outcome.skipped = len(items) - len(todo)
     bar = progress.bar(total=len(todo), shown=listener is None)
@@ -195,7 +201,7 @@ def restore_files(
         which = pages if name == "TIFF" else "first"
         photograph = image_files.read(item.source, max_pixels, which)
         # Checked here, so that an image that cannot be restored does not stop the others.
-        photograph = with_white(photograph, white)
+        photograph = with_white(photograph, white, trained)
         for plane in photograph.planes:
             pixels.checked(plane, str(item.source), white=photograph.white)
         if assesses:
@@ -219,7 +225,7 @@ def restore_files(
     assessing = threading.BoundedSemaphore(cores.count())
     read: collections.deque[tuple[Item, Photograph]] = collections.deque()
 
-    def arrays(reading: _ReadAhead) -> Iterator[np.ndarray | pixels.Levels]:
+    def arrays(reading: _ReadAhead) -> Iterator[pixels.Levels]:
         for item, photograph in reading.take(fail):
             report(item, photograph.notes)
             if is_left_alone(item):
@@ -230,8 +236,10 @@ def restore_files(
                 continue
             read.append((item, photograph))
             for plane in photograph.planes:
-                white = photograph.white
-                yield plane if white is None else pixels.Levels(plane, white)
+                # A picture of both needs the input as well.
+                in_place = comparisons is None and pictures is None
+                in_place = in_place and _size(photograph) > _AHEAD_BYTES
+                yield pixels.Levels(plane, photograph.white, in_place)
 
     writing: collections.deque[tuple[Item, concurrent.futures.Future[_Written], int]]
     writing = collections.deque()
@@ -249,7 +257,7 @@ def restore_files(
             fail(item, error)
             return
         report(item, written.notes)
-        if written.change_db is None:
+        if written.is_copy:
             outcome.copied += 1
             add_row(item, assessment.COPIED)
         else:
@@ -269,22 +277,36 @@ def restore_files(
         _ReadAhead(todo, readers, batch + readers, read_one) as reading,
     ):
         done: list[np.ndarray] = []
-        for count, plane in enumerate(restorer.restore_many(arrays(reading)), start=1):
+        bars: list[np.ndarray] = []
+        found = restorer.restore_many(arrays(reading), **({"trust": True} if maps else {}))
+        for plane in found:
+            if maps is not None:
+                plane, bar_of_plane = plane
+                bars.append(bar_of_plane)
             done.append(plane)
             item, photograph = read[0]
             if len(done) < len(photograph.planes):
                 continue
             read.popleft()
-            restored, done = done, []
-            found = None if pictures is None else assessed.get(item)
+            restored, half_widths, done, bars = done, bars, [], []
+            judge = None
+            if pictures is not None and item in assessed:
+                judge = functools.partial(verdict.judge, found=assessed[item])
             future = threads.submit(
-                _write, item, restored, photograph, file_format, comparisons, found
+                _write,
+                item,
+                restored,
+                photograph,
+                file_format,
+                comparisons,
+                maps,
+                half_widths,
+                judge,
             )
-            writing.append((item, future, sum(plane.nbytes for plane in restored)))
+            size = sum(array.nbytes for array in (*restored, *half_widths))
+            writing.append((item, future, size))
             while writing and (writing[0][1].done() or too_many()):
                 finish_one()
-            if count % (_BATCHES_PER_TRIM * batch) == 0:
-                host_memory.give_back()
         while writing:
             finish_one()
     return outcome
@@ -469,12 +491,18 @@ class _ReadAhead:
             self._start_reading()
 
 
-def with_white(photograph: Photograph, white: int | None) -> Photograph:
-    """Sets the white level of a 16-bit photograph, with a note if it was estimated.
+def trained_white(restorer: Restorer) -> int:
+    """Returns the white level of a model's training; 0 if unknown."""
+    return (restorer.config.get("data") or {}).get("white") or 0
+
+
+def with_white(photograph: Photograph, white: int | None, trained: int = 0) -> Photograph:
+    """Sets the white level of a 16-bit photograph, with a note if nothing states it.
 
     Args:
         photograph: the photograph.
         white: as for `restore_files`.
+        trained: the level of the model's training; 0 if unknown.
     """
     stated = photograph.white
     if photograph.pixels.dtype != np.uint16:
@@ -484,12 +512,14 @@ def with_white(photograph: Photograph, white: int | None) -> Photograph:
     highest = max(int(plane.max()) for plane in photograph.planes)
     if stated is not None and highest <= stated:
         return photograph
-    found = pixels.estimated_white(photograph.planes)
+    found = trained if 0 < trained >= highest else estimated_white(highest)
     if found is None:
         return dataclasses.replace(photograph, white=None)
+    why = f"no level is above {highest:,}"
+    if found == trained:
+        why = "the model was trained with it"
     note = (
-        f"no level is above {highest:,}: {found:,} ({found.bit_length()} bits) is assumed to "
-        "be white; --white=65535 uses the whole range"
+        f"{found:,} ({found.bit_length()} bits) is taken for white: {why}; --white sets another"
     )
     return dataclasses.replace(photograph, white=found, notes=(*photograph.notes, note))
 
@@ -504,19 +534,26 @@ def _write(
     photograph: Photograph,
     file_format: str | None,
     comparisons: pathlib.Path | None,
-    found: assessment.Assessment | None,
+    maps: pathlib.Path | None,
+    half_widths: Sequence[np.ndarray],
+    judge: Callable[..., tuple[verdict.Verdict, verdict.Picture] | None] | None,
 ) -> _Written:
-    """Writes a restoration, and judges it by the assessment of the photograph, if given."""
+    """Writes a restoration, and judges it if asked to."""
+    if maps is not None:  # first, since a restoration that exists is skipped
+        trust_maps.write(maps, item.relative, half_widths)
     notes = image_files.write(item.target, restored, photograph, file_format)
     if comparisons is not None:
         path = comparisons / item.relative.with_name(f"{item.relative.name}.png")
         both = _side_by_side(photograph.pixels, restored[0], photograph.white)
         beside = Photograph(both)
         image_files.write(path, beside.pixels, beside)
-    white = photograph.white
-    change = assessment.change_in_db(photograph.planes, restored, white)
-    judged = found and verdict.judge(photograph.pixels, restored[0], white, found)
-    return _Written(notes, change, judged)
+    white, change, judged = photograph.white, None, None
+    if not any(new is old for new, old in zip(restored, photograph.planes, strict=True)):
+        change = assessment.change_in_db(photograph.planes, restored, white)
+        if judge is not None:
+            bar = half_widths[0] if half_widths else None
+            judged = judge(photograph.pixels, restored[0], white, half_width=bar)
+    return _Written(notes, change_db=change, judged=judged)
 
 
 def _copy(item: Item, photograph: Photograph, file_format: str | None) -> _Written:
@@ -524,8 +561,9 @@ def _copy(item: Item, photograph: Photograph, file_format: str | None) -> _Writt
     if file_format is None or image_paths.format_name(file_format) == photograph.format:
         with files.replacing(item.target) as temporary:
             shutil.copyfile(item.source, temporary)
-        return _Written()
-    return _Written(image_files.write(item.target, photograph.planes, photograph, file_format))
+        return _Written(is_copy=True)
+    notes = image_files.write(item.target, photograph.planes, photograph, file_format)
+    return _Written(notes, is_copy=True)
 
 
 def _side_by_side(

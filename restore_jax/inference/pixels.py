@@ -14,32 +14,20 @@ DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 # How far an earlier resize in float32 may overshoot white or black.
 _RANGE_TOLERANCE = 1e-4
 
-# Cameras store 10 or more bits in 16; those with 15 or 16 are assumed to use the whole range.
-_MIN_BITS, _MAX_BITS = 10, 14
-
 
 class Levels(NamedTuple):
-    """An image of integers and its white level; None: the highest of its dtype."""
+    """An image to restore.
+
+    Attributes:
+        pixels: the image.
+        white: the white level of integers; None: the highest of their dtype.
+        in_place: whether the restoration may overwrite the pixels, which saves the memory of a
+            second image.
+    """
 
     pixels: np.ndarray
     white: int | None
-
-
-def estimated_white(planes: list[np.ndarray]) -> int | None:
-    """Estimates the white level of 10 to 14 bits stored in 16 from the highest level.
-
-    Args:
-        planes: images of one camera.
-
-    Returns:
-        1,023, 4,095 or the like; None if the levels exceed 14 bits, are all 0 or are not
-        uint16.
-    """
-    if any(plane.dtype != np.uint16 for plane in planes):
-        return None
-    highest = max(int(plane.max()) for plane in planes)
-    bits = max(_MIN_BITS, highest.bit_length())
-    return 2**bits - 1 if highest > 0 and bits <= _MAX_BITS else None
+    in_place: bool = False
 
 
 def checked(image: Any, name: str, batch: bool = False, white: int | None = None) -> np.ndarray:
@@ -93,7 +81,23 @@ class TiledImage:
     """An image to be restored by `restore_jax.inference.tiling`, and its result.
 
     No float32 copy of the whole image is held: rows are converted as they are read and written.
+    The result may overwrite the image, since no tile is read from rows that were written.
+
+    Args:
+        array: the image, as `Restorer` accepts it.
+        strength: weight of the restoration in the result, the rest being the image itself.
+        context_side: side of the thumbnail in `context`; None for none.
+        white: the white level of integers; None: the highest of their dtype.
+        in_place: the result may overwrite the image.
+        gain: factors [C] that the colours are divided by before they are restored.
+
+    Attributes:
+        result: the restored image, of the shape and dtype of the input.
+        half_width: float32 [H, W], how far a pixel may be off, 1 being white; None unless the
+            restored rows have a fourth channel with it.
     """
+
+    half_width: np.ndarray | None = None
 
     def __init__(
         self,
@@ -101,9 +105,13 @@ class TiledImage:
         strength: float,
         context_side: int | None = None,
         white: int | None = None,
+        in_place: bool = False,
+        gain: np.ndarray | None = None,
     ) -> None:
         self.height, self.width = array.shape[:2]
-        self.result = np.empty_like(array)
+        self._in_place = in_place and array.flags.writeable
+        self.result = array if self._in_place else np.empty_like(array)
+        self._overwritten = 0  # rows
         pixels = array[..., None] if array.ndim == 2 else array
         results = self.result[..., None] if array.ndim == 2 else self.result
         if pixels.shape[-1] == 4:
@@ -111,6 +119,7 @@ class TiledImage:
         self._pixels, self._results = pixels[..., :3], results[..., :3]
         self._strength = strength
         self._white = np.float32(white_of(array.dtype, white))
+        self._gain = gain
         self.context = None if context_side is None else self._thumbnail(context_side)
 
     def _thumbnail(self, side: int) -> np.ndarray:
@@ -128,26 +137,46 @@ class TiledImage:
     def read(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> np.ndarray:
         """Returns the pixels of given rows and columns as RGB, float32 [h, w, 3] in [0, 1]."""
         pixels = self._as_float32(self._pixels[rows][:, columns])
+        if self._gain is not None:
+            pixels = pixels / self._gain
         return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
     def write(self, top: int, rows: np.ndarray) -> None:
         """Converts restored RGB rows, float32 [n, W, 3] of any range, and stores them.
 
+        A fourth channel is the half-width of the pixels' intervals.
+
         Raises:
-            RunError: if some values are not finite.
+            RunError: if some values are not finite, or memory ran out when a part of an image
+                was already overwritten.
         """
+        if top < self._overwritten:
+            raise RunError("out of memory while an image was restored; use a smaller tile")
+        if self._in_place:
+            self._overwritten = top + len(rows)
         if not np.isfinite(rows).all():
             raise RunError("the model gives values that are not finite; use another checkpoint")
         here = slice(top, top + len(rows))
+        rows, bars = rows[..., :3], rows[..., 3:]
         if self._results.shape[-1] == 1:
             # Not `mean`, which takes ten times as long over an axis of three.
             grey = rows[..., :1] + rows[..., 1:2]
             grey += rows[..., 2:]
             rows = np.divide(grey, np.float32(3.0), out=grey)
         rows = np.clip(rows, 0.0, 1.0)
-        if self._strength < 1.0:
+        kept = np.float32(1.0 - self._strength)
+        degraded = self._as_float32(self._pixels[here]) if kept else None
+        if bars.size:
+            if self.half_width is None:
+                self.half_width = np.empty((self.height, self.width), np.float32)
+            half_width = bars[..., 0]
+            if degraded is not None:
+                # What the blend is away from the restoration may add to the error.
+                half_width = half_width + kept * np.abs(degraded - rows).max(axis=-1)
+            self.half_width[here] = np.minimum(half_width, 1.0)
+        if degraded is not None:
             rows *= np.float32(self._strength)
-            rows += self._as_float32(self._pixels[here]) * np.float32(1.0 - self._strength)
+            rows += degraded * kept
         if self._results.dtype.kind == "u":
             rows *= self._white
             np.rint(rows, out=rows)

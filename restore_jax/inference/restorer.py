@@ -12,12 +12,13 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from restore_jax import batches, models
-from restore_jax.checkpoints import weights_file
-from restore_jax.degradation import known_range
+from restore_jax.checkpoints import trust_file, weights_file
+from restore_jax.degradation import digital_gain, known_range
 from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import UsageError
 from restore_jax.inference import assessment, ensemble, pixels, sharded, tiling
 from restore_jax.inference.assessment import Assessment
+from restore_jax.trust.network import Trust, WithErrorBar
 
 _FALLBACK_TILE = 256
 # Networks that correct the colour of a tile by its global means see too little of a plain
@@ -45,6 +46,8 @@ class Options:
     strength: float = 1.0
     self_ensemble: str = "none"
     white: int | None = None
+    undo_gain: bool = False
+    trust: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -72,6 +75,8 @@ class Options:
         if self.self_ensemble not in ensemble.ENSEMBLES:
             known = ", ".join(ensemble.ENSEMBLES)
             raise UsageError(f"self_ensemble: {self.self_ensemble!r} is not one of {known}")
+        if not isinstance(self.undo_gain, bool):
+            raise UsageError(f"undo_gain: {self.undo_gain!r} is not True or False")
 
     @property
     def cut(self) -> tuple[int, int, int]:
@@ -133,11 +138,19 @@ class Restorer:
             those of all flips and rotations by 90° (eight times).
         white: the white level of integer images, such as 4095 for 12 bits in uint16; the result
             keeps that range. None: the highest level of their dtype.
+        undo_gain: divides the channels of uint8 images by their digital gain, as measured in
+            their histograms (see `degradation.digital_gain`), so that their colours become
+            those from before it. It only finds gains in photographs that have neither been
+            resized nor compressed with loss since. None: as in the training.
+        trust: whether each result is a pair: the restored image, and the half-width of the
+            interval around each of its pixels that holds the true value with 90 %, float32
+            [H, W], where 1 is white (see docs/trust.md).
         known: the noise and blur of the photographs of its training, for `assess`. None: the
             limits that follow from the degradation law of the configuration, if it has one.
+        trust_map: the trained error bar that `trust` needs, as `load` finds it.
 
     Attributes:
-        model, variables, config: as given; the variables are on the default device.
+        model, variables, config, trust_map: as given; the variables are on the default device.
         known: as given, or from the law.
         options: default options of a call.
 
@@ -182,7 +195,10 @@ class Restorer:
         strength: float = 1.0,
         self_ensemble: str = "none",
         white: int | None = None,
+        undo_gain: bool | None = None,
+        trust: bool = False,
         known: KnownRange | None = None,
+        trust_map: Trust | None = None,
     ) -> None:
         self.model = model
         self.variables = jax.device_put(dict(variables))
@@ -195,8 +211,15 @@ class Restorer:
             strength,
             self_ensemble,
             white,
+            _undoes_gain(config) if undo_gain is None else undo_gain,
+            trust,
         )
+        self.trust_map = trust_map
         self._restore = sharded.make_apply(model, self.variables)
+        if trust_map is not None:
+            bar = WithErrorBar(trust_map.model)
+            self._add_bar = sharded.make_apply(bar, bar.wrapped(trust_map.variables))
+        self._check_trust(self.options)
         # Kept between calls: if memory ran out for some sizes once, it would again.
         self._sizes: dict[tuple[int, int, int], tiling.Sizes] = {}
         self._before_batch: Callable[[], None] | None = None
@@ -230,10 +253,11 @@ class Restorer:
         Args:
             image: an array as described above, or a list or tuple of them (without batches).
             **options: `tile`, `overlap`, `batch_size`, `strength`, `self_ensemble`,
-                `white`, only for this call.
+                `white`, `undo_gain`, `trust`, only for this call.
 
         Returns:
-            A NumPy array of the same shape and dtype; a list of them for a list or tuple.
+            A NumPy array of the same shape and dtype; a list of them for a list or tuple. With
+            `trust`, the pair of it and the half-widths; for a batch these are [B, H, W].
 
         Raises:
             ValueError: for anything else: a wrong number of axes or channels, another dtype,
@@ -248,10 +272,13 @@ class Restorer:
         array = pixels.checked(image, "image", batch=True, white=white)
         if array.ndim < 4:
             return next(self.restore_many([array], **options))
-        restored = np.empty_like(array)
+        restored, half_widths = np.empty_like(array), []
         for i, one in enumerate(self.restore_many(array, **options)):
+            if isinstance(one, tuple):
+                one, half_width = one
+                half_widths.append(half_width)
             restored[i] = one
-        return restored
+        return (restored, np.stack(half_widths)) if half_widths else restored
 
     def assess(self, image: Any, white: int | None = None) -> Assessment:
         """Compares an image with those that the model was trained for.
@@ -271,18 +298,19 @@ class Restorer:
         is_resized = bool((self.config.get("data") or {}).get("image_size"))
         return assessment.assess(array, white, self.known, is_resized)
 
-    def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[np.ndarray]:
+    def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[Any]:
         """Restores images in order, with batches that span several images.
 
         Images are taken only as needed to fill a batch, so that the first results come early.
 
         Args:
             images: arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any sizes and dtypes;
-                or `pixels.Levels`, to give each its own white level.
+                or `pixels.Levels`, to give each its own white level or to overwrite it.
             **options: as for a call.
 
         Yields:
-            For each image, in order, an array of its shape and dtype.
+            For each image, in order, an array of its shape and dtype; with `trust`, the pair of
+            it and the half-widths.
 
         Raises:
             ValueError, UsageError, RunError: as for a call.
@@ -295,28 +323,56 @@ class Restorer:
         def apply(batch: np.ndarray, context: np.ndarray | None) -> np.ndarray | jax.Array:
             if self._before_batch is not None:
                 self._before_batch()
-            return ensemble.mean_over(views, self._restore, batch, context)
+            restored = ensemble.mean_over(views, self._restore, batch, context)
+            return self._add_bar(batch, restored=restored) if chosen.trust else restored
 
         side = batches.CONTEXT_SIZE if models.takes_context(self.model) else None
 
         arrays = (_levels(image, i, chosen.white) for i, image in enumerate(images))
-        if chosen.strength == 0.0:
-            return (array.copy() for array, _ in arrays)
+        if chosen.strength == 0.0 and not chosen.trust:
+            return (array.copy() for array, *_ in arrays)
         pictures = (
-            pixels.TiledImage(array, chosen.strength, side, white) for array, white in arrays
+            pixels.TiledImage(
+                array,
+                chosen.strength,
+                side,
+                white,
+                in_place,
+                digital_gain.of_photograph(array) if chosen.undo_gain else None,
+            )
+            for array, white, in_place in arrays
         )
-        return (picture.result for picture in tiling.restore(pictures, apply, sizes))
+        done = tiling.restore(pictures, apply, sizes)
+        if chosen.trust:
+            return ((picture.result, picture.half_width) for picture in done)
+        return (picture.result for picture in done)
 
     def _chosen(self, options: Mapping[str, Any]) -> Options:
         _check_names(options)
         given = {name: value for name, value in options.items() if value is not None}
-        return dataclasses.replace(self.options, **given)
+        chosen = dataclasses.replace(self.options, **given)
+        self._check_trust(chosen)
+        return chosen
+
+    def _check_trust(self, options: Options) -> None:
+        if options.trust and self.trust_map is None:
+            raise UsageError(
+                "trust: this model has no trust map, or that of another checkpoint; make one "
+                "with --mode=trust"
+            )
+
+
+def _undoes_gain(config: ConfigDict) -> bool:
+    return (config.get("data") or {}).get("undo_gain", False)
 
 
 def _levels(image: Any, number: int, white: int | None) -> pixels.Levels:
+    in_place = False
     if isinstance(image, pixels.Levels):
-        image, white = image
-    return pixels.Levels(pixels.checked(image, f"images[{number}]", white=white), white)
+        image, stated, in_place = image
+        white = white if stated is None else stated
+    array = pixels.checked(image, f"images[{number}]", white=white)
+    return pixels.Levels(array, white, in_place)
 
 
 def load(
@@ -333,7 +389,7 @@ def load(
         checkpoint: the checkpoint of a workdir: "best" (by validation SSIM), "latest" or a
             step.
         **options: those of `Restorer`: `tile`, `overlap`, `batch_size`, `strength`,
-            `self_ensemble`, `white`.
+            `self_ensemble`, `white`, `undo_gain`, `trust`.
 
     Returns:
         The model, with its averaged parameters if the training kept an average.
@@ -363,7 +419,8 @@ def load(
     model, variables, config = weights_file.read_model(path, checkpoint)
     text = weights_file.read_source_notes(path).get("known_range")
     known = known_range.read(text, str(path)) if text else None
-    return Restorer(model, variables, config, known=known, **options)
+    trust_map = trust_file.of_model(path, variables)
+    return Restorer(model, variables, config, known=known, trust_map=trust_map, **options)
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 
 from restore_jax.errors import RunError
 from restore_jax.inference.tile_plan import MIN_TILE, plan, reflected
+from restore_jax.parallel import host_memory
 
 Apply = Callable[[np.ndarray, np.ndarray | None], np.ndarray | jax.Array]
 
@@ -32,6 +33,9 @@ Apply = Callable[[np.ndarray, np.ndarray | None], np.ndarray | jax.Array]
 _BATCHES_WAITING = 4
 _MIN_IMAGES_WAITING = 32
 _MAX_PIXELS_WAITING = 2**25
+# After this many batches, freed memory is returned to the system, so that the process does not
+# grow with the number and the size of images.
+_BATCHES_PER_TRIM = 25
 
 
 class Tileable(Protocol):
@@ -48,7 +52,7 @@ class Tileable(Protocol):
         """Returns the pixels of given rows and columns, float32 [h, w, 3] in [0, 1]."""
 
     def write(self, top: int, rows: np.ndarray) -> None:
-        """Receives restored rows from `top` on, float32 [n, width, 3].
+        """Receives restored rows from `top` on, float32 [n, width, C], C as `apply` returns.
 
         The array is only valid during the call. Each row is written once, from top to bottom;
         after an out-of-memory error, writing may start again from the top.
@@ -113,7 +117,7 @@ class ImageInFlight:
         self._top = 0
         width = max(self.plan.width, self.plan.tile_width)
         self._band: np.ndarray | None = None
-        self._band_shape = (self.plan.tile_height, width, 3)
+        self._band_shape = (self.plan.tile_height, width)
 
     @property
     def remaining(self) -> int:
@@ -145,13 +149,14 @@ class ImageInFlight:
             return
         row, column = divmod(self.done, len(self.plan.lefts))
         if self._band is None:
-            self._band = np.zeros(self._band_shape, np.float32)
+            self._band = np.zeros((*self._band_shape, tile.shape[-1]), np.float32)
         if column == 0:
             self._flush(self.plan.tops[row])
         down, across = self.plan.weights
         left = self.plan.lefts[column]
         weighted = tile * down[row][:, None, None]
-        weighted *= np.repeat(across[column], 3).reshape(-1, 3)  # far faster than [:, None]
+        channels = tile.shape[-1]  # repeated, which is far faster than [:, None]
+        weighted *= np.repeat(across[column], channels).reshape(-1, channels)
         self._band[:, left : left + self.plan.tile_width] += weighted
         self.done += 1
         if not self.remaining:
@@ -190,7 +195,7 @@ def restore(
 
     Args:
         pictures: the images, of any sizes.
-        apply: the model: tiles, float32 [B, h, w, 3] in [0, 1] → the same shape; its second
+        apply: the model: tiles, float32 [B, h, w, 3] in [0, 1] → [B, h, w, C]; its second
             argument is the `context` of each tile's image, [B, h', w', 3] or None. It may
             return before the device is done.
         sizes: how to tile them; reduced after an out-of-memory error.
@@ -205,6 +210,7 @@ def restore(
     source = iter(pictures)
     ended = False
     sent: _SentBatch | None = None
+    batches = 0
     while waiting or not ended:
         while waiting and not waiting[0].remaining:
             yield waiting.popleft().picture
@@ -225,6 +231,9 @@ def restore(
             if not _receive(due, waiting, sizes):
                 sent = None
                 break
+            batches += 1
+            if batches % _BATCHES_PER_TRIM == 0:
+                host_memory.give_back()
 
 
 def _has_room(waiting: collections.deque[ImageInFlight], sizes: Sizes) -> bool:

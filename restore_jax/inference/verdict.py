@@ -71,7 +71,11 @@ class Picture:
 
 
 def judge(
-    before: np.ndarray, after: np.ndarray, white: int | None, found: Assessment
+    before: np.ndarray,
+    after: np.ndarray,
+    white: int | None,
+    found: Assessment,
+    half_width: np.ndarray | None = None,
 ) -> tuple[Verdict, Picture] | None:
     """Judges a restoration; of a large photograph, by four windows of 512 px each way.
 
@@ -80,6 +84,7 @@ def judge(
         after: its restoration.
         white: white level of integers; None: the highest of their dtype.
         found: the assessment of the photograph.
+        half_width: of the error bars, [H, W], 1 being white; None without a trust map.
 
     Returns:
         The verdict, and a picture of the part that shows the most; None if the photograph's
@@ -116,6 +121,7 @@ def judge(
         correlation,
         structure,
         place,
+        None if half_width is None else 255 * float(np.mean(half_width)),
     )
     return verdict, _picture(before, after, scale, noise, place)
 

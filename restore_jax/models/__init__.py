@@ -95,7 +95,20 @@ def takes_context(model: nn.Module) -> bool:
 def context_of(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keyword argument `context` for `apply`; {} if the model does not use it."""
     name = batches.CONTEXT
-    return {"context": batch[name]} if name in batch and takes_context(model) else {}
+    if name not in batch or not takes_context(model):
+        return {}
+    return {"context": _without_gain(batch[name], batch)}
+
+
+def input_of(batch: Mapping[str, Any]) -> Any:
+    """Returns the degraded images of a batch as a network sees them, [B, H, W, 3]."""
+    return _without_gain(batch["degraded"], batch)
+
+
+def _without_gain(images: Any, batch: Mapping[str, Any]) -> Any:
+    if batches.GAIN not in batch:
+        return images
+    return images / batch[batches.GAIN][:, None, None, :]
 
 
 def discriminator(name: str, dtype: str) -> nn.Module:

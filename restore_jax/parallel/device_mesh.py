@@ -6,7 +6,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from restore_jax import batches
-from restore_jax.batches import ARRAYS, CONTEXT
+from restore_jax.batches import ARRAYS, CONTEXT, GAIN
 from restore_jax.errors import UsageError
 
 
@@ -82,5 +82,5 @@ def to_devices(batch: batches.Batch, mesh: Mesh) -> dict[str, jax.Array]:
         name: batch[name]
         if isinstance(batch[name], jax.Array)
         else jax.make_array_from_process_local_data(sharding, batch[name])
-        for name in (*ARRAYS, *([CONTEXT] if CONTEXT in batch else []))
+        for name in (*ARRAYS, *(extra for extra in (CONTEXT, GAIN) if extra in batch))
     }

@@ -1,4 +1,4 @@
-"""A fitted degradation as one HTML page: its numbers, noise, blur, and what it looks like."""
+"""A fitted degradation as one HTML page: parameters, noise, blur and examples."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,13 @@ _RESIDUALS = {
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A part of a photograph; [H, W, 3] in grey levels 0…255 each.
+    """A crop of a photograph; images are [H, W, 3] in grey levels 0…255.
 
     Attributes:
-        name: of the photograph.
-        degraded: as it is.
-        clean: that of its pair, and `simulated`, what the law makes of it; None without one.
+        name: the name of the photograph.
+        degraded: the real degraded crop.
+        clean: the clean crop; None if there is no pair.
+        simulated: the clean crop degraded by the law; None if there is no pair.
     """
 
     name: str
@@ -41,15 +42,15 @@ def render(
     kernel: np.ndarray,
     crops: Sequence[Crop],
 ) -> str:
-    """Returns the page.
+    """Renders the page as HTML.
 
     Args:
-        material: what the photographs are called.
-        file: the law's.
-        content: the sections of that file.
-        noise: grey levels, and the least and the largest standard deviation there.
-        kernel: of the blur in the middle of its ranges, [K, K].
-        crops: photographs to show.
+        material: name of the material.
+        file: name of the law's file.
+        content: the sections of that file, see `law_file`.
+        noise: grey levels, with the smallest and the largest standard deviation at each.
+        kernel: the blur kernel at the middle of its ranges, [K, K].
+        crops: the examples to show.
     """
     simulated = any(crop.simulated is not None for crop in crops)
     shown = np.repeat((kernel / kernel.max())[..., None], 3, axis=-1)
@@ -77,7 +78,7 @@ def render(
 
 
 def _rows(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The fields that were fitted, as they are to be read."""
+    """Formats the fitted fields: name, value and confidence interval."""
     law = content["law"]
     rows = []
     for name in ("blur", *content["intervals"], "quantise"):

@@ -60,7 +60,7 @@ class Result:
             image_files.read(path, max_pixels=1 << 40)
             for path in (restored.source, restored.target)
         )
-        white = folders.with_white(before, self.white).white
+        white = folders.with_white(before, self.white, restored.trained_white).white
         for side, shown in (("before", before), ("after", after)):
             image = Image.fromarray(folders.to_bytes(shown.pixels, white))
             profile = {"icc_profile": shown.icc_profile} if shown.icc_profile else {}

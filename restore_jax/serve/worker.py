@@ -33,6 +33,7 @@ class Restored:
         format: that format, as in `Photograph.format`.
         notes: what the command prints about it, one line each.
         extras: further pictures of it by title, such as maps, each a PNG file of its size.
+        trained_white: the white level of the model's training; 0 if unknown.
     """
 
     source: Path
@@ -40,6 +41,7 @@ class Restored:
     format: str
     notes: tuple[str, ...] = ()
     extras: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    trained_white: int = 0
 
 
 class Worker:
@@ -138,8 +140,9 @@ class Worker:
 
         check()
         try:
+            restorer = self._model(settings.model).with_options(check, **settings.options)
             folders.restore_files(
-                self._model(settings.model).with_options(check, **settings.options),
+                restorer,
                 [folders.Item(source, target, Path(target.name))],
                 max_pixels=self.max_pixels,
                 pages=settings.pages,
@@ -148,7 +151,10 @@ class Worker:
             )
         finally:
             host_memory.give_back()
-        return Restored(source, target, image_files.format_of(target), tuple(notes))
+        trained = folders.trained_white(restorer)
+        return Restored(
+            source, target, image_files.format_of(target), tuple(notes), trained_white=trained
+        )
 
     def _model(self, name: str | None) -> Restorer:
         name = name or self.names[0]

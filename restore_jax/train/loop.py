@@ -114,7 +114,8 @@ def train(
     On SIGTERM or Ctrl-C, stops after the current step or validation batch and saves.
 
     Args:
-        config: all fields, see configs/default.py; a law's file is replaced by what it holds.
+        config: all fields, see configs/default.py; a law's file is replaced by what it holds,
+            and the white level by the one found in the images.
         folder: the workdir.
         make_data: makes the data that a configuration asks for.
         devices: the devices to train on; None for those of `device_mesh.fitting_devices`.
@@ -128,12 +129,13 @@ def train(
             checkpoints that cannot be read; for a full disk.
         signals.Interrupted: after SIGTERM or Ctrl-C.
     """
-    law_file.take_in(config)
+    law_file.inline(config)
     sizes = (config.train.batch_size, config.eval.batch_size)
     mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(*sizes))
     setup.check(config, mesh)
     loss_fn = loss_terms.weighted_sum(config.loss)
     template = abstract_state(make_learner(config), device_mesh.replicated(mesh))
+    config.data.white = processes.on_first(lambda: workdir.white_level(folder, config))
     newest = processes.on_first(lambda: setup.check_workdir(folder, config))
     state, record, damaged = None, {"epoch": 0}, []
     if newest:
@@ -148,10 +150,14 @@ def train(
 
     initial = None if newest else setup.initial_variables(config)
     data = make_data(config)
+    if data.white:
+        config.data.white = data.white
     loaded = data.load_loss_params()
     loss_params = processes.replicate(loaded, mesh)
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
+    if data.target:
+        print(f"{data.name}: no clean photographs; validated against the {data.target}")
     # Read the first batch before claiming the workdir: bad images are only found on reading.
     stream: Iterator[batches.Batch] = iter(())
     if data.pairs is None:

@@ -63,7 +63,7 @@ def train_step(
     def objective(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
         restored, updates = learner.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            batch["degraded"],
+            models.input_of(batch),
             mask=jnp.where(shown, batch["mask"], 0.0),
             train=True,
             valid=valid,

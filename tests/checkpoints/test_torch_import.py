@@ -43,9 +43,7 @@ def arrays(net):
 
 def small_config(**model):
     config = tiny.config()
-    config.model.widths = WIDTHS
-    config.model.variant = "released"
-    config.model.update(model)
+    config.model = {"name": "sca_unet", "widths": WIDTHS, "variant": "released", **model}
     return config
 
 

@@ -88,6 +88,7 @@ def test_any_reader_of_safetensors_opens_it(path, variables):
 
 def test_the_whole_of_a_trainings_config_is_kept_but_its_paths(tmp_path, variables):
     config = tiny.config()
+    config.model = settings().model
     config.data.root = config.data.cache_dir = config.vgg16_weights = "/home/somebody/x"
     path = weights_file.save_weights(tmp_path / "m.safetensors", variables, config)
     assert b"somebody" not in path.read_bytes()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -108,11 +109,11 @@ def damaged(root):
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (emptied, "no pairs; there must be degraded and clean"),
+        (emptied, "no pairs; there must be folders degraded and clean"),
         (made_lone, "a/1 has no partner"),
         (cut, "sizes differ: 160x160 and 150x160 px"),
         (made_flat, "a/0: has the same level everywhere"),
-        (made_small, "160x40 px are too few"),
+        (made_small, "160x40 px is too small"),
         (damaged, "0.png: "),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -141,3 +142,20 @@ def test_wrong_usage_is_told_in_one_line(tmp_path, monkeypatch, data, root, outp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=problem):
         calibrate(root, output, data)
+
+
+def test_a_pair_may_have_its_names_in_two_unicode_forms(tmp_path):
+    for part, form in (("clean", "NFC"), ("degraded", "NFD")):
+        save(tmp_path / part / (unicodedata.normalize(form, "br\u00fcchig") + ".png"), [[0]])
+    with pytest.raises(UsageError, match="1x1 px is too small"):  # and not: has no partner
+        calibrate(tmp_path, tmp_path / "law.json")
+
+
+def test_12_bits_of_all_photographs_are_scaled_alike(tmp_path, capsys):
+    for number, highest in enumerate((900, 4000)):
+        path = tmp_path / "set" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), highest, np.uint16)).save(path)
+    with pytest.raises(UsageError, match="8x8 px is too small"):
+        calibrate(tmp_path / "set", tmp_path / "law.json", "clean")
+    assert "4,095 (12 bits) is taken for white" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from restore_jax.learner import state
 from restore_jax.losses import loss_terms
 from restore_jax.metrics.cost import parameter_count
 from restore_jax.parallel import device_mesh
-from restore_jax.train import steps
+from restore_jax.train import setup, steps
 from tests.support import checkpoints, tiny
 
 FOLDER = pathlib.Path(default.__file__).parent
@@ -32,6 +32,7 @@ TOTALS = {
     "cbam_unet": 27_949_319,  # 27,949,124 with the no-op in the place of the second head
     "gain_unet": 854_367,
     "gain_unet_native": 853_575,
+    "measured_gain": 822_332,
     "general": 822_332,
     "pexels_cnn": 83_715,
     "pexels_gan": 1_379_843,
@@ -47,6 +48,7 @@ NARROW = {
     "cbam_unet": {"widths": (2, 4, 8), "skips": (True, False)},
     "gain_unet": {"widths": (4, 6), "blocks": 1},
     "gain_unet_native": {"widths": (4, 6), "blocks": 1},
+    "measured_gain": {"widths": (4, 6), "blocks": 1},
     "general": {"widths": (4, 6), "blocks": 1},
     "pexels_cnn": {"widths": (4, 5)},
     "pexels_gan": {"widths": (2, 4)},
@@ -80,6 +82,7 @@ def test_every_experiment_takes_every_data_and_only_fields_of_the_default(name, 
     config, base = get_config(name, data), default.get_config(data)
     assert config.name == name
     assert config.data.name == data
+    assert config.data.split == "defects" or data in ("mvtec_ad", "inspection", "sample")
 
     def fields(tree, path=""):
         return {
@@ -98,6 +101,13 @@ def test_every_experiment_takes_every_data_and_only_fields_of_the_default(name, 
     loss_terms.weighted_sum(config.loss)
     with pytest.raises(UsageError, match="unknown data set"):
         get_config(name, "cats")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_loss_for_shots_would_learn_the_noise_of_the_targets(name):
+    config = get_config(name, "shots")
+    setup.check(config, device_mesh.make_mesh(jax.devices()[:1]))
+    assert loss_terms.active(config.loss)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -153,3 +153,25 @@ def test_a_run_of_before_resident_data_goes_on_without_and_not_with_them():
     assert workdir.differences(old, new) == []
     new.data.resident = True
     assert workdir.differences(old, new) == ["config.data.resident (False, now True)"]
+
+
+def test_a_run_keeps_the_white_level_that_it_found(tmp_path):
+    config = sca_unet.get_config("clean")
+    assert workdir.white_level(tmp_path, config) == 0
+    config.data.white = 4095
+    workdir.claim(tmp_path, config)
+    assert workdir.white_level(tmp_path, sca_unet.get_config("clean")) == 4095
+    config.data.white = 1023
+    assert workdir.white_level(tmp_path, config) == 1023
+    with pytest.raises(UsageError, match=r"config\.data\.white \(4095, now 1023\)"):
+        workdir.is_claimed(tmp_path, config)
+
+
+def test_a_run_from_before_the_white_level_used_the_whole_range(tmp_path):
+    config = sca_unet.get_config("clean")
+    del config.data.white
+    workdir.claim(tmp_path, config)
+    config = sca_unet.get_config("clean")
+    config.data.white = workdir.white_level(tmp_path, config)
+    assert config.data.white == 65535
+    assert workdir.is_claimed(tmp_path, config)

@@ -14,6 +14,7 @@ from configs import sca_unet
 from data import pipeline, records
 from data.rendered import sample
 from data.sources import images
+from restore_jax import models
 from restore_jax.errors import RunError, UsageError
 
 FIELDS = {
@@ -41,6 +42,12 @@ def options(**data):
     return config
 
 
+@functools.cache
+def made(**data):
+    """The data of `options`, whose functions TensorFlow traces once for all tests."""
+    return pipeline.make_data(options(**data))
+
+
 def first_batches(config, count, step=0):
     return taken(pipeline.make_data(config), count, step)
 
@@ -55,8 +62,7 @@ def assert_same(a, b):
 
 
 def test_batches_are_as_described():
-    config = options()
-    data = pipeline.make_data(config)
+    data = made()
     steps = -(-data.train_images // 10)
     seen = list(itertools.islice(data.train_batches(0), steps))
     for batch in seen:
@@ -94,12 +100,11 @@ def test_references_are_clean_and_good_images_are_degraded():
             assert not set(batch["id"]) & of_training
             same = (batch["degraded"] == batch["clean"]).mean()
             assert same == 1 if split == "reference" else same < 0.1
-    assert "reference" not in pipeline.make_data(options(references=0)).counts
+    assert "reference" not in made().counts
 
 
 def test_every_epoch_has_another_order_of_the_same_pairs():
-    config = options()
-    data = pipeline.make_data(config)
+    data = made()
     steps = -(-data.train_images // 10)
     stream = data.train_batches(0)
     epochs = []
@@ -126,8 +131,7 @@ def test_every_epoch_has_another_order_of_the_same_pairs():
     ids=str,
 )
 def test_any_step_can_be_gone_on_from(changes):
-    config = options(**changes)
-    data, again = pipeline.make_data(config), pipeline.make_data(config)
+    data, again = made(**changes), pipeline.make_data(options(**changes))
     steps = -(-data.train_images // 10)
     whole = taken(data, 2 * steps + 2)
     for step in (steps, steps + 2):
@@ -139,16 +143,15 @@ def test_any_step_can_be_gone_on_from(changes):
 def test_the_seed_decides():
     other = options()
     other.seed = 1
-    made = [pipeline.make_data(config) for config in (options(), options(), other)]
-    a, again, b = (taken(data, 1)[0] for data in made)
+    found = [made(), pipeline.make_data(options()), pipeline.make_data(other)]
+    a, again, b = (taken(data, 1)[0] for data in found)
     assert_same(a, again)
     assert (a["id"] != b["id"]).any()
-    val = [next(data.eval_batches("val")) for data in made[1:]]
+    val = [next(data.eval_batches("val")) for data in found[1:]]
     assert_same(*val)  # runs of different seeds are compared on the same images
 
 
-def draws_of_one_image(config, epochs):
-    data = pipeline.make_data(config)
+def draws_of_one_image(data, epochs):
     steps = -(-data.train_images // 10)
     found = []
     for batch in itertools.islice(data.train_batches(0), epochs * steps):
@@ -162,19 +165,19 @@ def test_realisations_are_fixed_draws_or_new_ones():
     def distinct(images):
         return len({image.tobytes() for image in images})
 
-    assert distinct(draws_of_one_image(options(realisations=1), 3)) == 1
-    twice = draws_of_one_image(options(realisations=2), 2)
+    assert distinct(draws_of_one_image(made(), 3)) == 1
+    twice = draws_of_one_image(made(realisations=2), 2)
     assert len(twice) == 4
     assert distinct(twice) == 2
-    assert distinct(draws_of_one_image(options(realisations=0), 3)) == 3
+    assert distinct(draws_of_one_image(made(realisations=0), 3)) == 3
 
 
 def test_flips_turn_the_pair_and_its_mask_alike():
     plain = {}
-    for batch in pipeline.make_data(options()).eval_batches("train"):
+    for batch in made().eval_batches("train"):
         plain |= {name: batch["clean"][i] for i, name in enumerate(batch["id"])}
     seen = set()
-    for batch in first_batches(options(augment="flips"), 6):
+    for batch in taken(made(augment="flips"), 6):
         for i in np.flatnonzero(batch["valid"]):
             original = plain[batch["id"][i]]
             flips = {
@@ -261,9 +264,9 @@ def test_native_images_of_several_sizes_batch_by_size(monkeypatch, tmp_path):
 
 def test_a_native_image_too_small_to_measure_is_named(tmp_path):
     write_pairs(tmp_path, size=(24, 10))
-    made = pipeline.make_data(pairs_options(tmp_path, image_size=0))
+    data = pipeline.make_data(pairs_options(tmp_path, image_size=0))
     with pytest.raises(UsageError, match=r".*: 10×24 px is too small, SSIM needs 11 px"):
-        list(made.eval_batches("val"))
+        list(data.eval_batches("val"))
 
 
 def test_training_on_crops_of_native_images(monkeypatch, tmp_path):
@@ -412,11 +415,10 @@ def test_other_splits_of_the_sample(split):
 
 
 def test_the_pairs_trained_on_can_be_evaluated():
-    config = options()
     trained = {}
-    for batch in first_batches(config, 5):
+    for batch in taken(made(), 5):
         trained |= {i: batch["degraded"][n] for n, i in enumerate(batch["id"])}
-    for batch in pipeline.make_data(config).eval_batches("train"):
+    for batch in made().eval_batches("train"):
         for n, i in enumerate(batch["id"]):
             if i in trained:
                 np.testing.assert_array_equal(batch["degraded"][n], trained[i])
@@ -534,7 +536,7 @@ def test_a_file_damaged_since_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UsageError) as caught:
         first_batches(config, 2)
-    assert str(caught.value).startswith(f"config.data.root: {path}: cannot be read: ")
+    assert str(caught.value).startswith(f"config.data.root: {path}: is damaged")
     assert str(caught.value).isprintable()
 
 
@@ -606,3 +608,17 @@ def test_the_first_batch_does_not_wait_for_the_whole_set(tmp_path, monkeypatch):
     for batch, same in zip(found, expected, strict=True):
         for name, value in batch.items():
             np.testing.assert_array_equal(value, same[name], name)
+
+
+@pytest.mark.parametrize("realisations", [0, 1])
+def test_a_digital_gain_is_measured_at_native_size(realisations):
+    config = options(sample_size=256, sample_count=2, undo_gain=True, realisations=realisations)
+    config.data.degradation.gain = (1.07, 1.07)
+    data = pipeline.make_data(config)
+    batches = [*itertools.islice(data.train_batches(0), 1), *data.eval_batches("val")]
+    for batch in batches:
+        # The darkest of 65,536 pixels leave the range less narrow.
+        np.testing.assert_allclose(batch["gain"], 1.07, atol=2e-3)
+        assert batch["gain"].shape == (len(batch["id"]), 3)
+        ratio = models.input_of(batch) / np.maximum(batch["degraded"], 1e-6)
+        np.testing.assert_allclose(ratio[batch["degraded"] > 0], 1 / 1.07, rtol=3e-3)

@@ -38,7 +38,7 @@ def test_takes_the_place_of_the_preset_and_other_fields_override_it(tmp_path):
 def test_a_run_has_the_law_itself_whatever_becomes_of_the_file(tmp_path):
     path = written(tmp_path / "law.json")
     config = config_with(path)
-    law_file.take_in(config)
+    law_file.inline(config)
     path.unlink()
     assert law_from_config(config.data.degradation) == dataclasses.replace(
         LAW, quantise="round"
@@ -48,7 +48,7 @@ def test_a_run_has_the_law_itself_whatever_becomes_of_the_file(tmp_path):
     schema.require(stored, "config.json")
     written(path, sigma_x=(3.0, 4.5))
     changed = config_with(path)
-    law_file.take_in(changed)
+    law_file.inline(changed)
     assert workdir.differences(config, changed) == [
         "config.data.degradation.sigma_x ([3.0, 4.0], now [3.0, 4.5])"
     ]
@@ -107,5 +107,5 @@ def test_bad_fields_are_refused_in_one_line(tmp_path, field, value, problem):
         law_from_config({"file": str(path)})
     config = config_with(path)
     with pytest.raises(UsageError, match=problem):
-        law_file.take_in(config)
+        law_file.inline(config)
         law_from_config(config.data.degradation)

@@ -111,7 +111,8 @@ def test_pictures_are_restored_with_the_masks_that_each_run_was_evaluated_with()
         runs = [Run(str(i), "painter", {}, rows, oracle_mask=o) for i, o in enumerate(oracles)]
         mesh = device_mesh.make_mesh(ONE)
         models = [(Painter(), {})] * 2
-        shown = compare_runs._restore_chosen(models, runs, lambda: iter([found]), names, mesh)
+        images = [lambda: iter([found])] * 2
+        shown = compare_runs._restore_chosen(models, runs, images, names, mesh)
         assert [image.id for image in shown] == names
         for image in shown:
             for restored, oracle in zip(image.restored, oracles, strict=True):

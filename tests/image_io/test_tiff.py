@@ -184,3 +184,19 @@ class TestTiffTags:
             identity(tmp_path / "a.tif", tmp_path / "b.png", "png")
             with Image.open(tmp_path / "b.png") as image:
                 assert 270 not in image.getexif()
+
+
+def test_12_bits_whose_white_is_zero(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 4001, (9, 11)).astype(np.uint16)
+    levels[0, 0] = 4000
+    tifffile.imwrite(tmp_path / "a.tif", levels, photometric="miniswhite")
+    found = image_files.read(tmp_path / "a.tif")
+    np.testing.assert_array_equal(found.pixels, 4095 - levels)
+    assert found.white == 4095
+    assert found.notes == ("4,095 is taken for black, as no level is above it",)
+
+
+def test_signed_samples_are_named_as_such(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 5), np.int16))
+    with pytest.raises(ImageFileError, match=r"signed samples of 16 bits \(int16\); save it"):
+        image_files.read(tmp_path / "a.tif")

@@ -120,9 +120,26 @@ def test_a_white_that_was_found_is_said(restorer, tmp_path, capsys):
     items = folders.plan([str(tmp_path / "a.png")], tmp_path / "out")
     folders.restore_files(restorer, items)
     assert (
-        "no level is above 3,812: 4,095 (12 bits) is assumed to be white"
+        "4,095 (12 bits) is taken for white: no level is above 3,812; --white sets another"
         in capsys.readouterr().err
     )
+
+
+def test_the_white_of_the_training_comes_before_a_guess(restorer, tmp_path, capsys):
+    levels = np.random.default_rng(0).integers(0, 900, (20, 30), np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    config = restorer.config.copy_and_resolve_references()
+    config.update(data={"white": 4095})
+    trained = Restorer(restorer.model, restorer.variables, config, tile=restorer.options.tile)
+    items = folders.plan([str(tmp_path / "a.png")], tmp_path / "out")
+    folders.restore_files(trained, items)
+    assert "white: the model was trained with it" in capsys.readouterr().err
+    found = image_files.read(tmp_path / "out" / "a.png").pixels
+    np.testing.assert_array_equal(found, restorer(levels, white=4095))
+    # Above it, the image is not from that camera.
+    Image.fromarray(levels * 8).save(tmp_path / "a.png")
+    folders.restore_files(trained, items, overwrite=True)
+    assert "8,191 (13 bits) is taken for white: no level" in capsys.readouterr().err
 
 
 def test_what_is_passed_over_stands_in_the_summary(restorer, photographs, tmp_path):
@@ -243,7 +260,7 @@ def test_a_batch_is_prepared_while_the_one_before_is_written(restorer, tmp_path,
         images = list(itertools.islice(arrays, batch))
         while images:
             following = list(itertools.islice(arrays, batch))
-            yield from images
+            yield from (image.pixels for image in images)
             next_one.set()
             images = following
 
@@ -267,11 +284,11 @@ def test_few_images_wait_to_be_written(restorer, tmp_path, monkeypatch, side):
 
     def restore_many(arrays):
         nonlocal waiting, most
-        for array in arrays:
+        for image in arrays:
             with lock:
                 waiting += 1
                 most = max(most, waiting)
-            yield array
+            yield image.pixels
 
     def counted(*given):
         nonlocal waiting
@@ -304,7 +321,7 @@ class Reader:
             self.held += size
             self.most = max(self.most, self.held)
         if not size:
-            raise ImageFileError(f"{source}: is empty")
+            raise ImageFileError(source, "is empty")
         return Photograph(np.zeros((size, 1), np.uint8))
 
     def take(self, threads, most):

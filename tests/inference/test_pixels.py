@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from restore_jax.errors import RunError
+from restore_jax.image_io.photograph import estimated_white
 from restore_jax.inference import pixels
 
 RNG = np.random.default_rng(0)
@@ -72,8 +74,7 @@ def test_what_is_read_are_floats_of_three_channels(dtype, channels):
     ],
 )
 def test_the_white_of_a_camera_is_found_from_its_highest_level(highest, white):
-    assert pixels.estimated_white([np.array([[0, highest]], np.uint16)]) == white
-    assert pixels.estimated_white([np.zeros((2, 2), np.uint8)]) is None
+    assert estimated_white(highest) == white
 
 
 def test_levels_above_the_white_are_refused():
@@ -85,3 +86,25 @@ def test_levels_above_the_white_are_refused():
     alpha = np.full((1, 2, 4), 4095, np.uint16)
     alpha[..., 3] = 65535
     assert pixels.checked(alpha, "image", white=4095) is alpha
+
+
+def test_a_restoration_may_overwrite_its_image():
+    array = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
+    kept = pixels.TiledImage(array.copy(), 0.5)
+    overwritten = pixels.TiledImage(array, 0.5, in_place=True)
+    rows = np.random.default_rng(1).random((20, 30, 3), np.float32)
+    for picture in (kept, overwritten):
+        picture.write(0, rows)
+        picture.write(20, rows)
+    assert overwritten.result is array
+    np.testing.assert_array_equal(kept.result, array)
+    with pytest.raises(RunError, match="out of memory while an image was restored"):
+        overwritten.write(0, rows)
+
+
+def test_an_image_that_cannot_be_written_to_is_left_alone():
+    array = np.zeros((4, 5), np.uint8)
+    array.flags.writeable = False
+    picture = pixels.TiledImage(array, 1.0, in_place=True)
+    picture.write(0, np.ones((4, 5, 3), np.float32))
+    assert (picture.result == 255).all() and not array.any()

@@ -482,3 +482,22 @@ def test_flips_are_those_that_the_law_allows(degradation, count):
     assert not any(transposed for transposed, *_ in views)
     if count == 2:  # a turn by 180° keeps every direction
         assert views == [(False, False, False), (False, True, True)]
+
+
+def test_a_digital_gain_is_undone_if_asked_or_as_trained():
+    gains = np.array([1.06, 1.0, 0.95], np.float32)
+    noisy = np.clip(np.rint(RNG.normal(140, 40, (300, 300, 3))), 0, 255)
+    image = np.clip(np.rint(noisy * gains), 0, 255).astype(np.uint8)
+    expected = np.rint(np.clip(image / gains * FACTORS, 0, 255))
+    for found in (
+        darker(undo_gain=True)(image),
+        darker(config={"data": {"undo_gain": True}})(image),
+        darker()(image, undo_gain=True),
+    ):
+        assert np.abs(found - expected).max() <= 1
+    as_it_is = np.rint(image * FACTORS)
+    assert np.abs(darker()(image) - as_it_is).max() <= 1
+    trained = darker(config={"data": {"undo_gain": True}})
+    assert np.abs(trained(image, undo_gain=False) - as_it_is).max() <= 1
+    with pytest.raises(UsageError, match="undo_gain: 'yes' is not True or False"):
+        darker(undo_gain="yes")

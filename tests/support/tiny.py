@@ -1,6 +1,7 @@
 """A run small enough to train in tests: 16×16 NumPy images, a few hundred parameters."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from configs import sca_unet
 from restore_jax import batches
@@ -8,7 +9,8 @@ from restore_jax import batches
 
 def config(**train):
     fields = sca_unet.get_config("sample")
-    fields.model.widths = (2, 4)
+    # Compiles in a third of the time of a network with attention.
+    fields.model = ConfigDict({"name": "unet_small", "widths": (2, 4)})
     fields.train.epochs = 2
     fields.train.batch_size = 4
     fields.eval.batch_size = 4

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from restore_jax import batches
+from restore_jax import batches, models
 from restore_jax.errors import RunError, UsageError
 from restore_jax.learner import state
 from restore_jax.losses import loss_terms
@@ -419,3 +419,26 @@ def test_a_machine_without_tensorflow_trains_validates_and_evaluates(folder, tmp
         assert message in done.stderr and done.stderr.startswith("error: ")
         assert done.stderr.strip().count("\n") == 0
         assert not (tmp_path / "other").exists()
+
+
+def test_the_gain_that_was_drawn_is_undone(folder):
+    path = folder / "gain.safetensors"
+    config = pairs.config(path, draws=0)
+    config.data.undo_gain = True
+    flat = pairs.LAW | {"noise_sigma": [0.0, 0.0], "quantise": "none"}
+    pairs.write(path, config, law=flat)
+    data = dataset.as_data(pairs_file.read(path), config)
+    batch = next(data.train_batches(0))
+    assert batch["gain"].shape == (len(batch["id"]), 3)
+    assert 0.9 <= batch["gain"].min() < batch["gain"].max() <= 1.1
+    blurred = data.pairs.splits["train"].arrays["blurred"] / 255
+    for number, image_id in enumerate(batch["id"]):
+        expected = blurred[data.pairs.splits["train"].ids.index(image_id)]
+        found = models.input_of(batch)[number]
+        dim = expected < 0.9  # where no gain clips
+        # Half a level of rounding, divided by the gain.
+        np.testing.assert_allclose(found[dim], expected[dim], atol=0.6 / 255)
+    with pytest.raises(UsageError, match="undo_gain is None, but the file was made with True"):
+        plain = config.copy_and_resolve_references()
+        plain.data.undo_gain = False
+        dataset.make_data(plain, lambda: None)

@@ -1,9 +1,9 @@
 """Reads tar archives of unknown origin as a stream, without extracting them.
 
 Such archives are not trusted: nothing is ever written under a name taken from one. A member is
-refused if it points outside the archive, is not a regular file or folder, is sparse, or is far
-larger than any photograph. An archive is refused if it claims to be larger than any data set,
-or if it is truncated, which `tarfile` on its own does not notice.
+refused if it points outside the archive, is not a regular file or folder, is sparse, or is
+larger than the pixels of any photograph that is read. An archive is refused if it claims to be
+larger than any data set, or if it is truncated, which `tarfile` on its own does not notice.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import IO
 
 from restore_jax.errors import UsageError
+from restore_jax.image_io import limits
 
 SUFFIXES = (".tar.xz", ".tar.gz", ".tar", ".txz", ".tgz")
-# MVTec AD's largest photograph takes about 3 MB, and the whole set has about 7,000 members.
-MAX_MEMBER_BYTES = 64 << 20
+# MVTec AD has about 7,000 members.
 MAX_MEMBERS = 100_000
 MAX_BYTES = 64 << 30  # all members together, uncompressed; MVTec AD has 5 GB
 MAX_NAME = 1_000  # characters
@@ -45,12 +45,15 @@ def refused(path: Path, problem: str) -> UsageError:
     )
 
 
-def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+def members(
+    path: Path, wanted: Callable[[str], bool], max_pixels: int
+) -> Iterator[tuple[str, bytes | None]]:
     """Yields the name of every file in an archive, with its contents if wanted, else None.
 
     Args:
         path: the archive.
         wanted: whether to read the file of a given name.
+        max_pixels: maximum number of pixels of a photograph.
 
     Raises:
         UsageError: the archive cannot be read to its end, or a member is refused.
@@ -71,7 +74,7 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
                     tar.pax_headers.clear()
                     if count >= MAX_MEMBERS:
                         raise refused(path, f"it has more than {MAX_MEMBERS:,} members")
-                    name = _checked_name(path, member)
+                    name = _checked_name(path, member, max_pixels)
                     claimed += member.size
                     if claimed > MAX_BYTES:
                         raise refused(path, f"its members take more than {MAX_BYTES:,} bytes")
@@ -141,7 +144,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _checked_name(path: Path, member: tarfile.TarInfo) -> str:
+def _checked_name(path: Path, member: tarfile.TarInfo, max_pixels: int) -> str:
     """Checks that a member is a harmless file or folder and returns its name without `./`."""
     if len(member.name) > MAX_NAME:
         raise refused(path, f"the name of a member has {len(member.name):,} characters")
@@ -152,10 +155,12 @@ def _checked_name(path: Path, member: tarfile.TarInfo) -> str:
         raise refused(path, f"its member {member.name!r} is a link or a device")
     if member.issparse():
         raise refused(path, f"its member {member.name!r} is a sparse file")
-    if not 0 <= member.size <= MAX_MEMBER_BYTES:
+    most = max_pixels * limits.BYTES_PER_PIXEL
+    if not 0 <= member.size <= most:
+        needed = -(-member.size // (limits.BYTES_PER_PIXEL * 1_000_000))
         raise refused(
             path,
-            f"its member {member.name!r} claims {member.size:,} bytes"
-            f" (at most {MAX_MEMBER_BYTES:,} are read)",
+            f"its member {member.name!r} claims {member.size:,} bytes (at most {most:,} are"
+            f" read; config.data.max_megapixels={needed} allows it)",
         )
     return "/".join(part for part in parts if part not in ("", "."))

@@ -8,7 +8,7 @@ TensorFlow Datasets' folder for manual downloads.
 from __future__ import annotations
 
 import functools
-import struct
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,7 +19,6 @@ import tensorflow_datasets as tfds
 from data.sources import bad_files, images
 from data.sources.mvtec_ad import source
 from restore_jax.errors import UsageError
-from restore_jax.image_io import limits
 
 _DESCRIPTION = """\
 MVTec AD: photographs of 15 kinds of objects and textures for industrial inspection, free of
@@ -48,17 +47,19 @@ _BUCKET_BITS = 6
 class Builder(tfds.core.GeneratorBasedBuilder):
     """MVTec AD with its own splits, `train` and `test`, in the order of the ids.
 
-    Features: `image`, the original PNG file of the photograph, [H, W, 3] uint8 when decoded
-    (grey ones with three equal channels); `mask`, [H, W, 1] uint8, positive on the defect and
-    zero elsewhere; `has_mask`, whether the mask is known: True for photographs without defects
-    (their mask is empty) and for those whose mask file is not blank, False for other defective
-    ones (their zeros are meaningless); `category`; `defect_type`, `good` if there is none;
-    `id`, `<category>/<train|test>/<defect type>/<name>`.
+    Features: `image`, the original PNG file of the photograph (encoded anew if it has a palette
+    or alpha), [H, W, 3] uint8 when decoded (grey ones with three equal channels); `mask`,
+    [H, W, 1] uint8, positive on the defect and zero elsewhere; `has_mask`, whether
+    the mask is known: True for photographs without defects (their mask is empty) and for those
+    whose mask file is not blank, False for other defective ones (their zeros are meaningless);
+    `category`; `defect_type`, `good` if there is none; `id`,
+    `<category>/<train|test>/<defect type>/<name>`.
 
     `info.metadata` has `ids`, the ids of each split in the order of the records; `left_out`,
     the ids that the source leaves out; `blank_masks`, the ids of defective photographs with a
-    blank mask file; and `bytes`, the size of the files of each photograph. A split without
-    photographs does not exist.
+    blank mask file; `bytes`, the size of the files of each photograph; `largest`, the pixels of
+    the largest file and its place; and `highest`, the highest level of 16-bit photographs, 0
+    if there are none. A split without photographs does not exist.
 
     Args:
         root: the data set's folder or archive, or the result of `source.find`; None: the
@@ -68,10 +69,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         **kwargs: as for `tfds.core.GeneratorBasedBuilder`.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "Initial release.",
         "1.1.0": "Masks are 0 or 255, whatever their files contain; blank ones are unknown.",
+        "1.2.0": "Palettes and alpha are read as in restoring; the highest level is known.",
     }
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"Download MVTec AD from {source.HOMEPAGE} (CC BY-NC-SA 4.0) and put its archive, the"
@@ -115,7 +117,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         found = dl_manager.manual_dir if self._root is None else self._root
         if not isinstance(found, source.Source):
-            found = source.find(found)
+            found = source.find(found, self._max_pixels)
         ids = {
             split: [p.id for p in found.photographs if p.split == split]
             for split in ("train", "test")
@@ -124,6 +126,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.info.metadata["ids"] = ids
         self.info.metadata["blank_masks"] = []
         self.info.metadata["bytes"] = {}
+        self.info.metadata["largest"] = [0, ""]
+        self.info.metadata["highest"] = 0
         if isinstance(found, source.Readable):
             self.info.metadata["left_out"] = dict(found.left_out)
         return {split: self._generate_examples(found, split, ids[split]) for split in ids}
@@ -135,9 +139,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         sizes = self.info.metadata["bytes"][split] = [0] * len(ids)
         check = functools.partial(_example, max_pixels=self._max_pixels)
         for checked in bad_files.in_parallel(check, found.read(split)):
-            example, size, blank = checked.result()
+            example, size, blank, largest, highest = checked.result()
             rank = ranks[example["id"]]
             sizes[rank] = size
+            self.info.metadata["largest"] = max(self.info.metadata["largest"], largest)
+            self.info.metadata["highest"] = max(self.info.metadata["highest"], highest)
             if blank:
                 self.info.metadata["blank_masks"].append(example["id"])
             yield _sorting_key(rank, len(ids)), example
@@ -177,7 +183,7 @@ def _problem(record: source.Record, max_pixels: int) -> tuple[str, str]:
     """Returns the id of a photograph and the problem with one of its files, "" if none."""
     photograph, image, mask = record
     try:
-        _decoded_size(image, max_pixels)
+        _encoded(image, max_pixels)
         if mask is not None:
             _mask(mask, max_pixels)
     except _Unreadable as error:
@@ -191,11 +197,21 @@ def _sorting_key(rank: int, count: int) -> int:
 
 
 class _Checked(NamedTuple):
-    """The features of a photograph, its files' size in bytes, and whether its mask is blank."""
+    """A photograph with its mask.
+
+    Attributes:
+        features: its features.
+        size: its files' size in bytes.
+        blank: whether its mask is blank.
+        largest: the number of pixels, and the place of its file.
+        highest: its highest level if it has 16 bits, otherwise 0.
+    """
 
     features: dict[str, Any]
     size: int
     blank: bool
+    largest: list[Any]
+    highest: int
 
 
 def _example(record: source.Record, max_pixels: int) -> _Checked:
@@ -205,7 +221,8 @@ def _example(record: source.Record, max_pixels: int) -> _Checked:
         UsageError: a file is not a decodable PNG, or the mask has another size.
     """
     photograph, image, mask_file = record
-    size = _decoded_size(image, max_pixels)
+    encoded, highest = _encoded(image, max_pixels)
+    size = encoded.size
     mask = None if mask_file is None else _mask(mask_file, max_pixels)
     if mask is not None and mask.size != size:
         raise UsageError(
@@ -215,7 +232,7 @@ def _example(record: source.Record, max_pixels: int) -> _Checked:
     blank = mask is not None and mask.blank
     known = mask is not None and not blank
     features = {
-        "image": image.data,
+        "image": encoded.data,
         "mask": mask.data if known else _empty_mask(*size),
         "has_mask": known or photograph.defect_type == "good",
         "category": photograph.category,
@@ -223,46 +240,53 @@ def _example(record: source.Record, max_pixels: int) -> _Checked:
         "id": photograph.id,
     }
     taken = len(image.data) + (len(mask_file.data) if mask_file is not None else 0)
-    return _Checked(features, taken, blank)
+    return _Checked(features, taken, blank, [math.prod(size), image.where], highest)
 
 
-def _decoded_size(picture: source.FileBytes, max_pixels: int) -> tuple[int, int]:
-    """Returns height and width of a photograph, decoded as in the training pipeline."""
-    _check_png(picture, max_pixels)
+def _encoded(picture: source.FileBytes, max_pixels: int) -> tuple[images.EncodedImage, int]:
+    """Returns a photograph as it is kept, decoded once, and its highest level if it is deep.
+
+    16-bit photographs are kept as they are: their white level is known once all are read.
+    """
+    _check_png(picture)
     try:
-        height, width, _ = tf.io.decode_png(picture.data, channels=3).shape
-    except tf.errors.InvalidArgumentError as error:
-        raise _undecodable(picture) from error
-    return height, width
+        header = images.header(picture.data, max_pixels)
+        if header.deep:
+            highest = images.highest_level(picture.data, max_pixels)
+            return images.EncodedImage(picture.data, header.size), highest
+        return images.encode(picture.data, max_pixels), 0
+    except images.ImageError as error:
+        raise _undecodable(picture, error) from error
 
 
 def _mask(picture: source.FileBytes, max_pixels: int) -> images.Mask:
     """Decodes a mask in the same way as the other data sources."""
-    _check_png(picture, max_pixels)
+    _check_png(picture)
     try:
         return images.encode_mask(picture.data, max_pixels)
     except images.ImageError as error:
-        raise _undecodable(picture) from error
+        raise _undecodable(picture, error) from error
 
 
-def _undecodable(picture: source.FileBytes) -> _Unreadable:
+def _undecodable(picture: source.FileBytes, error: images.ImageError) -> _Unreadable:
+    if "config.data." in str(error):  # too large, or above the white level
+        return _Unreadable(f"{picture.where}: {error}")
+    return _damaged(picture)
+
+
+def _damaged(picture: source.FileBytes) -> _Unreadable:
     return _Unreadable(
         f"{picture.where}: not a PNG file that can be decoded (truncated or damaged?),"
         " download it again"
     )
 
 
-def _check_png(picture: source.FileBytes, max_pixels: int) -> None:
-    """Refuses a file that does not start like a PNG file or has too many pixels."""
+def _check_png(picture: source.FileBytes) -> None:
+    """Refuses a file that could not be read, or does not start like a PNG file."""
     if picture.problem:
         raise _Unreadable(f"{picture.where}: {picture.problem}")
-    start = picture.data[:24]
-    if not start.startswith(_PNG_SIGNATURE) or len(start) < 24:
-        raise _undecodable(picture)
-    width, height = struct.unpack(">II", start[16:])
-    problem = limits.problem(width, height, max_pixels, "config.data.max_megapixels")
-    if problem:
-        raise _Unreadable(f"{picture.where}: {problem}")
+    if not picture.data.startswith(_PNG_SIGNATURE):
+        raise _damaged(picture)
 
 
 @functools.lru_cache(maxsize=16)

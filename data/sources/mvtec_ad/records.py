@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
@@ -21,16 +22,19 @@ from data.sources.mvtec_ad import source
 from data.sources.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
 from restore_jax import files
 from restore_jax.errors import RunError, UsageError
+from restore_jax.image_io.photograph import Levels, common_white
 
 # Small shards, so that a subset of the photographs can be read without reading the others.
 _SHARD_BYTES = 32 << 20
 # The fields of `data.records.Records`: the dataset, the number of records, a function that
-# picks records by position, and the id of each record with the size of its files in bytes.
+# picks records by position, the id of each record with the size of its files in bytes, and the
+# white level.
 Part = tuple[
     tf.data.Dataset,
     int,
     Callable[[Sequence[int]], tf.data.Dataset],
     Sequence[tuple[str, int]],
+    int,
 ]
 
 _DISK_FACTOR = 1.1  # disk space for the prepared data, as a multiple of the data set's size
@@ -43,6 +47,7 @@ def load(
     references: int = 0,
     skip_bad: bool = False,
     max_pixels: int = images.MAX_PIXELS,
+    white: int = 0,
 ) -> dict[str, Part]:
     """Reads MVTec AD for training and evaluation.
 
@@ -61,8 +66,9 @@ def load(
         skip_bad: `config.data.skip_bad`: leaves out photographs with an unreadable file, after
             the split, and prints their number. The data prepared without them have their own
             folder in the cache.
-        max_pixels: maximum number of pixels per file during preparation, from
-            `config.data.max_megapixels`.
+        max_pixels: maximum number of pixels per file, from `config.data.max_megapixels`.
+        white: `config.data.white`, the white level of 16-bit photographs; 0: found from the
+            highest level of all of them, which is printed.
 
     Returns:
         For each non-empty list of `splits.parts` (`train` and `val` always are), the fields of
@@ -77,10 +83,14 @@ def load(
         RunError: the preparation failed, for example because the disk is full.
     """
     splits.check_split(split)
-    found = source.find(root)
+    found = source.find(root, max_pixels)
     folder = _cache(cache_dir) / f"mvtec_ad-{found.fingerprint()[:16]}"
     with _quiet():
         builder = _prepared(folder)
+    if builder is not None and (problem := _too_large(builder, max_pixels)):
+        if not skip_bad:
+            raise UsageError(problem)
+        builder = None
     if builder is None and skip_bad:
         builder = _prepare_readable(root, found, folder, max_pixels)
     if builder is None:
@@ -94,6 +104,7 @@ def load(
         for position, example in enumerate(members)
     }
     bad_files.report("mvtec_ad", list(left_out.values()), len(positions) + len(left_out))
+    white = _white_level(builder.info.metadata["highest"], white)
     blank = builder.info.metadata.get("blank_masks", [])
     bad_files.report_blank("mvtec_ad", blank, sum(_is_defective(i) for i in positions))
     # Split including those left out, so that the others stay in the same part.
@@ -108,10 +119,36 @@ def load(
             )
     with _quiet():
         return {
-            part: _record_fields(builder, members, positions)
+            part: _record_fields(builder, members, positions, white)
             for part, members in parts.items()
             if members
         }
+
+
+def _too_large(builder: Builder, max_pixels: int) -> str | None:
+    """Returns what is wrong with the largest photograph; None if it is within the limit."""
+    count, where = builder.info.metadata["largest"]
+    if count <= max_pixels:
+        return None
+    needed = -(-count // 1_000_000)
+    return (
+        f"{where}: has {count:,} pixels, more than {max_pixels / 1e6:g} megapixels; "
+        f"config.data.max_megapixels={needed} allows it"
+    )
+
+
+def _white_level(highest: int, given: int) -> int:
+    """Returns the white level of photographs whose highest 16-bit level is given."""
+    if not highest or given >= highest:
+        return given if highest else 0
+    if given:
+        raise UsageError(
+            f"config.data.white: {given:,} is below the levels of mvtec_ad, which reach "
+            f"{highest:,}"
+        )
+    white, how = common_white([Levels("", None, highest)])
+    print(f"mvtec_ad: its 16-bit images {how}")
+    return white
 
 
 def _prepare_readable(
@@ -189,8 +226,11 @@ def _prepare(root: str, found: source.Source, folder: Path, max_pixels: int) -> 
             if builder := _prepared(folder):
                 return builder
         version = folder / Builder.name / str(Builder.VERSION)
-        # Remains of a killed process, or of prepared data that were partly deleted.
-        shutil.rmtree(version.parent if alone else version, ignore_errors=True)
+        # Remains of a killed process, or of prepared data that were partly deleted. Data of
+        # another version of the builder stay: a running training may be reading them.
+        remains = version.parent.glob(f"incomplete.*_{version.name}") if alone else ()
+        for path in (version, *remains):
+            shutil.rmtree(path, ignore_errors=True)
         free, needed = shutil.disk_usage(folder).free, _DISK_FACTOR * found.bytes
         if free < needed:
             raise UsageError(
@@ -236,7 +276,10 @@ def _shards(found: source.Source) -> int:
 
 
 def _record_fields(
-    builder: Builder, ids: Sequence[str], position_of: Mapping[str, tuple[str, int]]
+    builder: Builder,
+    ids: Sequence[str],
+    position_of: Mapping[str, tuple[str, int]],
+    white: int,
 ) -> Part:
     positions = [position_of[example] for example in ids]
     taken = builder.info.metadata["bytes"]
@@ -244,12 +287,13 @@ def _record_fields(
 
     def pick(chosen: Sequence[int]) -> tf.data.Dataset:
         with _quiet():
-            return _read(builder, [positions[i] for i in chosen])
+            return _read(builder, [positions[i] for i in chosen], white)
 
-    return _read(builder, positions), len(ids), pick, list(zip(ids, sizes, strict=True))
+    dataset = _read(builder, positions, white)
+    return dataset, len(ids), pick, list(zip(ids, sizes, strict=True)), white
 
 
-def _read(builder: Builder, positions: list[tuple[str, int]]) -> tf.data.Dataset:
+def _read(builder: Builder, positions: list[tuple[str, int]], white: int) -> tf.data.Dataset:
     """Reads records by split and position, in the order given."""
     runs: list[list[Any]] = []
     for name, position in positions:
@@ -258,12 +302,23 @@ def _read(builder: Builder, positions: list[tuple[str, int]]) -> tf.data.Dataset
         else:
             runs.append([name, position, position + 1])
     instructions = [tfds.core.ReadInstruction(*run, unit="abs") for run in runs]
-    return builder.as_dataset(
+    records = builder.as_dataset(
         split=_sum(instructions),
         decoders={"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()},
         # Caching is left to the pipeline, which decodes.
         read_config=tfds.ReadConfig(try_autocache=False, skip_prefetch=True),
     )
+    if not white:  # all are plain 8-bit PNG files
+        return records
+
+    def to_8_bits(encoded: bytes) -> np.ndarray:
+        return np.array(images.encode(encoded, sys.maxsize, white).data, dtype=object)
+
+    def converted(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        image = tf.numpy_function(to_8_bits, [record["image"]], tf.string)
+        return record | {"image": tf.ensure_shape(image, [])}
+
+    return records.map(converted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _sum(instructions: list[Any]) -> Any:

@@ -15,13 +15,15 @@ import functools
 import hashlib
 import os
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data.sources.mvtec_ad import archive
-from restore_jax.errors import UsageError
-from restore_jax.image_io import image_paths
+from restore_jax.errors import RunError, UsageError
+from restore_jax.files import is_passing, retried
+from restore_jax.image_io import image_paths, limits
 
 HOMEPAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
 MAX_MASK_BYTES = 1 << 30  # all masks of an archive; MVTec AD's take a few MB
@@ -80,12 +82,16 @@ class FileBytes(NamedTuple):
 Record = tuple[Entry, FileBytes, FileBytes | None]
 
 
-def find(root: str | os.PathLike[str]) -> Tree | Archives:
+def find(
+    root: str | os.PathLike[str], max_pixels: int = limits.MAX_MEGAPIXELS * 1_000_000
+) -> Tree | Archives:
     """Finds MVTec AD at `root`; archives are listed but not opened.
 
     Args:
         root: the extracted data set, a folder with archives (the complete one, one per
             category, or both; ignored if there is an extracted data set), or a single archive.
+        max_pixels: maximum number of pixels of a photograph, which limits the members of
+            archives.
 
     Raises:
         UsageError: there is no MVTec AD at `root`.
@@ -99,7 +105,7 @@ def find(root: str | os.PathLike[str]) -> Tree | Archives:
             if not archive.is_archive(path):
                 wanted = ", ".join(archive.SUFFIXES)
                 raise _not_found(path, f"is neither a folder nor an archive ({wanted})")
-            return Archives([path])
+            return Archives([path], max_pixels)
         if not path.is_dir():
             raise _not_found(path, "there is no such file or folder")
         if files := _list_tree(path):
@@ -107,7 +113,7 @@ def find(root: str | os.PathLike[str]) -> Tree | Archives:
         if archives := [p for p in path.iterdir() if archive.is_archive(p) and p.is_file()]:
             # The complete archive takes precedence for categories that are in two archives.
             whole_first = sorted(archives, key=lambda p: (_WHOLE_ARCHIVE not in p.name, p.name))
-            return Archives(whole_first)
+            return Archives(whole_first, max_pixels)
         if not any(path.iterdir()):
             raise _not_found(path, "the folder is empty")
         if (path / "test").is_dir() or (path / "train").is_dir():
@@ -148,16 +154,19 @@ class Tree:
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # reading a named pipe would block
                 return FileBytes(str(path), b"", "cannot be read: not a plain file")
-            return FileBytes(str(path), path.read_bytes())
+            return FileBytes(str(path), retried(path.read_bytes))
         except OSError as error:
+            if is_passing(error):
+                raise RunError(f"{path}: cannot be read: {error.strerror}") from error
             return FileBytes(str(path), b"", f"cannot be read: {error.strerror}")
 
 
 class Archives:
     """MVTec AD in one or several tar archives, read in place."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], max_pixels: int) -> None:
         self._paths = paths
+        self._max_pixels = max_pixels
         self._stats = {path.name: path.stat() for path in paths}
         self.bytes = sum(stat.st_size for stat in self._stats.values())
         plural = "" if len(paths) == 1 else "s"
@@ -185,7 +194,10 @@ class Archives:
         """
         for path, photographs, masks in self._index:
             wanted = {name for name, p in photographs.items() if p.split == split}
-            for name, data in archive.members(path, wanted.__contains__) if wanted else ():
+            if not wanted:
+                continue
+            members = archive.members(path, wanted.__contains__, self._max_pixels)
+            for name, data in members:
                 if data is None:
                     continue
                 photograph, mask = photographs[name], photographs[name].mask_file
@@ -211,7 +223,7 @@ class Archives:
             # photograph is read, whatever their order in the archive.
             masks: dict[str, bytes] = {}
             held = 0
-            for name, data in archive.members(path, _is_mask):
+            for name, data in archive.members(path, _is_mask, self._max_pixels):
                 names.append(name)
                 if data is not None:
                     masks[name] = data
@@ -292,13 +304,13 @@ def parse_layout(names: Iterable[str], where: str) -> list[Entry]:
         )
     placed_here = placed.get((), next(iter(placed.values()), []))
 
-    masks: dict[tuple[str, str, str], str] = {}
+    masks: dict[tuple[str, ...], str] = {}
     for name, (category, section, kind, file) in placed_here:
         if section == "ground_truth":
             stem = file[: -len(".png")]
             if not stem.endswith("_mask"):
                 raise UsageError(f"{where}: the mask {name!r} is not named NNN_mask.png")
-            masks[category, kind, stem.removesuffix("_mask")] = name
+            masks[_composed(category, kind, stem.removesuffix("_mask"))] = name
     photographs: dict[str, Entry] = {}
     for name, (category, section, kind, file) in placed_here:
         if section == "ground_truth":
@@ -309,9 +321,14 @@ def parse_layout(names: Iterable[str], where: str) -> list[Entry]:
         example = f"{category}/{section}/{kind}/{stem}"
         if example in photographs:
             raise UsageError(f"{where}: there are two photographs {example!r}")
-        mask = None if kind == "good" else masks.get((category, kind, stem))
+        mask = None if kind == "good" else masks.get(_composed(category, kind, stem))
         photographs[example] = Entry(example, name, mask)
     return [photographs[example] for example in sorted(photographs)]
+
+
+def _composed(*names: str) -> tuple[str, ...]:
+    """Returns names in composed form (NFC), in which those of a mask and its image agree."""
+    return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 def _is_image(name: str, where: str) -> bool:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from restore_jax.batches import CONTEXT, CONTEXT_SIZE
+from restore_jax.batches import CONTEXT, CONTEXT_SIZE, GAIN
 from restore_jax.degradation import (
     definition,
     native_size,
@@ -47,6 +47,7 @@ class SamplingPlan:
         augment: "none", "flips" or "all8".
         recolours: whether photographs are recoloured at random.
         law: how crops are degraded.
+        undo_gain: whether batches have the gain.
         whole: how the thumbnails of whole photographs are degraded; None for no thumbnails.
     """
 
@@ -58,6 +59,7 @@ class SamplingPlan:
     augment: str
     recolours: bool
     law: definition.Law
+    undo_gain: bool
     whole: working_size.StepLaw | None
 
     @property
@@ -95,6 +97,7 @@ def make_plan(pairs: Pairs, config: ConfigDict) -> SamplingPlan:
         augment=config.data.augment,
         recolours=config.data.get("recolour", False),
         law=native_size.from_fields(pairs.law),
+        undo_gain=config.data.get("undo_gain", False),
         whole=working_size.from_fields(pairs.law, blurred=False) if estimates else None,
     )
 
@@ -173,10 +176,14 @@ def draw_batch(
     starts = jnp.minimum(starts.astype(jnp.int32), native - plan.crop_size)
     drawn = jax.vmap(functools.partial(draw_crop, arrays, plan))(keys[:, 0], images, starts)
     drawn = whole_images.augmented(drawn, keys[:, 1], plan.augment)
-    return whole_images.to_floats(drawn) | {
+    found = whole_images.to_floats(drawn) | {
         "has_mask": arrays["has_mask"][images] > 0,
         "valid": places < plan.rows,
     }
+    if plan.undo_gain:
+        draw_gain = functools.partial(working_size.draw_gain, bounds=plan.law.gain)
+        found[GAIN] = jax.vmap(draw_gain)(keys[:, 0])
+    return found
 
 
 def draw_crop(

@@ -25,6 +25,7 @@ class Realised(Protocol):
     law: Mapping[str, Any]
     symmetries: str
     draws: int
+    white: int
     realise: Callable[[], Mapping[str, Mapping[str, Any]]]
 
 
@@ -60,7 +61,13 @@ def make_data(config: ConfigDict, import_source: Callable[[], Source]) -> batche
     path = pathlib.Path(named).expanduser() if named else _cached(config, settings)
     if named and path.exists():
         pairs = pairs_file.read(path)
-        if different := pairs_file.difference(pairs.settings, settings):
+        different = pairs_file.difference(pairs.settings, settings)
+        given = config.data.get("white", 0)
+        if given and pairs.white not in (0, given):
+            different = (
+                f"config.data.white is {given}, but the file was made with {pairs.white}"
+            )
+        if different:
             raise UsageError(
                 f"config.data.resident_file={named}: {different}; take the file's settings or "
                 "another file"
@@ -118,6 +125,7 @@ def _kept(path: pathlib.Path, settings: Mapping[str, Any], realised: Realised) -
         law=realised.law,
         symmetries=realised.symmetries,
         draws=realised.draws,
+        white=realised.white,
     )
     print(f"{path}: pairs written; any machine can use a copy as config.data.resident_file")
     return pairs_file.read(path)
@@ -137,6 +145,13 @@ def as_data(
         UsageError: for flips that the degradation does not allow, or images too small for SSIM.
     """
     definition.check_augmentation(config.data.augment, pairs.symmetries)
+    if not config.data.get("undo_gain", False):
+        pairs = pairs_file.without_gain(pairs)
+    elif batches.GAIN not in pairs.splits["val"].arrays:
+        raise UsageError(
+            f"{pairs.path}: holds no gains, which config.data.undo_gain needs; make the file "
+            "again"
+        )
     train = pairs.splits["train"]
     if train.arrays["clean"].shape[1] < batches.MIN_SIZE:
         raise UsageError(f"{pairs.path}: images too small, SSIM needs {batches.MIN_SIZE} px")
@@ -160,6 +175,7 @@ def as_data(
         eval_batches=lambda split: eval_batches(pairs.splits[split], config.eval.batch_size),
         load_loss_params=load_all_loss_params,
         identity={"pixels": _digest(pairs)},
+        white=pairs.white,
         pairs=pairs,
     )
 

@@ -31,7 +31,7 @@ import safetensors
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-from restore_jax.batches import CONTEXT, CONTEXT_SIZE
+from restore_jax.batches import CONTEXT, CONTEXT_SIZE, GAIN
 from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 from restore_jax.files import replacing
@@ -69,6 +69,7 @@ class Pairs:
         symmetries: the strongest `config.data.augment` that the degradation allows.
         draws: fixed realisations of each training image; 0 for a new one in every epoch.
         splits: the splits by name.
+        white: the white level of the 16-bit photographs it was made from; 0 if there were none.
     """
 
     path: pathlib.Path
@@ -78,6 +79,7 @@ class Pairs:
     symmetries: str
     draws: int
     splits: Mapping[str, Split]
+    white: int = 0
 
 
 def as_split(found: Mapping[str, Any]) -> Split:
@@ -94,7 +96,8 @@ def batch_at(split: Split, start: int, batch_size: int) -> dict[str, np.ndarray]
     """
     places = np.arange(start, start + batch_size)
     rows = np.minimum(places, len(split) - 1)
-    images = ("degraded", "clean", "mask", *([CONTEXT] if CONTEXT in split.arrays else []))
+    extra = [name for name in (CONTEXT, GAIN) if name in split.arrays]
+    images = ("degraded", "clean", "mask", *extra)
     return {
         **{name: split.arrays[name][rows] for name in images},
         "has_mask": split.arrays["has_mask"][rows] > 0,
@@ -105,11 +108,24 @@ def batch_at(split: Split, start: int, batch_size: int) -> dict[str, np.ndarray]
     }
 
 
+def without_gain(pairs: Pairs) -> Pairs:
+    """Returns pairs without their gains, for networks that take photographs as they are."""
+    splits = {
+        name: dataclasses.replace(
+            split, arrays={key: x for key, x in split.arrays.items() if key != GAIN}
+        )
+        for name, split in pairs.splits.items()
+    }
+    return dataclasses.replace(pairs, splits=splits)
+
+
 def settings_of(config: ConfigDict) -> dict[str, Any]:
     """Returns the fields that determine the pixels, by path, as JSON values."""
     data = config.data
     fields = (*_FIELDS, *_SAMPLE_FIELDS * (data.name == "sample"))
     settings = {f"config.data.{name}": data[name] for name in fields}
+    if data.get("undo_gain", False):
+        settings["config.data.undo_gain"] = True
     settings |= {
         f"config.data.degradation.{name}": value
         for name, value in law_file.resolved(data.degradation.to_dict()).items()
@@ -143,6 +159,7 @@ def write(
     law: Mapping[str, Any],
     symmetries: str,
     draws: int,
+    white: int = 0,
 ) -> None:
     """Writes a pairs file atomically; the arguments are the fields of `Pairs`.
 
@@ -160,7 +177,7 @@ def write(
     }
     about = {
         "settings": settings, "images": images, "law": law, "symmetries": symmetries,
-        "draws": draws, "names": names, "digest": _digest(arrays),
+        "draws": draws, "white": white, "names": names, "digest": _digest(arrays),
     }  # fmt: skip
     metadata = {"format": FORMAT, "version": VERSION, "about": json.dumps(about)}
     try:
@@ -212,6 +229,7 @@ def read(path: pathlib.Path) -> Pairs:
             symmetries=str(about["symmetries"]),
             draws=int(about["draws"]),
             splits=splits,
+            white=int(about.get("white", 0)),
         )
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -252,6 +270,7 @@ def _split(
         "has_mask": (count,),
         "native": (count, 2),
         CONTEXT: (count, CONTEXT_SIZE, CONTEXT_SIZE, 3),
+        GAIN: (realisations * count, 3),
     }
     required = {"degraded", "clean", "mask", "has_mask"}
     if split == "train" and not draws:
@@ -261,7 +280,7 @@ def _split(
     if not required <= found.keys() or len(categories) != count or len(defect_types) != count:
         raise ValueError(f"{split} is incomplete")
     for name, array in found.items():
-        dtype = np.int32 if name == "native" else np.uint8
+        dtype = {"native": np.int32, GAIN: np.float32}.get(name, np.uint8)
         if array.shape != expected[name] or array.dtype != dtype:
             raise ValueError(
                 f"{split}.{name} is {array.dtype} {array.shape}, not "

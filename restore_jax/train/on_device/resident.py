@@ -62,7 +62,7 @@ class Resident:
 
 
 def _images(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    images = ("degraded", "clean", "mask", batches.CONTEXT)
+    images = ("degraded", "clean", "mask", batches.CONTEXT, batches.GAIN)
     return {name: x for name, x in arrays.items() if name in images}
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from restore_jax.batches import GAIN
 from restore_jax.degradation import working_size
 from restore_jax.train.on_device.pairs_file import Pairs
 
@@ -34,6 +35,7 @@ class SamplingPlan:
         batch_size: images per batch, over all devices.
         augment: "none", "flips" or "all8".
         law: the degradation drawn anew in every epoch; None with fixed realisations.
+        undo_gain: whether batches have the gain.
     """
 
     seed: int
@@ -42,6 +44,7 @@ class SamplingPlan:
     batch_size: int
     augment: str
     law: working_size.StepLaw | None
+    undo_gain: bool
 
     @property
     def rows(self) -> int:
@@ -71,6 +74,7 @@ def make_plan(pairs: Pairs, config: ConfigDict) -> SamplingPlan:
         batch_size=config.train.batch_size,
         augment=config.data.augment,
         law=fresh,
+        undo_gain=config.data.get("undo_gain", False),
     )
 
 
@@ -92,7 +96,7 @@ def training_arrays(pairs: Pairs, method: str) -> dict[str, np.ndarray]:
     stored = pairs.splits["train"].arrays
     found = {name: stored[name] for name in ("clean", "mask", "has_mask")}
     if pairs.draws:
-        return found | {"degraded": stored["degraded"]}
+        return found | {name: stored[name] for name in ("degraded", GAIN) if name in stored}
     if "blurred" in stored:
         found["source"] = stored["blurred"]
     size = stored["clean"].shape[1]
@@ -141,10 +145,16 @@ def draw_batch(
             keys[:, 0], source, arrays["factors"][images], arrays["ratio"][images]
         )
     drawn = {"degraded": degraded, "clean": clean, "mask": mask}
-    return to_floats(augmented(drawn, keys[:, 1], plan.augment)) | {
+    found = to_floats(augmented(drawn, keys[:, 1], plan.augment)) | {
         "has_mask": arrays["has_mask"][images] > 0,
         "valid": places < plan.rows,
     }
+    if not plan.undo_gain:
+        return found
+    if plan.law is None:
+        return found | {GAIN: arrays[GAIN][rows]}
+    draw_gain = functools.partial(working_size.draw_gain, bounds=plan.law.gain)
+    return found | {GAIN: jax.vmap(draw_gain)(keys[:, 0])}
 
 
 def row_keys(seed: int, epoch: jax.Array, places: jax.Array, count: int) -> jax.Array:
@@ -172,7 +182,7 @@ def augmented(images: Arrays, keys: jax.Array, augment: str) -> Arrays:
 def to_floats(images: Arrays) -> dict[str, jax.Array]:
     """Returns 8-bit images as the float32 arrays of a batch, see `batches`."""
     return {
-        name: image.astype(jnp.float32) if name == "mask" else as_floats(image)
+        name: image.astype(jnp.float32) if name in ("mask", GAIN) else as_floats(image)
         for name, image in images.items()
     }
 

@@ -85,7 +85,7 @@ def test_images_of_ones_own(tmp_path, capsys, name):
     assert f"{first}.png" in line
     (folder / f"{second}.png").write_bytes(b"")
     line = stopped(options(name, root, tmp_path))
-    assert f"{second}.png (the file is empty)" in line
+    assert f"{second}.png (is empty (0 bytes))" in line
 
     left = {first, second}
     if name == "pairs":
@@ -97,8 +97,8 @@ def test_images_of_ones_own(tmp_path, capsys, name):
         os.mkfifo(root / f"degraded/{fifth}.jpg")
         left |= {third, fourth, fifth}
         line = stopped(options(name, root, tmp_path))
-        assert f"degraded/{fifth}.jpg (not a plain file)" in line
-        assert f"mask/{fourth}.png (No such file or directory)" in line
+        assert f"degraded/{fifth}.jpg (is not a regular file)" in line
+        assert f"mask/{fourth}.png (cannot be read: No such file or directory)" in line
     capsys.readouterr()
     found = ids(options(name, root, tmp_path, skip_bad=True), trains=True)
     assert found == {part: [i for i in of if i not in left] for part, of in whole.items()}
@@ -289,7 +289,7 @@ def test_hostile_headers(tmp_path, name):
     path = tmp_path / "bottle.tar"
     path.write_bytes(header(GOOD, len(png())) + padded(png()) + bad + bytes(1024))
     with pytest.raises(UsageError, match=message) as caught:
-        for _ in archive.members(path, lambda name: True):
+        for _ in archive.members(path, lambda name: True, 10**8):
             pass
     assert str(caught.value).isprintable()
     assert str(path) in str(caught.value)
@@ -300,10 +300,10 @@ def test_more_than_a_disk_holds(tmp_path, monkeypatch):
     path = tmp_path / "bottle.tar"
     members = b"".join(header(f"a/{n}", 600) + bytes(1024) for n in range(5))
     path.write_bytes(members + bytes(1024))
-    assert len(list(archive.members(path, lambda name: False))) == 5
+    assert len(list(archive.members(path, lambda name: False, 10**8))) == 5
     monkeypatch.setattr(archive, "MAX_BYTES", 2_900)
     with pytest.raises(UsageError, match="take more than 2,900 bytes"):
-        list(archive.members(path, lambda name: True))
+        list(archive.members(path, lambda name: True, 10**8))
 
 
 def test_odd_names_are_names_and_nothing_else(tmp_path):
@@ -337,7 +337,7 @@ def test_a_bomb_of_zeros_is_refused_before_it_is_unpacked(tmp_path):
     block = header(BAD, 1 << 32)
     path.write_bytes(packer.compress(block + bytes(1 << 20)) + packer.flush())
     with pytest.raises(UsageError, match="claims 4,294,967,296 bytes"):
-        list(archive.members(path, lambda name: True))
+        list(archive.members(path, lambda name: True, 10**8))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Layouts of other inspection data sets, on trees made here."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -159,7 +161,7 @@ def test_blank_masks_and_faulty_files_are_reported(tmp_path, capsys):
         "inspection: 1 of 6 defective photographs have a blank mask" in capsys.readouterr().out
     )
     (folder / "001.png").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"unreadable: .*001/001\.png \(the file is empty\)"):
+    with pytest.raises(UsageError, match=r"unreadable: .*001/001\.png \(is empty"):
         inspection.load(str(tmp_path))
 
 
@@ -184,3 +186,19 @@ def test_clean_leaves_masks_out_and_says_so(write, tmp_path, capsys):
     assert "left out: by their names, these folders hold masks" in said
     private = 6 * (write is write_mvtec_ad_2)
     assert sum(number for _, number, *_ in loaded.values()) == count + private
+
+
+def test_names_in_another_unicode_form_have_their_masks_and_split(tmp_path):
+    root, composed = tmp_path / "set", "br\u00fcchig"
+    decomposed = unicodedata.normalize("NFD", composed)
+    for number in range(2):
+        photograph(root / f"01/train/ok/{number}.png", number)
+        photograph(root / f"01/test/{decomposed}/{decomposed}{number}.png", number)
+        mask(root / f"01/ground_truth/{composed}/{composed}{number}.png", (1, 4))
+        photograph(root / f"01/test/@eaDir/{number}.png", number)
+    found = read(inspection.load(str(root), "all"), "train", "val")
+    defective = {name: record for name, record in found.items() if "/test/" in name}
+    assert set(defective) == {f"01/test/{composed}/{composed}{number}" for number in range(2)}
+    for record in defective.values():
+        assert record["has_mask"]
+        assert images.decode(record["mask"], 1).numpy().any()

@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import threading
 import types
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tensorflow_datasets.core import shuffle
 from data.sources import images, mvtec_ad, splits
 from data.sources.mvtec_ad import archive, mvtec_ad_dataset_builder, records, source
 from restore_jax.errors import RunError, UsageError
+from restore_jax.image_io import limits
 
 # Category, grey or not, height and width, and how many photographs of each kind. Masks are
 # missing for capsule's second `crack`.
@@ -398,7 +400,7 @@ def hostile(path, kind, outside):
         elif kind == "device":
             bad.type, bad.devmajor, bad.devminor = tarfile.CHRTYPE, 1, 3
         elif kind == "huge":
-            bad.size = archive.MAX_MEMBER_BYTES + 1
+            bad.size = limits.MAX_MEGAPIXELS * 8_000_000 + 1
         elif kind == "huge header":
             bad.type, bad.size = tarfile.XHDTYPE, 1 << 40
         elif kind == "twice":
@@ -422,7 +424,7 @@ def hostile(path, kind, outside):
         ("hard link", "link or a device"),
         ("fifo", "link or a device"),
         ("device", "link or a device"),
-        ("huge", "claims 67,108,865 bytes"),
+        ("huge", "claims 1,600,000,001 bytes .*max_megapixels=201 allows it"),
         ("huge header", "claims 1,099,511,627,776 bytes"),
         ("twice", "twice"),
     ],
@@ -644,13 +646,18 @@ def test_prepared_once_and_anew_when_changed(tree, tmp_path, preparations):
 def test_a_preparation_cut_short_is_done_again(tree, tmp_path, preparations):
     cache = str(tmp_path)
     expected = read(mvtec_ad.load(str(tree), "defects", cache)["train"])
-    (version,) = tmp_path.glob("*/mvtec_ad/1.1.0")
+    (version,) = tmp_path.glob("*/mvtec_ad/1.2.0")
     # As a killed process leaves it: everything still under TensorFlow Datasets' temporary name.
-    left = version.with_name("incomplete.ABCDEF_1.1.0")
+    left = version.with_name("incomplete.ABCDEF_1.2.0")
     version.rename(left)
+    # A training with an earlier release may still be reading this.
+    earlier = version.with_name("1.0.0") / "shard"
+    earlier.parent.mkdir()
+    earlier.touch()
     assert read(mvtec_ad.load(str(tree), "defects", cache)["train"]) == expected
     assert len(preparations) == 2
     assert not left.exists()
+    assert earlier.exists()
     # As a cleaner of temporary files may leave it.
     next(version.glob("*.tfrecord*")).unlink()
     assert read(mvtec_ad.load(str(tree), "defects", cache)["train"]) == expected
@@ -700,7 +707,7 @@ def test_prepared_data_can_be_read_only(tree, tmp_path):
 def test_cache_folder(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     mvtec_ad.load(str(tree))
-    assert list((tmp_path / "xdg" / "restore_jax" / "tfds").glob("mvtec_ad-*/mvtec_ad/1.1.0"))
+    assert list((tmp_path / "xdg" / "restore_jax" / "tfds").glob("mvtec_ad-*/mvtec_ad/1.2.0"))
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert records._cache(None) == tmp_path / ".cache" / "restore_jax" / "tfds"
@@ -737,3 +744,14 @@ def test_quiet_and_without_network(tree, tmp_path, monkeypatch, capfd):
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert line.startswith(f"preparing mvtec_ad from {tree} (17 photographs)")
+
+
+def test_a_mask_in_another_unicode_form_is_that_of_its_photograph():
+    composed = "br\u00fcchig"
+    decomposed = unicodedata.normalize("NFD", composed)
+    names = [
+        f"nut/test/{decomposed}/{decomposed}.png",
+        f"nut/ground_truth/{composed}/{composed}_mask.png",
+    ]
+    (photograph,) = source.parse_layout(names, "R")
+    assert photograph.mask_file == names[1]
