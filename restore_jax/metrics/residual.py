@@ -19,6 +19,8 @@ _LOW, _HIGH = 0.16, 0.3
 # Of white noise, this share of the blocks is taken for structure.
 FALSE_ALARMS = 0.001
 _DEVIATIONS = 3.09  # of a normal distribution, exceeded by that share
+# By so much, a law or a camera may brighten a channel.
+_MOST_GAIN = 1.25
 # Rounding leaves a residual of this variance at least, in grey levels.
 _LEAST = 0.25
 # The noise depends on the level; it is taken from at least so many blocks of similar levels.
@@ -75,7 +77,10 @@ def judge(before: np.ndarray, after: np.ndarray, noise: float) -> Residual | Non
     of_before, of_after = (_spectra(image) for image in (before, after))
     power = np.abs(of_after) ** 2
     unexplained = _wiener(power, min(noise**2, 2 * float(np.mean((before - after) ** 2))))
-    explained = _filtered(after, _filter(of_before, of_after, power))
+    # The input may be brighter than the output, by a gain that the model has undone.
+    gain = np.clip(before.mean((0, 1)) / np.maximum(after.mean((0, 1)), 1.0), 1.0, _MOST_GAIN)
+    of_after, power = of_after * gain[:, None, None], power * gain[:, None, None] ** 2
+    explained = _filtered(after * gain, _filter(of_before, of_after, power))
     residual = np.abs(_spectra(before - explained)) ** 2
     deviations = _deviations(residual, levels)
     return Residual(

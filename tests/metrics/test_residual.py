@@ -67,6 +67,13 @@ def test_edges_that_are_sharpened_are_no_detail():
     assert seen.structure < 0.02 < 0.08 < plain.structure
 
 
+@pytest.mark.parametrize("gain", [0.85, 1.15])
+def test_a_gain_that_was_undone_is_no_detail(gain):
+    clean = surface()
+    seen = residual.judge(noisy(clean * gain, sigma=5.0), clean, 5.0)
+    assert seen.structure < 0.02 and seen.correlation < 0.05
+
+
 def test_grey_stored_as_colour_is_judged_as_grey():
     clean = surface(channels=1)
     before = noisy(clean)
