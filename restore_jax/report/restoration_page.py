@@ -131,7 +131,7 @@ def _example(
     facts = [
         ("Expected PSNR", f"{number(row['expected_psnr'], 1)} dB"),
         ("Noise", f"{number(row['noise'], 1)} → {number(row['noise_after'], 1)}"),
-        ("Blur x, y", f"{number(row['blur_x'], 1)}, {number(row['blur_y'], 1)} px"),
+        ("Blur x, y, px", f"{number(row['blur_x'], 1)}, {number(row['blur_y'], 1)}"),
         ("Residual", f"detail in {percent(row['residual_structure'])}"),
         ("Range", row["range"]),
     ]
