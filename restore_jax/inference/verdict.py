@@ -25,7 +25,7 @@ _WINDOW = 512
 _SHOWN = 384
 # Of the expected error: how many times `residual.unexplained` it is, how it grows with the
 # variance of the blur, and its share of what that blur would take from the output's edges.
-# Fitted on rendered images (benchmarks.verdict).
+# Chosen by the ranking of rendered images and of photographs, see docs/verdict.md.
 _RATIO, _BLUR_POWER, _OF_EDGES = 2.3, 0.25, 0.07
 # Blur that is not known: that of a somewhat soft photograph, in px.
 _USUAL_BLUR = 1.5
