@@ -26,7 +26,8 @@ ROOMS = {
     "report": {"metrics", "trust"},
     "checkpoints": {"config", "learner", "models", "parallel", "trust"},
     "inference": {
-        "checkpoints", "config", "degradation", "image_io", "models", "parallel", "trust",
+        "checkpoints", "config", "degradation", "image_io", "metrics", "models", "parallel",
+        "report", "trust",
     },
     "evaluation": {
         "checkpoints", "config", "degradation", "image_io", "learner", "losses", "metrics",

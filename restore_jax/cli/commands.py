@@ -40,6 +40,7 @@ class Flags:
     overwrite: bool = False
     dry_run: bool = False
     side_by_side: bool = False
+    report: bool = False
     compare: bool = False
     strength: float | None = None
     skip_outside: bool = False
@@ -125,7 +126,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     """Restores files and folders of images, by default with the default shipped model."""
     from restore_jax import shipped  # noqa: PLC0415
     from restore_jax.image_io import image_paths  # noqa: PLC0415
-    from restore_jax.inference import assessment, folders  # noqa: PLC0415
+    from restore_jax.inference import assessment, folders, restoration_report  # noqa: PLC0415
     from restore_jax.inference.restorer import load  # noqa: PLC0415
 
     del make_data
@@ -135,6 +136,8 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         raise UsageError(f"--white={flags.white}: must lie between 1 and 65535")
     if flags.skip_outside and flags.skip_assessment:
         raise UsageError("--skip_outside: not with --skip_assessment, which finds none outside")
+    if flags.report and flags.skip_assessment:
+        raise UsageError("--report: not with --skip_assessment, which leaves the noise unknown")
     max_pixels = folders.pixel_limit(flags.max_megapixels)
     items = folders.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
@@ -145,7 +148,8 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
             print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
     folders.check_output(output)
-    table = assessment.table(flags.input, output, flags.shard)
+    table = assessment.table(flags.input, output, flags.shard, flags.report)
+    report = restoration_report.Report(table) if flags.report and table else None
     options = {
         "strength": flags.strength,
         "self_ensemble": flags.self_ensemble,
@@ -181,7 +185,10 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         flags.skip_outside,
         not flags.skip_assessment,
         output / "trust" if flags.trust else None,
+        report and report.pictures,
     )
+    if report is not None:
+        print(report.write(flags.input))
     print(folders.format_outcome(outcome, output, passed_over))
 
 

@@ -64,6 +64,8 @@ _FLAGS = tuple(
         ("dry_run", flags.DEFINE_bool, False, "Only print what would be done.", _RESTORING),
         ("side_by_side", flags.DEFINE_bool, False,
          "Also save before-and-after comparison images.", _RESTORING),
+        ("report", flags.DEFINE_bool, False,
+         "Also write a page, the worst photographs first.", _RESTORING),
         ("compare", flags.DEFINE_bool, False, "The former name of side_by_side.", _RESTORING),
         ("strength", flags.DEFINE_float, None, "0 (input) to 1 (restored) [1].", _RESTORING),
         ("skip_outside", flags.DEFINE_bool, False,

@@ -210,7 +210,7 @@ def _parser(name: str, verb: _Verb) -> _Parser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26),
     )
     # One list for both kinds of arguments, since the help has to fit a screen.
-    group = parser.add_argument_group("arguments")
+    group = parser.add_argument_group()
     for argument in verb.arguments:
         if argument.options:
             group.add_argument(
@@ -231,7 +231,8 @@ def _parser(name: str, verb: _Verb) -> _Parser:
     for flag, text in flags.of_mode(name):
         if flag.name not in own:
             group.add_argument(f"--{flag.name}", help=text, **_options_of(flag))
-    group.add_argument("-h", "--help", action="help", help="Show this help.")
+    # Not listed, to save a line: whoever reads the list has found it.
+    group.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     return parser
 
 

@@ -7,7 +7,7 @@ import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from restore_jax.degradation.calibration import Estimate
 from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import RunError, UsageError
 from restore_jax.inference import pixels
+
+if TYPE_CHECKING:
+    from restore_jax.inference.verdict import Verdict
 
 # A table is written again at most so often, in seconds.
 _EVERY = 10.0
@@ -128,6 +131,7 @@ class Row:
         assessment: None if it could not be read.
         change_db: PSNR of the output against the input, dB; None without an output.
         error: why it failed, in one line.
+        verdict: what `verdict.judge` found; None if it was not asked, or could not tell.
     """
 
     file: str
@@ -136,6 +140,7 @@ class Row:
     assessment: Assessment | None = None
     change_db: float | None = None
     error: str = ""
+    verdict: "Verdict | None" = None
 
     def _reasons(self) -> tuple[str, ...]:
         found = self.assessment
@@ -147,6 +152,7 @@ class Row:
         found = self.assessment
         inside = None if found is None else found.inside
         blur = (None, None) if found is None else found.blur
+        seen = self.verdict
         return {
             "file": self.file,
             "source": self.source,
@@ -157,12 +163,17 @@ class Row:
             "reason": "; ".join(self._reasons()),
             "action": self.action,
             "change_db": _number(self.change_db),
+            "expected_psnr": _number(seen and seen.expected_psnr),
+            "noise_after": _number(seen and seen.noise_after),
+            "residual_correlation": _number(seen and seen.correlation, 3),
+            "residual_structure": _number(seen and seen.structure, 4),
+            "trust": _number(seen and seen.trust),
             "error": self.error,
         }
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 COLUMNS = tuple(Row("", "", "").as_columns())
@@ -207,6 +218,11 @@ class Table:
         if time.monotonic() - self._written > _EVERY:
             self.write()
 
+    def columns(self) -> list[Mapping[str, str]]:
+        """The rows of this run and of earlier ones, in the order of the files' names."""
+        rows = self._earlier | {row.file: row.as_columns() for row in self.rows}
+        return [rows[name] for name in sorted(rows)]
+
     def write(self) -> None:
         """Writes the table, if there are rows to write, in the order of the files' names.
 
@@ -215,11 +231,10 @@ class Table:
         """
         if not self.rows:
             return
-        rows = self._earlier | {row.file: row.as_columns() for row in self.rows}
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows[name] for name in sorted(rows))
+        writer.writerows(self.columns())
         try:
             with files.replacing(self.path) as temporary:
                 # With a byte order mark, by which spreadsheets know UTF-8.
@@ -232,7 +247,7 @@ class Table:
 
 
 def table(
-    inputs: Sequence[str], output: pathlib.Path, shard: str | None = None
+    inputs: Sequence[str], output: pathlib.Path, shard: str | None = None, always: bool = False
 ) -> Table | None:
     """Returns the table of a run, with the rows of earlier ones; None for a single file.
 
@@ -240,11 +255,12 @@ def table(
         inputs: files, folders and globs.
         output: the output folder, where the table is.
         shard: "I/N" for a part of the images, which has a table of its own.
+        always: whether a single file has one, too.
 
     Raises:
         UsageError: if another file has its place.
     """
-    if len(inputs) == 1 and pathlib.Path(inputs[0]).expanduser().is_file():
+    if not always and len(inputs) == 1 and pathlib.Path(inputs[0]).expanduser().is_file():
         return None
     part = "" if shard in (None, "1/1") else f"-{shard.replace('/', '-of-')}"
     return Table(output / f"restore{part}.csv")

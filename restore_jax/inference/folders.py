@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import shutil
@@ -20,7 +21,7 @@ from restore_jax.errors import RunError, UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.image_io.image_files import ImageFileError, Photograph
 from restore_jax.image_io.photograph import estimated_white
-from restore_jax.inference import assessment, pixels, trust_maps
+from restore_jax.inference import assessment, pixels, trust_maps, verdict
 from restore_jax.inference.restorer import Restorer
 from restore_jax.parallel import cores
 
@@ -78,11 +79,13 @@ class _Written(NamedTuple):
         is_copy: whether it is the input unchanged.
         change_db: PSNR against the input, dB; None for a copy, or where the restoration of a
             large image overwrote the input in memory.
+        judged: what `verdict.judge` found, if it was asked.
     """
 
     notes: tuple[str, ...] = ()
     is_copy: bool = False
     change_db: float | None = None
+    judged: tuple[verdict.Verdict, verdict.Picture] | None = None
 
 
 def plan(
@@ -126,6 +129,7 @@ def restore_files(
     skip_outside: bool = False,
     assesses: bool = True,
     maps: pathlib.Path | None = None,
+    pictures: verdict.Pictures | None = None,
     listener: Listener | None = None,
 ) -> Outcome:
     """Restores images and writes each of them atomically.
@@ -148,6 +152,8 @@ def restore_files(
         skip_outside: saves images that lie outside of what the model knows unchanged.
         assesses: compares images with what the model knows.
         maps: a folder for the trust map of each restoration, see `trust_maps`.
+        pictures: gets those of the restorations, which are then judged, see `verdict`; only of
+            images that are assessed.
         listener: called with each note on an image, and with the error of an image that fails.
             None: they are printed, and so is the progress.
 
@@ -231,7 +237,8 @@ def restore_files(
             read.append((item, photograph))
             for plane in photograph.planes:
                 # A picture of both needs the input as well.
-                in_place = comparisons is None and _size(photograph) > _AHEAD_BYTES
+                in_place = comparisons is None and pictures is None
+                in_place = in_place and _size(photograph) > _AHEAD_BYTES
                 yield pixels.Levels(plane, photograph.white, in_place)
 
     writing: collections.deque[tuple[Item, concurrent.futures.Future[_Written], int]]
@@ -257,7 +264,10 @@ def restore_files(
             outcome.restored += 1
             if item in assessed and (doubt := assessed[item].doubt(written.change_db)):
                 report(item, [doubt])
-            add_row(item, assessment.RESTORED, change_db=written.change_db)
+            seen, picture = written.judged or (None, None)
+            if pictures is not None and seen is not None and picture is not None:
+                pictures.add(item.relative.as_posix(), seen.expected_psnr, picture)
+            add_row(item, assessment.RESTORED, change_db=written.change_db, verdict=seen)
         bar.update()
 
     with (
@@ -279,8 +289,19 @@ def restore_files(
                 continue
             read.popleft()
             restored, half_widths, done, bars = done, bars, [], []
+            judge = None
+            if pictures is not None and item in assessed:
+                judge = functools.partial(verdict.judge, found=assessed[item])
             future = threads.submit(
-                _write, item, restored, photograph, file_format, comparisons, maps, half_widths
+                _write,
+                item,
+                restored,
+                photograph,
+                file_format,
+                comparisons,
+                maps,
+                half_widths,
+                judge,
             )
             size = sum(array.nbytes for array in (*restored, *half_widths))
             writing.append((item, future, size))
@@ -515,8 +536,9 @@ def _write(
     comparisons: pathlib.Path | None,
     maps: pathlib.Path | None,
     half_widths: Sequence[np.ndarray],
+    judge: Callable[..., tuple[verdict.Verdict, verdict.Picture] | None] | None,
 ) -> _Written:
-    """Writes a restoration."""
+    """Writes a restoration, and judges it if asked to."""
     if maps is not None:  # first, since a restoration that exists is skipped
         trust_maps.write(maps, item.relative, half_widths)
     notes = image_files.write(item.target, restored, photograph, file_format)
@@ -525,10 +547,13 @@ def _write(
         both = _side_by_side(photograph.pixels, restored[0], photograph.white)
         beside = Photograph(both)
         image_files.write(path, beside.pixels, beside)
-    change = None
+    white, change, judged = photograph.white, None, None
     if not any(new is old for new, old in zip(restored, photograph.planes, strict=True)):
-        change = assessment.change_in_db(photograph.planes, restored, photograph.white)
-    return _Written(notes, change_db=change)
+        change = assessment.change_in_db(photograph.planes, restored, white)
+        if judge is not None:
+            bar = half_widths[0] if half_widths else None
+            judged = judge(photograph.pixels, restored[0], white, half_width=bar)
+    return _Written(notes, change_db=change, judged=judged)
 
 
 def _copy(item: Item, photograph: Photograph, file_format: str | None) -> _Written:

@@ -189,6 +189,10 @@ def test_without_a_checkout_one_is_asked_for(monkeypatch, capsys, tmp_path, argu
         (("restore", "a.png", "-o", "out", "--watch"), "unrecognized arguments: --watch"),
         (("restore", "nothing/here.png", "-o", "out"), "nothing/here.png"),
         (("restore", "a.png", "-o", "out", "-m", "none"), "a.png"),
+        (
+            ("restore", "a.png", "-o", "out", "--report", "--skip_assessment"),
+            "--report: not with --skip_assessment, which leaves the noise unknown",
+        ),
         (("models", "general"), "unrecognized arguments: general"),
         (("export", "general"), "required: -o/--output"),
         (("train",), "required: CONFIG"),
@@ -252,6 +256,19 @@ def test_restoring_is_that_of_launch_whatever_the_names(monkeypatch, capsys, tmp
     assert restored == content(tmp_path / "long") == content(tmp_path / "flags")
     for name, folder in (("a 1.png", "scans [2024]"), ("c[1].png", "more of them")):
         assert restored[name] != (tmp_path / folder / name).read_bytes()
+
+
+def test_a_report_of_a_single_file_is_that_of_launch(monkeypatch, capsys, tmp_path):
+    shipping.ship(monkeypatch, tmp_path / "weights", "one")
+    monkeypatch.chdir(tmp_path)
+    photograph(tmp_path / "a.png")
+    options = ["--model=one", "--tile=32", "--report"]
+    assert restore_jax(monkeypatch, "restore", "a.png", "-o", "short", *options) == 0
+    assert "the page of the folder: short/restore.html" in capsys.readouterr().out
+    launched("--mode=restore", "--input=a.png", "--output=long", "--workdir=one", *options[1:])
+    pages = content(tmp_path / "short")
+    assert sorted(pages) == ["a.png", "restore.csv", "restore.html"]
+    assert pages == content(tmp_path / "long")
 
 
 def test_an_export_is_that_of_launch(monkeypatch, capsys, tmp_path):
