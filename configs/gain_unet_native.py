@@ -2,8 +2,9 @@
 
     python launch.py --config=configs/gain_unet_native.py --config.data.root=DIR
 
-trains on crops of native-size photographs, each with a thumbnail of its whole photograph, from
-which the gain is estimated. A blur of 10 px leaves no detail in single pixels, so the network
+trains on crops of native-size photographs, each with a thumbnail of its whole photograph. The
+gain of each channel is measured and undone before; the thumbnail tells the trunk about the noise
+that was clipped. A blur of 10 px leaves no detail in single pixels, so the network
 works on blocks of 4×4 pixels.
 """
 
@@ -24,6 +25,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.train.epochs = 60
     config.eval.every_epochs = 2
     config.eval.batch_size = 2
+    config.data.undo_gain = True
     config.data.image_size = 0
     config.data.crop_size = 256
     config.data.crops_per_image = 8
