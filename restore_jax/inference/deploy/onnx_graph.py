@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 _FEWEST_HALVED = 256
 
 
-def session(content: bytes) -> "onnxruntime.InferenceSession":
-    """Returns a session of onnxruntime on the CPU that does not print its errors too."""
+def session(content: bytes, threads: int = 0) -> "onnxruntime.InferenceSession":
+    """Returns a session of onnxruntime on the CPU that does not print its errors too.
+
+    Args:
+        content: the file.
+        threads: how many compute; 0: one per core.
+    """
     import onnxruntime  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are also raised as exceptions
+    options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
@@ -66,7 +72,41 @@ def folded(proto: "onnx.ModelProto") -> "onnx.ModelProto":
         if node.op_type == "Gemm" and len(node.input) == 3 and beta == 0.0:
             # With beta = 0 this scalar has no effect, but OpenCV 4 does not accept it.
             del node.input[2]
+    _expand_terms(onnx.shape_inference.infer_shapes(found, strict_mode=True), found)
     return onnx.shape_inference.infer_shapes(found, strict_mode=True)
+
+
+def _expand_terms(inferred: "onnx.ModelProto", proto: "onnx.ModelProto") -> None:
+    """Expands computed terms of sums, of which one is added to all pixels.
+
+    OpenCV 5 merges a sum with the convolution before it, and then fails at such a term.
+
+    Args:
+        inferred: the graph with all shapes.
+        proto: the graph to change.
+    """
+    import onnx  # noqa: PLC0415
+
+    graph = inferred.graph
+    shapes = {
+        value.name: [side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    nodes = []
+    for node in proto.graph.node:
+        if node.op_type == "Add":
+            full = shapes[node.output[0]]
+            for place, name in enumerate(node.input):
+                # The others are constants.
+                if name in shapes and shapes[name] != full:
+                    wide, sides = f"{name}_expanded_{node.name}", f"{name}_sides_{node.name}"
+                    tensor = onnx.numpy_helper.from_array(np.array(full, np.int64), sides)
+                    proto.graph.initializer.append(tensor)
+                    nodes.append(onnx.helper.make_node("Expand", [name, sides], [wide], wide))
+                    node.input[place] = wide
+        nodes.append(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
 
 
 def use_relu(proto: "onnx.ModelProto") -> None:

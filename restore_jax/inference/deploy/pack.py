@@ -145,7 +145,7 @@ def _models(
     if size is not None:
         one = export.convert_onnx(*model, size=size, notes=notes)
         height, width = size
-        about = f"float32, for images of {height}×{width} px alone: OpenCV, TensorRT"
+        about = f"float32, for images of {height}×{width} px alone, without shape arithmetic"
         file = f"restorer_{height}x{width}.onnx"
         content = one.proto.SerializeToString()
         found.append(_Model(file, "float32", one.shape, about, content))
