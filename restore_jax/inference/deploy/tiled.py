@@ -44,8 +44,10 @@ class Restorer:
         place = pathlib.Path(folder or pathlib.Path(__file__).parent)
         self.manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
         model = model or self.manifest["models"][0]["file"]
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
         self.session = onnxruntime.InferenceSession(
-            str(place / model), providers=list(providers)
+            str(place / model), options, providers=list(providers)
         )
         degraded, *others = self.session.get_inputs()
         if any(isinstance(side, int) for side in degraded.shape[1:3]):
