@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/sca_unet_sample
 REQUIREMENTS := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes),requirements-cuda12.txt,requirements.txt)
 
-.PHONY: setup train test newest test-all bench-smoke opencv4 lint bench
+.PHONY: setup train test newest lock sbom test-all bench-smoke opencv4 lint bench
 
 setup: $(VENV)/installed
 
 # The stamp is written last, so that an interrupted installation is run again, as is one whose
 # requirements have changed since.
-$(VENV)/installed: pyproject.toml $(wildcard requirements*.txt requirements/*.txt)
+$(VENV)/installed: pyproject.toml $(filter-out %/lock-restore.txt,$(wildcard requirements*.txt requirements/*.txt))
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "error: $(PYTHON) is not Python 3.11 to 3.13; try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,20 @@ newest:
 	$(MAKE) setup VENV=build/newest UPGRADE='--upgrade --upgrade-strategy=eager'
 	build/newest/bin/python -m pip list --disable-pip-version-check
 	$(MAKE) test VENV=build/newest
+
+# What `pip install .` installs, by version and digest, for Python 3.11 on Linux x86-64: renewed.
+LOCKED := --python-version=3.11 --python-platform=x86_64-manylinux_2_28 --no-config --quiet
+lock: setup
+	$(BIN)/uv pip compile $(LOCKED) --generate-hashes --upgrade --custom-compile-command='make lock' \
+	  --output-file=requirements/lock-restore.txt requirements/restore.txt
+	$(MAKE) sbom
+
+# What is shipped, of the locked packages and the models: the SBOM of the wheel, docs/licences.md.
+sbom: setup
+	rm -rf build/locked
+	$(BIN)/uv pip install $(LOCKED) --require-hashes --target=build/locked \
+	  --requirement=requirements/lock-restore.txt
+	$(BIN)/python -m requirements.inventory build/locked
 
 # The tests that `make test` skips.
 test-all: setup

@@ -7,6 +7,7 @@ python launch.py --mode=compare --workdir=runs/mine --workdir=runs/other
 python launch.py --mode=restore --input=photographs --output=restored [--workdir=runs/mine|NAME]
 python launch.py --mode=export --workdir=runs/mine --output=mine.onnx
 python launch.py --mode=import --config=configs/rcan.py --weights=model.pth --workdir=runs/rcan
+python launch.py --mode=trust --workdir=runs/mine
 python launch.py --mode=calibrate --config=configs/general.py:pairs --config.data.root=DIR …
 python launch.py --mode=serve [--port=8000] [--workdir=runs/mine|NAME]
 """

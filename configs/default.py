@@ -9,7 +9,7 @@ from ml_collections.config_dict import placeholder
 
 from restore_jax.errors import UsageError
 
-DATA = ("mvtec_ad", "inspection", "sample", "kla", "pairs", "clean")
+DATA = ("mvtec_ad", "inspection", "sample", "kla", "pairs", "clean", "shots")
 
 
 def get_config(data: str = "mvtec_ad") -> ConfigDict:
@@ -90,7 +90,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.name = data
     config.data.root = ""  # the data's folder; for mvtec_ad also the folder of its archives
     # mvtec_ad, inspection, sample: defects (as in the reports), good or all; kla: defects, or
-    # test for its hidden test set; pairs and clean have a single split, named as the default.
+    # test for its hidden test set; pairs, clean and shots have one split, named as the default.
     config.data.split = "defects"
     config.data.image_size = 256  # px of both sides, after degrading; 0 = native size
     config.data.crop_size = 256  # px of training crops, only with image_size=0

@@ -24,7 +24,8 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.train.batch_size = 8
     config.eval.every_epochs = 2
     config.eval.batch_size = 2
-    config.data.split = "all"
+    if data in ("mvtec_ad", "inspection", "sample"):  # the others have no such split
+        config.data.split = "all"
     config.data.image_size = 0
     config.data.crop_size = 192
     config.data.crops_per_image = 8
@@ -35,4 +36,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     if data == "sample":
         config.data.sample_size = 512
         config.data.sample_count = 12
+    elif data == "shots":  # there are few parts
+        config.train.epochs = 100
+        config.eval.every_epochs = 10
     return config

@@ -17,7 +17,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.name = "sca_unet_released"
     config.model.variant = "released"
     config.loss.edge = 0.0
-    config.loss.edge_pyramid = 0.1
+    config.loss.edge_pyramid = 0.0 if data == "shots" else 0.1
     if data in ("mvtec_ad", "kla"):
         config.data.image_size = 512
     return config

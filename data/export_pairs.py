@@ -59,6 +59,10 @@ def load(config: ConfigDict) -> Realised:
             "config.data.resident: crops of native photographs are degraded anew at each step; "
             "set config.data.realisations=0, or config.data.resident=False"
         )
+    if config.data.name == "shots":
+        raise UsageError(
+            "config.data.resident: shots are drawn by the host in every epoch; set it to False"
+        )
     config, law, sources = pipeline.load(config)
     if not sources["train"].count:
         raise UsageError(

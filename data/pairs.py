@@ -7,7 +7,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data import augmentation, degrade, recolour, resize
-from data.sources import images
+from data.sources import images, shot_pairs
 from restore_jax import batches
 from restore_jax.degradation import definition, digital_gain
 
@@ -33,22 +33,33 @@ Fields = dict[str, tf.Tensor]
 MakePair = Callable[[Fields, tf.Tensor | int, tf.Tensor | int], Fields]
 
 
-def pair_maker(settings: ConfigDict, law: definition.Law, recolours: bool = False) -> MakePair:
+def pair_maker(
+    settings: ConfigDict,
+    law: definition.Law,
+    recolours: bool = False,
+    averages: bool = False,
+) -> MakePair:
     """Returns a function that degrades a photograph at native size and resizes the pair.
 
-    A record that has its own degraded photograph is only resized. TensorFlow traces the
+    A record that has its own degraded photograph is only resized. Of several shots, two are
+    drawn, or one with the mean of all others as its pair. TensorFlow traces the
     function once, however many datasets use it.
 
     Args:
         settings: `config.data`.
         law: the degradation.
         recolours: whether the colours of the clean photograph are changed at random first.
+        averages: of several shots, whether the second of a pair is the mean of all others.
     """
 
     @tf.function
     def traced(record: Fields, seed: tf.Tensor, draw: tf.Tensor) -> Fields:
         clean, mask = _decode(record)
-        if "degraded" in record:
+        if "shots" in record:
+            draw_pair = shot_pairs.to_the_mean if averages else shot_pairs.drawn
+            key = degrade.draw_seed(seed, record["id"], draw)
+            degraded, clean = draw_pair(record, key)
+        elif "degraded" in record:
             degraded = images.decode(record["degraded"], 3)
         else:
             key = degrade.draw_seed(seed, record["id"], draw)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data import batching, pairs, process_rows, records, training, vgg16
+from data.sources import shot_pairs
 from restore_jax import batches
 from restore_jax.batches import ALL, Batch, Data, Share
 from restore_jax.degradation import definition
@@ -47,9 +48,11 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
             f"config.data.crops_per_image: {settings.crops_per_image} needs a single process; "
             "use 1 with several processes"
         )
-    make_pair = pairs.pair_maker(settings, law)
-    for_training = make_pair
-    if settings.get("recolour", False):
+    make_pair = for_training = pairs.pair_maker(settings, law)
+    has_shots = "shots" in train.dataset.element_spec
+    if has_shots:
+        make_pair = pairs.pair_maker(settings, law, averages=True)
+    elif settings.get("recolour", False):
         for_training = pairs.pair_maker(settings, law, recolours=True)
     training_batches = training.TrainingBatches(config, for_training, train, share)
 
@@ -85,6 +88,7 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
         load_loss_params=functools.partial(vgg16.load_loss_params, config),
         identity=records.identity(sources),
         white=sources["train"].white,
+        target=shot_pairs.TARGET if has_shots else "",
     )
 
 
@@ -93,7 +97,8 @@ def load(config: ConfigDict) -> tuple[ConfigDict, definition.Law, dict[str, reco
 
     Returns:
         The configuration, with `data.realisations` set to 1 if the records have their own
-        degraded photographs; the degradation law; the records by split.
+        degraded photographs, and to 0 if they have several; the degradation law; the records
+        by split.
 
     Raises:
         UsageError: as `make_data`.
@@ -108,6 +113,10 @@ def load(config: ConfigDict) -> tuple[ConfigDict, definition.Law, dict[str, reco
         # There is one degraded version of each photograph, and the law is not applied.
         config = config.copy_and_resolve_references()
         config.data.realisations = 1
+    elif "shots" in sources["train"].dataset.element_spec:
+        # Two shots are drawn in every epoch, and the law is not applied.
+        config = config.copy_and_resolve_references()
+        config.data.realisations = 0
     return config, law, sources
 
 

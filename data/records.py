@@ -3,7 +3,10 @@
 A record is a dict of scalars: `image` and `mask`, encoded images of the same size; `has_mask`,
 bool, false if the mask is unknown and therefore black; `id`, `category` and `defect_type`,
 strings. If a source provides its own degraded photographs, all its records also have
-`degraded`, encoded and of the same size, which is then used instead of degrading `image`.
+`degraded`, encoded and of the same size, which is then used instead of degrading `image`. If a
+source has several degraded photographs of each part and no clean one, a record is a part:
+`image` is one of them, and `shots` the others, a serialized tensor of strings [N - 1], encoded
+and of the same size.
 """
 
 import functools
@@ -16,7 +19,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data.rendered import sample
-from data.sources import folders, inspection, kla, mvtec_ad, splits
+from data.sources import folders, inspection, kla, mvtec_ad, shots, splits
 from restore_jax.config import schema
 from restore_jax.errors import UsageError
 from restore_jax.image_io import limits
@@ -154,6 +157,7 @@ SOURCES: dict[str, Callable[[ConfigDict], dict[str, Records]]] = {
     "kla": functools.partial(_load_files, kla.load),
     "pairs": functools.partial(_load_files, folders.load_pairs),
     "clean": functools.partial(_load_files, folders.load_clean),
+    "shots": functools.partial(_load_files, shots.load),
 }
 
 

@@ -81,6 +81,8 @@ class Data:
         white: the white level of the 16-bit photographs; 0 where there are none.
         pairs: the file of pairs that the batches come from, a `pairs_file.Pairs`; None where
             they come from the host's pipeline.
+        target: what the "clean" images of an evaluation are where there are no clean
+            photographs: estimates with noise of their own; "" where they are clean.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Data:
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
     white: int = 0
     pairs: Any = None
+    target: str = ""
 
 
 def cached(make_data: Callable[[ConfigDict], Data]) -> Callable[[ConfigDict], Data]:

@@ -44,8 +44,13 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert "nothing was missing" in text
     assert "mean of images" in text
     assert "1 image restored" in text
-    assert "(96, 96, 3) -> (96, 96, 3)" in text
-    assert sum("image/png" in kinds for _, kinds in shown) == 2
+    assert "(192, 192, 3) -> (192, 192, 3)" in text
+    pictures = [number for number, (_, kinds) in enumerate(shown) if "image/png" in kinds]
+    assert len(pictures) == 3
+    trained = next(number for number, (text, _) in enumerate(shown) if "launch.py" in text)
+    assert pictures[0] < trained
+    before, after = map(float, re.search(r"error: (\S+) grey levels, (\S+) res", text).groups())
+    assert after < 0.5 * before
     assert any("text/html" in kinds for _, kinds in shown)
     assert (tmp_path / "restored.zip").stat().st_size > 1000
     assert (tmp_path / "restored" / "model.safetensors").is_file()

@@ -19,7 +19,7 @@ from PIL import Image
 
 import restore_jax
 from restore_jax import __main__, shipped
-from restore_jax.checkpoints import weights_file
+from restore_jax.checkpoints import trust_file, weights_file
 from restore_jax.cli import commands
 from restore_jax.errors import UsageError
 from restore_jax.parallel import cores
@@ -53,6 +53,13 @@ def test_a_shipped_model_is_what_its_row_says(model):
     assert restored.shape == image.shape
     assert np.isfinite(restored).all()
     assert not np.array_equal(restored, image)
+
+
+def test_shipped_trust_maps_cover_what_they_promise():
+    found = {model.name: trust_file.read(model.path) for model in shipped.MODELS}
+    assert found["general"] is not None
+    for trust in filter(None, found.values()):
+        assert 0.88 <= trust.notes["coverage"] <= 0.92
 
 
 def test_the_table_and_its_folder_hold_the_same_and_little():

@@ -19,17 +19,18 @@ ROOMS = {
     "image_io": set(),
     "metrics": set(),
     "models": set(),
+    "trust": {"models"},
     "losses": {"metrics", "models"},
     "learner": {"metrics", "models"},
     "config": {"losses", "models"},
-    "report": {"metrics"},
-    "checkpoints": {"config", "learner", "models", "parallel"},
+    "report": {"metrics", "trust"},
+    "checkpoints": {"config", "learner", "models", "parallel", "trust"},
     "inference": {
-        "checkpoints", "config", "degradation", "image_io", "models", "parallel",
+        "checkpoints", "config", "degradation", "image_io", "models", "parallel", "trust",
     },
     "evaluation": {
         "checkpoints", "config", "degradation", "image_io", "learner", "losses", "metrics",
-        "models", "parallel", "report",
+        "models", "parallel", "report", "trust",
     },
     "train": {
         "checkpoints", "config", "degradation", "evaluation", "learner", "losses", "metrics",

@@ -51,7 +51,7 @@ def report(name: str, problems: Sequence[str], total: int) -> None:
     if problems:
         print(
             f"{name}: {len(problems)} of {total} images cannot be read and are left out: "
-            f"{_first_few(problems)}"
+            f"{first_few(problems)}"
         )
 
 
@@ -66,7 +66,7 @@ def report_blank(name: str, files: Sequence[str], total: int) -> None:
     if files:
         print(
             f"{name}: {len(files)} of {total} defective photographs have a blank mask, which "
-            f"counts as unknown: {_first_few(files)}"
+            f"counts as unknown: {first_few(files)}"
         )
 
 
@@ -80,10 +80,11 @@ def report_stacks(name: str, files: Sequence[str]) -> None:
     if files:
         print(
             f"{name}: only the first picture of {len(files)} files with several is read "
-            f"({_first_few(files)}); save the others as files of their own to use them"
+            f"({first_few(files)}); save the others as files of their own to use them"
         )
 
 
-def _first_few(texts: Sequence[str]) -> str:
+def first_few(texts: Sequence[str]) -> str:
+    """Returns the first few of some names for a message, and how many more there are."""
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return f"{', '.join(sorted(texts)[:SHOWN])}{more}"

@@ -45,6 +45,7 @@ class Example:
         more_masks: masks of further defects, if each defect has its own file.
         is_good: whether the photograph is known to have no defect; its mask is then known to be
             empty.
+        shots: further degraded photographs of the same part, if `image` is a degraded one too.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Example:
     mask: Path | None = None
     more_masks: tuple[Path, ...] = ()
     is_good: bool = False
+    shots: tuple[Path, ...] = ()
 
     @property
     def masks(self) -> tuple[Path, ...]:
@@ -63,8 +65,9 @@ class Example:
 
     @property
     def photographs(self) -> tuple[Path, ...]:
-        """The clean and the degraded photograph, as far as there are files."""
-        return (self.image,) if self.degraded is None else (self.image, self.degraded)
+        """The clean and the degraded photograph, or all shots."""
+        degraded = () if self.degraded is None else (self.degraded,)
+        return (self.image, *degraded, *self.shots)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -306,7 +309,9 @@ def as_dataset(
         Records as documented in `data.records`. A file that turns out to be damaged stops the
         iteration with a message that names it.
     """
-    encoded = ("image", "mask", *(("degraded",) if paired else ()))
+    encoded = ["image", "mask"]
+    encoded += ["degraded"] if paired else []
+    encoded += ["shots"] if any(example.shots for example in examples) else []
 
     def read(index: np.ndarray) -> list[np.ndarray]:
         files = _read(examples[index], max_pixels, white)
@@ -339,6 +344,11 @@ def _read(example: Example, max_pixels: int, white: int) -> dict[str, bytes]:
         degraded = _encoded(images.encode, example.degraded, max_pixels, white)
         files["degraded"] = degraded.data
         _check_size(example.degraded, degraded.size, example.image, size)
+    if example.shots:
+        shots = [_encoded(images.encode, path, max_pixels, white) for path in example.shots]
+        for path, shot in zip(example.shots, shots, strict=True):
+            _check_size(path, shot.size, example.image, size)
+        files["shots"] = tf.io.serialize_tensor([shot.data for shot in shots]).numpy()
     if example.mask is None:
         return files | {"mask": images.blank_mask(size)}
     masks = [_encoded(images.encode_mask, path, max_pixels) for path in example.masks]

@@ -69,7 +69,7 @@ def load_pairs(
         UsageError: there are no such pairs; there is nothing to train or to validate on; or
             files have no counterpart, cannot be read or differ in size (names the first ones).
     """
-    _check_default_split(split, "pairs")
+    check_default_split(split, "pairs")
     layout = "{train,val}/{degraded,clean} or {degraded,clean}"
     folder = open_root(root, f"the folder of {layout}")
     flat = all((folder / name).is_dir() for name in ("degraded", "clean"))
@@ -86,7 +86,7 @@ def load_pairs(
                 raise UsageError(f"config.data.root={root!r}: there is no {part}/{name}")
         matched = match(below["clean"], below["degraded"], below["mask"], folder, faults)
         found[part] = [_example(folder, part, key, *files) for key, files in matched.items()]
-    return _check_and_split("pairs", folder, found, faults, skip_bad, max_pixels, white)
+    return check_and_split("pairs", folder, found, faults, skip_bad, max_pixels, white)
 
 
 def load_clean(
@@ -112,7 +112,7 @@ def load_clean(
     Raises:
         UsageError: as `load_pairs`.
     """
-    _check_default_split(split, "clean")
+    check_default_split(split, "clean")
     folder = open_root(root, "a folder of photographs")
     divided = all((folder / part).is_dir() for part in PARTS)
     faults: Faults = collections.defaultdict(list)
@@ -131,7 +131,7 @@ def load_clean(
             "not photographs; for BTAD, VisA, MVTec AD 2 and MVTec LOCO with their masks, use "
             "the data set inspection"
         )
-    return _check_and_split("clean", folder, found, faults, skip_bad, max_pixels, white)
+    return check_and_split("clean", folder, found, faults, skip_bad, max_pixels, white)
 
 
 def open_root(root: str, wanted: str) -> Path:
@@ -275,7 +275,7 @@ def _example(root: Path, part: str, key: str, *files: Path | None) -> Example:
     )
 
 
-def _check_and_split(
+def check_and_split(
     name: str,
     root: Path,
     found: Mapping[str, list[Example]],
@@ -283,8 +283,26 @@ def _check_and_split(
     skip_bad: bool,
     max_pixels: int,
     white: int,
+    unit: str = "images",
 ) -> Loaded:
-    """Checks the photographs found and splits them, unless their folders do."""
+    """Checks the photographs found and splits them, unless their folders do.
+
+    Args:
+        name: name of the data set.
+        root: `config.data.root`.
+        found: the photographs by folder, `train` and `val`; those under "" are split by hash.
+        faults: faults found so far.
+        skip_bad: `config.data.skip_bad`.
+        max_pixels: maximum number of pixels per file.
+        white: the white level of 16-bit files; 0: as stated or found.
+        unit: what the messages call the photographs.
+
+    Returns:
+        For `train` and `val`, the fields of `data.records.Records`.
+
+    Raises:
+        UsageError: there are faults, or no photograph to train or to validate on.
+    """
     examples = [example for members in found.values() for example in members]
     left_out, white = check(name, examples, root, faults, skip_bad, max_pixels, white)
     if "" in found:
@@ -294,13 +312,14 @@ def _check_and_split(
     kept = {part: [e for e in divided[part] if e.id not in left_out] for part in PARTS}
     for part, members in kept.items():
         if not members:
-            problem = "there are no images"
+            problem = f"there are no {unit}"
             if divided["train"] and "" in found:
                 problem = (
-                    "no category (first folder) has two images, so that one can be validated on"
+                    f"no category (first folder) has two {unit}, so that one can be validated "
+                    "on"
                 )
             if divided[part]:
-                problem = f"none of the images for {part} can be read"
+                problem = f"none of the {unit} for {part} can be read"
             raise UsageError(f"config.data.root={str(where[part])!r}: {problem}; add some")
     known = with_known_masks(name, kept, root, max_pixels)
     return {
@@ -318,7 +337,12 @@ def _split_by_hash(examples: Iterable[Example]) -> dict[str, list[Example]]:
     return {"train": [named[name] for name in train], "val": [named[name] for name in val]}
 
 
-def _check_default_split(split: str, name: str) -> None:
+def check_default_split(split: str, name: str) -> None:
+    """Refuses a `config.data.split` for data that have a single one.
+
+    Raises:
+        UsageError: it is not left at its default.
+    """
     if split != "defects":
         raise UsageError(
             f"config.data.split: {split!r} does not apply to {name!r}, which is split by its"

@@ -34,6 +34,8 @@ VERSIONS = {"1": "float32", "2": "float16"}
 NOTES = ("name", "purpose", "training_data", "licence", "known_range")
 # In a workdir, the text that "known_range" of `NOTES` is in a weights file.
 RANGE_FILE = "known_range.json"
+TRUST_PREFIX, TRUST_KEY = "trust/", "trust"
+"""Names of the tensors and of the metadata of a trust map, see `trust_file`."""
 LICENCE_NOTE = "weights trained on MVTec AD: non-commercial (CC BY-NC-SA 4.0)"
 
 # Paths of the machine that wrote the file, which are useless elsewhere.
@@ -83,13 +85,26 @@ def check_variables(model: Any, variables: Mapping[str, Any], source: str) -> No
         UsageError: with the first array that is missing, unknown, of the wrong shape or dtype,
             or not finite.
     """
-    _check_arrays(model, _flatten(variables), source)
+    check_arrays(_expected(model), _flatten(variables), source)
 
 
-def _check_arrays(model: Any, found: Mapping[str, Any], source: str) -> None:
+def _expected(model: Any) -> dict[str, Any]:
     # No architecture's parameters depend on the image size.
     image = np.zeros((1, 32, 32, 3), np.float32)
-    expected = _flatten(jax.eval_shape(model.init, jax.random.key(0), image))
+    return _flatten(jax.eval_shape(model.init, jax.random.key(0), image))
+
+
+def check_arrays(expected: Mapping[str, Any], found: Mapping[str, Any], source: str) -> None:
+    """Checks that arrays are those of a model: names, shapes, dtypes and finite values.
+
+    Args:
+        expected: what the model has, by path, each with a shape and a dtype.
+        found: the arrays by path.
+        source: the file or folder, for error messages.
+
+    Raises:
+        UsageError: as `check_variables`.
+    """
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise UsageError(f"{source}: {name} is missing; the file belongs to another model")
@@ -251,7 +266,7 @@ def read_weights(
             program or a later version of this one.
     """
     path = pathlib.Path(path).expanduser()
-    arrays, metadata = _read_file(path)
+    arrays, metadata = read_file(path)
     version = metadata["format_version"]
     try:
         fields = schema.read(metadata["config"], str(path))
@@ -260,8 +275,12 @@ def read_weights(
         raise UsageError(f"{path}: damaged header ({error!r}); copy the file again") from error
     config = ConfigDict(fields)
     model = make_model(config, str(path))
-    arrays = {name: _to_float32(name, array, version) for name, array in arrays.items()}
-    _check_arrays(model, arrays, str(path))
+    arrays = {
+        name: _to_float32(name, array, version)
+        for name, array in arrays.items()
+        if not name.startswith(TRUST_PREFIX)
+    }
+    check_arrays(_expected(model), arrays, str(path))
     if total != _parameter_count(arrays):
         raise UsageError(
             f"{path}: {_parameter_count(arrays)} parameters, but its header says {total}; copy "
@@ -353,7 +372,7 @@ def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
         UsageError: for a file that cannot be read, is damaged, or was written by another
             program or a later version of this one.
     """
-    _, metadata = _read_file(pathlib.Path(path).expanduser())
+    _, metadata = read_file(pathlib.Path(path).expanduser())
     return {key: metadata[key] for key in NOTES if key in metadata}
 
 
@@ -397,8 +416,13 @@ def with_licence(config: ConfigDict, notes: Mapping[str, str]) -> dict[str, str]
     return ({"licence": LICENCE_NOTE} if from_mvtec else {}) | dict(notes)
 
 
-def _read_file(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads the arrays and the metadata of a weights file."""
+def read_file(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads the arrays and the metadata of a weights file, as they are stored.
+
+    Raises:
+        UsageError: for a file that cannot be read, is damaged, or was written by another
+            program or a later version of this one.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:

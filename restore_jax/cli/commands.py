@@ -57,6 +57,7 @@ class Flags:
     pages: str | None = None
     white: int | None = None
     weights: str | None = None
+    trust: bool = False
     host: str | None = None
     port: int | None = None
     max_megabytes: int | None = None
@@ -163,6 +164,11 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         **{name: value for name, value in options.items() if value is not None},
         tile=flags.tile,
     )
+    if flags.trust and restorer.trust_map is None:
+        raise UsageError(
+            f"--trust: {model} has no trust map, or that of another checkpoint; make one with "
+            f"--mode=trust --workdir={model}"
+        )
     comparisons = output / "compare" if flags.side_by_side or flags.compare else None
     outcome = folders.restore_files(
         restorer,
@@ -176,6 +182,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         table,
         flags.skip_outside,
         not flags.skip_assessment,
+        output / "trust" if flags.trust else None,
     )
     print(folders.format_outcome(outcome, output, passed_over))
 
@@ -247,7 +254,8 @@ def run_export(flags: Flags, make_data: MakeData | None = None) -> None:
         name = notes.get("name") or source.stem
         print(pack.write_pack(restorer, output, name, size, overwrite, notes, calibration))
     elif output.suffix == ".safetensors":
-        print(export.export_weights(*model, config, dtype, notes, overwrite))
+        trust = restorer.trust_map
+        print(export.export_weights(*model, config, dtype, notes, overwrite, trust))
     elif output.suffix == ".onnx":
         print(export.export_onnx(*model, config, size, overwrite, notes, dtype, calibration))
     else:
@@ -301,6 +309,15 @@ def run_calibrate(flags: Flags, make_data: MakeData) -> None:
     print(calibrate.calibrate(flags.config, output, flags.overwrite))
 
 
+def run_trust(flags: Flags, make_data: MakeData) -> None:
+    """Trains and calibrates the trust map of a run, a weights file or a shipped model."""
+    from restore_jax.evaluation import fit_trust, trained  # noqa: PLC0415
+
+    source = trained.find(_workdir(flags), flags.checkpoint or "best", flags.config)
+    output = pathlib.Path(flags.output).expanduser() if flags.output else None
+    print(fit_trust.fit_trust(source, make_data, output, flags.overwrite))
+
+
 COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
@@ -309,6 +326,7 @@ COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "export": run_export,
     "import": run_import,
     "calibrate": run_calibrate,
+    "trust": run_trust,
     "serve": run_serve,
 }
 

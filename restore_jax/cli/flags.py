@@ -14,9 +14,12 @@ from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 from restore_jax.parallel import launcher
 
-MODES = ("train", "evaluate", "compare", "restore", "export", "import", "calibrate", "serve")
+MODES = (
+    "train", "evaluate", "compare", "restore", "export", "import", "calibrate", "trust",
+    "serve",
+)  # fmt: skip
 _SHARED = ("train", "evaluate", "restore")
-_READING = ("evaluate", "compare", "restore", "export")
+_READING = ("evaluate", "compare", "restore", "export", "trust")
 _RESTORING = ("restore",)
 _SERVING = ("serve",)
 _OF_RUNS = tuple(mode for mode in MODES if mode != "calibrate")
@@ -57,7 +60,7 @@ _FLAGS = tuple(
         ("format", flags.DEFINE_string, None,
          "png, jpeg, tiff, bmp, webp, gif, … [as the input].", _RESTORING),
         ("overwrite", flags.DEFINE_bool, False, "Replace existing files.",
-         ("restore", "export", "calibrate")),
+         ("restore", "export", "calibrate", "trust")),
         ("dry_run", flags.DEFINE_bool, False, "Only print what would be done.", _RESTORING),
         ("side_by_side", flags.DEFINE_bool, False,
          "Also save before-and-after comparison images.", _RESTORING),
@@ -74,12 +77,14 @@ _FLAGS = tuple(
          _RESTORING),
         ("shard", flags.DEFINE_string, None, "I/N: the I-th of N parts.", _RESTORING),
         ("white", flags.DEFINE_integer, None,
-         "White level of 16-bit files [of the file, or a guess].", _RESTORING),
+         "White level of 16-bit files [stated, or a guess].", _RESTORING),
         ("undo_gain", flags.DEFINE_bool, None,
-         "Undo the digital gain that the histogram shows [as trained].", _RESTORING),
+         "Undo the channels' digital gains [as trained].", _RESTORING),
         ("pages", _define_pages, None, "all or first, of TIFF stacks [all].", _RESTORING),
         ("max_megapixels", flags.DEFINE_integer, None,
          "Refuse larger images [200; serve: 64].", (*_RESTORING, *_SERVING)),
+        ("trust", flags.DEFINE_bool, False,
+         "Also save maps of how wrong each pixel may be.", _RESTORING),
         ("host", flags.DEFINE_string, None, "Address to listen at [127.0.0.1].", _SERVING),
         ("port", flags.DEFINE_integer, None, "Port, 0 for any free one [8000].", _SERVING),
         ("max_megabytes", flags.DEFINE_integer, None, "Refuse larger files [512].", _SERVING),

@@ -91,6 +91,12 @@ VERBS = {
         (_CONFIG, _OUTPUT._replace(metavar="FILE", required=True)),
         in_checkout=True,
     ),
+    "trust": _Verb(
+        "MODEL [--config=CONFIG] [-o FILE.safetensors]",
+        "Trains and calibrates a map of how wrong each pixel may be.",
+        (_MODEL_TO_READ, _DATA, _OUTPUT._replace(metavar="FILE")),
+        in_checkout=True,
+    ),
     "import": _Verb(
         "CONFIG WEIGHTS [-o DIR] [--config.FIELD=VALUE]",
         "Creates a run's folder from weights published for PyTorch.",

@@ -274,7 +274,7 @@ def of_config(data: Mapping[str, Any]) -> KnownRange | None:
     Returns:
         None if the photographs were not degraded by a law.
     """
-    if not data.get("degradation") or data.get("name") == "pairs":
+    if not data.get("degradation") or data.get("name") in ("pairs", "shots"):
         return None
     try:
         law = definition.law_from_config(data["degradation"])

@@ -271,8 +271,8 @@ def _data_fields(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "resize" in settings:
         fields["data.resize"] = settings["resize"]
-    # Those two data sets contain degraded images as files.
-    if data["name"] not in ("kla", "pairs"):
+    # Those data sets contain degraded images as files.
+    if data["name"] not in ("kla", "pairs", "shots"):
         law = settings.get("degradation") or {}
         fields |= {f"data.degradation.{field}": value for field, value in law.items()}
     return fields

@@ -14,7 +14,7 @@ from restore_jax.errors import UsageError
 from restore_jax.evaluation import mvtec_tree, per_image, results, trained
 from restore_jax.evaluation.per_image import Restored, Row
 from restore_jax.evaluation.results import Summary
-from restore_jax.metrics import defects, detect, fidelity, kla
+from restore_jax.metrics import coverage, defects, detect, fidelity, kla
 from restore_jax.metrics.detectability import Detectability
 from restore_jax.parallel import device_mesh, processes
 from restore_jax.report import evaluation_page, plots
@@ -85,6 +85,19 @@ def evaluate_model(
     if config.eval.oracle_mask and not getattr(model, "takes_mask", False):
         raise UsageError(f"config.eval.oracle_mask: {config.model.name} does not take a mask")
 
+    trust = trained.read_trust(source, variables)
+    judge = (
+        None
+        if trust is None
+        else functools.partial(jax.jit(trust.model.apply), trust.variables)
+    )
+
+    def judged(image: Restored) -> Restored:
+        if judge is None:
+            return image
+        half_width = judge(image.degraded[None], image.restored[None])
+        return image._replace(half_width=np.asarray(half_width)[0, ..., 0])
+
     data = make_data(source.data_config)
     folder = source.results_folder
     processes.on_first(lambda: results.set_aside_previous(folder, config, found))
@@ -97,7 +110,7 @@ def evaluate_model(
     def observe(image: Restored) -> None:
         # Reject NaN before it reaches a picture or a detector.
         fidelity.check_finite([image.row], fidelity.IMAGE_FIGURES)
-        _add_figures(image, config.eval.protocol)
+        _add_figures(judged(image), config.eval.protocol)
         # Scores on photographs that the detector was fitted on would be biased.
         if (
             image.row["category"] in detectors
@@ -143,14 +156,17 @@ def evaluate_model(
     requested = results.data_and_settings(config)
     summary = {
         "checkpoint": found,
-        "data": {**requested["data"], "name": data.name, "count": len(rows)},
+        "data": {**requested["data"], "name": data.name, "count": len(rows)}
+        | ({"target": data.target} if data.target else {}),
         "trained_on": dict(source.trained_on),
         "oracle_mask": config.eval.oracle_mask,
-        **_summarise(rows, good_rows, config.eval.protocol),
+        **_summarise(rows, good_rows, config.eval.protocol, trust is not None),
         "detectability": measured.result() if detectors else None,
         "settings": requested["settings"],
     }
-    examples = _examples(run, images_of(data, config.eval.split), rows)
+    if trust is not None:
+        summary["trust"] = trust.notes
+    examples = _examples(run, images_of(data, config.eval.split), rows, judged)
     page = evaluation_page.Report(
         title=f"{source.title} on {data.name}",
         summary=summary,
@@ -204,17 +220,19 @@ def _fit_detectors(
 
 def _add_figures(image: Restored, protocol: str) -> None:
     """Adds the figures computed on the host to the row of an image."""
-    row, degraded, restored, clean, mask, has_mask = image
+    row, degraded, restored, clean, mask, has_mask, half_width = image
     row |= defects.preservation_figures(
         restored, degraded, clean, mask, has_mask, image.is_good
     )
     if protocol == "kla":
         known = mask if has_mask else np.zeros_like(mask)
         row |= kla.kla_figures(restored, clean, known)
+    if half_width is not None:
+        row |= coverage.trust_figures(half_width, restored, clean, mask, has_mask)
 
 
 def _add_to_detectability(measured: Detectability, image: Restored) -> None:
-    row, degraded, restored, clean, mask, has_mask = image
+    row, degraded, restored, clean, mask, has_mask, _ = image
     measured.add(row["category"], clean, degraded, restored, mask, has_mask, image.is_good)
 
 
@@ -232,7 +250,9 @@ def _triplet(image: Restored) -> plots.Triplet:
     )
 
 
-def _summarise(rows: Sequence[Row], good_rows: Sequence[Row], protocol: str) -> Summary:
+def _summarise(
+    rows: Sequence[Row], good_rows: Sequence[Row], protocol: str, has_trust: bool
+) -> Summary:
     """Merges the summaries; `good_rows` only count for figures of defect-free photographs."""
     parts = [
         fidelity.summarise(rows),
@@ -240,6 +260,8 @@ def _summarise(rows: Sequence[Row], good_rows: Sequence[Row], protocol: str) -> 
     ]
     if protocol == "kla":
         parts.append(kla.summarise_kla(rows))
+    if has_trust:
+        parts.append(coverage.summarise_trust(rows))
     return fidelity.merge(parts)
 
 
@@ -252,7 +274,10 @@ def _same_figures(again: Row, measured: Row) -> bool:
 
 
 def _examples(
-    run: Callable[..., list[Row]], images: Iterable[batches.Batch], rows: Sequence[Row]
+    run: Callable[..., list[Row]],
+    images: Iterable[batches.Batch],
+    rows: Sequence[Row],
+    judged: Callable[[Restored], Restored],
 ) -> list[evaluation_page.Example]:
     """Restores the best, median and worst image of each category (by PSNR) a second time.
 
@@ -279,7 +304,7 @@ def _examples(
             return
         names = {name: row[name] for name in ("category", "defect_type", "id")}
         # Copied: views would keep the whole batch in memory.
-        fields = image.copied()._asdict() | names | {"row": row}
+        fields = judged(image).copied()._asdict() | names | {"row": row}
         found.extend(evaluation_page.Example(rank=rank, **fields) for rank in chosen[row["id"]])
 
     wanted = (batch for batch in images if not chosen.keys().isdisjoint(batch["id"].tolist()))

@@ -25,6 +25,7 @@ class Restored(NamedTuple):
         degraded, restored, clean: float32 [H, W, 3] in [0, 1].
         mask: float32 [H, W, 1] in {0, 1}.
         has_mask: false if the mask is not known, so that its zeros mean nothing.
+        half_width: float32 [H, W], the trust map; None unless the observer adds it.
     """
 
     row: Row
@@ -33,6 +34,7 @@ class Restored(NamedTuple):
     clean: np.ndarray
     mask: np.ndarray
     has_mask: bool
+    half_width: np.ndarray | None = None
 
     @property
     def is_good(self) -> bool:

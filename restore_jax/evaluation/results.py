@@ -15,7 +15,7 @@ from restore_jax import files
 from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.evaluation.per_image import Row
-from restore_jax.metrics import defects, fidelity, kla
+from restore_jax.metrics import coverage, defects, fidelity, kla
 from restore_jax.report import evaluation_page, plots
 
 Summary = dict[str, Any]
@@ -191,9 +191,10 @@ def _write_or_remove(path: pathlib.Path, content: str | None) -> None:
 
 def _csv(rows: Sequence[Row]) -> str:
     table = io.StringIO()
-    protocol = [f for f in kla.KLA_FIGURES if rows and f in rows[0]]
+    others = (*kla.KLA_FIGURES, *coverage.FIGURES)
+    further = [f for f in others if rows and f in rows[0]]
     writer = csv.DictWriter(
-        table, [*_COLUMNS, *protocol], extrasaction="ignore", lineterminator="\n"
+        table, [*_COLUMNS, *further], extrasaction="ignore", lineterminator="\n"
     )
     writer.writeheader()
     for row in rows:
@@ -254,9 +255,11 @@ def format_report(summary: Summary, results: pathlib.Path) -> str:
         f"({summary['data']['split']}), {evaluation_page.checkpoint_line(found)}"
         + (", with oracle mask\n" if summary["oracle_mask"] else "\n"),
         *filter(None, [evaluation_page.seen_in_training(summary)]),
+        *filter(None, [evaluation_page.target_line(summary["data"])]),
         format_table(summary),
         *_format_kla(summary["macro"]),
         *_format_detectability(summary["detectability"]),
+        *_format_trust(summary["micro"]),
         f"\n{source[0]:10}  {source[1]}",
         f"figures     {results / 'metrics.json'}",
         f"report      {results / 'report.html'}",
@@ -264,6 +267,19 @@ def format_report(summary: Summary, results: pathlib.Path) -> str:
     if (results / "triplets.png").exists():
         lines.append(f"picture     {results / 'triplets.png'}")
     return "\n".join(lines)
+
+
+def _format_trust(micro: Mapping[str, Any]) -> list[str]:
+    if "trust_coverage" not in micro:
+        return []
+    return [
+        "\nTrust map",
+        f"pixels within their 90 % interval  {micro['trust_coverage']:.1%}, inside defects "
+        + format_cell(micro["trust_defect_coverage"], ".1%"),
+        f"{micro['wrong_regions']} erased or invented regions, of which the 5 % widest "
+        f"intervals flag {format_cell(micro['flagged_share'], '.0%')} "
+        f"({format_cell(micro['chance_share'], '.0%')} by chance)",
+    ]
 
 
 def _format_kla(macro: Mapping[str, Any]) -> list[str]:

@@ -6,12 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from restore_jax import shipped
-from restore_jax.checkpoints import checkpoint, weights_file
+from restore_jax.checkpoints import checkpoint, trust_file, weights_file
 from restore_jax.config import schema, workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.evaluation import results
@@ -23,6 +24,7 @@ from restore_jax.learner.state import (
     make_learner,
 )
 from restore_jax.parallel import device_mesh, processes
+from restore_jax.trust.network import Trust
 
 SPLITS = ("val", "train", "all")
 PROTOCOLS = ("standard", "kla")
@@ -162,6 +164,11 @@ def read(model: Trained, mesh: Mesh) -> tuple[nn.Module, dict[str, Any], results
         "sha256": model.sha256,
     }
     return module, processes.replicate(variables, mesh), found
+
+
+def read_trust(model: Trained, variables: Mapping[str, Any]) -> Trust | None:
+    """Reads the trust map of a model with these variables, see `trust_file.of_model`."""
+    return trust_file.of_model(model.file or model.home, jax.device_get(variables))
 
 
 def _digest(file: pathlib.Path) -> str:

@@ -22,11 +22,12 @@ from jax.extend.core import jaxpr_as_fun
 from ml_collections import ConfigDict
 
 from restore_jax import files, models
-from restore_jax.checkpoints import weights_file
+from restore_jax.checkpoints import trust_file, weights_file
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
 from restore_jax.inference.deploy import onnx_graph, quantisation
 from restore_jax.models import portable
+from restore_jax.trust.network import Trust
 
 if TYPE_CHECKING:
     import onnx
@@ -202,7 +203,7 @@ def export_onnx(
         UsageError: if the file exists, or packages of the extra `export` are missing.
         RunError: if the model cannot be converted, or onnxruntime gives different results.
     """
-    check_new([path], overwrite)
+    _check_new([path], overwrite)
     found = convert_onnx(model, variables, path, config, size, notes)
     proto, report = found.proto, ""
     if dtype == "float16":
@@ -247,7 +248,7 @@ def export_stablehlo(
         RunError: if the model cannot be exported, or the export gives different results.
     """
     paths = [folder / name for name in STABLEHLO_FILES]
-    check_new(paths, overwrite)
+    _check_new(paths, overwrite)
     model = model.clone(dtype=jnp.float32)
 
     def convert(
@@ -310,6 +311,7 @@ def export_weights(
     dtype: str = "float32",
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    trust: Trust | None = None,
 ) -> ExportedWeights:
     """Exports a model's weights and configuration, see `weights_file.save_weights`.
 
@@ -321,6 +323,7 @@ def export_weights(
         dtype: as for `save_weights`.
         metadata: as for `save_weights`.
         overwrite: whether an existing file may be replaced.
+        trust: the model's trust map, to be kept in the file.
 
     Returns:
         The exported file, as read back and compared with the model.
@@ -328,8 +331,10 @@ def export_weights(
     Raises:
         UsageError: as `save_weights`.
     """
-    check_new([path], overwrite)
+    _check_new([path], overwrite)
     weights_file.save_weights(path, variables, config, overwrite, dtype, metadata)
+    if trust is not None:
+        trust_file.add(path, trust, path)
     module, stored, _ = weights_file.read_weights(path)
     content = path.read_bytes()
     return ExportedWeights(
@@ -502,12 +507,7 @@ def _largest_difference(
     return largest
 
 
-def check_new(paths: Sequence[pathlib.Path], overwrite: bool) -> None:
-    """Checks that no file exists, unless it may be replaced.
-
-    Raises:
-        UsageError: if one does.
-    """
+def _check_new(paths: Sequence[pathlib.Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
             raise UsageError(f"--output={path}: exists; use another name, or give --overwrite")

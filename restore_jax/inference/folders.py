@@ -20,7 +20,7 @@ from restore_jax.errors import RunError, UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.image_io.image_files import ImageFileError, Photograph
 from restore_jax.image_io.photograph import estimated_white
-from restore_jax.inference import assessment, pixels
+from restore_jax.inference import assessment, pixels, trust_maps
 from restore_jax.inference.restorer import Restorer
 from restore_jax.parallel import cores
 
@@ -125,6 +125,7 @@ def restore_files(
     table: assessment.Table | None = None,
     skip_outside: bool = False,
     assesses: bool = True,
+    maps: pathlib.Path | None = None,
     listener: Listener | None = None,
 ) -> Outcome:
     """Restores images and writes each of them atomically.
@@ -146,6 +147,7 @@ def restore_files(
         table: gets a row for each image; None: no table is written.
         skip_outside: saves images that lie outside of what the model knows unchanged.
         assesses: compares images with what the model knows.
+        maps: a folder for the trust map of each restoration, see `trust_maps`.
         listener: called with each note on an image, and with the error of an image that fails.
             None: they are printed, and so is the progress.
 
@@ -265,17 +267,23 @@ def restore_files(
         _ReadAhead(todo, readers, batch + readers, read_one) as reading,
     ):
         done: list[np.ndarray] = []
-        for plane in restorer.restore_many(arrays(reading)):
+        bars: list[np.ndarray] = []
+        found = restorer.restore_many(arrays(reading), **({"trust": True} if maps else {}))
+        for plane in found:
+            if maps is not None:
+                plane, bar_of_plane = plane
+                bars.append(bar_of_plane)
             done.append(plane)
             item, photograph = read[0]
             if len(done) < len(photograph.planes):
                 continue
             read.popleft()
-            restored, done = done, []
+            restored, half_widths, done, bars = done, bars, [], []
             future = threads.submit(
-                _write, item, restored, photograph, file_format, comparisons
+                _write, item, restored, photograph, file_format, comparisons, maps, half_widths
             )
-            writing.append((item, future, sum(plane.nbytes for plane in restored)))
+            size = sum(array.nbytes for array in (*restored, *half_widths))
+            writing.append((item, future, size))
             while writing and (writing[0][1].done() or too_many()):
                 finish_one()
         while writing:
@@ -505,8 +513,12 @@ def _write(
     photograph: Photograph,
     file_format: str | None,
     comparisons: pathlib.Path | None,
+    maps: pathlib.Path | None,
+    half_widths: Sequence[np.ndarray],
 ) -> _Written:
     """Writes a restoration."""
+    if maps is not None:  # first, since a restoration that exists is skipped
+        trust_maps.write(maps, item.relative, half_widths)
     notes = image_files.write(item.target, restored, photograph, file_format)
     if comparisons is not None:
         path = comparisons / item.relative.with_name(f"{item.relative.name}.png")

@@ -90,7 +90,14 @@ class TiledImage:
         white: the white level of integers; None: the highest of their dtype.
         in_place: the result may overwrite the image.
         gain: factors [C] that the colours are divided by before they are restored.
+
+    Attributes:
+        result: the restored image, of the shape and dtype of the input.
+        half_width: float32 [H, W], how far a pixel may be off, 1 being white; None unless the
+            restored rows have a fourth channel with it.
     """
+
+    half_width: np.ndarray | None = None
 
     def __init__(
         self,
@@ -137,6 +144,8 @@ class TiledImage:
     def write(self, top: int, rows: np.ndarray) -> None:
         """Converts restored RGB rows, float32 [n, W, 3] of any range, and stores them.
 
+        A fourth channel is the half-width of the pixels' intervals.
+
         Raises:
             RunError: if some values are not finite, or memory ran out when a part of an image
                 was already overwritten.
@@ -148,15 +157,26 @@ class TiledImage:
         if not np.isfinite(rows).all():
             raise RunError("the model gives values that are not finite; use another checkpoint")
         here = slice(top, top + len(rows))
+        rows, bars = rows[..., :3], rows[..., 3:]
         if self._results.shape[-1] == 1:
             # Not `mean`, which takes ten times as long over an axis of three.
             grey = rows[..., :1] + rows[..., 1:2]
             grey += rows[..., 2:]
             rows = np.divide(grey, np.float32(3.0), out=grey)
         rows = np.clip(rows, 0.0, 1.0)
-        if self._strength < 1.0:
+        kept = np.float32(1.0 - self._strength)
+        degraded = self._as_float32(self._pixels[here]) if kept else None
+        if bars.size:
+            if self.half_width is None:
+                self.half_width = np.empty((self.height, self.width), np.float32)
+            half_width = bars[..., 0]
+            if degraded is not None:
+                # What the blend is away from the restoration may add to the error.
+                half_width = half_width + kept * np.abs(degraded - rows).max(axis=-1)
+            self.half_width[here] = np.minimum(half_width, 1.0)
+        if degraded is not None:
             rows *= np.float32(self._strength)
-            rows += self._as_float32(self._pixels[here]) * np.float32(1.0 - self._strength)
+            rows += degraded * kept
         if self._results.dtype.kind == "u":
             rows *= self._white
             np.rint(rows, out=rows)

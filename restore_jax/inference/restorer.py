@@ -12,12 +12,13 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from restore_jax import batches, models
-from restore_jax.checkpoints import weights_file
+from restore_jax.checkpoints import trust_file, weights_file
 from restore_jax.degradation import digital_gain, known_range
 from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import UsageError
 from restore_jax.inference import assessment, ensemble, pixels, sharded, tiling
 from restore_jax.inference.assessment import Assessment
+from restore_jax.trust.network import Trust, WithErrorBar
 
 _FALLBACK_TILE = 256
 # Networks that correct the colour of a tile by its global means see too little of a plain
@@ -46,6 +47,7 @@ class Options:
     self_ensemble: str = "none"
     white: int | None = None
     undo_gain: bool = False
+    trust: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -140,11 +142,15 @@ class Restorer:
             their histograms (see `degradation.digital_gain`), so that their colours become
             those from before it. It only finds gains in photographs that have neither been
             resized nor compressed with loss since. None: as in the training.
+        trust: whether each result is a pair: the restored image, and the half-width of the
+            interval around each of its pixels that holds the true value with 90 %, float32
+            [H, W], where 1 is white (see docs/trust.md).
         known: the noise and blur of the photographs of its training, for `assess`. None: the
             limits that follow from the degradation law of the configuration, if it has one.
+        trust_map: the trained error bar that `trust` needs, as `load` finds it.
 
     Attributes:
-        model, variables, config: as given; the variables are on the default device.
+        model, variables, config, trust_map: as given; the variables are on the default device.
         known: as given, or from the law.
         options: default options of a call.
 
@@ -190,7 +196,9 @@ class Restorer:
         self_ensemble: str = "none",
         white: int | None = None,
         undo_gain: bool | None = None,
+        trust: bool = False,
         known: KnownRange | None = None,
+        trust_map: Trust | None = None,
     ) -> None:
         self.model = model
         self.variables = jax.device_put(dict(variables))
@@ -204,8 +212,14 @@ class Restorer:
             self_ensemble,
             white,
             _undoes_gain(config) if undo_gain is None else undo_gain,
+            trust,
         )
+        self.trust_map = trust_map
         self._restore = sharded.make_apply(model, self.variables)
+        if trust_map is not None:
+            bar = WithErrorBar(trust_map.model)
+            self._add_bar = sharded.make_apply(bar, bar.wrapped(trust_map.variables))
+        self._check_trust(self.options)
         # Kept between calls: if memory ran out for some sizes once, it would again.
         self._sizes: dict[tuple[int, int, int], tiling.Sizes] = {}
         self._before_batch: Callable[[], None] | None = None
@@ -239,10 +253,11 @@ class Restorer:
         Args:
             image: an array as described above, or a list or tuple of them (without batches).
             **options: `tile`, `overlap`, `batch_size`, `strength`, `self_ensemble`,
-                `white`, `undo_gain`, only for this call.
+                `white`, `undo_gain`, `trust`, only for this call.
 
         Returns:
-            A NumPy array of the same shape and dtype; a list of them for a list or tuple.
+            A NumPy array of the same shape and dtype; a list of them for a list or tuple. With
+            `trust`, the pair of it and the half-widths; for a batch these are [B, H, W].
 
         Raises:
             ValueError: for anything else: a wrong number of axes or channels, another dtype,
@@ -257,10 +272,13 @@ class Restorer:
         array = pixels.checked(image, "image", batch=True, white=white)
         if array.ndim < 4:
             return next(self.restore_many([array], **options))
-        restored = np.empty_like(array)
+        restored, half_widths = np.empty_like(array), []
         for i, one in enumerate(self.restore_many(array, **options)):
+            if isinstance(one, tuple):
+                one, half_width = one
+                half_widths.append(half_width)
             restored[i] = one
-        return restored
+        return (restored, np.stack(half_widths)) if half_widths else restored
 
     def assess(self, image: Any, white: int | None = None) -> Assessment:
         """Compares an image with those that the model was trained for.
@@ -280,7 +298,7 @@ class Restorer:
         is_resized = bool((self.config.get("data") or {}).get("image_size"))
         return assessment.assess(array, white, self.known, is_resized)
 
-    def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[np.ndarray]:
+    def restore_many(self, images: Iterable[Any], **options: Any) -> Iterator[Any]:
         """Restores images in order, with batches that span several images.
 
         Images are taken only as needed to fill a batch, so that the first results come early.
@@ -291,7 +309,8 @@ class Restorer:
             **options: as for a call.
 
         Yields:
-            For each image, in order, an array of its shape and dtype.
+            For each image, in order, an array of its shape and dtype; with `trust`, the pair of
+            it and the half-widths.
 
         Raises:
             ValueError, UsageError, RunError: as for a call.
@@ -304,12 +323,13 @@ class Restorer:
         def apply(batch: np.ndarray, context: np.ndarray | None) -> np.ndarray | jax.Array:
             if self._before_batch is not None:
                 self._before_batch()
-            return ensemble.mean_over(views, self._restore, batch, context)
+            restored = ensemble.mean_over(views, self._restore, batch, context)
+            return self._add_bar(batch, restored=restored) if chosen.trust else restored
 
         side = batches.CONTEXT_SIZE if models.takes_context(self.model) else None
 
         arrays = (_levels(image, i, chosen.white) for i, image in enumerate(images))
-        if chosen.strength == 0.0:
+        if chosen.strength == 0.0 and not chosen.trust:
             return (array.copy() for array, *_ in arrays)
         pictures = (
             pixels.TiledImage(
@@ -322,12 +342,24 @@ class Restorer:
             )
             for array, white, in_place in arrays
         )
-        return (picture.result for picture in tiling.restore(pictures, apply, sizes))
+        done = tiling.restore(pictures, apply, sizes)
+        if chosen.trust:
+            return ((picture.result, picture.half_width) for picture in done)
+        return (picture.result for picture in done)
 
     def _chosen(self, options: Mapping[str, Any]) -> Options:
         _check_names(options)
         given = {name: value for name, value in options.items() if value is not None}
-        return dataclasses.replace(self.options, **given)
+        chosen = dataclasses.replace(self.options, **given)
+        self._check_trust(chosen)
+        return chosen
+
+    def _check_trust(self, options: Options) -> None:
+        if options.trust and self.trust_map is None:
+            raise UsageError(
+                "trust: this model has no trust map, or that of another checkpoint; make one "
+                "with --mode=trust"
+            )
 
 
 def _undoes_gain(config: ConfigDict) -> bool:
@@ -357,7 +389,7 @@ def load(
         checkpoint: the checkpoint of a workdir: "best" (by validation SSIM), "latest" or a
             step.
         **options: those of `Restorer`: `tile`, `overlap`, `batch_size`, `strength`,
-            `self_ensemble`, `white`, `undo_gain`.
+            `self_ensemble`, `white`, `undo_gain`, `trust`.
 
     Returns:
         The model, with its averaged parameters if the training kept an average.
@@ -387,7 +419,8 @@ def load(
     model, variables, config = weights_file.read_model(path, checkpoint)
     text = weights_file.read_source_notes(path).get("known_range")
     known = known_range.read(text, str(path)) if text else None
-    return Restorer(model, variables, config, known=known, **options)
+    trust_map = trust_file.of_model(path, variables)
+    return Restorer(model, variables, config, known=known, trust_map=trust_map, **options)
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

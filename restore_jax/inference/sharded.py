@@ -30,44 +30,55 @@ def make_apply(model: nn.Module, variables: Mapping[str, Any]) -> Callable[..., 
     Returns:
         A function from float32 [B, H, W, 3] in [0, 1] to the same shape, not clipped. Its
         second argument, [B, h, w, 3] or None, is the whole photographs that the images are
-        parts of, for models that accept it.
+        parts of, for models that accept it; its third, the shape of the first or None, is the
+        images' restorations, for a model that judges them.
     """
     devices = jax.local_devices()
     on_cpu = devices[0].platform == "cpu"
 
     @functools.cache
-    def program(has_context: bool, count: int, *axes: str | None) -> Callable[..., jax.Array]:
+    def program(
+        names: tuple[str, ...], count: int, *axes: str | None
+    ) -> Callable[..., jax.Array]:
         mesh = device_mesh.make_mesh(devices[:count])
         placed = jax.device_put(variables, device_mesh.replicated(mesh))
         split = NamedSharding(mesh, PartitionSpec(*axes))
         # The context is sharded by images, but not by rows.
-        contexts = (NamedSharding(mesh, PartitionSpec(axes[0])),) * has_context
+        by_image = NamedSharding(mesh, PartitionSpec(axes[0]))
+        others = (by_image if name == "context" else split for name in names)
         compiled = jax.jit(
-            functools.partial(_apply, model),
-            in_shardings=(device_mesh.replicated(mesh), split, *contexts),
+            functools.partial(_apply, model, names),
+            in_shardings=(device_mesh.replicated(mesh), split, *others),
             out_shardings=split,
         )
         return functools.partial(compiled, placed)
 
     def restore(
-        batch: np.ndarray | jax.Array, context: np.ndarray | jax.Array | None = None
+        batch: np.ndarray | jax.Array,
+        context: np.ndarray | jax.Array | None = None,
+        restored: np.ndarray | jax.Array | None = None,
     ) -> jax.Array:
-        images = (batch,) if context is None else (batch, context)
-        has_context = context is not None
+        given = {"context": context, "restored": restored}
+        others = {name: images for name, images in given.items() if images is not None}
+        names, images = tuple(others), (batch, *others.values())
         count = _most(len(devices), len(batch))
         if count == 1 and on_cpu:
             rows = batch.shape[1]
             count = _most(min(len(devices), rows // _MIN_ROWS), rows)
-            return program(has_context, count, None, "data")(*images)
-        return program(has_context, count, "data")(*images)
+            return program(names, count, None, "data")(*images)
+        return program(names, count, "data")(*images)
 
     return restore
 
 
 def _apply(
-    model: nn.Module, variables: Mapping[str, Any], degraded: jax.Array, *context: jax.Array
+    model: nn.Module,
+    names: tuple[str, ...],
+    variables: Mapping[str, Any],
+    degraded: jax.Array,
+    *others: jax.Array,
 ) -> jax.Array:
-    return model.apply(variables, degraded, **({"context": context[0]} if context else {}))
+    return model.apply(variables, degraded, **dict(zip(names, others, strict=True)))
 
 
 def _most(limit: int, size: int) -> int:

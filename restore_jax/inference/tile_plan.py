@@ -12,7 +12,12 @@ MIN_TILE = 32
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Returns the starts of evenly spaced tiles along an axis; the last ends with the axis.
+    """Returns the starts of evenly spaced tiles along an axis.
+
+    A network that pools, or works on blocks of pixels, restores a pixel a little differently
+    for each of its positions in a block. The starts are therefore multiples of 32, the largest
+    block of any network, as far as the sizes of tile and overlap are: each pixel then lies in
+    its tile as it lies in the whole image. The last tile may end up to 31 px after the axis.
 
     Args:
         length: length of the axis, in px.
@@ -21,8 +26,11 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
     """
     if length <= tile:
         return [0]
-    count = math.ceil((length - overlap) / (tile - overlap))
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    # Not so large that reflected pixels make up much of the last tile.
+    unit = math.gcd(tile, tile - overlap, MIN_TILE, 2 ** (tile.bit_length() - 3))
+    last, step = math.ceil((length - tile) / unit), (tile - overlap) // unit
+    gaps = math.ceil(last / step)
+    return [unit * round(i * last / gaps) for i in range(gaps + 1)]
 
 
 def axis_weights(begins: list[int], tile: int) -> np.ndarray:
@@ -57,7 +65,8 @@ class Plan:
     Attributes:
         height, width: size of the image.
         tile_height, tile_width: size of each tile.
-        tops, lefts: starts of the rows and columns of tiles.
+        tops, lefts: starts of the rows and columns of tiles; the last ones may extend beyond
+            the image.
     """
 
     height: int

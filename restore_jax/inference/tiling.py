@@ -52,7 +52,7 @@ class Tileable(Protocol):
         """Returns the pixels of given rows and columns, float32 [h, w, 3] in [0, 1]."""
 
     def write(self, top: int, rows: np.ndarray) -> None:
-        """Receives restored rows from `top` on, float32 [n, width, 3].
+        """Receives restored rows from `top` on, float32 [n, width, C], C as `apply` returns.
 
         The array is only valid during the call. Each row is written once, from top to bottom;
         after an out-of-memory error, writing may start again from the top.
@@ -115,9 +115,9 @@ class ImageInFlight:
         self.plan = plan(self.picture.height, self.picture.width, sizes.tile, sizes.overlap)
         self.done = self.sent = 0
         self._top = 0
-        width = max(self.plan.width, self.plan.tile_width)
+        width = self.plan.lefts[-1] + self.plan.tile_width
         self._band: np.ndarray | None = None
-        self._band_shape = (self.plan.tile_height, width, 3)
+        self._band_shape = (self.plan.tile_height, width)
 
     @property
     def remaining(self) -> int:
@@ -134,7 +134,8 @@ class ImageInFlight:
         row, column = divmod(index, len(self.plan.lefts))
 
         def along(begin: int, tile: int, length: int) -> np.ndarray | slice:
-            return slice(begin, begin + tile) if tile <= length else reflected(length, tile)
+            end = begin + tile
+            return slice(begin, end) if end <= length else reflected(length, end)[begin:]
 
         return self.picture.read(
             along(self.plan.tops[row], self.plan.tile_height, self.plan.height),
@@ -149,13 +150,14 @@ class ImageInFlight:
             return
         row, column = divmod(self.done, len(self.plan.lefts))
         if self._band is None:
-            self._band = np.zeros(self._band_shape, np.float32)
+            self._band = np.zeros((*self._band_shape, tile.shape[-1]), np.float32)
         if column == 0:
             self._flush(self.plan.tops[row])
         down, across = self.plan.weights
         left = self.plan.lefts[column]
         weighted = tile * down[row][:, None, None]
-        weighted *= np.repeat(across[column], 3).reshape(-1, 3)  # far faster than [:, None]
+        channels = tile.shape[-1]  # repeated, which is far faster than [:, None]
+        weighted *= np.repeat(across[column], channels).reshape(-1, channels)
         self._band[:, left : left + self.plan.tile_width] += weighted
         self.done += 1
         if not self.remaining:
@@ -194,7 +196,7 @@ def restore(
 
     Args:
         pictures: the images, of any sizes.
-        apply: the model: tiles, float32 [B, h, w, 3] in [0, 1] → the same shape; its second
+        apply: the model: tiles, float32 [B, h, w, 3] in [0, 1] → [B, h, w, C]; its second
             argument is the `context` of each tile's image, [B, h', w', 3] or None. It may
             return before the device is done.
         sizes: how to tile them; reduced after an out-of-memory error.

@@ -186,6 +186,14 @@ LOSSES: dict[str, LossTerm] = {
     "perceptual": perceptual,
 }
 
+NEED_CLEAN = ("ssim", "perceptual")
+"""Names of the terms that learn the noise of a noisy target.
+
+They are not linear in the target. All others depend on the difference to it alone, or on linear
+maps of that: for targets with independent noise, their minimum is the mean (`mse`, `psnr`) or
+the median (`charbonnier`, `l1`, `edge`, …) of the targets.
+"""
+
 WITH_PARAMETERS = ("perceptual",)
 """Names of the terms that take fixed parameters as their last argument."""
 

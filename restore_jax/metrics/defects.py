@@ -22,6 +22,12 @@ ERASED_BELOW = 0.5
 
 HALLUCINATION_QUANTILE = 0.999
 
+INVENTED_ABOVE = 0.1
+"""Error of the pixels of an invented region: 25.5 grey levels."""
+
+INVENTED_PIXELS = 9
+"""Smallest number of pixels of an invented region."""
+
 FIGURES = (
     "erased_regions",
     "input_erased_regions",
@@ -96,6 +102,42 @@ def region_contrasts(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) 
         if whole @ whole >= fidelity.MIN_CONTRAST**2:
             contrasts[index] = kept @ whole / (whole @ whole)
     return contrasts
+
+
+def erased_regions(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Labels the regions that `erasure` counts as erased.
+
+    Returns:
+        int [H, W], 0 elsewhere, then 1, 2, … for each region.
+    """
+    labels, _ = ndimage.label(np.asarray(mask)[..., 0] > 0.5, structure=np.ones((3, 3)))
+    return _relabelled(labels, region_contrasts(restored, clean, mask) < ERASED_BELOW)
+
+
+def invented_regions(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Labels the regions where the restoration shows something that is not there.
+
+    They are the 8-connected regions outside of the defect, of at least `INVENTED_PIXELS`, whose
+    pixels all have an error above `INVENTED_ABOVE` in some channel, and that stand out from
+    their ring in the restoration while the clean image has less than half of that contrast:
+    `region_contrasts` with the two images exchanged.
+
+    Returns:
+        int [H, W], 0 elsewhere, then 1, 2, … for each region.
+    """
+    restored, clean, defect = _prepare(restored, clean, mask)
+    wrong = (np.abs(restored - clean).max(axis=-1) > INVENTED_ABOVE) & ~defect
+    labels, count = ndimage.label(wrong, structure=np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    labels = _relabelled(labels, sizes >= INVENTED_PIXELS)
+    contrasts = region_contrasts(clean, restored, labels[..., None] > 0)
+    return _relabelled(labels, contrasts < ERASED_BELOW)
+
+
+def _relabelled(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Keeps some regions, bool [R], and numbers them from 1."""
+    numbers = np.where(kept, np.cumsum(kept), 0)
+    return np.concatenate([[0], numbers])[labels]
 
 
 def erasure(restored: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from restore_jax.metrics.defects import ERASED_BELOW, error_ratio
 from restore_jax.report import charts, evaluation_tables, image_panels, pages
 from restore_jax.report.forms import change, defined, number
 from restore_jax.report.image_panels import Frame
+from restore_jax.trust import maps
 
 _CONTRAST_EDGES = [round(-0.5 + 0.1 * i, 1) for i in range(26)]
 # An image identical to its clean one scores 100 dB, which would squeeze all other bars.
@@ -28,7 +29,7 @@ _HIGHEST_PSNR = 60.0
 _RANKS = ("best", "median", "worst")
 
 # Data sets whose degraded images are files rather than synthesised.
-_DEGRADED_FILES = ("kla", "pairs")
+_DEGRADED_FILES = ("kla", "pairs", "shots")
 
 _TRAINED_ON = {
     "defects": "photographs with defects (split “defects”)",
@@ -51,6 +52,7 @@ class Example:
         mask: [H, W, 1], one on the defect.
         has_mask: false if the mask is not known; its zeros then mean nothing.
         row: figures of the image.
+        half_width: [H, W], the trust map; None without one.
     """
 
     rank: Literal["best", "median", "worst"]
@@ -63,6 +65,7 @@ class Example:
     mask: np.ndarray
     has_mask: bool
     row: Mapping[str, Any]
+    half_width: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,7 @@ def render(report: Report) -> str:
         checkpoint=checkpoint_line(summary["checkpoint"]),
         oracle_mask=report.oracle_mask,
         seen_in_training=seen_in_training(summary),
+        target=target_line(summary["data"]),
         training_split=_training_split(summary),
         headline=evaluation_tables.headline(summary["micro"]),
         failures=failures,
@@ -125,7 +129,9 @@ def render(report: Report) -> str:
         examples={name: _examples(report.examples, name, anchors[name]) for name in names},
         max_side=image_panels.MAX_SIDE,
         error_gradient=image_panels.error_gradient(),
+        trust_gradient=f"linear-gradient(to right, {', '.join(maps.COLOURS)})",
         kla=any(name.startswith("kla_") for name in summary["micro"] | summary["macro"]),
+        trust="trust_coverage" in summary["micro"],
         provenance=_provenance(report),
         fields=[(path, _value(value)) for path, value in _flatten(config)],
     )
@@ -165,7 +171,22 @@ def data_line(data: Mapping[str, Any]) -> str:
     """Describes the evaluated images, given their entry in metrics.json."""
     size = data["image_size"]
     at = f"{size} × {size} px" if size else "their native size"
-    return f"{data['count']} images of {data['name']} ({data['split']}) at {at}"
+    against = f", against the {data['target']}" if "target" in data else ""
+    return f"{data['count']} images of {data['name']} ({data['split']}) at {at}{against}"
+
+
+def target_line(data: Mapping[str, Any]) -> str:
+    """Returns a warning if the figures are not to clean photographs, else "".
+
+    Args:
+        data: the evaluated images, as in metrics.json.
+    """
+    if "target" not in data:
+        return ""
+    return (
+        f"No clean photographs: the figures are to the {data['target']} of each part. Its "
+        "remaining noise lowers PSNR and SSIM, and its blur is that of the input."
+    )
 
 
 def _bars(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, Markup]:
@@ -235,6 +256,9 @@ def _example(example: Example, ranks: str, outline: str) -> dict[str, Any]:
         "clean": image_panels.embed_photograph(example.clean),
         "error_map": error_map,
         "top": 255 * math.sqrt(top),
+        "trust": None
+        if example.half_width is None
+        else image_panels.embed_heat_map(maps.heat_map(example.half_width)),
         "defect": "defect outlined" if frame.outline else unmarked,
         "facts": _facts(example),
     }

@@ -116,6 +116,13 @@ def embed_error_map(error: np.ndarray) -> tuple[str, float]:
     return _data_url(picture, "png", optimize=True), top
 
 
+def embed_heat_map(heat_map: np.ndarray) -> str:
+    """Encodes a coloured map, uint8 [H, W, 3], as a lossy WebP data URL of at most 384 px."""
+    picture = Image.fromarray(heat_map)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
+    return _data_url(picture, "webp", quality=_WEBP_QUALITY, method=2)
+
+
 def error_gradient() -> str:
     """Returns the colours of the error maps, from 0 to the maximum, as a CSS gradient."""
     stops = map(colors.to_hex, _ERROR_COLOURS(np.linspace(0, 1, 9)))

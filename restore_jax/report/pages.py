@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from restore_jax.report.forms import change, defined, number, printable
+from restore_jax.report.forms import change, defined, number, percent, printable
 
 Figures = Mapping[str, Any]
 Formatter = Callable[[float | None], str]
@@ -96,7 +96,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(breakable=breakable, change=change, number=number)
+    environment.filters.update(
+        breakable=breakable, change=change, number=number, percent=percent
+    )
     environment.tests["defined_figure"] = defined
     environment.globals["source"] = _source
     return environment

@@ -5,6 +5,7 @@ With several processes, each runs this loop and only the first writes (see `proc
 
 import contextlib
 import dataclasses
+import datetime
 import itertools
 import math
 import pathlib
@@ -35,7 +36,7 @@ from restore_jax.learner.state import (
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import fidelity
 from restore_jax.parallel import device_mesh, processes, signals
-from restore_jax.train import setup, steps
+from restore_jax.train import forecast, setup, steps
 from restore_jax.train.logs import Logs, NoLogs, epochs_without_gain, read_records
 from restore_jax.train.on_device import resident
 
@@ -156,9 +157,12 @@ def train(
     loss_params = processes.replicate(loaded, mesh)
     counts = data.counts
     print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
+    if data.target:
+        print(f"{data.name}: no clean photographs; validated against the {data.target}")
     # Read the first batch before claiming the workdir: bad images are only found on reading.
     stream: Iterator[batches.Batch] = iter(())
     if data.pairs is None:
+        print("preparing the first batch: images are read, degraded and resized", flush=True)
         stream = data.train_batches(0 if state is None else int(state.step))
         stream = itertools.chain([next(stream)], stream)
     steps_per_epoch = math.ceil(data.train_images / config.train.batch_size)
@@ -213,6 +217,7 @@ def _initial_state(
 def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> TrainState:
     """Trains, validates, logs and saves until the last epoch or until early stopping."""
     config, images = run.config, run.data.train_images
+    print("compiling the training step, or reading it from the cache", flush=True)
     bar = progress.bar(
         total=config.train.epochs * images,
         initial=start.epoch * images + int(start.sums.get("count", 0)),
@@ -221,12 +226,25 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
     )
     with bar, _open_logs(run, start) as logs:
         shown: dict[str, str] = {}
+        is_forecast, is_validated = False, False
 
         def show(values: Mapping[str, float], count: int) -> None:
+            nonlocal is_forecast
             shown.update(loss=f"{values['loss']:.4f}", PSNR=f"{values['psnr']:.2f}")
             shown.update(SSIM=f"{values['ssim']:.3f}")
             bar.set_postfix(shown, refresh=False)
             bar.update(count)
+            if not is_forecast and bar.speed.measured >= forecast.AFTER:
+                is_forecast = True
+                line = forecast.of_long_run(
+                    config,
+                    bar.total - bar.n,
+                    bar.speed.rate,
+                    datetime.datetime.now(),
+                    run.mesh.devices.flat[0].platform,
+                )
+                if line:
+                    bar.write(line)
 
         position = start
         for epoch in range(start.epoch + 1, config.train.epochs + 1):
@@ -244,6 +262,9 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
             epoch_end = _Position(position.state, epoch, {})
             validates = epoch % config.eval.every_epochs == 0 or epoch == config.train.epochs
             if validates:
+                if not is_validated:
+                    is_validated = True
+                    bar.write("validating; the first time, this is compiled as well")
                 metrics = _validate(run, position)
                 shown["val"] = f"{metrics['psnr']:.2f} dB/{metrics['ssim']:.3f}"
                 logs.write(position.step, epoch, "val", metrics)

@@ -14,6 +14,7 @@ from restore_jax.config import workdir
 from restore_jax.errors import UsageError
 from restore_jax.evaluation import trained
 from restore_jax.learner import optim
+from restore_jax.losses import loss_terms
 from restore_jax.parallel import device_mesh
 from restore_jax.train.on_device import resident
 
@@ -32,6 +33,8 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
             "config.data.recolour: cannot be combined with a network that estimates the gain "
             "from the photographs' own colours; set it to False, or config.model.gain"
         )
+    if config.data.name == "shots":
+        _check_noisy_targets(config)
     if not 0 <= config.seed < 2**31:
         raise UsageError(f"config.seed: {config.seed} must lie in 0 to 2147483647")
     for section, field in (
@@ -57,6 +60,18 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         )
     device_mesh.check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
     device_mesh.check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+
+
+def _check_noisy_targets(config: ConfigDict) -> None:
+    """Refuses what would learn the noise of the targets."""
+    weights = {f"loss.{term}": config.loss.get(term, 0) for term in loss_terms.NEED_CLEAN}
+    weights["adversarial.weight"] = config.adversarial.weight
+    for field, weight in weights.items():
+        if weight:
+            raise UsageError(
+                f"config.{field}: {weight} needs clean targets and would learn the noise of "
+                "those of the data 'shots'; set it to 0"
+            )
 
 
 def initial_variables(config: ConfigDict) -> dict[str, Any] | None:

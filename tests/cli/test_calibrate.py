@@ -147,7 +147,7 @@ def test_wrong_usage_is_told_in_one_line(tmp_path, monkeypatch, data, root, outp
 def test_a_pair_may_have_its_names_in_two_unicode_forms(tmp_path):
     for part, form in (("clean", "NFC"), ("degraded", "NFD")):
         save(tmp_path / part / (unicodedata.normalize(form, "br\u00fcchig") + ".png"), [[0]])
-    with pytest.raises(UsageError, match="1x1 px are too few"):  # and not: has no partner
+    with pytest.raises(UsageError, match="1x1 px is too small"):  # and not: has no partner
         calibrate(tmp_path, tmp_path / "law.json")
 
 
@@ -156,6 +156,6 @@ def test_12_bits_of_all_photographs_are_scaled_alike(tmp_path, capsys):
         path = tmp_path / "set" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.full((8, 8), highest, np.uint16)).save(path)
-    with pytest.raises(UsageError, match="8x8 px are too few"):
+    with pytest.raises(UsageError, match="8x8 px is too small"):
         calibrate(tmp_path / "set", tmp_path / "law.json", "clean")
     assert "4,095 (12 bits) is taken for white" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from restore_jax.learner import state
 from restore_jax.losses import loss_terms
 from restore_jax.metrics.cost import parameter_count
 from restore_jax.parallel import device_mesh
-from restore_jax.train import steps
+from restore_jax.train import setup, steps
 from tests.support import checkpoints, tiny
 
 FOLDER = pathlib.Path(default.__file__).parent
@@ -82,6 +82,7 @@ def test_every_experiment_takes_every_data_and_only_fields_of_the_default(name, 
     config, base = get_config(name, data), default.get_config(data)
     assert config.name == name
     assert config.data.name == data
+    assert config.data.split == "defects" or data in ("mvtec_ad", "inspection", "sample")
 
     def fields(tree, path=""):
         return {
@@ -100,6 +101,13 @@ def test_every_experiment_takes_every_data_and_only_fields_of_the_default(name, 
     loss_terms.weighted_sum(config.loss)
     with pytest.raises(UsageError, match="unknown data set"):
         get_config(name, "cats")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_loss_for_shots_would_learn_the_noise_of_the_targets(name):
+    config = get_config(name, "shots")
+    setup.check(config, device_mesh.make_mesh(jax.devices()[:1]))
+    assert loss_terms.active(config.loss)
 
 
 @pytest.mark.parametrize("name", NAMES)

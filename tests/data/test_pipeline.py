@@ -536,7 +536,7 @@ def test_a_file_damaged_since_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UsageError) as caught:
         first_batches(config, 2)
-    assert str(caught.value).startswith(f"config.data.root: {path}: cannot be read: ")
+    assert str(caught.value).startswith(f"config.data.root: {path}: is damaged")
     assert str(caught.value).isprintable()
 
 

@@ -151,6 +151,7 @@ def test_a_shrunk_photograph_may_have_lost_noise():
 
 @pytest.mark.parametrize(
     "data", [{}, {"name": "pairs", "degradation": {"preset": "kla"}},
+             {"name": "shots", "degradation": {"preset": "wide"}},
              {"degradation": {"preset": "of a later version"}}]
 )  # fmt: skip
 def test_without_a_law_no_limits_are_known(data):

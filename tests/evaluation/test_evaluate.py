@@ -505,6 +505,18 @@ def test_the_true_mask_is_shown_only_on_demand_and_said_so(trained, tmp_path):
         run(trained, override=changed(oracle_mask=True))
 
 
+def test_what_stands_in_for_clean_photographs_is_named(trained):
+    def to_the_mean(settings):
+        return dataclasses.replace(data(settings), target="mean of the other shots")
+
+    summary, where = run(trained, made=to_the_mean)
+    assert summary["data"]["target"] == "mean of the other shots"
+    for text in (results.format_report(summary, where), (where / "report.html").read_text()):
+        assert "the figures are to the mean of the other shots of each part" in text
+    _, where = run(trained)
+    assert "No clean photographs" not in (where / "report.html").read_text()
+
+
 def test_a_split_without_images_is_refused(trained):
     def nothing(settings):
         return batches.Data("none", {"train": 0, "val": 0}, 0, None, lambda split: iter(()))

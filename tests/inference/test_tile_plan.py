@@ -9,10 +9,14 @@ from restore_jax.inference import tile_plan
     [
         (32, 32, 8, [0]),
         (5, 32, 8, [0]),
-        (33, 32, 8, [0, 1]),
+        (33, 32, 8, [0, 8]),  # tile and overlap are multiples of 8
         (56, 32, 8, [0, 24]),
-        (57, 32, 8, [0, 12, 25]),
+        (57, 32, 8, [0, 16, 32]),
         (64, 32, 0, [0, 32]),
+        (1024, 256, 64, [0, 192, 384, 576, 768]),
+        (1025, 256, 64, [0, 160, 320, 480, 640, 800]),
+        (4096, 512, 128, [0, 352, 704, 1088, 1440, 1792, 2144, 2496, 2880, 3232, 3584]),
+        (57, 33, 9, [0, 24]),
     ],
 )
 def test_tiles_begin_evenly_and_overlap_enough(length, tile, overlap, expected):
@@ -21,11 +25,12 @@ def test_tiles_begin_evenly_and_overlap_enough(length, tile, overlap, expected):
 
 def test_any_length_is_covered_with_the_overlap_asked_for():
     for length in range(33, 400):
-        begins = tile_plan.starts(length, 32, 9)
-        assert begins[0] == 0
-        assert begins[-1] + 32 == length
-        assert min(np.diff(begins)) >= 1
-        assert max(np.diff(begins)) <= 32 - 9
+        for tile, overlap, unit in ((32, 9, 1), (32, 8, 8), (64, 32, 16)):
+            begins = tile_plan.starts(length, tile, overlap)
+            assert begins[0] == 0
+            assert length <= begins[-1] + tile < max(length + unit, tile + 1)
+            assert not any(begin % unit for begin in begins)
+            assert all(1 <= gap <= tile - overlap for gap in np.diff(begins))
 
 
 def test_weights_follow_a_raised_cosine_and_sum_to_one():
@@ -35,7 +40,7 @@ def test_weights_follow_a_raised_cosine_and_sum_to_one():
     np.testing.assert_allclose(second, [*rise, 1, 1, 1, 1], rtol=1e-6)
     for length in (33, 40, 57, 100, 131):
         begins = tile_plan.starts(length, 32, 12)
-        total = np.zeros(length)
+        total = np.zeros(begins[-1] + 32)
         for begin, row in zip(begins, tile_plan.axis_weights(begins, 32), strict=True):
             assert (row > 0).all()
             total[begin : begin + 32] += row

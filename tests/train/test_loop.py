@@ -18,7 +18,7 @@ from restore_jax.errors import RunError, UsageError
 from restore_jax.learner.state import Learner, TrainState, create_state, inference_variables
 from restore_jax.losses import loss_terms
 from restore_jax.parallel import device_mesh
-from restore_jax.train import loop, steps
+from restore_jax.train import loop, setup, steps
 from restore_jax.train.logs import Logs
 from tests.support import checkpoints, networks, programs, tiny
 
@@ -546,5 +546,18 @@ def test_a_network_that_tells_the_gain_is_not_shown_other_colours(tmp_path):
     config.model = ConfigDict({"name": "gain_unet", "gain": True})
     config.data.recolour = True
     with pytest.raises(UsageError, match=r"^config\.data\.recolour: .* config\.model\.gain$"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["loss.ssim", "loss.perceptual", "adversarial.weight"])
+def test_what_would_learn_the_noise_of_the_targets_is_refused(tmp_path, name):
+    config = tiny.config()
+    config.data.name = "shots"
+    config.loss.ssim = 0.0
+    setup.check(config, device_mesh.make_mesh(jax.devices()[:1]))
+    section, _, field = name.partition(".")
+    config[section][field] = 0.3
+    with pytest.raises(UsageError, match=rf"^config\.{name}: 0\.3 needs clean targets"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -226,8 +226,11 @@ def _prepare(root: str, found: source.Source, folder: Path, max_pixels: int) -> 
             if builder := _prepared(folder):
                 return builder
         version = folder / Builder.name / str(Builder.VERSION)
-        # Remains of a killed process, or of prepared data that were partly deleted.
-        shutil.rmtree(version.parent if alone else version, ignore_errors=True)
+        # Remains of a killed process, or of prepared data that were partly deleted. Data of
+        # another version of the builder stay: a running training may be reading them.
+        remains = version.parent.glob(f"incomplete.*_{version.name}") if alone else ()
+        for path in (version, *remains):
+            shutil.rmtree(path, ignore_errors=True)
         free, needed = shutil.disk_usage(folder).free, _DISK_FACTOR * found.bytes
         if free < needed:
             raise UsageError(

@@ -89,7 +89,9 @@ class Restorer:
         height, width = degraded.shape[:2]
         inputs = {"context": thumbnail(degraded)[None]} if self.takes_context else {}
         rows, columns = (self._cut(length) for length in (height, width))
-        result = np.zeros((max(height, rows[0]), max(width, columns[0]), 3), np.float32)
+        # The last tiles may end after the photograph.
+        ends = [starts[-1] + side for side, starts, _ in (rows, columns)]
+        result = np.zeros((*ends, 3), np.float32)
         for top, down in zip(*rows[1:], strict=True):
             below = reflected(height, top + rows[0])[top:]
             for left, across in zip(*columns[1:], strict=True):
@@ -106,8 +108,12 @@ class Restorer:
         side = min(self.tile, self.multiple * math.ceil(length / self.multiple))
         starts = [0]
         if length > side:
-            count = math.ceil((length - self.overlap) / (side - self.overlap))
-            starts = [round(i * (length - side) / (count - 1)) for i in range(count)]
+            # Multiples of 32, as far as possible: the network works on blocks of pixels.
+            shift = side - self.overlap
+            unit = math.gcd(side, shift, self.multiple, 2 ** (side.bit_length() - 3))
+            last = math.ceil((length - side) / unit)
+            gaps = math.ceil(last / (shift // unit))
+            starts = [unit * round(i * last / gaps) for i in range(gaps + 1)]
         return side, starts, blending_weights(starts, side)
 
 

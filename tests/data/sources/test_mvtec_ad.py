@@ -650,9 +650,14 @@ def test_a_preparation_cut_short_is_done_again(tree, tmp_path, preparations):
     # As a killed process leaves it: everything still under TensorFlow Datasets' temporary name.
     left = version.with_name("incomplete.ABCDEF_1.2.0")
     version.rename(left)
+    # A training with an earlier release may still be reading this.
+    earlier = version.with_name("1.0.0") / "shard"
+    earlier.parent.mkdir()
+    earlier.touch()
     assert read(mvtec_ad.load(str(tree), "defects", cache)["train"]) == expected
     assert len(preparations) == 2
     assert not left.exists()
+    assert earlier.exists()
     # As a cleaner of temporary files may leave it.
     next(version.glob("*.tfrecord*")).unlink()
     assert read(mvtec_ad.load(str(tree), "defects", cache)["train"]) == expected
