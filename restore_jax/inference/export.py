@@ -178,7 +178,7 @@ def export_onnx(
     overwrite: bool = False,
     notes: Mapping[str, str] | None = None,
     dtype: str = "float32",
-    calibration: quantisation.Calibration | None = None,
+    calibration: Sequence[quantisation.Example] | None = None,
 ) -> Exported:
     """Exports a model as ONNX (opset 23), for any batch size, height and width if possible.
 

@@ -10,7 +10,7 @@ import json
 import pathlib
 import string
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from restore_jax import models
@@ -76,7 +76,7 @@ def write_pack(
     size: tuple[int, int] | None = None,
     overwrite: bool = False,
     notes: Mapping[str, str] | None = None,
-    calibration: quantisation.Calibration | None = None,
+    calibration: Sequence[quantisation.Example] | None = None,
 ) -> str:
     """Writes the folder.
 
@@ -121,7 +121,7 @@ def _models(
     folder: pathlib.Path,
     size: tuple[int, int] | None,
     notes: Mapping[str, str],
-    calibration: quantisation.Calibration | None,
+    calibration: Sequence[quantisation.Example] | None,
 ) -> list[_Model]:
     model = (restorer.model, restorer.variables, folder, restorer.config)
     exact = export.convert_onnx(*model, notes=notes, with_context=True)

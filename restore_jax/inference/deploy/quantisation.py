@@ -65,19 +65,6 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibration:
-    """The photographs that a model is calibrated and measured on.
-
-    Attributes:
-        folder: where they are from.
-        examples: a part of each.
-    """
-
-    folder: pathlib.Path
-    examples: Sequence[Example]
-
-
-@dataclasses.dataclass(frozen=True)
 class Cost:
     """What a quantised model loses and gains.
 
@@ -124,8 +111,10 @@ class Cost:
         return self.closeness >= _CLOSENESS if self.loss is None else self.loss <= _LOSS
 
 
-def read(folder: pathlib.Path, restorer: Restorer, size: tuple[int, int] | None) -> Calibration:
-    """Reads photographs to calibrate a model with, such as it is to restore.
+def read(
+    folder: pathlib.Path, restorer: Restorer, size: tuple[int, int] | None
+) -> list[Example]:
+    """Reads parts of photographs to calibrate a model with, such as it is to restore.
 
     Args:
         folder: has the photographs, or two folders, `degraded` and `clean`, with the same file
@@ -163,7 +152,7 @@ def read(folder: pathlib.Path, restorer: Restorer, size: tuple[int, int] | None)
             truth = beside.read(rows, columns)[None]
         context = None if shown.context is None else shown.context[None]
         examples.append(Example(shown.read(rows, columns)[None], context, truth))
-    return Calibration(folder, examples)
+    return examples
 
 
 def _picture(
@@ -192,7 +181,7 @@ def _middle(length: int, side: int | None) -> np.ndarray:
 
 
 def quantised(
-    proto: "onnx.ModelProto", calibration: Calibration
+    proto: "onnx.ModelProto", calibration: Sequence[Example]
 ) -> tuple["onnx.ModelProto", Cost]:
     """Returns a model with convolutions of 8 bits, and what it costs.
 
@@ -201,27 +190,33 @@ def quantised(
     Args:
         proto: the model, in float32.
         calibration: the photographs.
+
+    Raises:
+        UsageError: if the model has too few convolutions.
     """
     import onnx  # noqa: PLC0415
 
     simple = onnx_graph.simplified(proto)
     exact = onnx_graph.session(proto.SerializeToString())
-    wanted = [_run(exact, example) for example in calibration.examples]
+    wanted = [_run(exact, example) for example in calibration]
     convolutions = _convolutions(simple)
     count = sum(node.op_type == "Conv" for node in simple.graph.node)
     found, cost = None, None
     for first, last in _IN_FLOAT:
         chosen = convolutions[first : len(convolutions) - last]
-        if not chosen and found is not None:
+        if not chosen:
             break
         found = _quantised(simple, chosen, calibration)
         session = onnx_graph.session(found.SerializeToString())
         cost = _cost(session, calibration, wanted, (len(chosen), count))
         if cost.is_small:
             break
-    assert found is not None
-    assert cost is not None
-    cost = dataclasses.replace(cost, speedup=_speedup(proto, found, calibration.examples[0]))
+    if found is None or cost is None:
+        raise UsageError(
+            "--calibration: the model has too few convolutions for int8, as the first and the "
+            "last stay in float32; use float16"
+        )
+    cost = dataclasses.replace(cost, speedup=_speedup(proto, found, calibration[0]))
     props = {entry.key: entry.value for entry in proto.metadata_props}
     onnx.helper.set_model_props(found, props | {"int8": json.dumps(dataclasses.asdict(cost))})
     return found, cost
@@ -249,7 +244,7 @@ def _convolutions(proto: "onnx.ModelProto") -> list[str]:
 
 
 def _quantised(
-    proto: "onnx.ModelProto", chosen: Sequence[str], calibration: Calibration
+    proto: "onnx.ModelProto", chosen: Sequence[str], calibration: Sequence[Example]
 ) -> "onnx.ModelProto":
     """Quantises the convolutions with given names, and the Relu after each."""
     import onnx  # noqa: PLC0415
@@ -265,7 +260,7 @@ def _quantised(
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
-            self._rest: Iterator[Example] = iter(calibration.examples)
+            self._rest: Iterator[Example] = iter(calibration)
 
         def get_next(self) -> dict[str, Any] | None:
             example = next(self._rest, None)
@@ -303,13 +298,13 @@ def _psnr(image: np.ndarray, truth: np.ndarray) -> float:
 
 def _cost(
     session: "onnxruntime.InferenceSession",
-    calibration: Calibration,
+    calibration: Sequence[Example],
     wanted: Sequence[np.ndarray],
     counts: tuple[int, int],
 ) -> Cost:
     """Measures the loss, not yet the time."""
     closeness, exact, lost = [], [], []
-    for example, other in zip(calibration.examples, wanted, strict=True):
+    for example, other in zip(calibration, wanted, strict=True):
         found = _run(session, example)
         closeness.append(_psnr(found, other))
         if example.clean is not None:

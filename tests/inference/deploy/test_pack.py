@@ -100,7 +100,7 @@ def test_with_photographs_there_are_8_bits_too(tmp_path, monkeypatch):
     conversion = export.Conversion(proto, ("B", "H", "W", 3), 0.0)
     monkeypatch.setattr(export, "convert_onnx", lambda *_, **__: conversion)
     degraded = np.random.default_rng(1).random((1, 32, 32, 3), np.float32)
-    calibration = quantisation.Calibration(tmp_path, [quantisation.Example(degraded)])
+    calibration = [quantisation.Example(degraded)]
     folder = tmp_path / "pack"
     text = pack.write_pack(restorer("pexels_cnn"), folder, "mine", calibration=calibration)
     assert "times as fast as float32" in text

@@ -77,7 +77,7 @@ def test_8_bits_cost_little_and_are_stated(folder):
 
 def test_the_ends_stay_in_float(folder):
     calibration = quantisation.read(folder / "degraded", restorer(), None)
-    assert all(example.clean is None for example in calibration.examples)
+    assert all(example.clean is None for example in calibration)
     found, cost = quantisation.quantised(graphs.smoothing(blocks=2), calibration)
     assert cost.loss is None
     made_by = {name: node for node in found.graph.node for name in node.output}
@@ -88,6 +88,12 @@ def test_the_ends_stay_in_float(folder):
         and (node.input[1] not in made_by or "Quantize" not in made_by[node.input[1]].op_type)
     }
     assert {"first_conv", "last_conv"} <= in_float
+
+
+def test_too_few_convolutions_are_refused(folder):
+    proto = graphs.telling_of_tiles(with_context=False)
+    with pytest.raises(UsageError, match="too few convolutions for int8"):
+        quantisation.quantised(proto, quantisation.read(folder, restorer(), None))
 
 
 def test_a_large_loss_is_stated():
@@ -106,11 +112,11 @@ def test_photographs_are_seen_as_when_they_are_restored(folder):
         )
     found = quantisation.read(folder, restorer(), None)
     first = np.asarray(Image.open(folder / "degraded" / "0.png"), np.float32) / 255
-    assert found.examples[0].degraded.shape == (1, 64, 96, 3)
+    assert found[0].degraded.shape == (1, 64, 96, 3)
     expected = np.pad(first, ((0, 14), (0, 26), (0, 0)), mode="reflect")
-    np.testing.assert_allclose(found.examples[0].degraded[0], expected, atol=1e-6)
+    np.testing.assert_allclose(found[0].degraded[0], expected, atol=1e-6)
     one_size = quantisation.read(folder, restorer(), (20, 30))
-    np.testing.assert_allclose(one_size.examples[0].degraded[0], first[15:35, 20:50], atol=1e-6)
+    np.testing.assert_allclose(one_size[0].degraded[0], first[15:35, 20:50], atol=1e-6)
 
 
 def test_what_cannot_be_used_is_said_in_a_line(folder, tmp_path):
