@@ -50,6 +50,8 @@ class Flags:
     tile: int | None = None
     shard: str | None = None
     dtype: str | None = None
+    calibration: str | None = None
+    pack: bool = False
     size: str | None = None
     metadata: Sequence[str] = ()
     max_megapixels: int | None = None
@@ -233,30 +235,62 @@ def run_serve(flags: Flags, make_data: MakeData | None = None) -> None:
 def run_export(flags: Flags, make_data: MakeData | None = None) -> None:
     """Exports a model as a weights file, or as ONNX or StableHLO to run without this project.
 
-    The suffix of --output decides: .safetensors, .onnx, otherwise a folder for StableHLO.
+    The suffix of --output decides: .safetensors, .onnx, otherwise a folder for StableHLO or,
+    with --pack, for ONNX and what is needed beside it.
     """
     from restore_jax.checkpoints import weights_file  # noqa: PLC0415
     from restore_jax.inference import export  # noqa: PLC0415
+    from restore_jax.inference.deploy import pack, quantisation  # noqa: PLC0415
     from restore_jax.inference.restorer import load  # noqa: PLC0415
 
     del make_data
     source, output = _workdir(flags), pathlib.Path(_given(flags.output)).expanduser()
-    if flags.dtype and output.suffix != ".safetensors":
-        raise UsageError("--dtype: only for --output=FILE.safetensors")
-    if flags.size and output.suffix == ".safetensors":
-        raise UsageError(f"--size={flags.size}: only for --output=FILE.onnx or a folder")
+    _check_export(flags, output.suffix)
     size = _size(flags.size) if flags.size is not None else None
     # Metadata of the source file, such as its licence, stay with the weights.
     notes = weights_file.read_source_notes(source) | _notes(flags.metadata)
     restorer = load(source, flags.checkpoint or "best")
     model, config = (restorer.model, restorer.variables, output), restorer.config
     notes = weights_file.with_licence(config, notes)
-    if output.suffix == ".safetensors":
-        dtype, trust = flags.dtype or "float32", restorer.trust_map
-        print(export.export_weights(*model, config, dtype, notes, flags.overwrite, trust))
+    dtype, overwrite = flags.dtype or "float32", flags.overwrite
+    calibration = None
+    if flags.calibration is not None:
+        folder = pathlib.Path(flags.calibration).expanduser()
+        calibration = quantisation.read(folder, restorer, None if flags.pack else size)
+    if flags.pack:
+        name = notes.get("name") or source.stem
+        print(pack.write_pack(restorer, output, name, size, overwrite, notes, calibration))
+    elif output.suffix == ".safetensors":
+        trust = restorer.trust_map
+        print(export.export_weights(*model, config, dtype, notes, overwrite, trust))
+    elif output.suffix == ".onnx":
+        print(export.export_onnx(*model, config, size, overwrite, notes, dtype, calibration))
     else:
-        form = export.export_onnx if output.suffix == ".onnx" else export.export_stablehlo
-        print(form(*model, config, size, flags.overwrite, notes))
+        print(export.export_stablehlo(*model, config, size, overwrite, notes))
+
+
+def _check_export(flags: Flags, suffix: str) -> None:
+    """Checks that the flags of an export go together."""
+    if flags.pack and suffix in (".safetensors", ".onnx"):
+        raise UsageError(f"--pack: writes a folder; name one in --output={flags.output}")
+    if flags.pack and flags.dtype:
+        raise UsageError("--dtype: not with --pack, which has a file of each")
+    if flags.size and suffix == ".safetensors":
+        raise UsageError(f"--size={flags.size}: only for --output=FILE.onnx or a folder")
+    dtypes = {".safetensors": ("float32", "float16"), ".onnx": ("float32", "float16", "int8")}
+    if flags.dtype and suffix not in dtypes:
+        raise UsageError("--dtype: only for --output=FILE.onnx or FILE.safetensors")
+    if flags.dtype and flags.dtype not in dtypes[suffix]:
+        known = " or ".join(dtypes[suffix])
+        raise UsageError(f"--dtype={flags.dtype}: of {suffix}, give {known}")
+    is_int8 = flags.dtype == "int8"
+    if is_int8 and not flags.calibration:
+        raise UsageError(
+            "--dtype=int8: needs --calibration=FOLDER, with photographs such as are to be "
+            "restored"
+        )
+    if flags.calibration and not (is_int8 or flags.pack):
+        raise UsageError("--calibration: only for --dtype=int8 or --pack")
 
 
 def run_import(flags: Flags, make_data: MakeData) -> None:

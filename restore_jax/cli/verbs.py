@@ -64,7 +64,7 @@ VERBS = {
     "models": _Verb("", "Lists the models that come with the package, the default first."),
     "export": _Verb(
         "MODEL -o FILE.onnx|FILE.safetensors|DIR [options]",
-        "Writes a model as ONNX, a weights file or StableHLO (a folder).",
+        "Writes a model as ONNX, weights, or a folder: StableHLO or a pack.",
         (_MODEL_TO_READ, _OUTPUT._replace(metavar="FILE", required=True)),
     ),
     "train": _Verb(

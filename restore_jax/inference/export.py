@@ -5,16 +5,12 @@ same shape, not clipped; the parameters are included. Models that accept a mask 
 without one. Every export is compared with the model itself before it is written.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import pathlib
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,6 +25,7 @@ from restore_jax import files, models
 from restore_jax.checkpoints import trust_file, weights_file
 from restore_jax.config import workdir
 from restore_jax.errors import RunError, UsageError
+from restore_jax.inference.deploy import onnx_graph, quantisation
 from restore_jax.models import portable
 from restore_jax.trust.network import Trust
 
@@ -46,12 +43,18 @@ STABLEHLO_FILES = ("restorer.stablehlo", "restorer.json")
 # The sides of an image have to be a multiple of 2^(number of poolings).
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 _ANY_SIZE = ("B", "H", "W", 3)
+_ANY_CONTEXT = ("B", "P", "Q", 3)
 # Default size of a model that can only be exported at a fixed size.
 _FIXED_SIZE = (256, 256)
 # Batch, height and width of the images that an export for any size is tested on.
 _TRIALS = ((1, 32, 48), (2, 61, 83))
 
-Restore = Callable[[jax.Array], jax.Array]
+# Batch, height and width of the whole photographs that they are said to be parts of.
+_TRIALS_CONTEXT = ((1, 64, 64), (2, 70, 50))
+
+Restore = Callable[..., jax.Array]
+# Of functions of `degraded`, and possibly `context`, with their shapes.
+_Convert = Callable[[Restore, Sequence[jax.ShapeDtypeStruct]], tuple[Any, Restore]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +64,15 @@ class Exported:
     Attributes:
         path: the file, or the folder.
         shape: shape of the input and the output; a letter for a dimension of any size.
-        largest_difference: largest difference from the model, over the test images.
+        largest_difference: largest difference from the model, over the test images; of ONNX,
+            before the precision is reduced.
+        report: what was done to the precision, and what it costs; "" if it was kept.
     """
 
     path: pathlib.Path
     shape: tuple[int | str, ...]
     largest_difference: float
+    report: str = ""
 
     def __str__(self) -> str:
         """Returns a line for a terminal."""
@@ -76,7 +82,91 @@ class Exported:
         return (
             f"{self.path}: degraded [{shape}] → restored [{shape}]{fixed}; differs from the "
             f"model by at most {self.largest_difference:.1e}"
+            + (f"\n{self.report}" if self.report else "")
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """A model as ONNX, computing in float32, before it is stored.
+
+    Attributes:
+        proto: the graph, with the metadata.
+        shape: as of `Exported`.
+        largest_difference: as of `Exported`.
+    """
+
+    proto: "onnx.ModelProto"
+    shape: tuple[int | str, ...]
+    largest_difference: float
+
+
+def convert_onnx(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    path: pathlib.Path,
+    config: ConfigDict | None = None,
+    size: tuple[int, int] | None = None,
+    notes: Mapping[str, str] | None = None,
+    with_context: bool = False,
+) -> Conversion:
+    """Converts a model to ONNX (opset 23), for any batch size, height and width if possible.
+
+    Args:
+        model: the architecture; it computes in float32, whatever its `dtype`.
+        variables: variables for `model.apply`.
+        path: what is to be written, for messages.
+        config: stored in the metadata under "config", as JSON.
+        size: as for `export_onnx`.
+        notes: further texts for the metadata, such as "licence".
+        with_context: a model that estimates something from the whole photograph takes it as a
+            second input, `context` float32 [B, h, w, 3], of any size, so that all tiles of a
+            photograph can be told the same. Only without `size`.
+
+    Raises:
+        UsageError: if packages of the extra `export` are missing.
+        RunError: if the model cannot be converted, or onnxruntime gives different results.
+    """
+    try:
+        with onnx_graph.quiet():
+            import jax2onnx  # noqa: PLC0415
+            import onnx  # noqa: PLC0415
+            import onnxruntime  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise UsageError(
+            f"--output={path}: ONNX needs the package {error.name}; pip install "
+            '"restore_jax[export]"'
+        ) from error
+    model = model.clone(dtype=jnp.float32)
+    names = ("degraded", "context")
+
+    def convert(
+        restore: Restore, specs: Sequence[jax.ShapeDtypeStruct]
+    ) -> tuple["onnx.ModelProto", Restore]:
+        # The converter gets the function as traced by JAX: its own tracing of Flax loses the
+        # padding of dilated convolutions of unknown size and fails at others.
+        traced = jax.make_jaxpr(restore)(*specs)
+        with onnx_graph.quiet():
+            proto = jax2onnx.to_onnx(
+                lambda *inputs: jaxpr_as_fun(traced)(*inputs)[0],
+                inputs=list(specs),
+                model_name="restorer",
+                input_names=list(names[: len(specs)]),
+                output_names=["restored"],
+            )
+        onnx_graph.use_relu(proto)
+        if all(isinstance(side, int) for side in specs[0].shape):
+            proto = onnx_graph.folded(proto)
+        fields = {} if config is None else workdir.as_json(config)
+        onnx.helper.set_model_props(proto, {**(notes or {}), "config": json.dumps(fields)})
+        session = onnx_graph.session(proto.SerializeToString())
+
+        def run(*inputs: jax.Array) -> np.ndarray:
+            return session.run(None, dict(zip(names, inputs, strict=False)))[0]
+
+        return proto, run
+
+    return Conversion(*_converted(model, variables, size, convert, "ONNX", with_context))
 
 
 def export_onnx(
@@ -87,6 +177,8 @@ def export_onnx(
     size: tuple[int, int] | None = None,
     overwrite: bool = False,
     notes: Mapping[str, str] | None = None,
+    dtype: str = "float32",
+    calibration: Sequence[quantisation.Example] | None = None,
 ) -> Exported:
     """Exports a model as ONNX (opset 23), for any batch size, height and width if possible.
 
@@ -100,6 +192,9 @@ def export_onnx(
             a fixed size.
         overwrite: whether an existing file may be replaced.
         notes: further texts for the metadata, such as "licence".
+        dtype: "float32"; "float16" to store the weights in half the space; "int8" to compute
+            most convolutions with 8 bits. Input and output are float32 in all of them.
+        calibration: the photographs for "int8".
 
     Returns:
         The exported model.
@@ -109,45 +204,17 @@ def export_onnx(
         RunError: if the model cannot be converted, or onnxruntime gives different results.
     """
     _check_new([path], overwrite)
-    try:
-        with _quiet():
-            import jax2onnx  # noqa: PLC0415
-            import onnx  # noqa: PLC0415
-            import onnxruntime  # noqa: PLC0415
-    except ImportError as error:
-        raise UsageError(
-            f"--output={path}: ONNX needs the package {error.name}; pip install "
-            '"restore_jax[export]"'
-        ) from error
-    model = model.clone(dtype=jnp.float32)
-
-    def convert(restore: Restore, spec: jax.ShapeDtypeStruct) -> tuple[bytes, Restore]:
-        # The converter gets the function as traced by JAX: its own tracing of Flax loses the
-        # padding of dilated convolutions of unknown size and fails at others.
-        traced = jax.make_jaxpr(restore)(spec)
-        with _quiet():
-            proto = jax2onnx.to_onnx(
-                lambda degraded: jaxpr_as_fun(traced)(degraded)[0],
-                inputs=[spec],
-                model_name="restorer",
-                input_names=["degraded"],
-                output_names=["restored"],
-            )
-        if all(isinstance(side, int) for side in spec.shape):
-            proto = _folded(proto)
-        fields = {} if config is None else workdir.as_json(config)
-        onnx.helper.set_model_props(proto, {**(notes or {}), "config": json.dumps(fields)})
-        content = proto.SerializeToString()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are also raised as exceptions
-        session = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
-        return content, lambda degraded: session.run(None, {"degraded": degraded})[0]
-
-    content, shape, difference = _converted(model, variables, size, convert, "ONNX")
-    _write(path, content)
-    return Exported(path, shape, difference)
+    found = convert_onnx(model, variables, path, config, size, notes)
+    proto, report = found.proto, ""
+    if dtype == "float16":
+        onnx_graph.halve_weights(proto)
+        report = "weights in float16"
+    elif dtype == "int8":
+        assert calibration is not None
+        proto, cost = quantisation.quantised(proto, calibration)
+        report = str(cost)
+    write(path, proto.SerializeToString())
+    return Exported(path, found.shape, found.largest_difference, report)
 
 
 def export_stablehlo(
@@ -184,8 +251,10 @@ def export_stablehlo(
     _check_new(paths, overwrite)
     model = model.clone(dtype=jnp.float32)
 
-    def convert(restore: Restore, spec: jax.ShapeDtypeStruct) -> tuple[bytes, Restore]:
-        exported = jax_export.export(jax.jit(restore), platforms=("cpu", "cuda", "tpu"))(spec)
+    def convert(
+        restore: Restore, specs: Sequence[jax.ShapeDtypeStruct]
+    ) -> tuple[bytes, Restore]:
+        exported = jax_export.export(jax.jit(restore), platforms=("cpu", "cuda", "tpu"))(*specs)
         content = bytes(exported.serialize())
         return content, jax.jit(jax_export.deserialize(bytearray(content)).call)
 
@@ -199,8 +268,8 @@ def export_stablehlo(
         "jax": jax.__version__,
         "config": None if config is None else workdir.as_json(config),
     }
-    _write(paths[0], content)
-    _write(paths[1], (json.dumps(description, indent=2) + "\n").encode())
+    write(paths[0], content)
+    write(paths[1], (json.dumps(description, indent=2) + "\n").encode())
     return Exported(folder, shape, difference)
 
 
@@ -280,37 +349,6 @@ def export_weights(
     )
 
 
-def _folded(proto: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Folds the constants of a fixed-size graph, in particular its shape arithmetic.
-
-    OpenCV 4 handles shape arithmetic differently and fails at it.
-    """
-    import onnx  # noqa: PLC0415
-    import onnxruntime  # noqa: PLC0415
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Higher levels introduce operators that only onnxruntime has.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "folded.onnx"
-        options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        folded = onnx.load(path)
-    for node in folded.graph.node:
-        beta = next((a.f for a in node.attribute if a.name == "beta"), 1.0)
-        if node.op_type == "Gemm" and len(node.input) == 3 and beta == 0.0:
-            # With beta = 0 this scalar has no effect, but OpenCV 4 does not accept it.
-            del node.input[2]
-    used = {node.domain for node in folded.graph.node}
-    kept = [opset for opset in folded.opset_import if opset.domain in used]
-    del folded.opset_import[:]
-    folded.opset_import.extend(kept)
-    return onnx.shape_inference.infer_shapes(folded, strict_mode=True)
-
-
 def side_multiple(model: nn.Module, variables: Mapping[str, Any]) -> int | None:
     """Finds the number that a model pads the sides of images to a multiple of.
 
@@ -352,9 +390,10 @@ def _at_any_size(model: nn.Module, variables: Mapping[str, Any], multiple: int) 
     products with matrices of zeros and ones and `jax.lax.slice` work.
     """
 
-    def restore(degraded: jax.Array) -> jax.Array:
-        # The context is the whole image without the padding.
-        whole = {"context": degraded} if models.takes_context(model) else {}
+    def restore(degraded: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        # By default, the context is the whole image without the padding.
+        shown = degraded if context is None else context
+        whole = {"context": shown} if models.takes_context(model) else {}
         if multiple == 1:
             return model.apply(variables, degraded, **whole)
         height, width = degraded.shape[1:3]
@@ -375,21 +414,23 @@ def _converted(
     model: nn.Module,
     variables: Mapping[str, Any],
     size: tuple[int, int] | None,
-    convert: Callable[[Restore, jax.ShapeDtypeStruct], tuple[bytes, Restore]],
+    convert: _Convert,
     kind: str,
-) -> tuple[bytes, tuple[int | str, ...], float]:
+    with_context: bool = False,
+) -> tuple[Any, tuple[int | str, ...], float]:
     """Converts a model for a given size, or else for any size if possible, and tests it.
 
     Args:
         model: the architecture.
         variables: variables for `model.apply`.
         size: height and width; None: any, or 256×256 if that fails.
-        convert: converts a function for inputs of a given shape; returns the content of the
-            file and a function that runs it.
+        convert: converts a function for inputs of given shapes; returns the result and a
+            function that runs it.
         kind: name of the format, for messages.
+        with_context: as for `convert_onnx`.
 
     Returns:
-        The content of the file, the shape of its input, and the largest difference.
+        The result, the shape of its input, and the largest difference.
 
     Raises:
         RunError: if no conversion gives the results of the model.
@@ -405,11 +446,22 @@ def _converted(
         attempts.insert(0, (_at_any_size(model, variables, multiple), _ANY_SIZE, _TRIALS))
     problem = ""
     for restore, shape, trials in attempts:
-        symbolic = jax_export.symbolic_shape(", ".join(map(str, shape)))
+        scope = jax_export.SymbolicScope()
+        shapes: list[tuple[int | str, ...]] = [shape]
+        contexts: Sequence[tuple[int, ...]] = ()
+        if shape == _ANY_SIZE and with_context and models.takes_context(model):
+            shapes.append(_ANY_CONTEXT)
+            contexts = _TRIALS_CONTEXT
+        specs = [
+            jax.ShapeDtypeStruct(
+                jax_export.symbolic_shape(", ".join(map(str, sides)), scope=scope), jnp.float32
+            )
+            for sides in shapes
+        ]
         try:
             with portable.tracing():
-                content, run = convert(restore, jax.ShapeDtypeStruct(symbolic, jnp.float32))
-            difference = _largest_difference(model, variables, run, trials)
+                content, run = convert(restore, specs)
+            difference = _largest_difference(model, variables, run, trials, contexts)
         # Converters raise exceptions of any type; a fixed size, tried next, is easier for them.
         except Exception as error:
             problem = next(iter(str(error).splitlines()), type(error).__name__)
@@ -425,16 +477,27 @@ def _largest_difference(
     variables: Mapping[str, Any],
     run: Restore,
     trials: Sequence[tuple[int, ...]],
+    contexts: Sequence[tuple[int, ...]] = (),
 ) -> float:
-    """Returns the largest difference of `run` from the model on random images."""
+    """Returns the largest difference of `run` from the model on random images.
+
+    Args:
+        model: the architecture.
+        variables: variables for `model.apply`.
+        run: the function to compare, of images and their contexts, if any.
+        trials: batch, height and width of the images.
+        contexts: the same of their contexts; empty for none.
+    """
     rng = np.random.default_rng(0)
     expected_of = jax.jit(model.apply)
     largest = 0.0
     with jax.default_matmul_precision("float32"):
-        for shape in trials:
+        for number, shape in enumerate(trials):
             degraded = rng.random((*shape, 3), np.float32)
-            expected = np.asarray(expected_of(variables, degraded))
-            found = np.asarray(run(degraded))
+            shown = [rng.random((*sides, 3), np.float32) for sides in contexts[number:][:1]]
+            context = {"context": shown[0]} if shown else {}
+            expected = np.asarray(expected_of(variables, degraded, **context))
+            found = np.asarray(run(degraded, *shown))
             if found.shape != expected.shape:
                 raise ValueError(f"gives {found.shape} where the model gives {expected.shape}")
             scale = max(1.0, float(np.abs(expected).max()))
@@ -444,28 +507,18 @@ def _largest_difference(
     return largest
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses warnings and log messages of the converter."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _check_new(paths: Sequence[pathlib.Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
             raise UsageError(f"--output={path}: exists; use another name, or give --overwrite")
 
 
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file atomically."""
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file atomically.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
     try:
         with files.replacing(path) as temporary:
             temporary.write_bytes(content)

@@ -12,8 +12,9 @@ from flax import linen as nn
 from jax import export as jax_export
 from PIL import Image
 
+import restore_jax
 from configs import rcan
-from restore_jax import models
+from restore_jax import models, shipped
 from restore_jax.checkpoints import checkpoint, weights_file
 from restore_jax.cli import commands
 from restore_jax.config import workdir
@@ -61,6 +62,7 @@ MODELS = {
 AT_ONE_SIZE = {name: MODELS[name] for name in MODELS if name != "gain"} | {
     "gain, stem 2": ("gain_unet", {"widths": (4, 6), "blocks": 1, "stem": 2}),
     "gain, stem 4": ("gain_unet", {"widths": (4, 6), "blocks": 1, "stem": 4}),
+    "gain, told": ("gain_unet", {"widths": (4, 6), "blocks": 1, "tell": True}),
     "no gain, stem 2": ("gain_unet", {"widths": (4, 6), "blocks": 1, "gain": False}),
     "no gain, stem 4": (
         "gain_unet",
@@ -72,7 +74,7 @@ AT_ONE_SIZE = {name: MODELS[name] for name in MODELS if name != "gain"} | {
     "pexels_generator": ("pexels_generator", {"widths": (4, 4)}),
 }
 # Which the others differ from by a stem of another size, or the gain's branch alone.
-QUICK = set(AT_ONE_SIZE) - {"gain, stem 2", "no gain, stem 4"}
+QUICK = set(AT_ONE_SIZE) - {"gain, stem 2", "gain, told", "no gain, stem 4"}
 ONE_SIZE = (36, 54)  # no multiple of what the architectures pad to
 
 
@@ -273,6 +275,16 @@ def test_onnx_of_one_size_computes_what_the_model_does_in_opencv_too(tmp_path, f
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert metadata["licence"] == "Apache-2.0"
     assert json.loads(metadata["config"])["name"] == "rcan"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped.models_available())
+def test_every_shipped_model_is_exported_for_one_size(tmp_path, name):
+    pytest.importorskip("jax2onnx")
+    restorer = restore_jax.load(shipped.verified(name).path)
+    path = tmp_path / "restorer.onnx"
+    export.export_onnx(restorer.model, restorer.variables, path, size=(60, 92))
+    check_at_one_size(path, restorer.model, restorer.variables, (60, 92))
 
 
 @pytest.mark.slow
