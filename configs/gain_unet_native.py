@@ -3,9 +3,9 @@
     python launch.py --config=configs/gain_unet_native.py --config.data.root=DIR
 
 trains on crops of native-size photographs, each with a thumbnail of its whole photograph. The
-gain of each channel is measured and undone before; the thumbnail tells the trunk about the noise
-that was clipped. A blur of 10 px leaves no detail in single pixels, so the network
-works on blocks of 4×4 pixels.
+gain of each channel is measured and undone before; the thumbnail tells the trunk about the
+noise that was clipped. A blur of 10 px leaves no detail in single pixels, so the network works
+on blocks of 4×4 pixels.
 """
 
 from ml_collections import ConfigDict
