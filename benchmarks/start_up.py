@@ -8,7 +8,7 @@ and are observed from outside. JSON lines with `op`, `rounds`, `seconds`, `secon
 `seconds_high` (the quartiles), and
 
     import                `module`: seconds to import it. "restore_jax" imports its contents
-                          lazily; "restore_jax.inference.folders" is what restoring imports,
+                          lazily; "restore_jax.folders.run" is what restoring imports,
                           "restore_jax.train.loop" what training imports, and "data.pipeline"
                           what its data add
     train_first_step      from the command to the record of the first step: an epoch of the
@@ -54,7 +54,7 @@ BATCH = 16
 _IMPORTS = {
     "restore_jax": "import restore_jax",
     "restore_jax.load": "from restore_jax import load",
-    "restore_jax.inference.folders": "import restore_jax.inference.folders",
+    "restore_jax.folders.run": "import restore_jax.folders.run",
     "restore_jax.train.loop": "import restore_jax.train.loop, restore_jax.evaluation.evaluate",
     "data.pipeline": (
         "import restore_jax.train.loop, restore_jax.evaluation.evaluate; "

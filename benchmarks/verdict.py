@@ -35,8 +35,9 @@ from data.rendered import sample
 from restore_jax import load
 from restore_jax.degradation import definition
 from restore_jax.errors import RunError, UsageError
+from restore_jax.folders import verdict
 from restore_jax.image_io import image_files
-from restore_jax.inference import assessment, verdict
+from restore_jax.inference import assessment
 from restore_jax.inference.restorer import Restorer
 from restore_jax.report.restoration_page import STRUCTURE
 

@@ -26,8 +26,7 @@ ROOMS = {
     "report": {"metrics", "trust"},
     "checkpoints": {"config", "learner", "models", "parallel", "trust"},
     "inference": {
-        "checkpoints", "config", "degradation", "image_io", "metrics", "models", "parallel",
-        "report", "trust",
+        "checkpoints", "config", "degradation", "image_io", "models", "parallel", "trust",
     },
     "evaluation": {
         "checkpoints", "config", "degradation", "image_io", "learner", "losses", "metrics",
@@ -37,10 +36,13 @@ ROOMS = {
         "checkpoints", "config", "degradation", "evaluation", "learner", "losses", "metrics",
         "models", "parallel", "report",
     },
-    "serve": {"image_io", "inference", "parallel", "report"},
+    "folders": {
+        "degradation", "image_io", "inference", "metrics", "parallel", "report", "trust",
+    },
+    "serve": {"folders", "image_io", "inference", "parallel", "report"},
     "cli": {
-        "checkpoints", "degradation", "evaluation", "image_io", "inference", "parallel",
-        "serve", "train",
+        "checkpoints", "degradation", "evaluation", "folders", "image_io", "inference",
+        "parallel", "serve", "train",
     },
 }  # fmt: skip
 

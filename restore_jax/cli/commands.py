@@ -127,8 +127,8 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
 def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     """Restores files and folders of images, by default with the default shipped model."""
     from restore_jax import shipped  # noqa: PLC0415
+    from restore_jax.folders import plan, report, run, table  # noqa: PLC0415
     from restore_jax.image_io import image_paths  # noqa: PLC0415
-    from restore_jax.inference import assessment, folders, restoration_report  # noqa: PLC0415
     from restore_jax.inference.restorer import load  # noqa: PLC0415
 
     del make_data
@@ -140,8 +140,8 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         raise UsageError("--skip_outside: not with --skip_assessment, which finds none outside")
     if flags.report and flags.skip_assessment:
         raise UsageError("--report: not with --skip_assessment, which leaves the noise unknown")
-    max_pixels = folders.pixel_limit(flags.max_megapixels)
-    items = folders.plan(flags.input, output, flags.format, flags.shard, passed_over)
+    max_pixels = plan.pixel_limit(flags.max_megapixels)
+    items = plan.plan(flags.input, output, flags.format, flags.shard, passed_over)
     if flags.dry_run:
         for item in items:
             exists = item.target.exists() and not flags.overwrite
@@ -149,9 +149,9 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         if passed_over:
             print(f"passed over: {image_paths.format_passed_over(passed_over)}")
         return
-    folders.check_output(output)
-    table = assessment.table(flags.input, output, flags.shard, flags.report)
-    report = restoration_report.Report(table) if flags.report and table else None
+    plan.check_output(output)
+    listed = table.table(flags.input, output, flags.shard, flags.report)
+    page = report.Report(listed) if flags.report and listed else None
     options = {
         "strength": flags.strength,
         "self_ensemble": flags.self_ensemble,
@@ -174,7 +174,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
             f"--mode=trust --workdir={model}"
         )
     comparisons = output / "compare" if flags.side_by_side or flags.compare else None
-    outcome = folders.restore_files(
+    outcome = run.restore_files(
         restorer,
         items,
         flags.format,
@@ -183,21 +183,21 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         max_pixels,
         flags.pages or "all",
         flags.white,
-        table,
+        listed,
         flags.skip_outside,
         not flags.skip_assessment,
         output / "trust" if flags.trust else None,
-        report and report.pictures,
+        page and page.pictures,
     )
-    if report is not None:
-        print(report.write(flags.input))
-    print(folders.format_outcome(outcome, output, passed_over))
+    if page is not None:
+        print(page.write(flags.input))
+    print(run.format_outcome(outcome, output, passed_over))
 
 
 def run_serve(flags: Flags, make_data: MakeData | None = None) -> None:
     """Restores photographs for a page and an HTTP endpoint until it is stopped."""
     from restore_jax import shipped  # noqa: PLC0415
-    from restore_jax.inference import folders  # noqa: PLC0415
+    from restore_jax.folders import plan  # noqa: PLC0415
     from restore_jax.inference.restorer import Restorer, load  # noqa: PLC0415
 
     try:
@@ -224,7 +224,7 @@ def run_serve(flags: Flags, make_data: MakeData | None = None) -> None:
         server.Address(flags.host or "127.0.0.1", 8000 if flags.port is None else flags.port),
         names,
         load_by_name,
-        folders.pixel_limit(
+        plan.pixel_limit(
             _SERVED_MEGAPIXELS if flags.max_megapixels is None else flags.max_megapixels
         ),
         flags.max_queue or 8,

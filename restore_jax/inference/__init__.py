@@ -1,1 +1,1 @@
-"""Inference with a trained model, on arrays and on folders, and its export."""
+"""Inference with a trained model, on arrays, and its export."""

@@ -22,7 +22,7 @@ _RANGE = {"inside": 1.0, "outside": 0.0}
 
 
 class Picture(Protocol):
-    """A part of a restoration, uint8 [H, W, 3] each; see `inference.verdict.Picture`."""
+    """A part of a restoration, uint8 [H, W, 3] each; see `folders.verdict.Picture`."""
 
     before: np.ndarray
     after: np.ndarray

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from restore_jax.image_io import image_files
-from restore_jax.inference import folders
+from restore_jax.inference import white_level
 from restore_jax.serve.worker import Restored
 
 
@@ -60,9 +60,9 @@ class Result:
             image_files.read(path, max_pixels=1 << 40)
             for path in (restored.source, restored.target)
         )
-        white = folders.with_white(before, self.white, restored.trained_white).white
+        white = white_level.with_white(before, self.white, restored.trained_white).white
         for side, shown in (("before", before), ("after", after)):
-            image = Image.fromarray(folders.to_bytes(shown.pixels, white))
+            image = Image.fromarray(white_level.to_bytes(shown.pixels, white))
             profile = {"icc_profile": shown.icc_profile} if shown.icc_profile else {}
             image.save(self.folder / f"{side}.png", compress_level=1, **profile)
 

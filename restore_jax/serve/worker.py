@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from restore_jax.errors import UsageError
+from restore_jax.folders import plan, run
 from restore_jax.image_io import image_files
-from restore_jax.inference import folders
+from restore_jax.inference import white_level
 from restore_jax.inference.restorer import Restorer
 from restore_jax.parallel import host_memory
 from restore_jax.serve.requests import Settings
@@ -133,7 +134,7 @@ class Worker:
 
         notes: list[str] = []
 
-        def listen(item: folders.Item, said: str | Exception) -> None:
+        def listen(item: plan.Item, said: str | Exception) -> None:
             if isinstance(said, Exception):
                 raise said
             notes.append(said)
@@ -141,9 +142,9 @@ class Worker:
         check()
         try:
             restorer = self._model(settings.model).with_options(check, **settings.options)
-            folders.restore_files(
+            run.restore_files(
                 restorer,
-                [folders.Item(source, target, Path(target.name))],
+                [plan.Item(source, target, Path(target.name))],
                 max_pixels=self.max_pixels,
                 pages=settings.pages,
                 white=settings.white,
@@ -151,7 +152,7 @@ class Worker:
             )
         finally:
             host_memory.give_back()
-        trained = folders.trained_white(restorer)
+        trained = white_level.trained_white(restorer)
         return Restored(
             source, target, image_files.format_of(target), tuple(notes), trained_white=trained
         )

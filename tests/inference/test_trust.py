@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from restore_jax.errors import UsageError
-from restore_jax.inference import folders, tile_plan
+from restore_jax.folders import plan, run
+from restore_jax.inference import tile_plan
 from restore_jax.inference.restorer import Restorer
 from restore_jax.trust import maps
 from tests.support import trusting
@@ -52,10 +53,10 @@ def test_a_call_returns_the_restoration_and_the_half_width(restorer):
 
 
 def test_tiles_are_blended_like_those_of_the_restoration(restorer):
-    degraded = image(100, 64, 3)
+    degraded = image(112, 64, 3)
     restored, half_width = restorer(degraded, trust=True)
-    tops = tile_plan.starts(100, 64, 16)
-    blended = np.zeros((100, 64))
+    tops = tile_plan.starts(112, 64, 16)
+    blended = np.zeros((112, 64))
     for top, weights in zip(tops, tile_plan.axis_weights(tops, 64), strict=True):
         rows = slice(top, top + 64)
         blended[rows] += weights[:, None] * expected(degraded[rows], restored[rows])
@@ -116,8 +117,8 @@ def test_files_hold_the_maps_of_every_picture(restorer, tmp_path):
     stack = RNG.integers(0, 256, (2, 20, 24)).astype(np.uint8)
     tifffile.imwrite(photographs / "b.tif", stack, photometric="minisblack")
     output = tmp_path / "out"
-    items = folders.plan([str(photographs)], output)
-    outcome = folders.restore_files(restorer, items, maps=output / "trust")
+    items = plan.plan([str(photographs)], output)
+    outcome = run.restore_files(restorer, items, maps=output / "trust")
     assert (outcome.restored, outcome.failed) == (2, [])
     found = {path.name for path in (output / "trust").iterdir()}
     names = {"a.png", "b.tif", "b.tif-2"}

@@ -21,7 +21,7 @@ from restore_jax import batches, models
 from restore_jax.degradation import digital_gain
 from restore_jax.errors import UsageError
 from restore_jax.image_io import image_files, image_paths
-from restore_jax.inference import folders, pixels, tile_plan
+from restore_jax.inference import pixels, tile_plan, white_level
 from restore_jax.inference.deploy import onnx_graph
 from restore_jax.inference.restorer import Restorer
 
@@ -162,7 +162,7 @@ def _picture(
         photograph = image_files.read(path)
     except image_files.ImageFileError as error:
         raise UsageError(f"--calibration: {error}") from error
-    photograph = folders.with_white(photograph, None, folders.trained_white(restorer))
+    photograph = white_level.with_white(photograph, None, white_level.trained_white(restorer))
     undoes = restorer.options.undo_gain and not is_clean
     return pixels.TiledImage(
         photograph.pixels,

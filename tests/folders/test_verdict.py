@@ -12,7 +12,9 @@ from scipy import ndimage, stats
 from restore_jax import models
 from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import UsageError
-from restore_jax.inference import assessment, folders, restoration_report, verdict
+from restore_jax.folders import plan, report, run, verdict
+from restore_jax.folders import table as tables
+from restore_jax.inference import assessment
 from restore_jax.inference.restorer import Restorer
 from restore_jax.report import restoration_page
 from tests.support import networks
@@ -115,19 +117,19 @@ def folder(tmp_path):
     return tmp_path / "in"
 
 
-def run(restorer, folder, output, **options):
-    table = assessment.table([str(folder)], output, always=True)
-    report = restoration_report.Report(table)
-    items = folders.plan([str(folder)], output)
-    folders.restore_files(restorer, items, table=table, pictures=report.pictures, **options)
-    return report.write([str(folder)])
+def restore_folder(restorer, folder, output, **options):
+    table = tables.table([str(folder)], output, always=True)
+    page = report.Report(table)
+    items = plan.plan([str(folder)], output)
+    run.restore_files(restorer, items, table=table, pictures=page.pictures, **options)
+    return page.write([str(folder)])
 
 
 def test_the_page_of_a_folder(restorer, folder, tmp_path, capsys):
     output = tmp_path / "out"
     # The noise stays, so that the files are as bad as they are noisy: by the change of a model
     # that returns what it is given, nothing is known of it.
-    assert "restore.html" in run(restorer, folder, output)
+    assert "restore.html" in restore_folder(restorer, folder, output)
     capsys.readouterr()
     content = (output / "restore.html").read_text(encoding="utf-8")
     page = Page(content)
@@ -141,10 +143,10 @@ def test_the_page_of_a_folder(restorer, folder, tmp_path, capsys):
 
     # A second run that has nothing to do leaves the page; one more file keeps the others' rows.
     (folder / "bad<b>.png").unlink()
-    assert "not written" in run(restorer, folder, output)
+    assert "not written" in restore_folder(restorer, folder, output)
     assert (output / "restore.html").read_text(encoding="utf-8") == content
     Image.open(folder / "0.png").save(folder / "more.png")
-    run(restorer, folder, output)
+    restore_folder(restorer, folder, output)
     capsys.readouterr()
     text = Page((output / "restore.html").read_text(encoding="utf-8")).text
     assert all(name in text for name in ("more.png", "0.png", "1.png", "2.png"))
@@ -155,15 +157,15 @@ def test_another_page_is_not_replaced(restorer, folder, tmp_path):
     output.mkdir()
     (output / "restore.html").write_text("mine")
     with pytest.raises(UsageError, match="is not a page of restored files"):
-        run(restorer, folder, output)
+        restore_folder(restorer, folder, output)
     assert (output / "restore.html").read_text() == "mine"
 
 
 def row(file, expected, **changes):
     found = verdict.Verdict(expected, 1.0, 0.0, 0.0, (0, 0))
     changes = {"verdict": dataclasses.replace(found, **changes)} if expected else {}
-    action = assessment.RESTORED if expected else assessment.COPIED
-    return assessment.Row(file, f"in/{file}", action, **changes).as_columns()
+    action = tables.RESTORED if expected else tables.COPIED
+    return tables.Row(file, f"in/{file}", action, **changes).as_columns()
 
 
 def test_the_worst_files_come_first():
@@ -188,6 +190,6 @@ def test_error_bars_and_detail_are_shown_where_they_are_known():
 
 
 def test_a_folder_of_failures_has_a_page():
-    failed = assessment.Row("x.png", "in/x.png", assessment.FAILED, error="damaged")
+    failed = tables.Row("x.png", "in/x.png", tables.FAILED, error="damaged")
     text = Page(restoration_page.render("in", [failed.as_columns()], {})).text
     assert "No file was restored" in text and "in/x.png: damaged" in text

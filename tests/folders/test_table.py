@@ -15,8 +15,11 @@ from restore_jax import models
 from restore_jax.degradation.calibration import Estimate
 from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import RunError, UsageError
-from restore_jax.inference import assessment, folders
-from restore_jax.inference.assessment import Assessment, Row, Table
+from restore_jax.folders import plan, run
+from restore_jax.folders import table as tables
+from restore_jax.folders.table import Row, Table
+from restore_jax.inference import assessment
+from restore_jax.inference.assessment import Assessment
 from restore_jax.inference.restorer import Restorer
 from tests.support import networks
 
@@ -56,9 +59,9 @@ def folder(tmp_path):
 
 
 def restore(restorer, folder, output, file_format=None, **options):
-    items = folders.plan([str(folder)], output, file_format)
-    table = assessment.table([str(folder)], output)
-    outcome = folders.restore_files(restorer, items, file_format, table=table, **options)
+    items = plan.plan([str(folder)], output, file_format)
+    table = tables.table([str(folder)], output)
+    outcome = run.restore_files(restorer, items, file_format, table=table, **options)
     return outcome, table
 
 
@@ -159,7 +162,7 @@ def test_every_file_has_a_row_and_one_outside_a_line(restorer, folder, tmp_path,
     assert len(lines) == 2
     assert all("noise of" in line and "restored all the same" in line for line in lines)
     assert "2 outside of what the model knows" in (
-        folders.format_outcome(dataclasses.replace(outcome, failed=[]), output)
+        run.format_outcome(dataclasses.replace(outcome, failed=[]), output)
     )
 
 
@@ -175,7 +178,7 @@ def test_files_outside_are_left_alone_if_asked_for(restorer, folder, tmp_path, c
     assert rows["noisy.jpg"]["action"] == "copied unchanged"
     assert rows["noisy.jpg"]["change_db"] == ""
     assert "2 of them copied unchanged" in (
-        folders.format_outcome(dataclasses.replace(outcome, failed=[]), output)
+        run.format_outcome(dataclasses.replace(outcome, failed=[]), output)
     )
 
 
@@ -254,13 +257,13 @@ def test_rows_are_written_even_if_the_model_fails(restorer, folder, tmp_path, mo
 
 @pytest.mark.parametrize(
     "content",
-    [b"a,b\n1,2\n", b"", b"\xff\xfe\x00", ",".join(assessment.COLUMNS).encode() + b"\na,b\n"],
+    [b"a,b\n1,2\n", b"", b"\xff\xfe\x00", ",".join(tables.COLUMNS).encode() + b"\na,b\n"],
 )
 def test_a_table_of_the_user_is_never_replaced(tmp_path, content):
     path = tmp_path / "restore.csv"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"restore\.csv.*move it") as found:
-        assessment.table([str(tmp_path)], tmp_path)
+        tables.table([str(tmp_path)], tmp_path)
     assert "\n" not in str(found.value)
     assert path.read_bytes() == content
 
@@ -270,7 +273,7 @@ def test_a_table_that_cannot_be_written_is_said_in_one_line(tmp_path):
     blocked.write_text("")
     table = Table(tmp_path / "restore.csv")
     table.path = blocked / "restore.csv"
-    table.rows.append(Row("a.png", "in/a.png", assessment.FAILED))
+    table.rows.append(Row("a.png", "in/a.png", tables.FAILED))
     with pytest.raises(RunError, match="cannot be written"):
         table.write()
 
@@ -279,13 +282,13 @@ def test_any_name_and_text_can_be_read_back(tmp_path):
     found = Assessment((Estimate(3.0, 0.1),), (Estimate(1.25, 0.1), None), True, ())
     name = 'a, "b"\nü.png'
     with Table(tmp_path / "restore.csv") as table:
-        table.add(Row(name, os.fsdecode(b"in/\xff.png"), assessment.RESTORED, found, 31.5))
+        table.add(Row(name, os.fsdecode(b"in/\xff.png"), tables.RESTORED, found, 31.5))
     row = rows_of(tmp_path / "restore.csv")[name]
     assert (row["noise"], row["blur_x"], row["blur_y"]) == ("3.00", "1.25", "")
     assert (row["range"], row["change_db"]) == ("inside", "31.50")
 
 
 def test_a_single_file_has_no_table_and_a_shard_its_own(folder, tmp_path):
-    assert assessment.table([str(folder / "good.png")], tmp_path) is None
-    assert assessment.table([str(folder)], tmp_path, "1/1").path.name == "restore.csv"
-    assert assessment.table([str(folder)], tmp_path, "2/3").path.name == "restore-2-of-3.csv"
+    assert tables.table([str(folder / "good.png")], tmp_path) is None
+    assert tables.table([str(folder)], tmp_path, "1/1").path.name == "restore.csv"
+    assert tables.table([str(folder)], tmp_path, "2/3").path.name == "restore-2-of-3.csv"

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from restore_jax import files
 from restore_jax.errors import RunError, UsageError
-from restore_jax.inference import assessment, verdict
+from restore_jax.folders import verdict
+from restore_jax.folders.table import Table
 from restore_jax.report import restoration_page
 
 
@@ -17,13 +18,13 @@ class Report:
 
     Attributes:
         path: the file.
-        pictures: for `folders.restore_files`.
+        pictures: for `run.restore_files`.
 
     Raises:
         UsageError: if the file exists and is no such page, before anything is restored.
     """
 
-    def __init__(self, table: assessment.Table) -> None:
+    def __init__(self, table: Table) -> None:
         self.path = table.path.with_suffix(".html")
         self.pictures = verdict.Pictures()
         self._table = table

@@ -13,9 +13,9 @@ from PIL import Image
 
 from restore_jax import models
 from restore_jax.errors import RunError, UsageError
+from restore_jax.folders import plan, read_ahead, run
 from restore_jax.image_io import image_files
 from restore_jax.image_io.image_files import ImageFileError, Photograph
-from restore_jax.inference import folders
 from restore_jax.inference.restorer import Restorer
 from tests.support import image_fuzz, networks
 
@@ -40,9 +40,9 @@ def photographs(tmp_path):
     return folder
 
 
-def run(restorer, folder, output, **options):
-    items = folders.plan([str(folder)], output, options.get("file_format"))
-    return folders.restore_files(restorer, items, **options)
+def restore_folder(restorer, folder, output, **options):
+    items = plan.plan([str(folder)], output, options.get("file_format"))
+    return run.restore_files(restorer, items, **options)
 
 
 def names(folder):
@@ -50,7 +50,7 @@ def names(folder):
 
 
 def test_a_folder_comes_back_restored(restorer, photographs, tmp_path):
-    outcome = run(restorer, photographs, tmp_path / "out")
+    outcome = restore_folder(restorer, photographs, tmp_path / "out")
     assert (outcome.restored, outcome.skipped, outcome.failed) == (4, 0, [])
     assert names(tmp_path / "out") == ["a.png", "b/a.png", "b/c.bmp", "b/d/e.tif"]
     for name in names(photographs):
@@ -58,14 +58,14 @@ def test_a_folder_comes_back_restored(restorer, photographs, tmp_path):
         after = np.asarray(Image.open(tmp_path / "out" / name))
         np.testing.assert_array_equal(after, restorer(before))
         assert np.any(after != before)
-    assert "4 images restored into" in folders.format_outcome(outcome, tmp_path)
+    assert "4 images restored into" in run.format_outcome(outcome, tmp_path)
 
 
 def test_every_picture_of_a_stack_is_restored(restorer, photographs, tmp_path):
     stack = np.random.default_rng(0).integers(0, 65536, (5, 20, 30), np.uint16)
     for name in ("b/stack.tif", "b/z.tif"):
         tifffile.imwrite(photographs / name, stack, imagej=True, metadata={"axes": "ZYX"})
-    outcome = run(restorer, photographs, tmp_path / "out")
+    outcome = restore_folder(restorer, photographs, tmp_path / "out")
     assert (outcome.restored, outcome.failed) == (6, [])
     expected = np.stack([restorer(plane) for plane in stack])
     for name in ("b/stack.tif", "b/z.tif"):
@@ -76,8 +76,8 @@ def test_every_picture_of_a_stack_is_restored(restorer, photographs, tmp_path):
     np.testing.assert_array_equal(
         after, restorer(np.asarray(Image.open(photographs / "b/d/e.tif")))
     )
-    items = folders.plan([str(photographs / "b/z.tif")], tmp_path / "first")
-    folders.restore_files(restorer, items, pages="first")
+    items = plan.plan([str(photographs / "b/z.tif")], tmp_path / "first")
+    run.restore_files(restorer, items, pages="first")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "first" / "z.tif"), expected[0])
 
 
@@ -92,8 +92,8 @@ def test_cameras_with_12_bits_keep_their_range(restorer, tmp_path):
     Image.fromarray((levels >> 4).astype(np.uint8)).save(folder / "eight.png")
     outputs = {}
     for white in (None, 4095, 65535):
-        items = folders.plan([str(folder)], tmp_path / f"out{white}")
-        outcome = folders.restore_files(restorer, items, white=white, file_format=None)
+        items = plan.plan([str(folder)], tmp_path / f"out{white}")
+        outcome = run.restore_files(restorer, items, white=white, file_format=None)
         assert (outcome.restored, outcome.failed) == (3, [])
         outputs[white] = {item.relative.name: image_files.read(item.target) for item in items}
     expected = restorer(levels, white=4095)
@@ -109,16 +109,16 @@ def test_cameras_with_12_bits_keep_their_range(restorer, tmp_path):
         np.testing.assert_array_equal(
             outputs[white]["eight.png"].pixels, restorer((levels >> 4).astype(np.uint8))
         )
-    items = folders.plan([str(folder / "a.png")], tmp_path / "low")
-    outcome = folders.restore_files(restorer, items, white=3000)
+    items = plan.plan([str(folder / "a.png")], tmp_path / "low")
+    outcome = run.restore_files(restorer, items, white=3000)
     assert "its levels reach 4,000, above the white 3,000" in outcome.failed[0]
 
 
 def test_a_white_that_was_found_is_said(restorer, tmp_path, capsys):
     levels = np.full((8, 8), 3812, np.uint16)
     Image.fromarray(levels).save(tmp_path / "a.png")
-    items = folders.plan([str(tmp_path / "a.png")], tmp_path / "out")
-    folders.restore_files(restorer, items)
+    items = plan.plan([str(tmp_path / "a.png")], tmp_path / "out")
+    run.restore_files(restorer, items)
     assert (
         "4,095 (12 bits) is taken for white: no level is above 3,812; --white sets another"
         in capsys.readouterr().err
@@ -131,14 +131,14 @@ def test_the_white_of_the_training_comes_before_a_guess(restorer, tmp_path, caps
     config = restorer.config.copy_and_resolve_references()
     config.update(data={"white": 4095})
     trained = Restorer(restorer.model, restorer.variables, config, tile=restorer.options.tile)
-    items = folders.plan([str(tmp_path / "a.png")], tmp_path / "out")
-    folders.restore_files(trained, items)
+    items = plan.plan([str(tmp_path / "a.png")], tmp_path / "out")
+    run.restore_files(trained, items)
     assert "white: the model was trained with it" in capsys.readouterr().err
     found = image_files.read(tmp_path / "out" / "a.png").pixels
     np.testing.assert_array_equal(found, restorer(levels, white=4095))
     # Above it, the image is not from that camera.
     Image.fromarray(levels * 8).save(tmp_path / "a.png")
-    folders.restore_files(trained, items, overwrite=True)
+    run.restore_files(trained, items, overwrite=True)
     assert "8,191 (13 bits) is taken for white: no level" in capsys.readouterr().err
 
 
@@ -146,9 +146,9 @@ def test_what_is_passed_over_stands_in_the_summary(restorer, photographs, tmp_pa
     for name in ("x.heic", "b/y.heic", "b/note.txt"):
         (photographs / name).write_bytes(b"")
     passed_over = collections.Counter()
-    items = folders.plan([str(photographs)], tmp_path / "out", passed_over=passed_over)
-    outcome = folders.restore_files(restorer, items)
-    line = folders.format_outcome(outcome, tmp_path / "out", passed_over)
+    items = plan.plan([str(photographs)], tmp_path / "out", passed_over=passed_over)
+    outcome = run.restore_files(restorer, items)
+    line = run.format_outcome(outcome, tmp_path / "out", passed_over)
     assert line.endswith("; passed over: 2 .heic, 1 .txt")
 
 
@@ -156,13 +156,13 @@ def test_the_limit_to_the_size_can_be_raised(restorer, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     wide = np.random.default_rng(0).integers(0, 256, (9, 40_000), np.uint8)
     Image.fromarray(wide).save(tmp_path / "in" / "scan.png")
-    items = folders.plan([str(tmp_path / "in")], tmp_path / "out")
-    outcome = folders.restore_files(restorer, items, max_pixels=300_000)
+    items = plan.plan([str(tmp_path / "in")], tmp_path / "out")
+    outcome = run.restore_files(restorer, items, max_pixels=300_000)
     assert outcome.failed == [
         f"{tmp_path}/in/scan.png: has 40,000 × 9 pixels, more than 0.3 megapixels; "
         "--max_megapixels=1 allows it"
     ]
-    assert folders.restore_files(restorer, items, max_pixels=360_000).restored == 1
+    assert run.restore_files(restorer, items, max_pixels=360_000).restored == 1
     with Image.open(tmp_path / "out" / "scan.png") as image:
         assert image.size == (40_000, 9)
 
@@ -171,9 +171,9 @@ def test_an_output_that_cannot_be_written_is_told_before_the_first_image(tmp_pat
     (tmp_path / "file").write_bytes(b"mine")
     for output in (tmp_path / "file", tmp_path / "file" / "deep"):
         with pytest.raises(UsageError, match=r"--output=.*cannot be written to: "):
-            folders.check_output(output)
+            plan.check_output(output)
     assert (tmp_path / "file").read_bytes() == b"mine"
-    folders.check_output(tmp_path / "new" / "deep")
+    plan.check_output(tmp_path / "new" / "deep")
     assert list((tmp_path / "new" / "deep").iterdir()) == []
 
     def deny(*_, **__):
@@ -181,14 +181,14 @@ def test_an_output_that_cannot_be_written_is_told_before_the_first_image(tmp_pat
 
     monkeypatch.setattr(tempfile, "TemporaryFile", deny)  # the super-user may write everywhere
     with pytest.raises(UsageError, match="cannot be written to: Permission denied; name"):
-        folders.check_output(tmp_path / "new")
+        plan.check_output(tmp_path / "new")
 
 
 def test_the_limit_to_the_size_is_in_millions():
-    assert folders.pixel_limit(None) == image_files.MAX_PIXELS
-    assert folders.pixel_limit(320) == 320_000_000
+    assert plan.pixel_limit(None) == image_files.MAX_PIXELS
+    assert plan.pixel_limit(320) == 320_000_000
     with pytest.raises(UsageError, match="--max_megapixels=0: must be at least 1"):
-        folders.pixel_limit(0)
+        plan.pixel_limit(0)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(restorer, photographs, tmp_path, monkeypatch):
@@ -202,24 +202,24 @@ def test_an_interrupted_run_goes_on_where_it_was(restorer, photographs, tmp_path
 
     monkeypatch.setattr(image_files, "write", dies)
     with pytest.raises(KeyboardInterrupt):
-        run(restorer, photographs, output)
+        restore_folder(restorer, photographs, output)
     done = {name: (output / name).stat().st_mtime_ns for name in names(output)}
     assert 1 <= len(done) < 4
     monkeypatch.setattr(image_files, "write", write)
-    outcome = run(restorer, photographs, output)
+    outcome = restore_folder(restorer, photographs, output)
     assert (outcome.restored, outcome.skipped) == (4 - len(done), len(done))
     assert names(output) == names(photographs)  # and no half-written file
     for name, time in done.items():
         assert (output / name).stat().st_mtime_ns == time
-    assert "skipped, as they exist" in folders.format_outcome(outcome, output)
-    again = run(restorer, photographs, output, overwrite=True)
+    assert "skipped, as they exist" in run.format_outcome(outcome, output)
+    again = restore_folder(restorer, photographs, output, overwrite=True)
     assert (again.restored, again.skipped) == (4, 0)
 
 
 def test_a_bad_file_is_told_of_and_the_rest_goes_on(restorer, photographs, tmp_path, capsys):
     (photographs / "b" / "bad.png").write_bytes(b"no image")
     (photographs / "empty.jpg").touch()
-    outcome = run(restorer, photographs, tmp_path / "out")
+    outcome = restore_folder(restorer, photographs, tmp_path / "out")
     assert outcome.restored == 4
     assert len(outcome.failed) == 2
     told = capsys.readouterr().err
@@ -227,7 +227,7 @@ def test_a_bad_file_is_told_of_and_the_rest_goes_on(restorer, photographs, tmp_p
         assert line.startswith(str(photographs / path))
         assert f"error: {line}" in told
     with pytest.raises(RunError, match=r"4 images restored into .*; 2 failed"):
-        folders.format_outcome(outcome, tmp_path / "out")
+        run.format_outcome(outcome, tmp_path / "out")
 
 
 def test_a_file_that_cannot_be_written_does_not_stop_the_others(
@@ -236,7 +236,7 @@ def test_a_file_that_cannot_be_written_does_not_stop_the_others(
     output = tmp_path / "out"
     output.mkdir()
     (output / "b").write_text("in the way of a folder")
-    outcome = run(restorer, photographs, output)
+    outcome = restore_folder(restorer, photographs, output)
     assert outcome.restored == 1
     assert len(outcome.failed) == 3
     assert (output / "b").read_text() == "in the way of a folder"
@@ -267,7 +267,7 @@ def test_a_batch_is_prepared_while_the_one_before_is_written(restorer, tmp_path,
     monkeypatch.setattr(image_files, "write", slow)
     monkeypatch.setattr(restorer, "restore_many", restore_many)
     monkeypatch.setattr(restorer.options.__class__, "cut", (32, 8, batch))
-    outcome = run(restorer, folder, tmp_path / "out")
+    outcome = restore_folder(restorer, folder, tmp_path / "out")
     assert (outcome.restored, outcome.failed, late) == (3 * batch, [], [])
 
 
@@ -277,8 +277,9 @@ def test_few_images_wait_to_be_written(restorer, tmp_path, monkeypatch, side):
     folder.mkdir()
     for i in range(60):
         Image.new("L", (side, side)).save(folder / f"{i:03d}.png")
-    monkeypatch.setattr(folders, "_AHEAD_BYTES", 5 * 600 * 600)
-    monkeypatch.setattr(folders, "_threads", lambda: (4, 6))
+    monkeypatch.setattr(run, "MOST_BYTES", 5 * 600 * 600)
+    monkeypatch.setattr(read_ahead, "MOST_BYTES", 5 * 600 * 600)
+    monkeypatch.setattr(run, "_threads", lambda: (4, 6))
     lock, write = threading.Lock(), image_files.write
     waiting, most = 0, 0
 
@@ -299,7 +300,7 @@ def test_few_images_wait_to_be_written(restorer, tmp_path, monkeypatch, side):
 
     monkeypatch.setattr(image_files, "write", counted)
     monkeypatch.setattr(restorer, "restore_many", restore_many)
-    assert run(restorer, folder, tmp_path / "out").restored == 60
+    assert restore_folder(restorer, folder, tmp_path / "out").restored == 60
     # Twice as many as there are threads, or as fit; one that comes, and one not yet told of.
     assert most <= (2 * 6 if side == 8 else 5) + 2
 
@@ -310,7 +311,7 @@ class Reader:
     def __init__(self, monkeypatch, sizes, ahead_bytes):
         self.sizes, self.held, self.most, self.begun = sizes, 0, 0, []
         self.lock = threading.Lock()
-        monkeypatch.setattr(folders, "_AHEAD_BYTES", ahead_bytes)
+        monkeypatch.setattr(read_ahead, "MOST_BYTES", ahead_bytes)
 
     def read(self, item):
         source = item.source
@@ -325,9 +326,9 @@ class Reader:
         return Photograph(np.zeros((size, 1), np.uint8))
 
     def take(self, threads, most):
-        items = [folders.Item(*[pathlib.Path(str(i))] * 3) for i in range(len(self.sizes))]
+        items = [plan.Item(*[pathlib.Path(str(i))] * 3) for i in range(len(self.sizes))]
         failed = []
-        with folders._ReadAhead(items, threads, most, self.read) as reading:
+        with read_ahead.ReadAhead(items, threads, most, self.read) as reading:
             for item, photograph in reading.take(lambda item, error: failed.append(item)):
                 assert photograph.pixels.size == self.sizes[int(item.source.name)]
                 yield int(item.source.name)
@@ -386,15 +387,15 @@ def test_reading_ends_with_whoever_takes_the_images(monkeypatch):
 )
 def test_threads_are_as_many_as_the_cores_can_use(monkeypatch, cores, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores), raising=False)
-    assert folders._threads() == expected
+    assert run._threads() == expected
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert folders._threads() == expected
+    assert run._threads() == expected
 
 
 def test_another_format_and_pictures_of_both(restorer, photographs, tmp_path):
     output = tmp_path / "out"
-    outcome = run(
+    outcome = restore_folder(
         restorer, photographs, output, file_format="webp", comparisons=output / "compare"
     )
     assert outcome.restored == 4
@@ -413,7 +414,7 @@ def test_another_format_and_pictures_of_both(restorer, photographs, tmp_path):
 def test_pictures_of_both_are_of_8_bits_of_rgb(dtype):
     white = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
     before, after = np.full((4, 5), white, dtype), np.zeros((4, 5), dtype)
-    both = folders._side_by_side(before, after)
+    both = run._side_by_side(before, after)
     assert both.shape == (4, 18, 3)
     assert both.dtype == np.uint8
     assert (both[:, :13] == 255).all()
@@ -429,7 +430,7 @@ def test_shards_share_the_images_out(tmp_path, parts):
     shares = [
         {
             item.source
-            for item in folders.plan([str(folder)], tmp_path / "out", shard=f"{i + 1}/{parts}")
+            for item in plan.plan([str(folder)], tmp_path / "out", shard=f"{i + 1}/{parts}")
         }
         for i in range(parts)
     ]
@@ -437,22 +438,22 @@ def test_shards_share_the_images_out(tmp_path, parts):
     assert set().union(*shares) == set(folder.iterdir())
     assert all(shares)
     (folder / "new.png").write_bytes((folder / "0.png").read_bytes())
-    after = folders.plan([str(folder)], tmp_path / "out", shard=f"1/{parts}")
+    after = plan.plan([str(folder)], tmp_path / "out", shard=f"1/{parts}")
     assert {item.source for item in after} - {folder / "new.png"} == shares[0]
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", ""])
 def test_a_wrong_shard_is_refused(tmp_path, shard):
     with pytest.raises(UsageError, match=r"--shard=.*give I/N"):
-        folders.plan([str(tmp_path)], tmp_path / "out", shard=shard)
+        plan.plan([str(tmp_path)], tmp_path / "out", shard=shard)
 
 
 def test_files_of_every_kind(restorer, tmp_path):
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     cases = list(image_fuzz.generate(folder, 200, seed=7))
-    items = folders.plan([str(folder)], output)
-    outcome = folders.restore_files(restorer, items)
+    items = plan.plan([str(folder)], output)
+    outcome = run.restore_files(restorer, items)
     assert outcome.restored + len(outcome.failed) == len(items)
     targets = {item.source: item.target for item in items}
     good = [case for case in cases if case.good]
