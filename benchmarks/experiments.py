@@ -89,7 +89,14 @@ def everything(size: int | None = None) -> list[Experiment]:
     planned = [
         Experiment("sca_unet", "sca_unet", 256, share=5),
         Experiment("measured_gain", "measured_gain", 256, images=4 * REPORTED_IMAGES, share=8),
-        Experiment("gain_unet", "gain_unet", 256, images=4 * REPORTED_IMAGES, share=4),
+        Experiment(
+            "gain_unet",
+            "gain_unet",
+            256,
+            images=4 * REPORTED_IMAGES,
+            share=4,
+            bundled=True,
+        ),
         Experiment(
             "gain_unet_native", "gain_unet_native", 0, share=6, fields={"eval.batch_size": 8}
         ),

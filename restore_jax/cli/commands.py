@@ -127,7 +127,7 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
 def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     """Restores files and folders of images, by default with the default shipped model."""
     from restore_jax import shipped  # noqa: PLC0415
-    from restore_jax.folders import plan, report, run, table  # noqa: PLC0415
+    from restore_jax.folders import plan, run, table  # noqa: PLC0415
     from restore_jax.image_io import image_paths  # noqa: PLC0415
     from restore_jax.inference.restorer import load  # noqa: PLC0415
 
@@ -151,7 +151,11 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         return
     plan.check_output(output)
     listed = table.table(flags.input, output, flags.shard, flags.report)
-    page = report.Report(listed) if flags.report and listed else None
+    page = None
+    if flags.report and listed:
+        from restore_jax.folders.report import Report  # noqa: PLC0415
+
+        page = Report(listed)
     options = {
         "strength": flags.strength,
         "self_ensemble": flags.self_ensemble,

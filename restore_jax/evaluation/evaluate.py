@@ -17,7 +17,7 @@ from restore_jax.evaluation.results import Summary
 from restore_jax.metrics import coverage, defects, detect, fidelity, kla
 from restore_jax.metrics.detectability import Detectability
 from restore_jax.parallel import device_mesh, processes
-from restore_jax.report import evaluation_page, plots
+from restore_jax.report import evaluation_page, image_panels, plots
 
 # PSNR that two restorations of one image may differ by, in dB.
 _SAME_DB = 1e-3
@@ -240,9 +240,9 @@ def _triplet(image: Restored) -> plots.Triplet:
     return plots.Triplet(
         category=image.row["category"],
         defect_type=image.row["defect_type"],
-        degraded=plots.to_uint8(image.degraded),
-        restored=plots.to_uint8(image.restored),
-        clean=plots.to_uint8(image.clean),
+        degraded=image_panels.to_uint8(image.degraded),
+        restored=image_panels.to_uint8(image.restored),
+        clean=image_panels.to_uint8(image.clean),
         mask=image.mask.copy(),  # a view would keep the whole batch in memory
         input_psnr=image.row["input_psnr"],
         psnr=image.row["psnr"],

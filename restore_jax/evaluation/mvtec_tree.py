@@ -10,7 +10,7 @@ from PIL import Image
 from restore_jax import batches
 from restore_jax.errors import UsageError
 from restore_jax.evaluation.per_image import Restored
-from restore_jax.report import plots
+from restore_jax.report import image_panels
 
 VERSIONS = ("clean", "degraded", "restored")
 
@@ -42,7 +42,7 @@ class TreeWriter:
         self._references.add(image_id)
         first = self._partial / VERSIONS[0] / category / "train" / batches.GOOD
         path = first / f"{_name(image_id, category, batches.GOOD, 'train')}.png"
-        _save(path, plots.to_uint8(clean))
+        _save(path, image_panels.to_uint8(clean))
         for version in VERSIONS[1:]:
             other = self._partial / version / path.relative_to(self._partial / VERSIONS[0])
             other.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class TreeWriter:
                     f"--write_tree: two images of {row['category']}/{defect_type} are called "
                     f"{name}; rename one, or write the tree of another split"
                 )
-            _save(path, plots.to_uint8(getattr(image, version)))
+            _save(path, image_panels.to_uint8(getattr(image, version)))
             if not image.is_good:
                 mask = (image.mask[..., 0] > 0).astype(np.uint8) * 255
                 _save(category / "ground_truth" / defect_type / f"{name}_mask.png", mask)

@@ -10,7 +10,7 @@ arrays in NumPy.
 import dataclasses
 
 import numpy as np
-from scipy import fft, signal
+from scipy import fft
 
 BLOCK = 32
 _STEP = BLOCK // 2
@@ -141,7 +141,12 @@ def _filtered(image: np.ndarray, transfer: np.ndarray) -> np.ndarray:
     kernel = np.fft.fftshift(np.fft.irfft2(transfer, (BLOCK, BLOCK)))[1:, 1:].astype(np.float32)
     margin = BLOCK // 2 - 1
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "reflect")
-    return signal.oaconvolve(padded, kernel[..., None], "valid", axes=(0, 1))
+    height, width = padded.shape[:2]
+    size = [fft.next_fast_len(length, real=True) for length in (height, width)]
+    of_kernel = fft.rfft2(kernel, size)[..., None]
+    convolved = fft.irfft2(fft.rfft2(padded, size, axes=(0, 1)) * of_kernel, size, axes=(0, 1))
+    # Where the kernel lies within the image.
+    return convolved[len(kernel) - 1 : height, len(kernel) - 1 : width]
 
 
 def _deviations(power: np.ndarray, levels: np.ndarray) -> np.ndarray:

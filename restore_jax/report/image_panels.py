@@ -9,13 +9,11 @@ import dataclasses
 import io
 import math
 
-import matplotlib
 import numpy as np
-from matplotlib import colors
 from PIL import Image
 from scipy import ndimage
 
-from restore_jax.report import plots
+from restore_jax.trust import maps
 
 MAX_SIDE = 384
 ENLARGED_SIDE = 256
@@ -26,9 +24,6 @@ _WEBP_QUALITY = 85
 
 _ERROR_LEVELS = 48
 _ERROR_PERCENTILE = 99.5
-
-# Runs from dark to light, so that it can be read without colour vision.
-_ERROR_COLOURS = matplotlib.colormaps["inferno"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +73,7 @@ def embed_photograph(image: np.ndarray) -> str:
     Returns:
         A WebP of at most 384 px on the long side; lossless if that is at most 128 px.
     """
-    picture = Image.fromarray(plots.to_uint8(image))
+    picture = Image.fromarray(to_uint8(image))
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     exact = max(picture.size) <= _LOSSLESS_SIDE
     return _data_url(
@@ -90,6 +85,11 @@ def squared_error(restored: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """Returns the squared error of the clipped images, averaged over the channels, [H, W]."""
     difference = np.clip(restored, 0, 1).astype(np.float64) - np.clip(clean, 0, 1)
     return np.mean(np.square(difference), axis=-1)
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Converts values, clipped to [0, 1], to uint8 by rounding."""
+    return np.round(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def embed_error_map(error: np.ndarray) -> tuple[str, float]:
@@ -111,8 +111,7 @@ def embed_error_map(error: np.ndarray) -> tuple[str, float]:
     plane.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
     levels = np.round(np.asarray(plane) * (_ERROR_LEVELS - 1)).astype(np.uint8)
     picture = Image.fromarray(levels)
-    palette = _ERROR_COLOURS(np.linspace(0, 1, _ERROR_LEVELS), bytes=True)[:, :3]
-    picture.putpalette(palette.tobytes())
+    picture.putpalette(maps.palette(_ERROR_LEVELS).tobytes())
     return _data_url(picture, "png", optimize=True), top
 
 
@@ -125,8 +124,7 @@ def embed_heat_map(heat_map: np.ndarray) -> str:
 
 def error_gradient() -> str:
     """Returns the colours of the error maps, from 0 to the maximum, as a CSS gradient."""
-    stops = map(colors.to_hex, _ERROR_COLOURS(np.linspace(0, 1, 9)))
-    return f"linear-gradient(to right, {', '.join(stops)})"
+    return f"linear-gradient(to right, {', '.join(maps.COLOURS)})"
 
 
 def outline_path(mask: np.ndarray) -> str:

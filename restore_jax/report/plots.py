@@ -80,11 +80,6 @@ class Selection:
         return [picture for _, _, picture in sorted(chosen, key=lambda item: item[1::-1])]
 
 
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Converts values, clipped to [0, 1], to uint8 by rounding."""
-    return np.round(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
 def outline(mask: np.ndarray, width: int = 1) -> np.ndarray:
     """Returns the pixels just outside a mask.
 

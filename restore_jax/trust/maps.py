@@ -26,14 +26,17 @@ def heat_map(half_width: np.ndarray) -> np.ndarray:
     Returns:
         uint8 [H, W, 3].
     """
-    anchors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS])
-    table = np.stack(
-        [np.interp(np.linspace(0, 8, 256), np.arange(9), channel) for channel in anchors.T],
-        axis=-1,
-    )
     doublings = np.log2(np.maximum(half_width, 1e-9) * np.float32(255 / _FIRST))
     place = np.clip(doublings / (len(COLOURS) - 1), 0.0, 1.0)
-    return np.rint(table).astype(np.uint8)[np.rint(place * 255).astype(np.uint8)]
+    return palette(256)[np.rint(place * 255).astype(np.uint8)]
+
+
+def palette(count: int) -> np.ndarray:
+    """Returns `COLOURS` and those between them, evenly spaced, uint8 [count, 3]."""
+    anchors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS])
+    places = np.linspace(0, len(COLOURS) - 1, count)
+    channels = [np.interp(places, np.arange(len(COLOURS)), channel) for channel in anchors.T]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def sixteen_bits(half_width: np.ndarray) -> np.ndarray:

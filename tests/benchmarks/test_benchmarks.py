@@ -52,6 +52,7 @@ FIELDS = {
     "gain_unet": (404, True),
     "gain_unet_native": (808, True),  # the same, in blocks of 4×4
     "general": (404, False),  # without the gain
+    "measured_gain": (404, False),
     # Aligned corners shift the two taps by less than a pixel: no more pixels in all.
     "sca_unet_released": (148, True),
 }

@@ -42,6 +42,7 @@ def split(count, seed, draws=1):
         "clean": clean,
         "mask": found["mask"].astype(np.uint8),
         "has_mask": found["has_mask"].astype(np.uint8),
+        "gain": np.ones((draws * count, 3), np.float32),
     }
     names = [list(map(str, found[name])) for name in ("id", "category", "defect_type")]
     return pairs_file.Split(*names, arrays)
