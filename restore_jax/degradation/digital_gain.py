@@ -22,6 +22,9 @@ _LOWEST, _HIGHEST = 0.8, 1.25
 _REACH = 4
 # A level in whose place this many pixels are expected is not empty by chance.
 _SURE = 25.0
+# Levels that speak against a comb, empty or not where they should be: more than these few are
+# not due to how k·g was rounded where it lies between two levels (k · 1.06 = 26.5).
+_MOST_AGAINST = 6
 # Differences of the log-likelihood up to this leave gains undecided.
 _UNDECIDED = 8.0
 # Histograms of fewer levels than this have no comb to speak of.
@@ -108,16 +111,16 @@ def _fits(counts: np.ndarray, quantise: str) -> list[tuple[float, float, float, 
     inner[top - 1 :] = False
     combs = combs[chosen]
     empty = (combs == 0).astype(np.float32)
-    impossible = empty @ np.where(inner, counts, 0)
-    chosen, combs, empty = (x[impossible == 0] for x in (chosen, combs, empty))
+    against = empty @ (inner & (counts > 0)).astype(np.float32)
+    chosen, combs, against = (x[against <= _MOST_AGAINST] for x in (chosen, combs, against))
     if not len(chosen):
         return []
     window = np.ones(2 * _REACH + 1)
     seen = ndimage.correlate1d(np.where(inner, counts, 0), window, mode="constant")
     held = ndimage.correlate1d(np.where(inner, combs, 0), window, axis=1, mode="constant")
     rate = combs * (seen / np.maximum(held, 1))
-    missing = ((counts == 0) & inner & (rate > _SURE)).any(1)
-    chosen, rate = chosen[~missing], rate[~missing]
+    against = against + ((counts == 0) & inner & (rate > _SURE)).sum(1)
+    chosen, rate = (x[against <= _MOST_AGAINST] for x in (chosen, rate))
     likelihood = np.where(inner, counts * np.log(np.maximum(rate, 1e-3)) - rate, 0).sum(1)
     return [
         (float(value), float(ends[index]), float(ends[index + 1]), quantise)

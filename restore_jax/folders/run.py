@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from restore_jax import files, progress
+from restore_jax.degradation import digital_gain
 from restore_jax.errors import RunError
 from restore_jax.folders import table as tables
 from restore_jax.folders import trust_maps, verdict
@@ -258,7 +259,7 @@ class _Run:
                 self._assessed[item] = self._restorer.assess(
                     photograph.pixels, photograph.white
                 )
-        return photograph
+        return _with_gains(photograph) if self._restorer.options.undo_gain else photograph
 
     def _is_left_alone(self, item: Item) -> bool:
         """Reports a file that the model does not know; returns whether to copy it."""
@@ -394,6 +395,16 @@ def _threads() -> tuple[int, int]:
         min(max(_MIN_THREADS, count // 4), _MAX_READERS),
         min(max(_MIN_THREADS, count), _MAX_WRITERS),
     )
+
+
+def _with_gains(photograph: Photograph) -> Photograph:
+    """Adds a note of the gains that the restorer undoes, if there are any."""
+    gains = digital_gain.of_photograph(photograph.pixels)
+    if (gains == 1).all():
+        return photograph
+    found = ", ".join(f"{gain:.3f}" for gain in gains)
+    note = f"digital gain of {found} undone; --undo_gain=false keeps it"
+    return dataclasses.replace(photograph, notes=(*photograph.notes, note))
 
 
 def _copy(item: Item, photograph: Photograph, file_format: str | None) -> _Written:

@@ -474,3 +474,18 @@ def test_files_of_every_kind(restorer, tmp_path):
     for case in cases:
         if case.good is False and case.path in targets:
             assert not targets[case.path].exists(), case
+
+
+def test_gains_that_are_undone_are_named(restorer, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    noisy = np.clip(np.rint(rng.normal(140, 40, (300, 300))), 0, 255)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, gain in (("plain", 1.0), ("brighter", 1.06)):
+        levels = np.clip(np.rint(noisy * gain), 0, 255).astype(np.uint8)
+        Image.fromarray(levels).save(folder / f"{name}.png")
+    undoing = restorer.with_options(undo_gain=True)
+    assert restore_folder(undoing, folder, tmp_path / "out").restored == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "gain" in line]
+    (line,) = lines
+    assert line.startswith(f"{folder / 'brighter.png'}: digital gain of 1.06")
