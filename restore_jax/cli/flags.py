@@ -10,7 +10,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from restore_jax import shipped
-from restore_jax.degradation import law_file
+from restore_jax.degradation import definition
 from restore_jax.errors import UsageError
 from restore_jax.parallel import launcher
 
@@ -147,7 +147,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(_one_line(error)) from error
     if CONFIG.value is not None:
-        law_file.inline(CONFIG.value)
+        definition.inline_file(CONFIG.value)
     _check_rest(rest, "python launch.py")
     mode = MODE.value
     for flag, modes in _USES:

@@ -14,10 +14,13 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 Range = tuple[float, float]
 
@@ -231,6 +234,31 @@ def check_augmentation(augment: str, allowed: str) -> None:
         raise UsageError(
             f"config.data.augment: {augment!r} would produce pairs that the degradation never "
             f"does (its blur has a direction); use {allowed}"
+        )
+
+
+def inline_file(config: "ConfigDict") -> None:
+    """Copies the law of `config.data.degradation.file` into the configuration.
+
+    Configurations choose `config.data.augment` for their own law. That of a file may have a
+    direction; the augmentation is then limited to what the law allows, and a line says so.
+
+    Args:
+        config: is changed, see `law_file.inline`. Without a file, nothing is done.
+
+    Raises:
+        UsageError: the file is not a law.
+    """
+    path = config.data.degradation.get("file")
+    if not path:
+        return
+    law_file.inline(config)
+    given, allowed = config.data.augment, symmetries(law_from_config(config.data.degradation))
+    if given in _AUGMENTATIONS[_AUGMENTATIONS.index(allowed) + 1 :]:
+        config.data.augment = allowed
+        print(
+            f"config.data.augment: {allowed}, not {given}, since the blur of {path} has a "
+            "direction"
         )
 
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from restore_jax import batches, progress
 from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
-from restore_jax.degradation import law_file
+from restore_jax.degradation import definition
 from restore_jax.evaluation import per_image
 from restore_jax.learner import optim
 from restore_jax.learner.state import (
@@ -130,7 +130,7 @@ def train(
             checkpoints that cannot be read; for a full disk.
         signals.Interrupted: after SIGTERM or Ctrl-C.
     """
-    law_file.inline(config)
+    definition.inline_file(config)
     sizes = (config.train.batch_size, config.eval.batch_size)
     mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(*sizes))
     setup.check(config, mesh)

@@ -7,7 +7,7 @@ import pytest
 
 from configs import sca_unet
 from restore_jax.config import schema, workdir
-from restore_jax.degradation import law_file
+from restore_jax.degradation import definition, law_file
 from restore_jax.degradation.definition import Law, law_from_config
 from restore_jax.errors import UsageError
 from restore_jax.train.on_device import pairs_file
@@ -109,3 +109,18 @@ def test_bad_fields_are_refused_in_one_line(tmp_path, field, value, problem):
     with pytest.raises(UsageError, match=problem):
         law_file.inline(config)
         law_from_config(config.data.degradation)
+
+
+@pytest.mark.parametrize(
+    ("sigma_y", "given", "kept"),
+    [(1.0, "all8", "flips"), (1.0, "none", "none"), (3.0, "all8", "all8")],
+)
+def test_a_direction_of_the_law_limits_the_augmentation(tmp_path, capsys, sigma_y, given, kept):
+    path = written(tmp_path / "law.json", sigma_x=(3.0, 3.0), sigma_y=(sigma_y, sigma_y))
+    config = config_with(path)
+    config.data.augment = given
+    definition.inline_file(config)
+    assert config.data.augment == kept
+    assert config.data.degradation.file == ""
+    told = capsys.readouterr().out
+    assert told.startswith("config.data.augment: flips, not all8") == (kept != given)
