@@ -7,6 +7,7 @@ modified files are detected on reading.
 With several processes, each holds the whole state, and only the first reads and writes.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -34,6 +35,8 @@ Record = dict[str, Any]
 
 # The second is a fallback in case the first is damaged.
 _LATEST = 2
+# How often the checkpoints of a running training are listed again.
+_LISTINGS = 5
 # Seconds to wait before each retry of a failed read: a passing failure of a network file system
 # must neither end a run nor cost a checkpoint.
 _RETRY_PAUSES = (0.2, 2.0)
@@ -202,6 +205,10 @@ def open_manager(workdir: pathlib.Path, read_only: bool = False) -> Manager:
     if not read_only:
         folder.mkdir(parents=True, exist_ok=True)
     log_filters.quieten_orbax()
+    for _ in range(_LISTINGS if read_only else 0):
+        # A running training may remove a checkpoint between its listing and the look at it.
+        with contextlib.suppress(FileNotFoundError):
+            return Manager(folder, options=options)
     return Manager(folder, options=options)
 
 

@@ -430,3 +430,21 @@ def test_a_file_that_the_disk_does_not_give_is_no_damage(whole, tmp_path, monkey
     with pytest.raises(RunError, match=r"12: cannot be read \(Input/output error\)"):
         checkpoint.newest_intact(tmp_path / "run", state_of(12))
     assert path.is_symlink()
+
+
+def test_a_checkpoint_removed_while_they_are_listed_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    failures = iter([FileNotFoundError(), FileNotFoundError()])
+    made = checkpoint.Manager.__init__
+
+    def removed(self, *given, **options):
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        made(self, *given, **options)
+
+    monkeypatch.setattr(checkpoint.Manager, "__init__", removed)
+    with checkpoint.open_manager(tmp_path, read_only=True) as manager:
+        assert manager.latest_step() is None
+    failures = iter([FileNotFoundError("gone")])
+    with pytest.raises(FileNotFoundError, match="gone"):
+        checkpoint.open_manager(tmp_path)
