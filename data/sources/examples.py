@@ -14,7 +14,6 @@ from data.sources import bad_files, images
 from restore_jax import batches
 from restore_jax.errors import UsageError
 from restore_jax.image_io import image_files
-from restore_jax.image_io.photograph import Refused
 
 # The fields of `data.records.Records`: the dataset, the number of records, a function that
 # picks records by position, the id of each record with the size of its files in bytes, and the
@@ -166,13 +165,7 @@ def _white_of(name: str, deep: Sequence[Path], max_pixels: int, given: int) -> i
     """Returns the white level of 16-bit photographs; 0 if there are none."""
     if given or not deep:
         return given if deep else 0
-    try:
-        return image_files.find_white(name, deep, max_pixels)
-    except Refused as error:
-        raise UsageError(
-            f"config.data.white: the 16-bit images have different white levels ({error}); set "
-            "it to that of all of them, or store them alike"
-        ) from error
+    return image_files.find_white(name, deep, max_pixels)
 
 
 def with_known_masks(

@@ -19,7 +19,7 @@ from restore_jax.degradation import (
 )
 from restore_jax.errors import UsageError
 from restore_jax.image_io import image_files, image_paths, limits
-from restore_jax.image_io.photograph import Refused, to_dtype
+from restore_jax.image_io.photograph import to_dtype
 from restore_jax.report import calibration_page
 
 MOST = 10
@@ -132,7 +132,7 @@ def _read_pairs(root: pathlib.Path, max_pixels: int, white: int) -> list[Photogr
     if not found:
         raise UsageError(f"config.data.root={str(root)!r}: no pairs; there must be {_LAYOUT}")
     paths = [path for both in found.values() for path in both]
-    white = white or _white("pairs", paths, max_pixels)
+    white = white or image_files.find_white("pairs", paths, max_pixels)
     pairs = []
     for name in _spread(list(found)):
         degraded, clean = (_levels(path, max_pixels, white) for path in found[name])
@@ -147,7 +147,7 @@ def _read_alone(root: pathlib.Path, max_pixels: int, white: int) -> list[Photogr
     found = _listed(root)
     if not found:
         raise UsageError(f"config.data.root={str(root)!r}: there are no images; add some")
-    white = white or _white("clean", list(found.values()), max_pixels)
+    white = white or image_files.find_white("clean", list(found.values()), max_pixels)
     return [
         Photographs(name, _levels(found[name], max_pixels, white), None)
         for name in _spread(list(found))
@@ -171,17 +171,6 @@ def _spread(names: list[str]) -> list[str]:
     """Selects at most `MOST` names, evenly spaced."""
     places = np.unique(np.linspace(0, len(names) - 1, MOST).round().astype(int))
     return [names[place] for place in places]
-
-
-def _white(name: str, paths: Sequence[pathlib.Path], max_pixels: int) -> int:
-    """Finds the white level of 16-bit photographs as a training does; 0 if there are none."""
-    try:
-        return image_files.find_white(name, paths, max_pixels)
-    except Refused as error:
-        raise UsageError(
-            f"config.data.white: the 16-bit images have different white levels ({error}); set "
-            "it to that of all of them"
-        ) from error
 
 
 def _levels(path: pathlib.Path, max_pixels: int, white: int) -> np.ndarray:

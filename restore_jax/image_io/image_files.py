@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from restore_jax.errors import RunError
+from restore_jax.errors import RunError, UsageError
 from restore_jax.files import is_passing, replacing, retried
 from restore_jax.image_io import decoding, encoding, limits
 from restore_jax.image_io.image_paths import format_name
@@ -181,7 +181,7 @@ def find_white(name: str, paths: Sequence[Path], max_pixels: int = MAX_PIXELS) -
         The level; 0 if there are no 16-bit images.
 
     Raises:
-        Refused: the files contradict each other, see `photograph.common_white`.
+        UsageError: the files contradict each other, see `photograph.common_white`.
     """
     deep = [(path, head) for path in paths if (head := _deep_header(path, max_pixels))]
     any_states = any(head.states_white for _, head in deep)
@@ -199,7 +199,13 @@ def find_white(name: str, paths: Sequence[Path], max_pixels: int = MAX_PIXELS) -
                 break
     if not found:
         return 0
-    white, how = common_white(found)
+    try:
+        white, how = common_white(found)
+    except Refused as error:
+        raise UsageError(
+            f"config.data.white: the 16-bit images have different white levels ({error}); set "
+            "it to that of all of them, or store them alike"
+        ) from error
     print(f"{name}: its 16-bit images {how}")
     return white
 

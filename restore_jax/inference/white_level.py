@@ -6,6 +6,7 @@ import numpy as np
 
 from restore_jax.image_io.image_files import Photograph
 from restore_jax.image_io.photograph import estimated_white
+from restore_jax.inference import pixels
 from restore_jax.inference.restorer import Restorer
 
 
@@ -46,5 +47,5 @@ def to_bytes(image: np.ndarray, white: int | None) -> np.ndarray:
     """Converts pixels to uint8 for a screen; `white` as in `Photograph`."""
     if image.dtype == np.uint8 and white is None:
         return image
-    highest = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
-    return np.round(image.astype(np.float32) * (255.0 / (white or highest))).astype(np.uint8)
+    scale = 255.0 / pixels.white_of(image.dtype, white)
+    return np.round(image.astype(np.float32) * scale).astype(np.uint8)
