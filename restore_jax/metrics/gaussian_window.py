@@ -1,8 +1,10 @@
-"""The Gaussian window of SSIM, computed as products with band matrices.
+"""The Gaussian window of SSIM, computed in the way that suits the device.
 
 The window is 11×11 px with σ 1.5, as in Z. Wang et al., "Image Quality Assessment: From Error
 Visibility to Structural Similarity", 2004.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,33 @@ _COLUMNS = 16
 def gaussian_window(images: jax.Array) -> jax.Array:
     """Filters `[B, H, W, C]` with the Gaussian window, valid region: `[B, H-10, W-10, C]`.
 
-    Gives the same values as the default filter of `dm_pix.ssim`, which convolves row by row. A
-    product with a band matrix is over five times faster on a CPU; each axis is cut into
-    overlapping tiles, so that the cost grows only linearly with the number of pixels. The
-    channels need no transpose: along the columns, the band matrix is repeated for each channel.
+    Gives the same values as the default filter of `dm_pix.ssim`, which convolves row by row:
+    over five times slower than `by_products` on a CPU. On other devices, `by_shifts` takes half
+    the time of `by_products` (SSIM and its gradient on an H100, eight images of 256×256 px:
+    0.23 ms in place of 0.49).
+    """
+    return jax.lax.platform_dependent(images, cpu=by_products, default=by_shifts)
+
+
+def by_shifts(images: jax.Array) -> jax.Array:
+    """Computes `gaussian_window` as a sum of shifted images along y, then along x."""
+    for axis in (1, 2):
+        length = images.shape[axis] - SSIM_WINDOW + 1
+        shifted = [
+            tap * jax.lax.slice_in_dim(images, start, start + length, axis=axis)
+            for start, tap in enumerate(_taps())
+        ]
+        # XLA would otherwise filter along y anew for each tap along x.
+        images = jax.lax.optimization_barrier(functools.reduce(jnp.add, shifted))
+    return images
+
+
+def by_products(images: jax.Array) -> jax.Array:
+    """Computes `gaussian_window` as products with band matrices.
+
+    Each axis is cut into overlapping tiles, so that the cost grows only linearly with the
+    number of pixels. The channels need no transpose: along the columns, the band matrix is
+    repeated for each channel.
     """
     b, h, w, c = images.shape
     height, width = h - SSIM_WINDOW + 1, w - SSIM_WINDOW + 1
@@ -77,9 +102,14 @@ def _tiles(lines: jax.Array, axis: int, length: int, tile: int, step: int = 1) -
 
 def _band_matrix(outputs: int) -> np.ndarray:
     """Returns float32 [outputs + 10, outputs]: column j has the taps in rows j to j + 10."""
-    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
-    taps = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     matrix = np.zeros((outputs + SSIM_WINDOW - 1, outputs), np.float32)
     for j in range(outputs):
-        matrix[j : j + SSIM_WINDOW, j] = taps / taps.sum()
+        matrix[j : j + SSIM_WINDOW, j] = _taps()
     return matrix
+
+
+def _taps() -> np.ndarray:
+    """Returns the taps of the window along one axis, float32 [11], of sum 1."""
+    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    taps = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
+    return (taps / taps.sum()).astype(np.float32)

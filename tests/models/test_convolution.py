@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +67,32 @@ def test_kernel_gradient_is_that_of_the_definition(
     expected = by_hand(x, g, size, dilation)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dilation"),
+    [((2, 16, 24, 5), (2, 2)), ((1, 11, 13, 4), (2, 3)), ((1, 3, 2, 4), (3, 1))],
+    ids=str,
+)
+def test_on_other_devices_a_dilated_kernels_gradient_is_that_of_plain_convolutions(
+    one_device, shape, dilation
+):
+    x, kernel, g = arrays(shape, (3, 3, shape[3], 4))
+    gradient = functools.partial(
+        convolution.gradient_by_xla, kernel=kernel, dilation=dilation, precision=None
+    )
+    found = jax.jit(gradient)(x, g)
+    np.testing.assert_allclose(found, by_hand(x, g, (3, 3), dilation), rtol=1e-5, atol=1e-4)
+
+    def pulled(x, kernel, g):
+        given = {"rhs_dilation": dilation, "dimension_numbers": NHWC}
+        convolve = functools.partial(convolution.conv_general_dilated, **given)
+        return jax.vjp(lambda k: convolve(x, k, (1, 1), "SAME"), kernel)[1](g)[0]
+
+    program = jax.jit(pulled).trace(x, kernel, g).lower(lowering_platforms=("cuda",)).as_text()
+    # One that is dilated, the other way round, would have a stride.
+    assert "stablehlo.convolution" in program
+    assert "stride = [" not in program.replace("stride = [1, 1]", "")
 
 
 def test_gradients_of_a_layer_are_those_of_the_library_in_bfloat16_too(one_device):
