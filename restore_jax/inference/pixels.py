@@ -23,11 +23,13 @@ class Levels(NamedTuple):
         white: the white level of integers; None: the highest of their dtype.
         in_place: whether the restoration may overwrite the pixels, which saves the memory of a
             second image.
+        gain: the digital gain of each channel, if it was measured before; None: not yet.
     """
 
     pixels: np.ndarray
     white: int | None
     in_place: bool = False
+    gain: np.ndarray | None = None
 
 
 def checked(image: Any, name: str, batch: bool = False, white: int | None = None) -> np.ndarray:

@@ -338,9 +338,9 @@ class Restorer:
                 side,
                 white,
                 in_place,
-                digital_gain.of_photograph(array) if chosen.undo_gain else None,
+                _gain(array, gain) if chosen.undo_gain else None,
             )
-            for array, white, in_place in arrays
+            for array, white, in_place, gain in arrays
         )
         done = tiling.restore(pictures, apply, sizes)
         if chosen.trust:
@@ -366,13 +366,15 @@ def _undoes_gain(config: ConfigDict) -> bool:
     return (config.get("data") or {}).get("undo_gain", False)
 
 
+def _gain(image: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
+    return digital_gain.of_photograph(image) if measured is None else measured
+
+
 def _levels(image: Any, number: int, white: int | None) -> pixels.Levels:
-    in_place = False
-    if isinstance(image, pixels.Levels):
-        image, stated, in_place = image
-        white = white if stated is None else stated
-    array = pixels.checked(image, f"images[{number}]", white=white)
-    return pixels.Levels(array, white, in_place)
+    given = image if isinstance(image, pixels.Levels) else pixels.Levels(image, None)
+    white = white if given.white is None else given.white
+    array = pixels.checked(given.pixels, f"images[{number}]", white=white)
+    return given._replace(pixels=array, white=white)
 
 
 def load(
