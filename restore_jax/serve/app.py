@@ -9,8 +9,9 @@ import json
 import shutil
 import string
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import anyio
@@ -189,7 +190,7 @@ class _Service:
         if name in result.restored.extras:
             path = result.restored.extras[name]
         elif name in ("before", "after"):
-            path = await anyio.to_thread.run_sync(result.preview, name)
+            path = await self._made([result], result.preview, name)
         else:
             raise HTTPException(404)
         return FileResponse(path, media_type="image/png")
@@ -201,8 +202,8 @@ class _Service:
         found = [self._results.get(one.rpartition("/")[2]) for one in addresses]
         results = [one for one in found if one is not None]
         if not results or len(results) < len(found):
-            raise HTTPException(404, "some of these are no longer kept; restore them again")
-        path = await anyio.to_thread.run_sync(self._results.write_zip, results)
+            raise _gone()
+        path = await self._made(results, self._results.write_zip, results)
         return FileResponse(
             path,
             media_type="application/zip",
@@ -212,9 +213,20 @@ class _Service:
 
     def _result(self, request: Request) -> Result:
         result = self._results.get(request.path_params["identity"])
-        if result is None:
-            raise HTTPException(404, "this result is no longer kept; restore it again")
+        if result is None or not result.folder.exists():
+            raise _gone()
         return result
+
+    async def _made(
+        self, results: Sequence[Result], make: Callable[..., Path], *args: Any
+    ) -> Path:
+        """Makes a file from those of results, which newer ones may replace meanwhile."""
+        try:
+            return await anyio.to_thread.run_sync(make, *args)
+        except (OSError, image_files.ImageFileError) as error:
+            if all(result.folder.exists() for result in results):
+                raise
+            raise _gone() from error
 
     async def _restored(self, request: Request) -> tuple[str, requests.Settings, Restored]:
         """Receives a photograph and restores it, in a folder of its own.
@@ -280,6 +292,10 @@ class _Service:
             # It may still be restored, and write, until the next batch of tiles.
             future.add_done_callback(lambda _: _remove(source.parent))
             raise
+
+
+def _gone() -> HTTPException:
+    return HTTPException(404, "some of these are no longer kept; restore them again")
 
 
 def _version() -> str | None:

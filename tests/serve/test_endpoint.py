@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,33 @@ def test_a_result_is_shown_saved_and_removed(served):
         assert served.delete(one["address"]).status_code == 204
         assert served.get(f"{one['address']}/file").status_code == 404
     assert served.post("/zip", data={"addresses": addresses}).status_code == 404
+    assert files_in(served.files) == []
+
+
+def test_a_result_that_makes_room_while_it_is_read_is_not_an_error_of_the_server(
+    served, monkeypatch
+):
+    def removed_first(read):
+        def remove_and_read(self, given):
+            for one in given if isinstance(given, list) else [self]:
+                shutil.rmtree(one.folder)
+            return read(self, given)
+
+        return remove_and_read
+
+    monkeypatch.setattr(results.Results, "write_zip", removed_first(results.Results.write_zip))
+    monkeypatch.setattr(results.Result, "preview", removed_first(results.Result.preview))
+    for path in ("zip", "before"):
+        found = served.post("/photographs", content=FILES["a.png"]).json()["address"]
+        answer = (
+            served.post("/zip", data={"addresses": found})
+            if path == "zip"
+            else served.get(f"{found}/{path}.png")
+        )
+        assert answer.status_code == 404
+        assert "no longer kept" in answer.text
+        assert served.get(f"{found}/file").status_code == 404
+        served.delete(found)
     assert files_in(served.files) == []
 
 
