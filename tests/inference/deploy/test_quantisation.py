@@ -155,5 +155,7 @@ def test_a_maximum_with_zero_becomes_relu():
     kinds = [node.op_type for node in proto.graph.node]
     assert kinds.count("Relu") == 6
     assert "Max" not in kinds
+    used = {name for node in proto.graph.node for name in node.input}
+    assert {tensor.name for tensor in proto.graph.initializer} <= used
     found = onnx_graph.session(proto.SerializeToString()).run(None, {"degraded": degraded})
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
