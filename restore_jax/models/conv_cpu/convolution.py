@@ -1,9 +1,8 @@
 """A convolution with special implementations for CPUs.
 
-The forward pass and the gradient by the input, which is a convolution too, use an algorithm
-that suits their channels: Winograd's, with half of the multiplications (`winograd`), or two
-columns of the result at once, or XLA's own. Other devices always use XLA's, and so does an
-exported model, which cannot choose by device (`portable`).
+The forward pass and the gradient by the input, which is a convolution too, take half of the
+multiplications (`winograd`) where that saves much, and are XLA's own elsewhere. Other devices
+always use XLA's, and so does an exported model, which cannot choose by device (`portable`).
 
 The gradient by the kernel is computed in blocks. XLA formulates it as a convolution whose
 window is as large as the image and whose channels are the images of the batch, which its fast
@@ -32,10 +31,6 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 # much changes little.
 _ROWS = 8
 _VALUES = 2**17
-
-# XLA does not use its fast library for convolutions with at most this many input and output
-# channels.
-_MAX_NARROW_CHANNELS = 16
 
 
 def conv_general_dilated(
@@ -101,59 +96,15 @@ def _convolve(
     x: jax.Array, kernel: jax.Array, dilation: tuple[int, int], precision: Any
 ) -> jax.Array:
     """Convolves with the fastest implementation for the device."""
-    if portable.is_on():
-        return _plain(x, kernel, dilation, precision)
-    if winograd.is_faster(x, kernel, dilation):
-        on_cpu = winograd.convolve
-    elif _is_narrow(x, kernel, dilation):
-        on_cpu = _two_columns
-    else:
+    if portable.is_on() or not winograd.is_faster(x, kernel, dilation):
         return _plain(x, kernel, dilation, precision)
     options = {"dilation": dilation, "precision": precision}
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(on_cpu, **options),
+        cpu=functools.partial(winograd.convolve, **options),
         default=functools.partial(_plain, **options),
     )
-
-
-def _is_narrow(x: jax.Array, kernel: jax.Array, dilation: tuple[int, int]) -> bool:
-    """Returns whether XLA does not use its fast library because there are few channels."""
-    width = x.shape[2]
-    return (
-        max(kernel.shape[2:]) <= _MAX_NARROW_CHANNELS
-        and kernel.shape[1] > 1
-        and dilation[1] == 1
-        # The width may be symbolic while an export is traced.
-        and isinstance(width, int)
-        and width % 2 == 0
-    )
-
-
-def _two_columns(
-    x: jax.Array, kernel: jax.Array, dilation: tuple[int, int], precision: Any
-) -> jax.Array:
-    """Computes two adjacent columns of the result at once, as twice the number of channels.
-
-    The kernel becomes one column wider, with a column of zeros at one end or the other. That is
-    more arithmetic, but XLA uses its fast library for it.
-    """
-    height, width, inputs, outputs = kernel.shape
-    right, left = (jnp.pad(kernel, ((0, 0), ends, (0, 0), (0, 0))) for ends in ((0, 1), (1, 0)))
-    padding = [
-        (step * (side // 2),) * 2 for side, step in zip((height, width), dilation, strict=True)
-    ]
-    pairs = lax.conv_general_dilated(
-        x,
-        jnp.stack([right, left], axis=3).reshape(height, width + 1, inputs, 2 * outputs),
-        (1, 2),
-        padding,
-        rhs_dilation=dilation,
-        dimension_numbers=_NHWC,
-        precision=precision,
-    )
-    return pairs.reshape(*x.shape[:3], outputs)
 
 
 def _forward(
