@@ -202,7 +202,7 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 def _native_sizes(source: records.Records) -> np.ndarray:
     """Returns the heights and widths of the photographs, int32 [N, 2]."""
     shapes = source.dataset.map(
-        lambda record: tf.shape(images.decode(record["image"], 3))[:2],
+        pairs.as_written(lambda record: tf.shape(images.decode(record["image"], 3))[:2]),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     return np.stack(list(batching.as_numpy(shapes))).astype(np.int32)

@@ -32,6 +32,12 @@ Fields = dict[str, tf.Tensor]
 # Makes a pair from a record, the seed of the run and the number of the draw.
 MakePair = Callable[[Fields, tf.Tensor | int, tf.Tensor | int], Fields]
 
+as_written = tf.autograph.experimental.do_not_convert
+"""Has TensorFlow trace a function as it is written, with the functions that it calls.
+
+Otherwise it first translates their source code for control flow on tensors, of which there is
+none here: that takes two seconds of a start."""
+
 
 def pair_maker(
     settings: ConfigDict,
@@ -52,7 +58,7 @@ def pair_maker(
         averages: of several shots, whether the second of a pair is the mean of all others.
     """
 
-    @tf.function
+    @tf.function(autograph=False)
     def traced(record: Fields, seed: tf.Tensor, draw: tf.Tensor) -> Fields:
         clean, mask = _decode(record)
         if "shots" in record:
@@ -84,7 +90,7 @@ def realise(
 ) -> tf.data.Dataset:
     """Makes the pairs of one draw: uint8 images of the working size, with the other fields."""
     return source.map(
-        lambda record: make_pair(record, seed, draw),
+        as_written(lambda record: make_pair(record, seed, draw)),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
@@ -93,6 +99,7 @@ def realise(
 def clean_pairs(source: tf.data.Dataset, settings: ConfigDict) -> tf.data.Dataset:
     """Makes pairs whose degraded image is the clean one."""
 
+    @as_written
     def pair(record: Fields) -> Fields:
         clean, mask = _decode(record)
         return _resize_pair(record, clean, clean, mask, settings)
@@ -100,6 +107,7 @@ def clean_pairs(source: tf.data.Dataset, settings: ConfigDict) -> tf.data.Datase
     return source.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
+@as_written
 def as_floats(pair: dict[str, Any]) -> dict[str, Any]:
     """Converts images and mask to float32: images from 0…255 to [0, 1], the mask to 0 or 1."""
     names = [name for name in ("degraded", "clean", "context") if name in pair]

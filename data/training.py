@@ -59,7 +59,7 @@ class TrainingBatches:
         self._make_pair = make_pair
         # Native photographs are large and stay encoded; so do those that are drawn anew.
         self._keeps_pairs = settings.image_size > 0 and settings.realisations > 0
-        self._prepare_rows = tf.function(self._prepared)
+        self._prepare_rows = tf.function(self._prepared, autograph=False)
 
     def from_step(self, step: int) -> Iterator[Batch]:
         """Yields the batches from a step on, without end."""
@@ -74,7 +74,9 @@ class TrainingBatches:
                 yield from self._read_epoch(rows, epoch, 0)
         kept = rows.all().cache()
         epochs = tf.data.Dataset.range(first_epoch + 1, np.iinfo(np.int64).max)
-        later = epochs.flat_map(lambda epoch: self._shuffled_epoch(kept, epoch))
+        later = epochs.flat_map(
+            pairs.as_written(lambda epoch: self._shuffled_epoch(kept, epoch))
+        )
         for batch in batching.as_numpy(later):
             yield batching.pad_batch(batch, self._batch_size)
 
@@ -143,7 +145,7 @@ class TrainingBatches:
         if not self._keeps_pairs:
             return numbered
         return numbered.map(
-            lambda record, draw: self._make_pair(record, self._seed, draw),
+            pairs.as_written(lambda record, draw: self._make_pair(record, self._seed, draw)),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )

@@ -9,7 +9,8 @@ An image is blended in a band as high as one tile and as wide as the image, from
 written as soon as no further tile touches them. A side that is longer than the tile is covered
 by tiles of exactly that size. A shorter one is padded by reflection to the next multiple of 32,
 so that images of all sizes need at most (tile / 32)² tile shapes, each compiled once per batch
-size, which is a power of two or the largest allowed.
+size, which is a power of two or the largest allowed. The last, incomplete batch has the largest
+size too if that adds little to the work, as compiling another takes as long as many tiles.
 """
 
 import collections
@@ -36,6 +37,10 @@ _MAX_PIXELS_WAITING = 2**25
 # After this many batches, freed memory is returned to the system, so that the process does not
 # grow with the number and the size of images.
 _BATCHES_PER_TRIM = 25
+# Largest number of tiles that are added to a batch to complete it, as a share of the tiles of
+# that shape that were restored before it. One tile of nine for a photograph of 1024×1024 px in
+# tiles of 512.
+_MAX_ADDED = 1 / 8
 
 
 class Tileable(Protocol):
@@ -211,6 +216,7 @@ def restore(
     source = iter(pictures)
     ended = False
     sent: _SentBatch | None = None
+    in_full: collections.Counter[tuple[int, ...]] = collections.Counter()
     batches = 0
     while waiting or not ended:
         while waiting and not waiting[0].remaining:
@@ -224,13 +230,14 @@ def restore(
             if picture is not None:
                 waiting.append(ImageInFlight(picture, sizes))
             continue
-        previous, sent = sent, _send(batch, apply, sizes) if batch else None
+        previous, sent = sent, _send(batch, apply, sizes, in_full) if batch else None
         for due in (previous, sent):
             # The new batch is left on the device, unless it failed at once.
             if due is None or (due is sent and due.error is None):
                 continue
             if not _receive(due, waiting, sizes):
                 sent = None
+                in_full.clear()
                 break
             batches += 1
             if batches % _BATCHES_PER_TRIM == 0:
@@ -285,13 +292,29 @@ class _SentBatch(NamedTuple):
 _FAILURES = (jax.errors.JaxRuntimeError, MemoryError)
 
 
-def _send(batch: list[tuple[ImageInFlight, int]], apply: Apply, sizes: Sizes) -> _SentBatch:
+def _send(
+    batch: list[tuple[ImageInFlight, int]],
+    apply: Apply,
+    sizes: Sizes,
+    in_full: collections.Counter[tuple[int, ...]],
+) -> _SentBatch:
     """Sends a batch of tiles to the device without waiting for the result.
 
-    A batch that is not full is padded to a power of two, because each size is compiled.
+    A batch that is not full is padded, because each size is compiled: to a power of two, or to
+    the full size, for which there is a program, if few tiles are missing.
+
+    Args:
+        batch: the image and the index of each tile.
+        apply: the model.
+        sizes: how images are tiled.
+        in_full: by shape, the number of tiles sent in full batches; updated.
     """
     shape = batch[0][0].plan.shape
-    size = min(sizes.batch_size, 2 ** (len(batch) - 1).bit_length())
+    size = sizes.batch_size
+    if size - len(batch) > _MAX_ADDED * in_full[shape]:
+        size = min(size, 2 ** (len(batch) - 1).bit_length())
+    if len(batch) == sizes.batch_size:
+        in_full[shape] += size
     tiles = np.empty((size, *shape, 3), np.float32)
     for place, (job, index) in zip(tiles, batch, strict=False):
         place[...] = job.read(index)

@@ -11,6 +11,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -135,11 +136,12 @@ def train(
     mesh = device_mesh.make_mesh(devices or device_mesh.fitting_devices(*sizes))
     setup.check(config, mesh)
     loss_fn = loss_terms.weighted_sum(config.loss)
-    template = abstract_state(make_learner(config), device_mesh.replicated(mesh))
+    learner = make_learner(config)
     config.data.white = processes.on_first(lambda: workdir.white_level(folder, config))
     newest = processes.on_first(lambda: setup.check_workdir(folder, config))
     state, record, damaged = None, {"epoch": 0}, []
     if newest:
+        template = abstract_state(learner, device_mesh.replicated(mesh))
         state, record, damaged = checkpoint.newest_intact(folder, template)
         reason = _why_finished(folder, config, record["epoch"])
         if reason:
@@ -150,6 +152,10 @@ def train(
             return state
 
     initial = None if newest else setup.initial_variables(config)
+    # Compiled and run while the data are prepared, as it is independent of them.
+    background = futures.ThreadPoolExecutor(1)
+    drawn = background.submit(create_state, learner, config.seed) if state is None else None
+    background.shutdown(wait=False)
     data = make_data(config)
     if data.white:
         config.data.white = data.white
@@ -177,10 +183,12 @@ def train(
         )
     with contextlib.ExitStack() as stack:
         processes.on_first(lambda: setup.claim_workdir(stack, folder, config, newest, damaged))
-        if state is None:
+        if drawn is not None:
+            state = drawn.result()
             if initial is not None:
                 print(f"{folder}: starting from the parameters of {config.init_from}")
-            state = _initial_state(learner, config.seed, initial, mesh)
+                state = start_from(state, initial)
+            state = processes.replicate(state, mesh)
         else:
             print(f"{folder}: resuming from step {int(state.step)}")
         opened = checkpoint.open_manager(folder) if processes.is_first() else None
@@ -202,16 +210,6 @@ def train(
             )
             start = _Position(state, record["epoch"], record.get("sums", {}))
             return _loop(run, start, stream)
-
-
-def _initial_state(
-    learner: Learner, seed: int, variables: Mapping[str, Any] | None, mesh: Mesh
-) -> TrainState:
-    """Returns the state of step 0 on all devices, with the variables to start from, if any."""
-    state = create_state(learner, seed)
-    if variables is not None:
-        state = start_from(state, variables)
-    return processes.replicate(state, mesh)
 
 
 def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> TrainState:

@@ -270,14 +270,15 @@ def test_batches_are_full_where_shapes_take_turns(batch_size, shapes):
     ("images", "batch_size", "expected"),
     [
         (56, 8, [8] * 7),
-        (57, 8, [8] * 7 + [1]),
+        (57, 8, [8] * 8),  # the seven that are added are an eighth of those before
+        (49, 8, [8] * 6 + [1]),
         (2, 8, [2]),
         (11, 8, [8, 4]),
         (25, 20, [20, 8]),
         (39, 20, [20, 20]),  # of 19: the next power of two is more than fits
     ],
 )
-def test_a_rest_is_padded_to_a_power_of_two_that_fits(images, batch_size, expected):
+def test_a_rest_is_padded_to_a_power_of_two_or_to_a_full_batch(images, batch_size, expected):
     assert launched_for([(20, 20)] * images, batch_size) == expected
 
 

@@ -16,6 +16,11 @@ from tests.support.networks import apply, init, shapes_of, variables_of
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
+@pytest.fixture(autouse=True)
+def small_ones_in_blocks_too(monkeypatch):
+    monkeypatch.setattr(convolution, "_SMALL", 0)
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     # The tests run with several devices, where the kernel's gradient is the library's.
@@ -173,8 +178,11 @@ def divided(f, mesh):
     return jax.jit(steps.with_mesh(mesh, f), in_shardings=(split, whole, split))
 
 
+@pytest.mark.parametrize("in_blocks", [True, False], ids=["in blocks", "small"])
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_each_device_sums_over_its_own_images(devices):
+def test_each_device_sums_over_its_own_images(devices, in_blocks, monkeypatch):
+    if not in_blocks:
+        monkeypatch.undo()
     x, kernel, g = arrays((4, 9, 12, 5), (3, 3, 5, 6))
     mesh = device_mesh.make_mesh(jax.devices()[:devices])
 
@@ -183,7 +191,7 @@ def test_each_device_sums_over_its_own_images(devices):
         return jax.vjp(lambda k: convolve.apply({"params": {"kernel": k}}, x), kernel)[1](g)[0]
 
     program = divided(gradient, mesh).lower(x, kernel, g)
-    assert "stablehlo.while" in program.as_text()
+    assert ("stablehlo.while" in program.as_text()) == in_blocks
     compiled = program.compile()
     # Nothing is gathered: a device never has the whole batch.
     assert "all-gather" not in compiled.as_text()
