@@ -93,7 +93,7 @@ def run(planned: list[Part], seconds: float, emit: Callable[[Mapping[str, Any]],
 def parts(size: int, rounds: int) -> list[Part]:
     """Lists the parts, the most important first."""
     # Imported late, so that a missing module leads to a one-line message.
-    from benchmarks import infer, resident, ssim, train_step  # noqa: PLC0415
+    from benchmarks import infer, kernels, resident, ssim, train_step  # noqa: PLC0415
     from benchmarks.common import Task  # noqa: PLC0415
 
     has_torch = importlib.util.find_spec("torch") is not None
@@ -104,6 +104,7 @@ def parts(size: int, rounds: int) -> list[Part]:
     tasks: list[tuple[Any, Task]] = [
         (resident, Task("sca_unet", size, 64, "bfloat16", rounds)),
         (resident, Task("sca_unet", size, 8, "bfloat16", rounds)),
+        (kernels, Task("sca_unet", size, 8, "bfloat16", rounds)),
         (infer, Task("sca_unet", size, 64, "bfloat16", rounds)),
         (resident, Task("sca_unet", size, 64, "bfloat16", rounds, peers)),
         (resident, Task("sca_unet", size, 8, "bfloat16", rounds, best)),
@@ -111,6 +112,8 @@ def parts(size: int, rounds: int) -> list[Part]:
         (resident, Task("sca_unet", size, 256, "bfloat16", rounds)),
         (resident, Task("sca_unet", size, 64, "float32", rounds, best)),
         (train_step, Task("rcan", size, 16, "bfloat16", rounds, best)),
+        (kernels, Task("rcan", size, 16, "bfloat16", rounds)),
+        (kernels, Task("measured_gain", size, 8, "bfloat16", rounds)),
     ]
     # Then growth with the batch size, for JAX alone, and the remaining models.
     tasks += [

@@ -178,7 +178,7 @@ def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | N
     channels = channels[..., None] if channels.ndim == 2 else channels
     variances = [noise.at(channels[..., c].mean(), c) ** 2 for c in range(len(noise.sigma))]
     floor = float(np.mean(variances))
-    seen, count, fx, fy = _spectrum(channels)
+    seen, count, fx, fy = spectrum(channels)
     radius = np.hypot(fx, fy)
     chance = floor * np.sqrt(1 / count + _FLOOR_ERROR**2)
     seen = np.maximum(seen, 1e-9)
@@ -218,18 +218,27 @@ def _width(width: float, error: float) -> Estimate | None:
     return Estimate(added, error) if is_found else None
 
 
-def _spectrum(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def spectrum(
+    channels: np.ndarray, other: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Averages the power spectrum in bands of both frequencies.
+
+    Args:
+        channels: [H, W, C].
+        other: of the same shape, for the power that both share in phase instead.
 
     Returns:
         Of each band, [N]: mean power (white noise of variance v has the power v), number of
-        values, and the frequencies along x and y.
+        values, and the frequencies along x and y in cycles/px.
     """
     height, width = channels.shape[:2]
     taper = np.hanning(height)[:, None] * np.hanning(width)[None, :]
     taper /= np.sqrt(np.mean(taper**2))
-    centred = (channels - channels.mean((0, 1))) * taper[..., None]
-    power = np.mean(np.abs(np.fft.rfft2(centred, axes=(0, 1))) ** 2, -1) / (height * width)
+    first, second = (
+        np.fft.rfft2((one - one.mean((0, 1))) * taper[..., None], axes=(0, 1))
+        for one in (channels, channels if other is None else other)
+    )
+    power = np.mean((first * second.conj()).real, -1) / (height * width)
     half = height // 2 + 1
     # Positive and negative vertical frequencies are averaged.
     power = (power[:half] + power[(-np.arange(half)) % height]) / 2

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import shutil
 import sys
@@ -171,6 +172,7 @@ class _Run:
         self._bar = progress.bar(total=len(todo), shown=listener is None)
         self._trained_white = white_level.trained_white(restorer)
         self._assessed: dict[Item, Assessment] = {}
+        self._gains: dict[Item, list[np.ndarray]] = {}
         # An assessment takes memory of its own.
         self._assessing = threading.BoundedSemaphore(cores.count())
         self._read: collections.deque[tuple[Item, Photograph]] = collections.deque()
@@ -231,6 +233,7 @@ class _Run:
         for item, photograph in reading.take(self._fail):
             self._report(item, photograph.notes)
             if self._is_left_alone(item):
+                self._gains.pop(item, None)
                 future = threads.submit(_copy, item, photograph, self._options.file_format)
                 self._writing.append((item, future, size_of(photograph)))
                 while self._too_many():
@@ -240,8 +243,10 @@ class _Run:
             # A picture of both needs the input as well.
             is_needed = self._options.comparisons is not None or self._pictures is not None
             in_place = not is_needed and size_of(photograph) > MOST_BYTES
-            for plane in photograph.planes:
-                yield pixels.Levels(plane, photograph.white, in_place)
+            gains = self._gains.pop(item, [])
+            self._report(item, _notes_of_gains(gains))
+            for plane, gain in itertools.zip_longest(photograph.planes, gains):
+                yield pixels.Levels(plane, photograph.white, in_place, gain)
 
     def _read_one(self, item: Item) -> Photograph:
         """Reads, checks and assesses a file, in a reading thread."""
@@ -259,7 +264,9 @@ class _Run:
                 self._assessed[item] = self._restorer.assess(
                     photograph.pixels, photograph.white
                 )
-        return _with_gains(photograph) if self._restorer.options.undo_gain else photograph
+        if self._restorer.options.undo_gain:
+            self._gains[item] = [digital_gain.of_photograph(page) for page in photograph.planes]
+        return photograph
 
     def _is_left_alone(self, item: Item) -> bool:
         """Reports a file that the model does not know; returns whether to copy it."""
@@ -397,14 +404,15 @@ def _threads() -> tuple[int, int]:
     )
 
 
-def _with_gains(photograph: Photograph) -> Photograph:
-    """Adds a note of the gains that the restorer undoes, if there are any."""
-    gains = digital_gain.of_photograph(photograph.pixels)
-    if (gains == 1).all():
-        return photograph
-    found = ", ".join(f"{gain:.3f}" for gain in gains)
-    note = f"digital gain of {found} undone; --undo_gain=false keeps it"
-    return dataclasses.replace(photograph, notes=(*photograph.notes, note))
+def _notes_of_gains(gains: Sequence[np.ndarray]) -> list[str]:
+    """Returns a note for each page of which a digital gain will be undone."""
+    notes = []
+    for number, found in enumerate(gains, start=1):
+        if (found != 1).any():
+            page = f"page {number}: " if len(gains) > 1 else ""
+            values = ", ".join(f"{gain:.3f}" for gain in found)
+            notes.append(f"{page}digital gain of {values} undone; --undo_gain=false keeps it")
+    return notes
 
 
 def _copy(item: Item, photograph: Photograph, file_format: str | None) -> _Written:

@@ -25,10 +25,20 @@ def write(
         half_widths: of each picture, float32 [H, W], 1 being white.
     """
     for number, half_width in enumerate(half_widths, start=1):
-        name = relative.name if number == 1 else f"{relative.name}-{number}"
-        for kind, picture in (
-            ("heat", maps.heat_map(half_width)),
-            ("half_width", maps.sixteen_bits(half_width)),
+        for path, picture in (
+            (heat_map_path(folder, relative, number), maps.heat_map(half_width)),
+            (_path(folder, relative, number, "half_width"), maps.sixteen_bits(half_width)),
         ):
-            path = folder / relative.with_name(f"{name}.{kind}.png")
             image_files.write(path, picture, Photograph(picture))
+
+
+def heat_map_path(
+    folder: pathlib.Path, relative: pathlib.Path, number: int = 1
+) -> pathlib.Path:
+    """Returns the path of the heat map of a picture, as `write` names it."""
+    return _path(folder, relative, number, "heat")
+
+
+def _path(folder: pathlib.Path, relative: pathlib.Path, number: int, kind: str) -> pathlib.Path:
+    name = relative.name if number == 1 else f"{relative.name}-{number}"
+    return folder / relative.with_name(f"{name}.{kind}.png")

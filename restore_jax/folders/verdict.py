@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from restore_jax.degradation import estimate
+from restore_jax.degradation import estimate, hidden
 from restore_jax.inference import pixels
 from restore_jax.inference.assessment import Assessment
 from restore_jax.metrics import residual
@@ -23,10 +23,12 @@ from restore_jax.metrics import residual
 _WINDOW = 512
 # Side of a picture of a page, px.
 _SHOWN = 384
-# Of the expected error: how many times `residual.unexplained` it is, how it grows with the
-# variance of the blur, and its share of what that blur would take from the output's edges.
+# Of the expected error by what the output shows: how many times `residual.unexplained` it is,
+# how it grows with the variance of the blur, and its share of what that blur would take from
+# the output's edges. And the weight of the error by what is hidden, in decibels.
 # Chosen by the ranking of rendered images and of photographs, see docs/verdict.md.
-_RATIO, _BLUR_POWER, _OF_EDGES = 2.3, 0.25, 0.07
+_RATIO, _BLUR_POWER, _OF_EDGES = 2.8, 0.25, 0.07
+_OF_HIDDEN = 0.2
 # Blur that is not known: that of a somewhat soft photograph, in px.
 _USUAL_BLUR = 1.5
 # Rounding to whole levels leaves this error, grey levels².
@@ -102,7 +104,7 @@ def judge(
             if one is None:
                 continue
             judged.append(one)
-            errors.append(_expected_error(one.unexplained, pair[1], found))
+            errors.append(_expected_error(one.unexplained, *pair, found, noise))
             left += _noise(pair[1])
             row, column = np.unravel_index(one.deviations.argmax(), one.deviations.shape)
             if one.deviations[row, column] > most:
@@ -149,13 +151,17 @@ def _noise(image: np.ndarray) -> list[float]:
     return [math.sqrt(np.mean(np.square(channels)))]
 
 
-def _expected_error(unexplained: float, after: np.ndarray, found: Assessment) -> float:
+def _expected_error(
+    unexplained: float, before: np.ndarray, after: np.ndarray, found: Assessment, noise: float
+) -> float:
     """The mean squared error to expect, grey levels²: of the noise and of the blur.
 
     Args:
         unexplained: see `residual.Residual`.
-        after: the restoration [H, W, C], grey levels.
+        before: the photograph [H, W, C], grey levels.
+        after: its restoration.
         found: the assessment of the photograph.
+        noise: standard deviation of its noise, grey levels.
     """
     widths = [one.value for one in found.blur if one is not None] or [_USUAL_BLUR]
     blurred = float(1 + np.mean(np.square(widths))) ** _BLUR_POWER
@@ -166,7 +172,10 @@ def _expected_error(unexplained: float, after: np.ndarray, found: Assessment) ->
         for one, axis in zip(found.blur, (1, 0), strict=True)
         if one is not None
     )
-    return _RATIO * unexplained * blurred + _OF_EDGES * edges + _LEAST_ERROR
+    shown = _RATIO * unexplained * blurred + _OF_EDGES * edges + _LEAST_ERROR
+    grey = before.mean(-1), after.mean(-1)
+    of_hidden = hidden.find(*grey, noise / math.sqrt(before.shape[2])).error + _LEAST_ERROR
+    return shown ** (1 - _OF_HIDDEN) * of_hidden**_OF_HIDDEN
 
 
 def _picture(

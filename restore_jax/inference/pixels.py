@@ -23,11 +23,13 @@ class Levels(NamedTuple):
         white: the white level of integers; None: the highest of their dtype.
         in_place: whether the restoration may overwrite the pixels, which saves the memory of a
             second image.
+        gain: the digital gain of each channel, if it was measured before; None: not yet.
     """
 
     pixels: np.ndarray
     white: int | None
     in_place: bool = False
+    gain: np.ndarray | None = None
 
 
 def checked(image: Any, name: str, batch: bool = False, white: int | None = None) -> np.ndarray:
@@ -111,7 +113,7 @@ class TiledImage:
         self.height, self.width = array.shape[:2]
         self._in_place = in_place and array.flags.writeable
         self.result = array if self._in_place else np.empty_like(array)
-        self._overwritten = 0  # rows
+        self._written = 0  # rows
         pixels = array[..., None] if array.ndim == 2 else array
         results = self.result[..., None] if array.ndim == 2 else self.result
         if pixels.shape[-1] == 4:
@@ -150,10 +152,9 @@ class TiledImage:
             RunError: if some values are not finite, or memory ran out when a part of an image
                 was already overwritten.
         """
-        if top < self._overwritten:
+        if self._in_place and top < self._written:
             raise RunError("out of memory while an image was restored; use a smaller tile")
-        if self._in_place:
-            self._overwritten = top + len(rows)
+        self._written = top + len(rows)
         if not np.isfinite(rows).all():
             raise RunError("the model gives values that are not finite; use another checkpoint")
         here = slice(top, top + len(rows))
@@ -183,6 +184,11 @@ class TiledImage:
         else:
             rows += np.float32(0.0)  # turns -0.0 into 0.0
         self._results[here] = rows
+
+    @property
+    def share(self) -> float:
+        """Returns how much of it is restored, from 0 to 1."""
+        return self._written / self.height
 
     def _as_float32(self, pixels: np.ndarray) -> np.ndarray:
         """Converts pixels of any dtype to float32 in [0, 1]."""

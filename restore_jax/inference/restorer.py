@@ -1,5 +1,6 @@
 """Restores users' images with a trained model: arrays in, arrays of the same kind out."""
 
+import collections
 import copy
 import dataclasses
 import os
@@ -222,7 +223,7 @@ class Restorer:
         self._check_trust(self.options)
         # Kept between calls: if memory ran out for some sizes once, it would again.
         self._sizes: dict[tuple[int, int, int], tiling.Sizes] = {}
-        self._before_batch: Callable[[], None] | None = None
+        self._before_batch: Callable[[float], None] | None = None
 
     def __repr__(self) -> str:
         """Returns the architecture, its number of parameters and the options."""
@@ -231,12 +232,13 @@ class Restorer:
         return f"Restorer({name}, {count:,} parameters, {self.options})"
 
     def with_options(
-        self, before_batch: Callable[[], None] | None = None, **options: Any
+        self, before_batch: Callable[[float], None] | None = None, **options: Any
     ) -> "Restorer":
         """Returns a restorer of the same model, and the same compiled programs.
 
         Args:
-            before_batch: called before each batch of tiles; what it raises ends the call.
+            before_batch: called before each batch of tiles with the share of the image that is
+                restored, from 0 to 1; what it raises ends the call.
             **options: other defaults, as for a call.
 
         Raises:
@@ -322,7 +324,9 @@ class Restorer:
 
         def apply(batch: np.ndarray, context: np.ndarray | None) -> np.ndarray | jax.Array:
             if self._before_batch is not None:
-                self._before_batch()
+                while len(taken) > 1 and taken[0].share == 1.0:
+                    taken.popleft()
+                self._before_batch(taken[0].share)
             restored = ensemble.mean_over(views, self._restore, batch, context)
             return self._add_bar(batch, restored=restored) if chosen.trust else restored
 
@@ -331,18 +335,17 @@ class Restorer:
         arrays = (_levels(image, i, chosen.white) for i, image in enumerate(images))
         if chosen.strength == 0.0 and not chosen.trust:
             return (array.copy() for array, *_ in arrays)
-        pictures = (
-            pixels.TiledImage(
-                array,
-                chosen.strength,
-                side,
-                white,
-                in_place,
-                digital_gain.of_photograph(array) if chosen.undo_gain else None,
-            )
-            for array, white, in_place in arrays
-        )
-        done = tiling.restore(pictures, apply, sizes)
+        taken: collections.deque[pixels.TiledImage] = collections.deque()
+
+        def pictures() -> Iterator[pixels.TiledImage]:
+            for array, white, in_place, gain in arrays:
+                gain = _gain(array, gain) if chosen.undo_gain else None
+                picture = pixels.TiledImage(array, chosen.strength, side, white, in_place, gain)
+                if self._before_batch is not None:
+                    taken.append(picture)
+                yield picture
+
+        done = tiling.restore(pictures(), apply, sizes)
         if chosen.trust:
             return ((picture.result, picture.half_width) for picture in done)
         return (picture.result for picture in done)
@@ -366,13 +369,15 @@ def _undoes_gain(config: ConfigDict) -> bool:
     return (config.get("data") or {}).get("undo_gain", False)
 
 
+def _gain(image: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
+    return digital_gain.of_photograph(image) if measured is None else measured
+
+
 def _levels(image: Any, number: int, white: int | None) -> pixels.Levels:
-    in_place = False
-    if isinstance(image, pixels.Levels):
-        image, stated, in_place = image
-        white = white if stated is None else stated
-    array = pixels.checked(image, f"images[{number}]", white=white)
-    return pixels.Levels(array, white, in_place)
+    given = image if isinstance(image, pixels.Levels) else pixels.Levels(image, None)
+    white = white if given.white is None else given.white
+    array = pixels.checked(given.pixels, f"images[{number}]", white=white)
+    return given._replace(pixels=array, white=white)
 
 
 def load(

@@ -6,11 +6,13 @@ import dataclasses
 import html
 import importlib.metadata
 import json
+import secrets
 import shutil
 import string
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import anyio
@@ -82,6 +84,7 @@ def make_app(
             Route("/", service.page),
             Route("/assets/{name}", service.asset),
             Route("/health", service.health),
+            Route("/progress/{token}", service.progress),
             Route("/restore", service.restore, methods=["POST"]),
             Route("/photographs", service.add, methods=["POST"]),
             Route("/photographs/{identity}", service.drop, methods=["DELETE"]),
@@ -109,6 +112,8 @@ class _Service:
 
     def __init__(self, worker: Worker, results: Results, limits: Limits) -> None:
         self._worker, self._results, self._limits = worker, results, limits
+        # One number each, which the worker sets: by the tokens of the requests under way.
+        self._shares: dict[str, list[float]] = {}
 
     async def page(self, _: Request) -> Response:
         """Shows the page."""
@@ -147,9 +152,15 @@ class _Service:
         }
         return JSONResponse(found, 200 if found["ok"] else 503)
 
+    async def progress(self, request: Request) -> Response:
+        """Tells how much of a request's picture is restored."""
+        if (share := self._shares.get(request.path_params["token"])) is None:
+            raise HTTPException(404)
+        return JSONResponse({"share": round(share[0], 3)})
+
     async def restore(self, request: Request) -> Response:
         """Restores a photograph and returns the file that the command would write."""
-        name, _, restored = await self._restored(request)
+        name, _, restored = await self._restored(request, of_page=False)
         return FileResponse(
             restored.target,
             media_type=_MEDIA_TYPES[restored.format],
@@ -161,7 +172,7 @@ class _Service:
 
     async def add(self, request: Request) -> Response:
         """Restores a photograph and keeps the result for the page."""
-        name, settings, restored = await self._restored(request)
+        name, settings, restored = await self._restored(request, of_page=True)
         result = Result(name, restored, settings.white)
         address = f"/photographs/{self._results.keep(result)}"
         extras = [{"title": title, "picture": quote(title)} for title in restored.extras]
@@ -189,7 +200,7 @@ class _Service:
         if name in result.restored.extras:
             path = result.restored.extras[name]
         elif name in ("before", "after"):
-            path = await anyio.to_thread.run_sync(result.preview, name)
+            path = await self._made([result], result.preview, name)
         else:
             raise HTTPException(404)
         return FileResponse(path, media_type="image/png")
@@ -201,8 +212,8 @@ class _Service:
         found = [self._results.get(one.rpartition("/")[2]) for one in addresses]
         results = [one for one in found if one is not None]
         if not results or len(results) < len(found):
-            raise HTTPException(404, "some of these are no longer kept; restore them again")
-        path = await anyio.to_thread.run_sync(self._results.write_zip, results)
+            raise _gone()
+        path = await self._made(results, self._results.write_zip, results)
         return FileResponse(
             path,
             media_type="application/zip",
@@ -212,11 +223,24 @@ class _Service:
 
     def _result(self, request: Request) -> Result:
         result = self._results.get(request.path_params["identity"])
-        if result is None:
-            raise HTTPException(404, "this result is no longer kept; restore it again")
+        if result is None or not result.folder.exists():
+            raise _gone()
         return result
 
-    async def _restored(self, request: Request) -> tuple[str, requests.Settings, Restored]:
+    async def _made(
+        self, results: Sequence[Result], make: Callable[..., Path], *args: Any
+    ) -> Path:
+        """Makes a file from those of results, which newer ones may replace meanwhile."""
+        try:
+            return await anyio.to_thread.run_sync(make, *args)
+        except (OSError, image_files.ImageFileError) as error:
+            if all(result.folder.exists() for result in results):
+                raise
+            raise _gone() from error
+
+    async def _restored(
+        self, request: Request, of_page: bool
+    ) -> tuple[str, requests.Settings, Restored]:
         """Receives a photograph and restores it, in a folder of its own.
 
         Returns:
@@ -225,23 +249,31 @@ class _Service:
         Raises:
             HTTPException: for whatever goes wrong.
         """
-        settings = requests.parse_settings(request.query_params, others=("name",))
+        query = request.query_params
+        settings = requests.parse_settings(query, ("name", "progress"), of_page)
+        token = query.get("progress") or secrets.token_urlsafe(16)
+        if token in self._shares:
+            raise HTTPException(400, "progress: another request has this token")
         folder = self._results.new_folder()
+        share = self._shares[token] = [0.0]
         try:
-            return await self._restored_in(folder, request, settings)
+            return await self._restored_in(folder, request, settings, share)
         except BaseException:
             _remove(folder)
             raise
+        finally:
+            del self._shares[token]
 
     async def _restored_in(
-        self, folder: Path, request: Request, settings: requests.Settings
+        self, folder: Path, request: Request, settings: requests.Settings, share: list[float]
     ) -> tuple[str, requests.Settings, Restored]:
         source, target = folder / "photograph", folder / "restored"
         try:
             with self._worker.place():
                 async with asyncio.timeout(self._limits.seconds):
                     name = await requests.receive_file(request, source)
-                    return name, settings, await self._wait(request, source, target, settings)
+                    done = await self._wait(request, source, target, settings, share)
+                    return name, settings, done
         except BusyError as error:
             raise HTTPException(
                 503,
@@ -263,11 +295,20 @@ class _Service:
             raise HTTPException(500, str(error)) from error
 
     async def _wait(
-        self, request: Request, source: Path, target: Path, settings: requests.Settings
+        self,
+        request: Request,
+        source: Path,
+        target: Path,
+        settings: requests.Settings,
+        share: list[float],
     ) -> Restored:
         """Waits for a restoration; abandons it if the client goes or time is over."""
         abandoned = threading.Event()
-        future = self._worker.submit(source, target, settings, abandoned)
+
+        def tell(now: float) -> None:
+            share[0] = now
+
+        future = self._worker.submit(source, target, settings, abandoned, tell)
         waiting = asyncio.wrap_future(future)
         try:
             while not (await asyncio.wait({waiting}, timeout=_POLL_SECONDS))[0]:
@@ -280,6 +321,10 @@ class _Service:
             # It may still be restored, and write, until the next batch of tiles.
             future.add_done_callback(lambda _: _remove(source.parent))
             raise
+
+
+def _gone() -> HTTPException:
+    return HTTPException(404, "some of these are no longer kept; restore them again")
 
 
 def _version() -> str | None:

@@ -23,6 +23,7 @@ class Settings:
     Attributes:
         model: one of the served models; None for the first.
         strength, self_ensemble, tile, white, pages: as for the command.
+        trust: whether there is a trust map, too, if the model has one; for the page alone.
     """
 
     model: str | None = None
@@ -31,6 +32,7 @@ class Settings:
     tile: int | None = None
     white: int | None = None
     pages: str = "all"
+    trust: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -46,28 +48,33 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "model": str, "strength": float, "self_ensemble": str, "tile": int, "white": int,
     "pages": str,
 }  # fmt: skip
+_SWITCHES = {"true": True, "false": False}
 
 
-def parse_settings(query: Mapping[str, str], others: tuple[str, ...] = ()) -> Settings:
+def parse_settings(
+    query: Mapping[str, str], others: tuple[str, ...] = (), of_page: bool = False
+) -> Settings:
     """Parses the query parameters of a request.
 
     Args:
         query: the parameters; an empty one counts as not given.
         others: further parameters that may be there, which are ignored.
+        of_page: whether there may be those that only the page has a use for.
 
     Raises:
         HTTPException: 400, for an unknown parameter or an invalid value.
     """
+    types = _TYPES | ({"trust": _SWITCHES.__getitem__} if of_page else {})
     found = {}
     for name, text in query.items():
-        if name in others or (name in _TYPES and not text):
+        if name in others or (name in types and not text):
             continue
-        if name not in _TYPES:
-            raise HTTPException(
-                400, f"{name}: no such parameter; there are {', '.join(_TYPES)}"
-            )
+        if name not in types:
+            raise HTTPException(400, f"{name}: no such parameter; there are {', '.join(types)}")
         try:
-            found[name] = _TYPES[name](text)
+            found[name] = types[name](text)
+        except KeyError as error:
+            raise HTTPException(400, f"{name}={text}: not true or false") from error
         except ValueError as error:
             raise HTTPException(400, f"{name}={text}: not a number") from error
     settings = Settings(**found)

@@ -113,9 +113,13 @@ class Results:
         """Writes the restorations, which are compressed already, into one archive."""
         path = self.folder / f"{secrets.token_urlsafe(16)}.zip"
         taken: set[str] = set()
-        with zipfile.ZipFile(path, "x") as archive:
-            for result in results:
-                archive.write(result.restored.target, _unique(result.name, taken))
+        try:
+            with zipfile.ZipFile(path, "x") as archive:
+                for result in results:
+                    archive.write(result.restored.target, _unique(result.name, taken))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         return path
 
 

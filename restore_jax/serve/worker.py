@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from restore_jax.errors import UsageError
-from restore_jax.folders import plan, run
+from restore_jax.folders import plan, run, trust_maps
 from restore_jax.image_io import image_files
 from restore_jax.inference import white_level
 from restore_jax.inference.restorer import Restorer
@@ -108,7 +108,12 @@ class Worker:
         self._thread.shutdown(cancel_futures=True)
 
     def submit(
-        self, source: Path, target: Path, settings: Settings, abandoned: threading.Event
+        self,
+        source: Path,
+        target: Path,
+        settings: Settings,
+        abandoned: threading.Event,
+        tell: Callable[[float], None],
     ) -> concurrent.futures.Future[Restored]:
         """Restores a file as `--mode=restore` does.
 
@@ -117,20 +122,27 @@ class Worker:
             target: where its restoration is written.
             settings: how it is restored.
             abandoned: set by the caller when the result is no longer needed.
+            tell: called in the thread, with the share of the picture that is restored.
 
         Returns:
             The result, or what it failed with: an `ImageFileError` or `ValueError` for a file
             that cannot be restored, `UsageError` for invalid settings, `RunError`,
             `AbandonedError`.
         """
-        return self._thread.submit(self._restore, source, target, settings, abandoned)
+        return self._thread.submit(self._restore, source, target, settings, abandoned, tell)
 
     def _restore(
-        self, source: Path, target: Path, settings: Settings, abandoned: threading.Event
+        self,
+        source: Path,
+        target: Path,
+        settings: Settings,
+        abandoned: threading.Event,
+        tell: Callable[[float], None],
     ) -> Restored:
-        def check() -> None:
+        def check(share: float) -> None:
             if abandoned.is_set() or self._stopped.is_set():
                 raise AbandonedError
+            tell(share)
 
         notes: list[str] = []
 
@@ -139,23 +151,28 @@ class Worker:
                 raise said
             notes.append(said)
 
-        check()
+        check(0.0)
+        extras = {}
         try:
             restorer = self._model(settings.model).with_options(check, **settings.options)
+            if settings.trust and restorer.trust_map is None:
+                notes.append("this model has no trust map")
+            elif settings.trust:
+                extras["Trust map"] = trust_maps.heat_map_path(target.parent, Path(target.name))
             run.restore_files(
                 restorer,
                 [plan.Item(source, target, Path(target.name))],
                 max_pixels=self.max_pixels,
                 pages=settings.pages,
                 white=settings.white,
+                maps=target.parent if extras else None,
                 listener=listen,
             )
         finally:
             host_memory.give_back()
         trained = white_level.trained_white(restorer)
-        return Restored(
-            source, target, image_files.format_of(target), tuple(notes), trained_white=trained
-        )
+        kind = image_files.format_of(target)
+        return Restored(source, target, kind, tuple(notes), extras, trained)
 
     def _model(self, name: str | None) -> Restorer:
         name = name or self.names[0]

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from restore_jax import models
+from restore_jax.degradation import digital_gain
 from restore_jax.errors import RunError, UsageError
 from restore_jax.folders import plan, read_ahead, run
 from restore_jax.image_io import image_files
@@ -476,16 +477,28 @@ def test_files_of_every_kind(restorer, tmp_path):
             assert not targets[case.path].exists(), case
 
 
-def test_gains_that_are_undone_are_named(restorer, tmp_path, capsys):
+def test_gains_that_are_undone_are_measured_once_and_named(
+    restorer, tmp_path, capsys, monkeypatch
+):
+    measured = []
+    of_photograph = digital_gain.of_photograph
+    monkeypatch.setattr(
+        digital_gain,
+        "of_photograph",
+        lambda image: measured.append(image.shape) or of_photograph(image),
+    )
     rng = np.random.default_rng(0)
     noisy = np.clip(np.rint(rng.normal(140, 40, (300, 300))), 0, 255)
     folder = tmp_path / "in"
     folder.mkdir()
-    for name, gain in (("plain", 1.0), ("brighter", 1.06)):
-        levels = np.clip(np.rint(noisy * gain), 0, 255).astype(np.uint8)
-        Image.fromarray(levels).save(folder / f"{name}.png")
+    pages = [np.clip(np.rint(noisy * gain), 0, 255).astype(np.uint8) for gain in (1.0, 1.06)]
+    Image.fromarray(pages[0]).save(folder / "plain.png")
+    Image.fromarray(pages[1]).save(folder / "brighter.png")
+    tifffile.imwrite(folder / "stack.tif", np.stack(pages), photometric="minisblack")
     undoing = restorer.with_options(undo_gain=True)
-    assert restore_folder(undoing, folder, tmp_path / "out").restored == 2
+    assert restore_folder(undoing, folder, tmp_path / "out").restored == 3
+    assert len(measured) == 4
     lines = [line for line in capsys.readouterr().err.splitlines() if "gain" in line]
-    (line,) = lines
-    assert line.startswith(f"{folder / 'brighter.png'}: digital gain of 1.06")
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{folder / 'brighter.png'}: digital gain of 1.06")
+    assert lines[1].startswith(f"{folder / 'stack.tif'}: page 2: digital gain of 1.06")

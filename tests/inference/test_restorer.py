@@ -346,17 +346,19 @@ def test_an_unknown_option_is_refused_before_any_work():
 
 def test_other_options_share_the_model_and_a_call_can_be_ended():
     image = np.random.default_rng(0).integers(0, 256, (70, 40, 3), np.uint8)
-    restorer, batches = darker(), []
+    restorer, batches = darker(), []  # shares of the image
     other = restorer.with_options(
-        lambda: batches.append(1), strength=0.5, tile=32, batch_size=1, white=None
+        batches.append, strength=0.5, tile=32, batch_size=1, white=None
     )
     np.testing.assert_array_equal(other(image), restorer(image, strength=0.5, tile=32))
     assert len(batches) == 3 * 2
+    assert batches == sorted(batches)
+    assert 0 == batches[0] < batches[-1] < 1
     assert restorer.options.strength == 1
     with pytest.raises(UsageError, match="strength: 2 must lie"):
         restorer.with_options(strength=2)
 
-    def end():
+    def end(_):
         raise KeyError
 
     with pytest.raises(KeyError):

@@ -1,9 +1,11 @@
+import concurrent.futures as futures
 import contextlib
 import dataclasses
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +22,10 @@ from starlette.testclient import TestClient
 
 from restore_jax.cli import commands, flags
 from restore_jax.errors import UsageError
+from restore_jax.inference import restorer
 from restore_jax.serve import requests, results, worker
-from tests.support import command_line, serving, shipping
+from restore_jax.trust import maps
+from tests.support import command_line, serving, shipping, trusting
 
 ADDRESS = "http://127.0.0.1:8000"
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -219,6 +223,86 @@ def test_a_result_is_shown_saved_and_removed(served):
         assert served.delete(one["address"]).status_code == 204
         assert served.get(f"{one['address']}/file").status_code == 404
     assert served.post("/zip", data={"addresses": addresses}).status_code == 404
+    assert files_in(served.files) == []
+
+
+def test_the_page_gets_the_trust_map_of_a_model_that_has_one(tmp_path, served):
+    with client(tmp_path, trust=trusting.trust_map()) as opened:
+        found = opened.post("/photographs?trust=true", content=FILES["a.png"]).json()
+        assert found["extras"] == [{"title": "Trust map", "picture": "Trust%20map"}]
+        shown = opened.get(f"{found['address']}/Trust%20map.png").content
+        restored, half_width = restorer.load(opened.weights)(pixels(), trust=True)
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(io.BytesIO(shown))), maps.heat_map(half_width)
+        )
+        after = opened.get(f"{found['address']}/file").content
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(after))), restored)
+        for query in ("trust=false", "trust=", ""):
+            other = opened.post(f"/photographs?{query}", content=FILES["a.png"]).json()
+            assert other["extras"] == []
+            assert opened.get(f"{other['address']}/file").content == after
+        assert opened.post("/photographs?trust=1", content=FILES["a.png"]).json() == {
+            "error": "trust=1: not true or false"
+        }
+    alone = served.post("/restore?trust=true", content=FILES["a.png"])
+    assert "trust: no such parameter; there are model," in alone.json()["error"]
+    without = served.post("/photographs?trust=true", content=FILES["a.png"]).json()
+    assert without["extras"] == []
+    assert without["notes"] == ["this model has no trust map"]
+    served.delete(without["address"])
+
+
+def test_progress_can_be_asked_for_while_a_photograph_waits_and_is_restored(tmp_path):
+    gate = threading.Event()
+    with client(tmp_path, gate=gate) as opened, futures.ThreadPoolExecutor() as threads:
+        sent = threads.submit(
+            opened.post, "/restore", params={"progress": "mine"}, content=FILES["a.png"]
+        )
+        wait_until(lambda: opened.get("/progress/mine").status_code == 200)
+        assert opened.get("/progress/mine").json() == {"share": 0.0}
+        again = opened.post("/restore?progress=mine", content=FILES["a.png"])
+        assert again.status_code == 400
+        assert "another request has this token" in again.text
+        gate.set()
+        assert sent.result().status_code == 200
+        for token in ("mine", "other"):
+            assert opened.get(f"/progress/{token}").status_code == 404
+        source = tmp_path / "source"
+        source.write_bytes(encoded(pixels(size=(2000, 40, 3))))
+        shares = []
+        settings = requests.Settings(tile=32)
+        opened.worker.submit(
+            source, tmp_path / "target", settings, threading.Event(), shares.append
+        ).result()
+        assert shares[:2] == [0.0, 0.0]
+        assert shares == sorted(shares)
+        assert 0.3 < max(shares) <= 1.0
+
+
+def test_a_result_that_makes_room_while_it_is_read_is_not_an_error_of_the_server(
+    served, monkeypatch
+):
+    def removed_first(read):
+        def remove_and_read(self, given):
+            for one in given if isinstance(given, list) else [self]:
+                shutil.rmtree(one.folder)
+            return read(self, given)
+
+        return remove_and_read
+
+    monkeypatch.setattr(results.Results, "write_zip", removed_first(results.Results.write_zip))
+    monkeypatch.setattr(results.Result, "preview", removed_first(results.Result.preview))
+    for path in ("zip", "before"):
+        found = served.post("/photographs", content=FILES["a.png"]).json()["address"]
+        answer = (
+            served.post("/zip", data={"addresses": found})
+            if path == "zip"
+            else served.get(f"{found}/{path}.png")
+        )
+        assert answer.status_code == 404
+        assert "no longer kept" in answer.text
+        assert served.get(f"{found}/file").status_code == 404
+        served.delete(found)
     assert files_in(served.files) == []
 
 

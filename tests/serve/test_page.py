@@ -1,13 +1,15 @@
 """The page, in a real Chromium."""
 
 import io
+import threading
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import serving
+from restore_jax.trust import maps
+from tests.support import serving, trusting
 
 BUSY = """return photographs.length !== arguments[0] || sent > 0 ||
   photographs.some((one) => ["waiting", "restoring"].includes(one.state)) ||
@@ -58,11 +60,14 @@ def photograph(path, size=(40, 50, 3), colour=None):
     return path
 
 
-def dropped(page, *paths, count=None):
-    box = page.run(
+def place_to_drop(page):
+    return page.run(
         "const box = byId('drop').getBoundingClientRect(); return [box.left + 9, box.top + 9]"
     )
-    page.drop(box, *paths)
+
+
+def dropped(page, *paths, count=None):
+    page.drop(place_to_drop(page), *paths)
     settled(page, len(paths) if count is None else count)
 
 
@@ -250,17 +255,18 @@ def test_all_can_be_reached_by_keys(page, tmp_path):
     dropped(page, photograph(tmp_path / "a.png"), photograph(tmp_path / "b.png"))
     reached = []
     page.run("document.activeElement.blur()")
-    for _ in range(13):
+    for _ in range(14):
         page.press("Tab")
         reached.append(
             page.run(
                 "const it = document.activeElement; return it.id || it.name || it.textContent"
             )
         )
-    assert reached[:7] == [
+    assert reached[:8] == [
         "model",
         "strength",
         "tile",
+        "trust",
         "choose",
         "choose-folder",
         "save-all",
@@ -274,3 +280,54 @@ def test_all_can_be_reached_by_keys(page, tmp_path):
     page.run("photographs[1].button.focus()")
     page.press("Enter")
     assert text(page, "title") == "b.png"
+
+
+@pytest.mark.slow
+def test_the_trust_map_is_shown_on_the_right_with_its_legend(chromium, tmp_path):
+    application, *_ = serving.make(tmp_path, trust=trusting.trust_map())
+    with serving.listening(application) as address:
+        chromium.open(address)
+        chromium.run("settings.elements.trust.click()")
+        dropped(chromium, photograph(tmp_path / "a.png", (120, 160, 3)))
+        choices = chromium.run("return Array.from(byId('right').options, (one) => one.text)")
+        assert choices == ["Restored", "Trust map"]
+        assert chromium.run("return byId('legend').hidden")
+        restored = picture(chromium, "after")
+        chromium.run(
+            "byId('right').selectedIndex = 1; byId('right').dispatchEvent(new Event('change'))"
+        )
+        settled(chromium, 1)
+        assert not chromium.run("return byId('legend').hidden")
+        assert text(chromium, "right-side") == "Trust map"
+        shown, heat = stage(chromium)[0], picture(chromium, "after")
+        assert np.abs(heat - restored).max() > 20
+        np.testing.assert_array_equal(shown[:, 90:], heat[:, 90:])
+        ramp = chromium.run(
+            "return getComputedStyle(document.querySelector('.ramp')).background"
+        )
+        colours = [f"rgb{tuple(maps.palette(len(maps.COLOURS))[i].tolist())}" for i in range(9)]
+        assert ", ".join(colours) in ramp
+
+
+@pytest.mark.slow
+def test_it_is_shown_how_much_of_a_photograph_is_restored(chromium, tmp_path):
+    gate = threading.Event()
+    application, working, _ = serving.make(tmp_path, gate=gate)
+    submit = working.submit
+
+    def always_42_percent(*given):
+        *others, tell = given
+        return submit(*others, lambda _: tell(0.42))
+
+    working.submit = always_42_percent
+    with serving.listening(application) as address:
+        chromium.open(address)
+        chromium.drop(place_to_drop(chromium), photograph(tmp_path / "a.png"))
+        shown = "return document.querySelector('#list .state')?.textContent"
+        deadline = time.monotonic() + 60
+        while chromium.run(shown) != "restoring… 42 %":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        gate.set()
+        settled(chromium, 1)
+        assert chromium.run(shown) == "restored"

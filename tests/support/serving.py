@@ -6,6 +6,7 @@ import time
 
 import uvicorn
 
+from restore_jax.checkpoints import trust_file
 from restore_jax.inference import restorer
 from restore_jax.serve import app, results, worker
 from tests.support import shipping
@@ -21,13 +22,15 @@ class Gated:
 
     def with_options(self, check, **options):
         while not self._gate.wait(0.01):
-            check()
+            check(0.0)
         return self._model.with_options(check, **options)
 
 
-def make(folder, *, max_bytes=4_000_000, seconds=60, max_waiting=8, gate=None):
+def make(folder, *, max_bytes=4_000_000, seconds=60, max_waiting=8, gate=None, trust=None):
     """Returns an application, its worker, and the weights file of its only model."""
     weights = shipping.write(folder / "tiny.safetensors")
+    if trust is not None:
+        trust_file.add(weights, trust, weights)
     files = folder / "files"
     files.mkdir()
 

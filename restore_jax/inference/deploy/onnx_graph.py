@@ -110,7 +110,10 @@ def _expand_terms(inferred: "onnx.ModelProto", proto: "onnx.ModelProto") -> None
 
 
 def use_relu(proto: "onnx.ModelProto") -> None:
-    """Replaces max(x, 0) by Relu, which runtimes merge with the convolution before it."""
+    """Replaces max(x, 0) by Relu, which runtimes merge with the convolution before it.
+
+    Constants that are unused then are removed.
+    """
     import onnx  # noqa: PLC0415
 
     zeros = set()
@@ -125,6 +128,11 @@ def use_relu(proto: "onnx.ModelProto") -> None:
             node.op_type = "Relu"
             del node.input[:]
             node.input.extend(others)
+    # Runtimes warn of constants that nothing uses.
+    used = {name for node in proto.graph.node for name in node.input}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
 
 
 def halve_weights(proto: "onnx.ModelProto") -> None:

@@ -17,7 +17,8 @@ let sent = 0;
 
 function wanted() {
   const form = new FormData(settings);
-  return new URLSearchParams(["model", "strength", "tile"].map((name) => [name, form.get(name)]));
+  const names = ["model", "strength", "tile", "trust"];
+  return new URLSearchParams(names.map((name) => [name, form.get(name) ?? ""]));
 }
 
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
@@ -34,6 +35,7 @@ async function problem(response) {
 async function send(photograph) {
   const query = new URLSearchParams(photograph.settings);
   query.set("name", photograph.name);
+  query.set("progress", photograph.token);
   for (;;) {
     const response = await fetch(`/photographs?${query}`, {
       method: "POST", body: photograph.file,
@@ -50,7 +52,10 @@ async function send(photograph) {
 async function restore(photograph) {
   const before = photograph.settings;
   photograph.state = "restoring";
+  photograph.token = Array.from(crypto.getRandomValues(new Uint32Array(4))).join("-");
+  photograph.share = 0;
   show(photograph);
+  watch(photograph);
   try {
     if (photograph.file.size > Number(limits.maxBytes)) {
       throw new Error(`the file has more than ${Math.floor(limits.maxBytes / 1e6)} MB`);
@@ -63,6 +68,23 @@ async function restore(photograph) {
   }
   // Cleared, or sent again with other settings, in the meantime.
   if (!photographs.includes(photograph) || photograph.settings !== before) forget(photograph);
+}
+
+// Shows how much is restored, every second while it is.
+async function watch(photograph) {
+  const { token } = photograph;
+  for (;;) {
+    await pause(1);
+    if (photograph.state !== "restoring" || photograph.token !== token) return;
+    try {
+      const response = await fetch(`/progress/${token}`);
+      if (!response.ok) continue;  // not yet received, or just done
+      photograph.share = (await response.json()).share;
+    } catch {
+      return;  // the request itself will say so
+    }
+    if (photograph.state === "restoring" && photograph.token === token) show(photograph);
+  }
 }
 
 function forget(photograph) {
@@ -115,7 +137,8 @@ function add(files) {
 function show(photograph) {
   const [name, state, marks] = photograph.button.children;
   name.textContent = name.title = photograph.name;
-  const texts = { restoring: "restoring…", done: "restored" };
+  const percent = Math.floor(100 * photograph.share);
+  const texts = { restoring: percent ? `restoring… ${percent} %` : "restoring…", done: "restored" };
   state.textContent = texts[photograph.state] ?? photograph.state;
   const count = photograph.state === "done" ? photograph.notes.length : 0;
   marks.textContent = count ? `${count} note${count === 1 ? "" : "s"}` : "";
@@ -184,6 +207,7 @@ function showRight() {
   const right = byId("right");
   pictures[1].src = `${selected.address}/${right.value}.png`;
   byId("right-side").textContent = right.selectedOptions[0].text;
+  byId("legend").hidden = right.value !== "Trust%20map";
   pictures[0].alt = `${selected.name}: before`;
   pictures[1].alt = `${selected.name}: ${right.selectedOptions[0].text}`;
 }

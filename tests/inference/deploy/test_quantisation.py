@@ -68,11 +68,34 @@ def test_8_bits_cost_little_and_are_stated(folder):
     metadata = {entry.key: entry.value for entry in found.metadata_props}
     assert metadata["licence"] == "Apache-2.0"
     assert json.loads(metadata["int8"])["closeness"] == cost.closeness
-    assert "3 photographs" in str(cost)
+    assert "3 photographs that it was calibrated with" in str(cost)
     assert "dB less than" in str(cost)
     # The weights of those with 8 bits take a quarter of the space.
     stored = [x for x in found.graph.initializer if x.data_type == onnx.TensorProto.INT8]
     assert sum(len(x.dims) == 4 for x in stored) == cost.quantised
+
+
+def test_of_six_photographs_three_are_for_measuring_alone(monkeypatch):
+    calibration = [
+        quantisation.Example(degraded[None].astype(np.float32) / 255)
+        for _, degraded in pictures(count=6)
+    ]
+    seen = []
+    quantise = quantisation._quantised
+    monkeypatch.setattr(
+        quantisation, "_quantised", lambda *given: seen.append(given[-1]) or quantise(*given)
+    )
+    proto = graphs.smoothing(blocks=2)
+    found, cost = quantisation.quantised(proto, calibration)
+    assert seen[-1] == calibration[::2]
+    assert cost.photographs == 3
+    assert "3 photographs that it was not calibrated with" in str(cost)
+    exact, fast = (onnx_graph.session(x.SerializeToString()) for x in (proto, found))
+    others = [
+        psnr(*(x.run(None, {"degraded": one.degraded})[0] for x in (fast, exact)))
+        for one in calibration[1::2]
+    ]
+    assert cost.closeness == pytest.approx(np.mean(others), abs=0.01)
 
 
 def test_the_ends_stay_in_float(folder):
@@ -97,11 +120,11 @@ def test_too_few_convolutions_are_refused(folder):
 
 
 def test_a_large_loss_is_stated():
-    cost = quantisation.Cost(3, 40.0, 30.0, 0.5, 1.6, 10, 12)
+    cost = quantisation.Cost(3, True, 40.0, 30.0, 0.5, 1.6, 10, 12)
     assert "0.50 dB less than the 30.00 dB" in str(cost)
     assert "more than the 0.1 dB aimed at" in str(cost)
-    assert not quantisation.Cost(3, 51.0, None, None, 1.6, 10, 12).is_small
-    assert "aimed at" not in str(quantisation.Cost(3, 53.0, None, None, 1.6, 10, 12))
+    assert not quantisation.Cost(3, False, 51.0, None, None, 1.6, 10, 12).is_small
+    assert "aimed at" not in str(quantisation.Cost(3, False, 53.0, None, None, 1.6, 10, 12))
 
 
 def test_photographs_are_seen_as_when_they_are_restored(folder):
@@ -155,5 +178,7 @@ def test_a_maximum_with_zero_becomes_relu():
     kinds = [node.op_type for node in proto.graph.node]
     assert kinds.count("Relu") == 6
     assert "Max" not in kinds
+    used = {name for node in proto.graph.node for name in node.input}
+    assert {tensor.name for tensor in proto.graph.initializer} <= used
     found = onnx_graph.session(proto.SerializeToString()).run(None, {"degraded": degraded})
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
