@@ -285,7 +285,7 @@ def _restored(
     """Restores training images once, to be kept in memory as float16."""
 
     @jax.jit
-    def restore(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def restore(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         degraded = models.input_of(batch)
         restored = model.apply(variables, degraded, **models.context_of(model, batch))
         return degraded, jnp.clip(restored, 0.0, 1.0)
@@ -297,7 +297,7 @@ def _restored(
     crops: list[planted.Crop] = []
     with progress.bar(total=steps * batch_size, title="restored") as shown:
         for batch in itertools.islice(itertools.chain([first], drawn), steps):
-            images = (*restore(device_mesh.to_devices(batch, mesh)), batch["clean"])
+            images = (*restore(variables, device_mesh.to_devices(batch, mesh)), batch["clean"])
             halved = (np.asarray(image, np.float16) for image in images)
             crops += [
                 planted.Crop(*one)

@@ -46,7 +46,9 @@ def plant(crop: Crop, kind: str, random: np.random.Generator) -> Crop:
         clean = np.clip(crop.clean + colours, 0.0, 1.0)
         widths = (_between(_BLURS, random), _between(_BLURS, random), 0.0)
         trace = ndimage.gaussian_filter(clean - crop.clean, widths)
-        return Crop(np.clip(crop.degraded + trace, 0.0, 1.0), crop.restored, clean)
+        # Where a gain was undone, white may lie above 1.
+        white = np.maximum(crop.degraded, 1.0)
+        return Crop(np.clip(crop.degraded + trace, 0.0, white), crop.restored, clean)
     if kind == "invented":
         return crop._replace(restored=np.clip(crop.restored + colours, 0.0, 1.0))
     width = _between(_SMOOTHED, random)
