@@ -23,7 +23,8 @@ its image):
 
     data          imports and data: until it prints the number of images
     first_batch   until it claims its workdir, when the first batch has been made
-    state         until it opens its log of records: initial parameters
+    state         until it opens its log of records: the initial parameters, which are drawn in
+                  a thread since the imports, have come
     step          until the record of the first step: compilation and the step itself
 
 The images are so small (`--size`) that start-up dominates. Linux only.

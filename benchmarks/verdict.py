@@ -42,19 +42,26 @@ from restore_jax.inference.restorer import Restorer
 from restore_jax.report.restoration_page import STRUCTURE
 
 _RENDERED = 1024
-# Objects and draws that no constant of `verdict` was fitted on.
-_FIRST, _SEED = 7000, 77
 _CHANGED_BELOW = 60.0
 
 
-def photographs(root: str | None, count: int, side: int) -> Iterator[np.ndarray]:
-    """Yields the middles of good photographs, uint8 [≤ side, ≤ side, 3]."""
+def photographs(
+    root: str | None, count: int, side: int, first: int = 0
+) -> Iterator[np.ndarray]:
+    """Yields the middles of good photographs, uint8 [≤ side, ≤ side, 3].
+
+    Args:
+        root: their folder; None: they are rendered.
+        count: how many.
+        side: of the middle, px.
+        first: number of the first rendered one.
+    """
     if root:
         found: Iterator[np.ndarray] = (one for _, one in assess.photographs(root, count))
     else:
         one_each = itertools.cycle(sample.listing(1))
         found = (
-            sample.render(category, kind, _FIRST + number, _RENDERED)[0]
+            sample.render(category, kind, first + number, _RENDERED)[0]
             for number, (category, kind, _) in zip(range(count), one_each, strict=False)
         )
     for image in found:
@@ -71,11 +78,13 @@ def scratched(image: np.ndarray) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def measure(restorer: Restorer, clean: Sequence[np.ndarray], preset: str) -> dict[str, Any]:
-    """Returns the figures of a law."""
+def measure(
+    restorer: Restorer, clean: Sequence[np.ndarray], preset: str, seed: int
+) -> dict[str, Any]:
+    """Returns the figures of a law, whose draws the seed chooses."""
     law = dataclasses.replace(definition.law_from_config({"preset": preset}), gain=(1.0, 1.0))
     degraded = [
-        assess.degraded(image, law, (_SEED, number), 0) for number, image in enumerate(clean)
+        assess.degraded(image, law, (seed, number), 0) for number, image in enumerate(clean)
     ]
     restored = list(restorer.restore_many(degraded))
     true, expected, changes, shown, erased, times = [], [], [], [], [], []
@@ -88,7 +97,7 @@ def measure(restorer: Restorer, clean: Sequence[np.ndarray], preset: str) -> dic
         if judged is None:
             continue
         # The same draw of blur and noise, of a photograph with a scratch.
-        other = assess.degraded(scratched(image), law, (_SEED, number), 0)
+        other = assess.degraded(scratched(image), law, (seed, number), 0)
         of_other = verdict.judge(other, after, None, restorer.assess(other))
         true.append(_psnr(image, after))
         changes.append(assessment.change_in_db([before], [after], None))
@@ -134,12 +143,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", help="folder of good photographs")
     parser.add_argument("--count", type=int, default=36, help="number of photographs")
     parser.add_argument("--side", type=int, default=320, help="of each photograph, px")
+    # No constant of `verdict` was chosen by these objects and draws.
+    parser.add_argument("--first", type=int, default=7000, help="first rendered object")
+    parser.add_argument("--seed", type=int, default=77, help="of blur and noise")
     given = parser.parse_args(argv)
     try:
         restorer = load(given.model)
-        clean = list(photographs(given.root, given.count, given.side))
+        clean = list(photographs(given.root, given.count, given.side, given.first))
         for preset in given.laws.split(","):
-            record = measure(restorer, clean, preset)
+            record = measure(restorer, clean, preset, given.seed)
             emit({"op": "verdict", "model": given.model, **record})
     except (UsageError, RunError, image_files.ImageFileError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -177,8 +177,29 @@ def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | N
     channels = np.asarray(image, np.float64)
     channels = channels[..., None] if channels.ndim == 2 else channels
     variances = [noise.at(channels[..., c].mean(), c) ** 2 for c in range(len(noise.sigma))]
-    floor = float(np.mean(variances))
-    seen, count, fx, fy = spectrum(channels)
+    return widths(*spectrum(channels), np.mean(variances))
+
+
+def widths(
+    seen: np.ndarray,
+    count: np.ndarray,
+    fx: np.ndarray,
+    fy: np.ndarray,
+    floor: float | np.ndarray,
+) -> tuple[Estimate | None, Estimate | None]:
+    """Estimates the widths of a Gaussian blur from the bands of `spectrum`.
+
+    Args:
+        seen: mean power of each band, [N].
+        count: number of its values.
+        fx: its frequency along x, cycles/px.
+        fy: the same along y.
+        floor: power of the noise, in all bands or in each.
+
+    Returns:
+        As `blur`.
+    """
+    floor = np.broadcast_to(floor, seen.shape)
     radius = np.hypot(fx, fy)
     chance = floor * np.sqrt(1 / count + _FLOOR_ERROR**2)
     seen = np.maximum(seen, 1e-9)
@@ -188,21 +209,22 @@ def blur(image: np.ndarray, noise: Noise) -> tuple[Estimate | None, Estimate | N
     trusted = np.sqrt(_BAND_ERROR**2 * np.where(radius < 0.02, 4.0, 1.0) + 1 / count)
 
     def misfit(parameters: np.ndarray) -> np.ndarray:
-        log_scale, fall, *widths = parameters
-        blurred = (2 * np.pi) ** 2 * ((widths[0] * fx) ** 2 + (widths[1] * fy) ** 2)
+        log_scale, fall, along_x, along_y = parameters
+        blurred = (2 * np.pi) ** 2 * ((along_x * fx) ** 2 + (along_y * fy) ** 2)
         expected = np.exp(log_scale - fall * np.log(radius / radius.min()) - blurred)
         total = expected + floor
         left = np.log(seen / total) / np.hypot(trusted * expected / total, chance / total)
         return np.append(left, (fall - _FALL) / _FALL_SPREAD)
 
-    start = np.log(max(float((seen - floor)[radius.argmin()]), floor))
+    lowest = radius.argmin()
+    start = np.log(max((seen - floor)[lowest], floor[lowest]))
     fits = [
         optimize.least_squares(
-            misfit, [start, _FALL, *widths],
+            misfit, [start, _FALL, *first],
             bounds=([-60, 0, 0.05, 0.05], [60, 6, _WIDEST, _WIDEST]), loss="soft_l1",
-            x_scale=[1.0, 0.1, 0.1 * widths[0], 0.1 * widths[1]],
+            x_scale=[1.0, 0.1, 0.1 * first[0], 0.1 * first[1]],
         )
-        for widths in itertools.product((0.7, 4.0), repeat=2)
+        for first in itertools.product((0.7, 4.0), repeat=2)
     ]  # fmt: skip
     best = min(fits, key=lambda fit: fit.cost)
     errors = np.sqrt(np.diag(np.linalg.pinv(best.jac.T @ best.jac)))

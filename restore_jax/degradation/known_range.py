@@ -26,9 +26,12 @@ from restore_jax.errors import UsageError
 _WINDOW = 1024
 # Of the reduced photograph: below so many px, no blur is estimated.
 _MIN_REDUCED = 96
-# Reductions at which the blur is estimated; from `_WIDE` px on, the reduced one is right.
-_REDUCTION, _RESIZED_REDUCTION = 4, 2
+# Reduction at which a wide blur is estimated; from `_WIDE` px on, this estimate is right.
+_REDUCTION = 4
 _WIDE = 4.0
+# Of a shrunk photograph: frequencies in cycles/px along both axes above which there is noise
+# alone, its relative error, and the share of the bands that may lie below it by chance.
+_HIGH, _FLOOR_ERROR, _BELOW = 0.3, 0.05, 0.05
 # Rounding to whole levels adds this variance.
 _ROUNDING = 1 / 12
 # Of limits by a law: how far a known noise is from its estimate, the noise of a good photograph
@@ -138,11 +141,32 @@ def _agreed(wide: Estimate | None, fine: Estimate | None) -> Estimate | None:
 
 
 def _blur_resized(image: np.ndarray) -> tuple[Estimate | None, Estimate | None]:
-    # The noise of a shrunk photograph is white only from twice its pixels on.
-    if min(image.shape) < _RESIZED_REDUCTION * _MIN_REDUCED:
+    if min(image.shape) < _MIN_REDUCED:
         return None, None
-    noise = float(estimate.noise(_reduced(image, _RESIZED_REDUCTION)).at(image.mean()))
-    return _blur_reduced(image, _RESIZED_REDUCTION, noise)
+    bands = estimate.spectrum(image[..., None])
+    return estimate.widths(*bands, _shrunk_noise(*bands))
+
+
+def _shrunk_noise(
+    seen: np.ndarray, count: np.ndarray, fx: np.ndarray, fy: np.ndarray
+) -> np.ndarray:
+    """The power of the noise of a shrunk photograph in each band of its spectrum.
+
+    Interpolation over triangles of two output pixels weakens high frequencies, means over areas
+    do not. The strongest fall that the spectrum allows is the right one: it lies nowhere below
+    the noise.
+    """
+    response = np.ones_like(seen)
+    for along in (fx, fy):
+        response = response * sum(np.sinc(along + alias) ** 4 for alias in (-1, 0, 1))
+    is_high = (fx > _HIGH) & (fy > _HIGH)
+    chance = np.sqrt(1 / count + _FLOOR_ERROR**2)
+    for strength in (1.0, 0.75, 0.5, 0.25, 0.0):
+        floor = response**strength
+        floor = floor * np.median(seen[is_high] / floor[is_high])
+        if np.mean(seen < floor * (1 - 3 * chance)) < _BELOW:
+            break
+    return floor
 
 
 def _blur_reduced(

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from restore_jax.degradation import definition, known_range
@@ -59,6 +60,21 @@ def test_a_blur_wider_than_thirty_pixels_is_found_too():
     image = ndimage.zoom(shapes(256), (3, 3, 1), order=1)
     found = known_range.measure(degraded(image, 5.0, 35.0, 35.0))
     assert found.blur[0].value == pytest.approx(35.0, rel=0.3)
+
+
+@pytest.mark.parametrize("shrinking", ["BILINEAR", "BOX"])
+def test_blur_of_a_shrunk_photograph_is_told_from_its_correlated_noise(shrinking):
+    def measured(image):
+        side = image.shape[0] // 3
+        image = Image.fromarray(image).resize((side, side), Image.Resampling[shrinking])
+        return known_range.measure(np.asarray(image), is_resized=True)
+
+    for width in (6.0, 15.0):
+        found = measured(degraded(shapes(576), 40.0, width, width))
+        for along in found.blur:
+            assert along.value == pytest.approx(width / 3, rel=0.45)
+    even = np.full((576, 576, 3), 128.0)
+    assert measured(degraded(even, 40.0)).blur == (None, None)
 
 
 def test_of_a_large_photograph_the_part_that_shows_something_counts():
