@@ -93,7 +93,7 @@ MODELS: tuple[Shipped, ...] = (
         config="configs/general.py",
         training_data=_RENDERED,
         licence="Apache-2.0",
-        sha256="6afbf3b1f676345fbb7995864fe48d826431411dbf828bcfb0ba01a069b95502",
+        sha256="ff6a898aceea5b359b7555d7daa9288d3e70a92a70efe18c7f00298ea2b37cd6",
         protocol=_NATIVE_PROTOCOL,
         figures={
             "psnr_of_clean": 48.31,
@@ -142,7 +142,7 @@ MODELS: tuple[Shipped, ...] = (
         config="configs/sca_unet.py",
         training_data=_MVTEC_PART,
         licence=_MVTEC_LICENCE,
-        sha256="c6861824d8c24bd0e8054108cd48a8101e03bdf8b0765feb11120dd1be61f193",
+        sha256="ad93e597da9365b6f851854fd57f00cf713cb6ef92e4cd1d8417182e963d7772",
         protocol=_SMALL_PROTOCOL,
         figures={"psnr": 33.04, "ssim": 0.898, "input_psnr": 22.77, "input_ssim": 0.505},
     ),

@@ -21,7 +21,7 @@ from flax import traverse_util
 from restore_jax import files
 from restore_jax.checkpoints import weights_file
 from restore_jax.errors import UsageError
-from restore_jax.trust.network import ErrorBar, Trust
+from restore_jax.trust.network import VERSION, ErrorBar, Trust
 
 FILE = "trust.safetensors"
 """Name of the file in a workdir."""
@@ -55,7 +55,7 @@ def of_model(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> Trus
 
 
 def read(path: pathlib.Path) -> Trust | None:
-    """Reads the trust map in a file; None if it holds none.
+    """Reads the trust map in a file; None if it holds none, or one of another version.
 
     Raises:
         UsageError: for a damaged file.
@@ -70,8 +70,11 @@ def read(path: pathlib.Path) -> Trust | None:
         return None
     try:
         notes = json.loads(metadata[_KEY])
+        if notes.get("version") != VERSION:
+            return None
         model = ErrorBar(width=int(notes["width"]))
-    except (KeyError, ValueError, TypeError) as error:
+        float(notes["alarm"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: damaged header ({error!r}); copy the file again") from error
     image = np.zeros((1, 8, 8, 3), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image, image)

@@ -91,11 +91,12 @@ def evaluate_model(
         if trust is None
         else functools.partial(jax.jit(trust.model.apply), trust.variables)
     )
+    alarm = 1.0 if trust is None else trust.notes["alarm"]
 
     def judged(image: Restored) -> Restored:
         if judge is None:
             return image
-        half_width = judge(image.degraded[None], image.restored[None])
+        half_width = judge(image.seen[None], image.restored[None])
         return image._replace(half_width=np.asarray(half_width)[0, ..., 0])
 
     data = make_data(source.data_config)
@@ -110,7 +111,7 @@ def evaluate_model(
     def observe(image: Restored) -> None:
         # Reject NaN before it reaches a picture or a detector.
         fidelity.check_finite([image.row], fidelity.IMAGE_FIGURES)
-        _add_figures(judged(image), config.eval.protocol)
+        _add_figures(judged(image), config.eval.protocol, alarm)
         # Scores on photographs that the detector was fitted on would be biased.
         if (
             image.row["category"] in detectors
@@ -218,9 +219,9 @@ def _fit_detectors(
     return detectors, set().union(*(ids[category] for category in detectors))
 
 
-def _add_figures(image: Restored, protocol: str) -> None:
+def _add_figures(image: Restored, protocol: str, alarm: float) -> None:
     """Adds the figures computed on the host to the row of an image."""
-    row, degraded, restored, clean, mask, has_mask, half_width = image
+    row, degraded, restored, clean, mask, has_mask, _, half_width = image
     row |= defects.preservation_figures(
         restored, degraded, clean, mask, has_mask, image.is_good
     )
@@ -228,11 +229,11 @@ def _add_figures(image: Restored, protocol: str) -> None:
         known = mask if has_mask else np.zeros_like(mask)
         row |= kla.kla_figures(restored, clean, known)
     if half_width is not None:
-        row |= coverage.trust_figures(half_width, restored, clean, mask, has_mask)
+        row |= coverage.trust_figures(half_width, restored, clean, mask, has_mask, alarm)
 
 
 def _add_to_detectability(measured: Detectability, image: Restored) -> None:
-    row, degraded, restored, clean, mask, has_mask, _ = image
+    row, degraded, restored, clean, mask, has_mask, *_ = image
     measured.add(row["category"], clean, degraded, restored, mask, has_mask, image.is_good)
 
 
@@ -305,6 +306,7 @@ def _examples(
         names = {name: row[name] for name in ("category", "defect_type", "id")}
         # Copied: views would keep the whole batch in memory.
         fields = judged(image).copied()._asdict() | names | {"row": row}
+        del fields["seen"]
         found.extend(evaluation_page.Example(rank=rank, **fields) for rank in chosen[row["id"]])
 
     wanted = (batch for batch in images if not chosen.keys().isdisjoint(batch["id"].tolist()))

@@ -2,7 +2,7 @@
 
 import itertools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,17 +17,28 @@ from restore_jax import batches, models, progress
 from restore_jax.checkpoints import trust_file
 from restore_jax.errors import UsageError
 from restore_jax.evaluation import per_image, trained
-from restore_jax.metrics import coverage
+from restore_jax.metrics import coverage, defects
 from restore_jax.parallel import device_mesh, processes
-from restore_jax.trust import conformal
+from restore_jax.trust import conformal, network, planted
 from restore_jax.trust.network import ErrorBar, Trust
 
-PIXELS = 8_000_000
-"""Pixels of the training images: 122 images of 256×256."""
+PIXELS = 16_000_000
+"""Pixels of the training images: 244 images of 256×256."""
 
-# Updates of the error bar, several for each batch: restoring it takes most of the time.
-_UPDATES = 240
+UPDATES = 2000
+"""Updates of the error bar, each on `_PATCHES` patches of the restored images."""
+
+ALARMING = 0.05
+"""Share of the calibration pixels whose half-width is alarming."""
+
+_PATCHES = 8
+_SIDE = 128  # of a patch, px
 _LEARNING_RATE = 3e-3
+_FOLDS = 4
+_TRIALS = 2  # planted defects of each kind per validation image, for the check
+# Shares of the patches with a planted defect of each of `planted.KINDS`. Those that were erased
+# leave the weakest traces. They cover so little that the quantile remains that of real errors.
+_PLANTED = (0.4, 0.2, 0.15)
 # Added to errors and half-widths before their logarithm: a quarter of a grey level.
 _FLOOR = 0.25 / 255
 # Pixels of each validation image that are kept for the calibration, at most.
@@ -51,18 +62,34 @@ class Measured(NamedTuple):
     is_defect: np.ndarray
 
 
+class Region(NamedTuple):
+    """A defect that was planted in a restored validation image.
+
+    Attributes:
+        kind: one of `planted.KINDS`.
+        is_flagged: whether it overlaps the `coverage.FLAGGED_SHARE` widest intervals.
+        by_chance: whether it overlaps those of the map turned by 180°.
+    """
+
+    kind: str
+    is_flagged: bool
+    by_chance: bool
+
+
 def fit_trust(
     source: trained.Trained,
     make_data: Callable[[ConfigDict], batches.Data],
     output: pathlib.Path | None = None,
     overwrite: bool = False,
     pixels: int = PIXELS,
+    updates: int = UPDATES,
 ) -> str:
     """Trains, calibrates and checks the trust map of a model, and writes it.
 
-    The error bar is trained on the training images, with the restorer as it is, and calibrated
-    on the validation images. For the check, these are divided in halves, and each half is
-    measured with intervals that were calibrated on the other.
+    The error bar is trained on the training images, restored once, with erased and invented
+    defects planted in them (see `trust.planted`), and calibrated on the validation images. For
+    the check, these are divided in quarters, and each is measured with intervals that were
+    calibrated on the others.
 
     Args:
         source: the model, and the data to train and calibrate on.
@@ -71,7 +98,8 @@ def fit_trust(
             everything that the given one holds; None for a workdir, which gets the file
             `trust.safetensors`.
         overwrite: whether `output` may replace a file.
-        pixels: how many pixels of training images to restore.
+        pixels: how many pixels of training images to restore, 18 bytes of memory each.
+        updates: how many updates to train for.
 
     Returns:
         What was measured, in lines.
@@ -92,26 +120,34 @@ def fit_trust(
             f"config.data: {data.name} has no two validation images to calibrate on"
         )
     bar = ErrorBar()
-    params, images = _train(bar, model, variables, mesh, data, pixels)
+    crops = _restored(model, variables, mesh, data, pixels)
+    params = _train(bar, crops, updates)
     initial = bar.init(jax.random.key(0), *_ONE_BLOCK)["calibration"]
-    measured = _measure(
+    measured, regions = _measure(
         bar, {"params": params, "calibration": initial}, model, variables, mesh, data
     )
-    first, second = halves(measured)
+    parts = folds(measured)
     try:
         checked = [
-            (part, conformal.calibrate(*_pooled(other)))
-            for part, other in ((first, second), (second, first))
+            (part, conformal.calibrate(*_pooled([*itertools.chain(*_without(parts, i))])))
+            for i, part in enumerate(parts)
         ]
         calibration = conformal.calibrate(*_pooled(measured))
     except ValueError as error:
         raise UsageError(f"config.data: {error}; take more or larger images") from error
     notes = {
+        "version": network.VERSION,
         "width": bar.width,
         "data": data.name,
-        "images": images,
+        "images": len(crops),
+        "updates": updates,
         "calibrated_on": len(measured),
         **check(checked),
+        "planted": {
+            kind: [sum(column) for column in zip(*found, strict=True)]
+            for kind in planted.KINDS
+            if (found := [(1, *region[1:]) for region in regions if region.kind == kind])
+        },
     }
     trust = Trust(bar, jax.device_get({"params": params, "calibration": calibration}), notes)
     if source.file is None:
@@ -125,24 +161,39 @@ def fit_trust(
 def format_notes(notes: Mapping[str, Any], path: pathlib.Path) -> str:
     """Formats what the check of a trust map gave, for a terminal."""
     inside = notes["defect_coverage"]
-    halves_ = " and ".join(f"{share:.1%}" for share in notes["halves"])
+    folds_ = ", ".join(f"{share:.1%}" for share in notes["folds"])
+    planted_ = [
+        f"  planted defects, {kind:<12} {flagged / count:.0%} of {count} flagged "
+        f"({by_chance / count:.0%} by chance)"
+        for kind, (count, flagged, by_chance) in notes["planted"].items()
+    ]
     return "\n".join(
         (
             f"90 % intervals, calibrated on {notes['calibrated_on']} images of "
-            f"{notes['data']}; checked on each half of them, calibrated on the other:",
-            f"  pixels within their interval  {notes['coverage']:.1%} ({halves_})",
+            f"{notes['data']}; checked on each quarter of them, calibrated on the others:",
+            f"  pixels within their interval  {notes['coverage']:.1%} ({folds_})",
             "  those of defects              "
             + ("no defect is known" if inside is None else f"{inside:.1%}"),
             f"  median half-width             {255 * notes['half_width']:.1f} grey levels",
+            f"  {ALARMING:.0%} of the pixels have more than {255 * notes['alarm']:.1f}",
+            *planted_,
             f"trust map: {path}",
         )
     )
 
 
-def halves(measured: Sequence[Measured]) -> tuple[list[Measured], list[Measured]]:
-    """Divides images in two, alternately within each category."""
+def folds(measured: Sequence[Measured]) -> list[list[Measured]]:
+    """Divides images in four parts, or one for each if there are fewer, by turns.
+
+    In the order of their categories, so that each part has some of the larger ones.
+    """
     ordered = sorted(measured, key=lambda image: (image.category, image.id))
-    return ordered[::2], ordered[1::2]
+    count = min(_FOLDS, len(ordered))
+    return [ordered[i::count] for i in range(count)]
+
+
+def _without(parts: Sequence[list[Measured]], index: int) -> Iterator[list[Measured]]:
+    return (part for i, part in enumerate(parts) if i != index)
 
 
 def check(
@@ -154,9 +205,10 @@ def check(
         parts: images, each with a calibration that has not seen them.
 
     Returns:
-        "coverage", the share of all pixels within their interval, and "halves", that of each
+        "coverage", the share of all pixels within their interval, and "folds", that of each
         part; "defect_coverage", that of the pixels of defects, None without any; and
-        "half_width", the median, where 1 is white.
+        "half_width", the median, and "alarm", what `ALARMING` of the pixels exceed, where 1 is
+        white.
     """
     covered, half_widths, is_defect = [], [], []
     for images, calibration in parts:
@@ -169,9 +221,10 @@ def check(
     all_covered, known = np.concatenate(covered), np.concatenate(is_defect)
     return {
         "coverage": float(all_covered.mean()),
-        "halves": [float(part.mean()) for part in covered],
+        "folds": [float(part.mean()) for part in covered],
         "defect_coverage": float(all_covered[known].mean()) if known.any() else None,
         "half_width": float(np.median(np.concatenate(half_widths))),
+        "alarm": float(np.quantile(np.concatenate(half_widths), 1.0 - ALARMING)),
     }
 
 
@@ -222,58 +275,100 @@ def pinball(errors: jax.Array, half_width: jax.Array) -> jax.Array:
     return jnp.mean(jnp.maximum(share * excess, (share - 1.0) * excess))
 
 
-def _train(
-    bar: ErrorBar,
+def _restored(
     model: nn.Module,
     variables: Mapping[str, Any],
     mesh: Mesh,
     data: batches.Data,
     pixels: int,
-) -> tuple[dict[str, Any], int]:
-    """Trains the error bar of a restorer that stays as it is.
+) -> list[planted.Crop]:
+    """Restores training images once, to be kept in memory as float16."""
 
-    Returns:
-        Its parameters, and the number of images that it was trained on.
-    """
+    @jax.jit
+    def restore(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        degraded = models.input_of(batch)
+        restored = model.apply(variables, degraded, **models.context_of(model, batch))
+        return degraded, jnp.clip(restored, 0.0, 1.0)
+
     drawn = data.train_batches(0)
     first = next(drawn)
     batch_size, height, width = first["degraded"].shape[:3]
     steps = -(-pixels // (batch_size * height * width))
-    per_batch = -(-_UPDATES // steps)
-    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, per_batch * steps))
+    crops: list[planted.Crop] = []
+    with progress.bar(total=steps * batch_size, title="restored") as shown:
+        for batch in itertools.islice(itertools.chain([first], drawn), steps):
+            images = (*restore(variables, device_mesh.to_devices(batch, mesh)), batch["clean"])
+            halved = (np.asarray(image, np.float16) for image in images)
+            crops += [
+                planted.Crop(*one)
+                for *one, is_valid in zip(*halved, batch["valid"], strict=True)
+                if is_valid
+            ]
+            shown.update(batch_size)
+    return crops
+
+
+def _train(bar: ErrorBar, crops: Sequence[planted.Crop], updates: int) -> dict[str, Any]:
+    """Trains the error bar on restored images and returns its parameters."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, updates))
     begin = bar.init(jax.random.key(0), *_ONE_BLOCK)
     calibration = begin["calibration"]
 
     @jax.jit
-    def update(
-        params: Any, moments: Any, variables: Any, batch: Mapping[str, jax.Array]
-    ) -> tuple[Any, Any]:
-        context = models.context_of(model, batch)
-        restored = model.apply(variables, batch["degraded"], **context)
-
+    def update(params: Any, moments: Any, patches: planted.Crop) -> tuple[Any, Any]:
         def loss(params: Any) -> jax.Array:
             half_width = bar.apply(
-                {"params": params, "calibration": calibration}, batch["degraded"], restored
+                {"params": params, "calibration": calibration},
+                patches.degraded,
+                patches.restored,
             )
-            error = jnp.abs(jnp.clip(restored, 0.0, 1.0) - batch["clean"])
+            error = jnp.abs(patches.restored - patches.clean)
             return pinball(jnp.max(error, axis=-1, keepdims=True), half_width)
 
-        def descend(_: jax.Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
-            params, moments = state
-            change, moments = optimizer.update(jax.grad(loss)(params), moments)
-            return optax.apply_updates(params, change), moments
+        change, moments = optimizer.update(jax.grad(loss)(params), moments)
+        return optax.apply_updates(params, change), moments
 
-        return jax.lax.fori_loop(0, per_batch, descend, (params, moments))
-
+    mesh = device_mesh.make_mesh(device_mesh.fitting_devices(_PATCHES))
     params = processes.replicate(begin["params"], mesh)
     moments = processes.replicate(optimizer.init(begin["params"]), mesh)
-    with progress.bar(total=steps * batch_size, title="error bar") as shown:
-        for batch in itertools.islice(itertools.chain([first], drawn), steps):
-            arrays = device_mesh.to_devices(batch, mesh)
+    random = np.random.default_rng(0)
+    side = min(_SIDE, *(length for crop in crops for length in crop.clean.shape[:2]))
+    with progress.bar(total=updates * _PATCHES, title="error bar") as shown:
+        for _ in range(updates):
+            drawn = [patch(crops, side, random) for _ in range(_PATCHES)]
+            stacked = planted.Crop(*map(np.stack, zip(*drawn, strict=True)))
+            patches = jax.device_put(stacked, device_mesh.split_over(mesh))
             # Waited for: on a CPU, steps in flight at once block each other's exchange.
-            params, moments = jax.block_until_ready(update(params, moments, variables, arrays))
-            shown.update(batch_size)
-    return params, steps * batch_size
+            params, moments = jax.block_until_ready(update(params, moments, patches))
+            shown.update(_PATCHES)
+    return params
+
+
+def patch(
+    crops: Sequence[planted.Crop], side: int, random: np.random.Generator
+) -> planted.Crop:
+    """Draws a square of a restored image, mirrored along either axis or not.
+
+    Args:
+        crops: the images, at least `side` px each way.
+        side: of the square.
+        random: the source of randomness.
+
+    Returns:
+        The square in float32; some of them, with a planted defect.
+    """
+    crop = crops[random.integers(len(crops))]
+    top, left = (random.integers(length - side + 1) for length in crop.clean.shape[:2])
+    # Not turned by 90°: a law may blur one direction more than the other.
+    steps = [slice(None, None, random.choice((-1, 1))) for _ in range(2)]
+
+    def view(image: np.ndarray) -> np.ndarray:
+        square = image[top : top + side, left : left + side]
+        return square[tuple(steps)].astype(np.float32)
+
+    chosen = planted.Crop(*map(view, crop))
+    kind = random.choice((*planted.KINDS, None), p=(*_PLANTED, 1.0 - sum(_PLANTED)))
+    return chosen if kind is None else planted.plant(chosen, kind, random)
 
 
 def _measure(
@@ -283,15 +378,26 @@ def _measure(
     variables: Mapping[str, Any],
     mesh: Mesh,
     data: batches.Data,
-) -> list[Measured]:
-    """Predicts the half-widths of the validation images, and measures the errors there."""
+) -> tuple[list[Measured], list[Region]]:
+    """Predicts the half-widths of the validation images, and measures the errors there.
+
+    Returns:
+        Each image's, and what is found of defects that were planted in them.
+    """
     found: list[Measured] = []
-    predict = jax.jit(bar.apply)
+    regions: list[Region] = []
+    random = np.random.default_rng(0)
+    apply = jax.jit(bar.apply)  # images of one size share the compiled program
+
+    def predict(degraded: np.ndarray, restored: np.ndarray) -> np.ndarray:
+        half_width = apply(bar_variables, degraded[None], restored[None])
+        return np.asarray(half_width)[0, ..., 0]
+
     with progress.bar(total=data.counts["val"], title="calibration") as shown:
 
         def keep(image: per_image.Restored) -> None:
-            # Images of one size share the compiled program.
-            half_width = predict(bar_variables, image.degraded[None], image.restored[None])
+            half_width = predict(image.seen, image.restored)
+            regions.extend(plant_and_find(predict, image, random))
             error = coverage.errors(image.restored, image.clean).ravel()
             chosen = np.arange(error.size)
             if error.size > _PIXELS:
@@ -301,7 +407,7 @@ def _measure(
                 Measured(
                     image.row["category"],
                     image.row["id"],
-                    np.asarray(half_width).ravel()[chosen],
+                    half_width.ravel()[chosen],
                     error[chosen],
                     known[chosen],
                 )
@@ -309,4 +415,38 @@ def _measure(
             shown.update()
 
         per_image.evaluate(model, variables, data.eval_batches("val"), mesh, observe=keep)
-    return found
+    return found, regions
+
+
+def plant_and_find(
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    image: per_image.Restored,
+    random: np.random.Generator,
+) -> Iterator[Region]:
+    """Plants defects in a restored image, one at a time, and looks whether they are flagged.
+
+    Args:
+        predict: gives the half-widths [H, W] for what the network saw and its restoration.
+        image: the image.
+        random: the source of randomness.
+
+    Yields:
+        The regions that would count as invented by their size and error, see `metrics.defects`.
+    """
+    whole = planted.Crop(image.seen, image.restored, image.clean)
+    for kind in planted.KINDS * _TRIALS:
+        part = tuple(
+            slice(begin := int(random.integers(max(1, length - _SIDE + 1))), begin + _SIDE)
+            for length in image.clean.shape[:2]
+        )
+        before = planted.Crop(*(one[part] for one in whole))
+        after = planted.plant(before, kind, random)
+        change = (after.restored - after.clean) - (before.restored - before.clean)
+        region = np.zeros(image.clean.shape[:2], bool)
+        region[part] = np.abs(change).max(axis=-1) > defects.INVENTED_ABOVE
+        if np.count_nonzero(region) < defects.INVENTED_PIXELS:
+            continue
+        seen, restored = whole.degraded.copy(), whole.restored.copy()
+        seen[part], restored[part] = after.degraded, after.restored
+        flagged = coverage.flagged(predict(seen, restored))
+        yield Region(kind, bool(flagged[region].any()), bool(flagged[::-1, ::-1][region].any()))

@@ -25,6 +25,7 @@ class Restored(NamedTuple):
         degraded, restored, clean: float32 [H, W, 3] in [0, 1].
         mask: float32 [H, W, 1] in {0, 1}.
         has_mask: false if the mask is not known, so that its zeros mean nothing.
+        seen: what the network saw, like `degraded`, from which it differs by undone gains.
         half_width: float32 [H, W], the trust map; None unless the observer adds it.
     """
 
@@ -34,6 +35,7 @@ class Restored(NamedTuple):
     clean: np.ndarray
     mask: np.ndarray
     has_mask: bool
+    seen: np.ndarray
     half_width: np.ndarray | None = None
 
     @property
@@ -48,6 +50,7 @@ class Restored(NamedTuple):
             restored=self.restored.copy(),
             clean=self.clean.copy(),
             mask=self.mask.copy(),
+            seen=self.seen.copy(),
         )
 
 
@@ -138,6 +141,7 @@ def evaluate(
         measured = jax.device_get(measured)
         if observe is not None:
             restored = np.clip(jax.device_get(restored), 0.0, 1.0)
+            seen = models.input_of(batch)
         for i in np.flatnonzero(batch["valid"]):
             row: Row = {
                 "id": str(batch["id"][i]),
@@ -148,7 +152,8 @@ def evaluate(
             rows.append(row)
             if observe is not None:
                 images_ = (batch["degraded"][i], restored[i], batch["clean"][i])
-                observe(Restored(row, *images_, batch["mask"][i], bool(batch["has_mask"][i])))
+                is_known = bool(batch["has_mask"][i])
+                observe(Restored(row, *images_, batch["mask"][i], is_known, seen[i]))
     return sorted(
         processes.gather_sorted(rows, lambda row: row["id"]), key=lambda row: row["id"]
     )

@@ -279,6 +279,9 @@ def _format_trust(micro: Mapping[str, Any]) -> list[str]:
         f"{micro['wrong_regions']} erased or invented regions, of which the 5 % widest "
         f"intervals flag {format_cell(micro['flagged_share'], '.0%')} "
         f"({format_cell(micro['chance_share'], '.0%')} by chance)",
+        f"alarming pixels: {micro['alarm_area']:.1%} of all, "
+        f"{format_cell(micro['alarm_pixel_share'], '.0%')} of those regions' pixels; in "
+        f"{format_cell(micro['alarm_share'], '.0%')} of the regions",
     ]
 
 

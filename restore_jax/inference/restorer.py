@@ -360,8 +360,8 @@ class Restorer:
     def _check_trust(self, options: Options) -> None:
         if options.trust and self.trust_map is None:
             raise UsageError(
-                "trust: this model has no trust map, or that of another checkpoint; make one "
-                "with --mode=trust"
+                "trust: this model has no trust map, or that of another checkpoint or an "
+                "earlier version; make one with --mode=trust"
             )
 
 

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -65,12 +67,30 @@ def test_that_of_a_workdir_holds_for_one_checkpoint(tmp_path, variables):
     assert trust_file.of_model(tmp_path, others) is None
 
 
+def changed(metadata, **fields):
+    notes = json.loads(metadata["trust"]) | fields
+    metadata["trust"] = json.dumps(notes)
+
+
+def test_one_of_an_earlier_version_is_none_and_the_model_loads(path, variables):
+    trust_file.add(path, trusting.trust_map(), path)
+    arrays, metadata = weights_file.read_file(path)
+    notes = {"width": 24, "coverage": 0.9}  # as the first version wrote them
+    path.write_bytes(safetensors.numpy.save(arrays, metadata | {"trust": json.dumps(notes)}))
+    assert trust_file.of_model(path, variables) is None
+    restorer = restore_jax.load(path)
+    with pytest.raises(UsageError, match="or an earlier version; make one with --mode=trust"):
+        restorer(np.zeros((16, 16, 3), np.float32), trust=True)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda arrays, notes: notes.pop("trust"), "damaged header"),
-        (lambda arrays, notes: notes.update(trust='{"width": "wide"}'), "damaged header"),
-        (lambda arrays, notes: notes.update(trust='{"width": 5}'), "trust: params/blocks/bias"),
+        (lambda arrays, notes: notes.update(trust="[]"), "damaged header"),
+        (lambda arrays, notes: changed(notes, width="wide"), "damaged header"),
+        (lambda arrays, notes: changed(notes, alarm=None), "damaged header"),
+        (lambda arrays, notes: changed(notes, width=5), "trust: params/conv1/bias"),
         (
             lambda arrays, notes: arrays.pop("trust/calibration/levels"),
             "trust: calibration/levels is missing",

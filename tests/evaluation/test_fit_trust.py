@@ -9,6 +9,7 @@ from restore_jax.errors import UsageError
 from restore_jax.evaluation import evaluate, fit_trust, trained
 from restore_jax.inference.restorer import load
 from restore_jax.train import loop
+from restore_jax.trust import planted
 from tests.support import tiny
 
 data = functools.partial(tiny.data, image_size=32, held_out=12)
@@ -24,7 +25,7 @@ def run(tmp_path_factory, compiled_once):
 @pytest.fixture(scope="module")
 def fitted(run):
     """What the command says of a run, whose folder then has a trust map."""
-    return fit_trust.fit_trust(trained.find(run, "best"), data, pixels=40_000)
+    return fit_trust.fit_trust(trained.find(run, "best"), data, pixels=40_000, updates=150)
 
 
 def test_a_run_gets_a_calibrated_trust_map(fitted, run):
@@ -32,7 +33,7 @@ def test_a_run_gets_a_calibrated_trust_map(fitted, run):
     restorer = load(run, tile=32)
     notes = restorer.trust_map.notes
     assert notes["calibrated_on"] == 12
-    assert notes["coverage"] == pytest.approx(np.mean(notes["halves"]))
+    assert notes["coverage"] == pytest.approx(np.mean(notes["folds"]))
     assert 0.8 < notes["coverage"] < 0.98  # few pixels, few images
     pairs = tiny.images(4, seed=9, size=32)
     restored, half_width = restorer(pairs["degraded"], trust=True)
@@ -46,6 +47,7 @@ def test_the_evaluation_reports_it(fitted, run):
     assert 0.8 < micro["trust_coverage"] < 0.98
     assert micro["trust_defect_coverage"] is not None
     assert summary["trust"]["data"] == "tiny"
+    assert micro["alarm_area"] == pytest.approx(fit_trust.ALARMING, abs=0.03)
     assert json.loads((where / "metrics.json").read_text()) == summary
     header = (where / "images.csv").read_text().splitlines()[0]
     assert "trust_covered" in header
@@ -54,13 +56,26 @@ def test_the_evaluation_reports_it(fitted, run):
     assert "of the pixels lie within their 90 % interval" in page
 
 
-def test_halves_alternate_within_a_category():
+def test_patches_are_views_of_all_three_images():
+    random = np.random.default_rng(0)
+    image = random.random((40, 48, 3)).astype(np.float16)
+    crop = planted.Crop(image, image, image)
+    drawn = [fit_trust.patch([crop], 32, random) for _ in range(200)]
+    assert all(one.clean.shape == (32, 32, 3) for one in drawn)
+    untouched = [np.array_equal(one.restored, one.clean) for one in drawn]
+    assert 0.1 < np.mean(untouched) < 0.4
+    levels = set(image.ravel().tolist())
+    assert set(drawn[np.argmax(untouched)].degraded.ravel().tolist()) <= levels
+
+
+def test_folds_take_turns_within_a_category():
     def image(category, name):
         return fit_trust.Measured(category, name, *[np.zeros(1)] * 3)
 
     images = [image(*name) for name in ("b2", "a3", "b1", "a1", "a2", "b3")]
-    names = [[one.category + one.id for one in half] for half in fit_trust.halves(images)]
-    assert names == [["a1", "a3", "b2"], ["a2", "b1", "b3"]]
+    names = [[one.category + one.id for one in part] for part in fit_trust.folds(images)]
+    assert names == [["a1", "b2"], ["a2", "b3"], ["a3"], ["b1"]]
+    assert [len(part) for part in fit_trust.folds(images[:2])] == [1, 1]
 
 
 def test_the_loss_is_least_at_the_quantile():

@@ -56,6 +56,15 @@ def test_an_observer_sees_each_image_and_may_add_figures(model, variables):
     assert [seen[name].has_mask for name in pairs["id"]] == [True, True, False, True]
 
 
+def test_an_observer_sees_what_the_network_saw(model, variables):
+    pairs = tiny.images(2) | {"gain": np.float32([[0.9, 1.0, 1.1], [1.0, 0.8, 1.0]])}
+    seen = []
+    per_image.evaluate(model, variables, [pairs], one_device(), observe=seen.append)
+    for image, degraded, gain in zip(seen, pairs["degraded"], pairs["gain"], strict=True):
+        np.testing.assert_array_equal(image.degraded, degraded)
+        np.testing.assert_allclose(image.seen, degraded / gain, rtol=1e-6)
+
+
 def test_the_model_is_given_no_mask(model, variables):
     pairs = tiny.images(2)
     rows = per_image.evaluate(model, variables, [pairs], one_device())

@@ -49,7 +49,7 @@ def test_a_call_returns_the_restoration_and_the_half_width(restorer):
     np.testing.assert_array_equal(restored, restorer(degraded))
     assert half_width.dtype == np.float32
     found = np.minimum(expected(degraded, restored), 1)
-    np.testing.assert_allclose(half_width, found, rtol=1e-5)
+    np.testing.assert_allclose(half_width, found, rtol=1e-4)
 
 
 def test_tiles_are_blended_like_those_of_the_restoration(restorer):
@@ -60,7 +60,7 @@ def test_tiles_are_blended_like_those_of_the_restoration(restorer):
     for top, weights in zip(tops, tile_plan.axis_weights(tops, 64), strict=True):
         rows = slice(top, top + 64)
         blended[rows] += weights[:, None] * expected(degraded[rows], restored[rows])
-    np.testing.assert_allclose(half_width, np.minimum(blended, 1), rtol=1e-5)
+    np.testing.assert_allclose(half_width, np.minimum(blended, 1), rtol=1e-4)
 
 
 def test_a_grey_photograph_of_integers_is_judged_as_rgb(restorer):
@@ -128,4 +128,4 @@ def test_files_hold_the_maps_of_every_picture(restorer, tmp_path):
         heat = np.asarray(Image.open(output / "trust" / f"{name}.heat.png"))
         np.testing.assert_array_equal(heat, maps.heat_map(half_width))
         exact = np.asarray(Image.open(output / "trust" / f"{name}.half_width.png"))
-        np.testing.assert_allclose(exact / (255 * 256), half_width, atol=0.51 / (255 * 256))
+        np.testing.assert_allclose(exact / (255 * 256), half_width, atol=1 / (255 * 256))

@@ -49,21 +49,25 @@ def test_pixels_are_counted_overall_and_inside_the_defects():
     restored, clean, mask = scene()
     half_width = np.full((40, 40), 0.1)
     half_width[30:34, 30:40] = 0.2  # 40 of 1600 px, with the invented spot, too narrow
-    figures = coverage.trust_figures(half_width, restored, clean, mask, True)
+    figures = coverage.trust_figures(half_width, restored, clean, mask, True, alarm=0.15)
     assert figures["trust_pixels"] == 1600
     assert figures["trust_covered"] == 1600 - 16 - 16
     assert (figures["trust_defect_pixels"], figures["trust_defect_covered"]) == (32, 16)
     assert (figures["wrong_regions"], figures["flagged_regions"]) == (2, 1)
     assert figures["flagged_by_chance"] == 1  # the erased one lies opposite
+    assert (figures["alarm_pixels"], figures["alarmed_regions"]) == (40, 1)
+    assert (figures["wrong_pixels"], figures["alarmed_wrong_pixels"]) == (32, 16)
     assert figures["half_width"] == pytest.approx(0.1 + 0.1 * 40 / 1600)
-    unknown = coverage.trust_figures(half_width, restored, clean, mask, False)
+    unknown = coverage.trust_figures(half_width, restored, clean, mask, False, alarm=0.15)
     assert unknown["trust_defect_pixels"] == 0
 
 
 def test_a_summary_divides_the_sums():
     row = dict.fromkeys(coverage.FIGURES, 0.0) | {"category": "a"}
     rows = [
-        row | {"trust_pixels": 100.0, "trust_covered": 90.0, "half_width": 0.1},
+        row
+        | {"trust_pixels": 100.0, "trust_covered": 90.0, "half_width": 0.1}
+        | {"alarm_pixels": 20.0, "wrong_pixels": 4.0, "alarmed_wrong_pixels": 3.0},
         row | {"trust_pixels": 300.0, "trust_covered": 300.0, "half_width": 0.3},
     ]
     micro = coverage.summarise_trust(rows)["micro"]
@@ -73,5 +77,8 @@ def test_a_summary_divides_the_sums():
         "wrong_regions": 0,
         "flagged_share": None,
         "chance_share": None,
+        "alarm_area": 20 / 400,
+        "alarm_share": None,
+        "alarm_pixel_share": 3 / 4,
         "half_width": pytest.approx(0.2),
     }

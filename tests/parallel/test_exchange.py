@@ -47,7 +47,7 @@ def test_objects_of_the_project_come_back():
     assert type(found) is plots.Triplet
     assert found.psnr == 2.5
     np.testing.assert_array_equal(found.degraded, pixels)
-    image = Restored({"id": "x", "psnr": 1.0}, pixels, pixels, pixels, pixels, True)
+    image = Restored({"id": "x", "psnr": 1.0}, pixels, pixels, pixels, pixels, True, pixels)
     found = sent(image)
     assert type(found) is Restored
     assert found.row == image.row

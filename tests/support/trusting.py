@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from restore_jax.trust.network import LEVELS, ErrorBar, Trust
+from restore_jax.trust.network import LEVELS, VERSION, ErrorBar, Trust
 from tests.support import networks
 
-NOTES = {"width": 4, "coverage": 0.9, "data": "tiny"}
+NOTES = {"version": VERSION, "width": 4, "coverage": 0.9, "alarm": 0.1, "data": "tiny"}
 
 
 def trust_map(seed=0):
