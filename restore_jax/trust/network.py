@@ -192,9 +192,7 @@ def _evidence(residual: jax.Array, restored: jax.Array) -> jax.Array:
     mean = _block_sum(residual) / _PIXELS
     level = _block_sum(restored) / _PIXELS
     square = _block_sum(jnp.square(residual)) / _PIXELS
-    ones = jnp.ones((1, *residual.shape[1:3], 1))
-    # The part of a window that lies in the image.
-    near, wide = (_window_sum(ones, side) for side in _WINDOWS)
+    near, wide = (_window_count(*residual.shape[1:3], side) for side in _WINDOWS)
     moments = jnp.concatenate([mean, level, mean * level, level * level, square], axis=-1)
     mean_near, level_near, product, level_square, square = jnp.split(
         _window_sum(moments, _WINDOWS[1]) / wide, 5, axis=-1
@@ -231,6 +229,18 @@ def _window_sum(x: jax.Array, side: int) -> jax.Array:
     for window in ((1, side, 1, 1), (1, 1, side, 1)):
         x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), "SAME")
     return x
+
+
+def _window_count(height: int, width: int, side: int) -> jax.Array:
+    """Returns how many places of a window of `_window_sum` lie in the image, [1, h, w, 1]."""
+
+    def along(length: int) -> jax.Array:
+        place = jnp.arange(length)
+        first = jnp.maximum(place - side // 2, 0)
+        last = jnp.minimum(place + side // 2, length - 1)
+        return (last - first + 1).astype(jnp.float32)
+
+    return (along(height)[:, None] * along(width))[None, ..., None]
 
 
 def _continued(x: jax.Array, margin: int) -> jax.Array:
