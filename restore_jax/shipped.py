@@ -77,7 +77,7 @@ MODELS: tuple[Shipped, ...] = (
         config="configs/general.py",
         training_data=_RENDERED,
         licence="Apache-2.0",
-        sha256="6030fa3acef772b51642bcbb43252acff16dc540a585ef800275d308afd124f0",
+        sha256="632016767539d44fc74be282330387120518200e790a18bda5ed6d9cbac75295",
         protocol=_NATIVE_PROTOCOL,
         figures={
             "psnr_of_clean": 66.18,
