@@ -129,7 +129,10 @@ def fit_trust(
     parts = folds(measured)
     try:
         checked = [
-            (part, conformal.calibrate(*_pooled([*itertools.chain(*_without(parts, i))])))
+            (
+                part,
+                conformal.calibrate(*_pooled([*itertools.chain(*parts[:i], *parts[i + 1 :])])),
+            )
             for i, part in enumerate(parts)
         ]
         calibration = conformal.calibrate(*_pooled(measured))
@@ -190,10 +193,6 @@ def folds(measured: Sequence[Measured]) -> list[list[Measured]]:
     ordered = sorted(measured, key=lambda image: (image.category, image.id))
     count = min(_FOLDS, len(ordered))
     return [ordered[i::count] for i in range(count)]
-
-
-def _without(parts: Sequence[list[Measured]], index: int) -> Iterator[list[Measured]]:
-    return (part for i, part in enumerate(parts) if i != index)
 
 
 def check(

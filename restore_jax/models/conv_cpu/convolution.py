@@ -133,8 +133,7 @@ def _backward(
 
     def on_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
         if _is_small(x, kernel):
-            unused = jnp.zeros(kernel.shape, kernel.dtype)  # only its shape and dtype matter
-            return gradient_by_xla(x, g, unused, dilation, precision)
+            return by_xla(x, g)
         return kernel_gradient(x, g, kernel.shape[:2], dilation)
 
     mesh = jax.sharding.get_abstract_mesh()
@@ -188,7 +187,7 @@ def gradient_by_xla(
     Args:
         x: the convolution's input [B, H, W, I].
         g: the gradient by its result [B, H, W, O].
-        kernel: [height, width, I, O], odd height and width.
+        kernel: [height, width, I, O], odd height and width; only its shape and dtype matter.
         dilation: dilation of the kernel along both.
         precision: as in `lax.conv_general_dilated`.
 
@@ -196,7 +195,8 @@ def gradient_by_xla(
         The gradient, like `kernel`.
     """
     x, g = _phases(x, dilation), _phases(g, dilation)
-    return jax.vjp(lambda kernel: _plain(x, kernel, (1, 1), precision), kernel)[1](g)[0]
+    shape = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+    return jax.linear_transpose(lambda k: _plain(x, k, (1, 1), precision), shape)(g)[0]
 
 
 def _phases(x: jax.Array, dilation: tuple[int, int]) -> jax.Array:
