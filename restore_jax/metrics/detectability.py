@@ -9,8 +9,8 @@ for a model that has not seen the defects in training.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy import ndimage
@@ -59,6 +59,31 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+class Fitted(Protocol):
+    """What is counted of a category's detector; `detect.Detector` describes both."""
+
+    @property
+    def threshold(self) -> float | None:
+        """The score above which a pixel counts as defective; None if there is none."""
+
+    @property
+    def references(self) -> int:
+        """The number of photographs that it was fitted on."""
+
+
+class Scores(NamedTuple):
+    """What a detector says of an image.
+
+    Attributes:
+        pixels: float [H, W], 0 or more, higher where a defect is more likely. Beyond 2^-5 and
+            2^11 they count as equal.
+        image: the score of the image as a whole.
+    """
+
+    pixels: np.ndarray
+    image: float
+
+
 @dataclasses.dataclass
 class _Tally:
     """Statistics of one version of a category's images: histograms, counts, image scores."""
@@ -77,13 +102,14 @@ class _Tally:
 
     def add(
         self,
-        scores: np.ndarray,
+        found: Scores,
         weights: np.ndarray | None,
         is_good: bool,
         threshold: float | None,
     ) -> None:
+        scores = found.pixels
         self.labels.append(not is_good)
-        self.scores.append(float(scores.max()))
+        self.scores.append(found.image)
         if weights is None:
             return
         octaves = np.log2(np.maximum(scores, 2.0**_LOWEST)) - _LOWEST
@@ -125,17 +151,28 @@ class _Tally:
         return found
 
 
+def _scores(detector: detect.Detector, image: np.ndarray) -> Scores:
+    pixels = detect.score(detector, image)
+    return Scores(pixels, float(pixels.max()))
+
+
 class Detectability:
     """Accumulates detectability over images passed one at a time, in any order.
 
     Needs 2 MB of histograms per category, plus one score per image and version.
 
     Args:
-        detectors: one per category, from `detect.fit`.
+        detectors: one per category, from `detect.fit_features`, or whatever `score` takes.
+        score: scores an image [H, W, 3] by a detector.
     """
 
-    def __init__(self, detectors: Mapping[str, detect.Detector]) -> None:
+    def __init__(
+        self,
+        detectors: Mapping[str, Fitted],
+        score: Callable[[Any, np.ndarray], Scores] = _scores,
+    ) -> None:
         self._detectors = dict(detectors)
+        self._score = score
         self._tallies = {
             name: {version: _Tally() for version in VERSIONS} for name in detectors
         }
@@ -179,9 +216,9 @@ class Detectability:
             weights = _region_weights(mask)
         versions = zip(VERSIONS, (clean, degraded, restored), strict=True)
         # All versions are scored before any is counted: a rejected image changes nothing.
-        maps = {version: detect.score(detector, image) for version, image in versions}
+        found = {version: self._score(detector, image) for version, image in versions}
         self._masked[category] += weights is not None and not is_good
-        for version, scores in maps.items():
+        for version, scores in found.items():
             self._tallies[category][version].add(scores, weights, is_good, detector.threshold)
 
     def counts(self) -> dict[str, Any]:
