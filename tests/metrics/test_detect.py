@@ -434,6 +434,26 @@ def test_a_defect_of_unknown_mask_counts_for_the_image_alone(detector):
         assert only["pixel_auroc"] is only["aupro"] is only["f1"] is None
 
 
+def test_another_detector_scores_pixels_and_images(detector):
+    def score(fitted, image):
+        assert fitted is detector
+        return detectability.Scores(image[..., 0], -float(image.max()))
+
+    images = cases()
+    tally = detectability.Detectability({"cloth": detector}, score)
+    for image in images:
+        tally.add("cloth", **image)
+    found = tally.result()["categories"]["cloth"]
+    labels = np.array([not image["is_good"] for image in images])
+    for version in detectability.VERSIONS:
+        highest = np.array([float(image[version].max()) for image in images])
+        assert found[version]["image_auroc"] == detectability.auroc(labels, -highest)
+        maps = np.stack([image[version][..., 0] for image in images])
+        masks = np.stack([image["mask"][..., 0] for image in images])
+        expected = detectability.auroc(masks, maps)
+        assert found[version]["pixel_auroc"] == pytest.approx(expected, abs=2e-3)
+
+
 def test_too_few_images_give_none_and_never_nan(detector):
     images = cases()
     good, defective = images[0], images[-1]
