@@ -1,6 +1,6 @@
 """Measures whether PaDiM and PatchCore find defects in restored photographs.
 
-python -m benchmarks.anomaly --workdir=general --root=DIR --size=512 --laws=fog,gaussian_noise
+python -m benchmarks.anomaly --workdir=general --root=DIR --size=256 --laws=kla,gaussian_noise
 
 fits both detectors for each category of a part of MVTec AD on clean photographs without
 defects, 40 at most and as many as there are, freezes them and their threshold, and scores the
@@ -24,7 +24,8 @@ each law and detector a JSON line per category and one over all of them, with
                               where the degradation costs less than 0.05
 
 A figure is None where nothing defines it: no good photograph is left to test in a category
-whose only ones the detector was fitted on. Figures over all are means over the categories.
+whose only ones the detector was fitted on. The detection figures over all are means over the
+categories.
 """
 
 import argparse
