@@ -76,7 +76,7 @@ Cut cut_axis(int64_t length) {
   return cut;
 }
 
-// The pixel that continues an axis by reflection: 0 1 2 1 0 1 … for a length of 3.
+// The pixel that continues an axis by reflection: 0 1 2 1 0 1 ... for a length of 3.
 int64_t reflected(int64_t place, int64_t length) {
   if (length == 1) return 0;
   place %= 2 * (length - 1);
