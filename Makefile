@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/sca_unet_sample
 REQUIREMENTS := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes),requirements-cuda12.txt,requirements.txt)
 
-.PHONY: setup train test newest lock sbom test-all bench-smoke opencv4 lint bench
+.PHONY: setup train test newest lock sbom test-all bench-smoke opencv4 onnxruntime lint bench
 
 setup: $(VENV)/installed
 
@@ -62,6 +62,23 @@ opencv4: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target build/opencv4 'opencv-python-headless<5'
 	PYTHONPATH=build/opencv4 $(BIN)/python -m pytest tests/inference/test_export.py -k opencv
+
+# What onnxruntime's Python package lacks for C++ and C#, on Linux x86-64: with it, the tests compile
+# and run the examples of a pack. Headers; .NET and the assembly for it.
+ONNXRUNTIME := build/onnxruntime
+onnxruntime: setup
+	rm -rf $(ONNXRUNTIME)
+	mkdir -p $(ONNXRUNTIME)/include
+	cd $(ONNXRUNTIME) && npm pack --silent com.github.asus4.onnxruntime@0.4.9
+	tar --extract --gzip --file=$$(ls $(ONNXRUNTIME)/*.tgz) --directory=$(ONNXRUNTIME)/include \
+	  --strip-components=7 --wildcards '*/ios-arm64/*/Headers/*.h'
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --python-version=3.8 \
+	  --platform=manylinux1_x86_64 --only-binary=:all: --dest=$(ONNXRUNTIME) \
+	  dotnetcore2==3.1.23 nimbusml==1.8.0
+	cd $(ONNXRUNTIME) && unzip -q dotnetcore2-*.whl 'dotnetcore2/bin/*'
+	cd $(ONNXRUNTIME) && unzip -q -j nimbusml-*.whl '*/Microsoft.ML.OnnxRuntime.dll'
+	chmod +x $(ONNXRUNTIME)/dotnetcore2/bin/dotnet
+	rm $(ONNXRUNTIME)/*.tgz $(ONNXRUNTIME)/*.whl
 
 bench: setup
 	$(BIN)/python -m benchmarks.models --rounds=3

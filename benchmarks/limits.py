@@ -5,7 +5,7 @@ takes three times those of the forward pass (the output, the gradient with respe
 and that with respect to the kernel), minus the gradient with respect to the image, which is not
 needed. Elementwise work (biases, activations, gates, pooling, resampling, the loss) is left
 out: fused into other operations, it is free. Convolutions are counted directly; where they are
-computed with fewer multiplications (`restore_jax.models.conv_cpu.winograd`), the share of this
+computed with fewer multiplications (`restore_jax.models.conv.winograd`), the share of this
 limit can exceed 1.
 
 Traffic: convolutions and dense layers exchange their inputs and outputs through memory, and

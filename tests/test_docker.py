@@ -79,4 +79,4 @@ def test_it_is_small_not_root_and_names_no_registry():
 def test_its_python_is_that_of_the_lock():
     (version,) = re.findall(r"python:(3\.\d+)-", arguments("FROM")[0])
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert re.findall(r"--python-version=(\S+)", makefile) == [version]
+    assert re.findall(r"LOCKED := --python-version=(\S+)", makefile) == [version]

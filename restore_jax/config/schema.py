@@ -201,6 +201,11 @@ def require(fields: Mapping[str, Any], source: str) -> None:
             raise _error(source, f"config.loss.{term}: there is no such term")
 
 
+def undoes_gain(config: ConfigDict) -> bool:
+    """Returns `config.data.undo_gain`; False for a run without that field or any data."""
+    return (config.get("data") or {}).get("undo_gain", False)
+
+
 def _error(source: str, problem: str) -> UsageError:
     problem = " ".join(problem.split())
     return UsageError(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from restore_jax import batches, models
 from restore_jax.checkpoints import trust_file, weights_file
+from restore_jax.config import schema
 from restore_jax.degradation import digital_gain, known_range
 from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import UsageError
@@ -212,7 +213,7 @@ class Restorer:
             strength,
             self_ensemble,
             white,
-            _undoes_gain(config) if undo_gain is None else undo_gain,
+            schema.undoes_gain(config) if undo_gain is None else undo_gain,
             trust,
         )
         self.trust_map = trust_map
@@ -363,10 +364,6 @@ class Restorer:
                 "trust: this model has no trust map, or that of another checkpoint or an "
                 "earlier version; make one with --mode=trust"
             )
-
-
-def _undoes_gain(config: ConfigDict) -> bool:
-    return (config.get("data") or {}).get("undo_gain", False)
 
 
 def _gain(image: np.ndarray, measured: np.ndarray | None) -> np.ndarray:

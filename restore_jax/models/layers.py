@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from restore_jax.models import portable
-from restore_jax.models.conv_cpu import convolution
+from restore_jax.models.conv import convolution
 
 Dtype = Any
 

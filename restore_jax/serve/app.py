@@ -9,7 +9,6 @@ import json
 import secrets
 import shutil
 import string
-import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from restore_jax.image_io import image_files, image_paths
 from restore_jax.serve import requests
 from restore_jax.serve.guard import Guard, refusal
 from restore_jax.serve.results import Result, Results
-from restore_jax.serve.worker import AbandonedError, BusyError, Restored, Worker
+from restore_jax.serve.worker import AbandonedError, BusyError, Job, Restored, Worker
 
 _ASSETS = Path(__file__).parent / "assets"
 _REPORT = Path(report.__file__).parent / "templates"
@@ -303,12 +302,12 @@ class _Service:
         share: list[float],
     ) -> Restored:
         """Waits for a restoration; abandons it if the client goes or time is over."""
-        abandoned = threading.Event()
 
         def tell(now: float) -> None:
             share[0] = now
 
-        future = self._worker.submit(source, target, settings, abandoned, tell)
+        job = Job(source, target, settings, tell)
+        future = self._worker.submit(job)
         waiting = asyncio.wrap_future(future)
         try:
             while not (await asyncio.wait({waiting}, timeout=_POLL_SECONDS))[0]:
@@ -316,7 +315,7 @@ class _Service:
                     raise AbandonedError
             return waiting.result()
         except BaseException:
-            abandoned.set()
+            job.abandoned.set()
             future.cancel()
             # It may still be restored, and write, until the next batch of tiles.
             future.add_done_callback(lambda _: _remove(source.parent))

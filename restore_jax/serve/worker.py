@@ -25,6 +25,25 @@ class AbandonedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Job:
+    """A photograph that is to be restored.
+
+    Attributes:
+        source: the photograph.
+        target: where its restoration is written.
+        settings: how it is restored.
+        tell: called in the worker's thread, with the share of the picture that is restored.
+        abandoned: set by whoever waits when the result is no longer needed.
+    """
+
+    source: Path
+    target: Path
+    settings: Settings
+    tell: Callable[[float], None]
+    abandoned: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
+@dataclasses.dataclass(frozen=True)
 class Restored:
     """A restored photograph.
 
@@ -107,42 +126,23 @@ class Worker:
         self.stop()
         self._thread.shutdown(cancel_futures=True)
 
-    def submit(
-        self,
-        source: Path,
-        target: Path,
-        settings: Settings,
-        abandoned: threading.Event,
-        tell: Callable[[float], None],
-    ) -> concurrent.futures.Future[Restored]:
+    def submit(self, job: Job) -> concurrent.futures.Future[Restored]:
         """Restores a file as `--mode=restore` does.
-
-        Args:
-            source: the photograph.
-            target: where its restoration is written.
-            settings: how it is restored.
-            abandoned: set by the caller when the result is no longer needed.
-            tell: called in the thread, with the share of the picture that is restored.
 
         Returns:
             The result, or what it failed with: an `ImageFileError` or `ValueError` for a file
             that cannot be restored, `UsageError` for invalid settings, `RunError`,
             `AbandonedError`.
         """
-        return self._thread.submit(self._restore, source, target, settings, abandoned, tell)
+        return self._thread.submit(self._restore, job)
 
-    def _restore(
-        self,
-        source: Path,
-        target: Path,
-        settings: Settings,
-        abandoned: threading.Event,
-        tell: Callable[[float], None],
-    ) -> Restored:
+    def _restore(self, job: Job) -> Restored:
+        source, target, settings = job.source, job.target, job.settings
+
         def check(share: float) -> None:
-            if abandoned.is_set() or self._stopped.is_set():
+            if job.abandoned.is_set() or self._stopped.is_set():
                 raise AbandonedError
-            tell(share)
+            job.tell(share)
 
         notes: list[str] = []
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import lax
 
 from restore_jax.models import layers
-from restore_jax.models.conv_cpu import convolution
+from restore_jax.models.conv import convolution
 from restore_jax.parallel import device_mesh
 from restore_jax.train import steps
 from tests.support.networks import apply, init, shapes_of, variables_of

@@ -6,7 +6,7 @@ import tensorflow as tf
 from jax import lax
 
 from restore_jax.models import layers
-from restore_jax.models.conv_cpu import convolution, winograd
+from restore_jax.models.conv import convolution, winograd
 from restore_jax.parallel import device_mesh
 
 

@@ -271,9 +271,8 @@ def test_progress_can_be_asked_for_while_a_photograph_waits_and_is_restored(tmp_
         source.write_bytes(encoded(pixels(size=(2000, 40, 3))))
         shares = []
         settings = requests.Settings(tile=32)
-        opened.worker.submit(
-            source, tmp_path / "target", settings, threading.Event(), shares.append
-        ).result()
+        job = worker.Job(source, tmp_path / "target", settings, shares.append)
+        opened.worker.submit(job).result()
         assert shares[:2] == [0.0, 0.0]
         assert shares == sorted(shares)
         assert 0.3 < max(shares) <= 1.0

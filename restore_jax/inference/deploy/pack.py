@@ -104,7 +104,8 @@ def write_pack(
         export.write(folder / model.file, model.content)
     code = (_HERE / "tiled.py").read_bytes()
     export.write(folder / "restore.py", code)
-    export.write(folder / "README.md", _readme(manifest, found).encode())
+    for file, page in _pages(manifest, found).items():
+        export.write(folder / file, page.encode())
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     export.write(folder / "manifest.json", text.encode())
     lines = [f"{folder}: README.md says how to use it"]
@@ -183,8 +184,8 @@ def _manifest(
     }
 
 
-def _readme(manifest: Mapping[str, Any], found: list[_Model]) -> str:
-    """Fills in the page."""
+def _pages(manifest: Mapping[str, Any], found: list[_Model]) -> dict[str, str]:
+    """Fills in the templates; returns them by name."""
     rows = [
         f"| {model.file} | {model.about}"
         + (f"; {model.cost.closeness:.1f} dB from float32" if model.cost else "")
@@ -203,19 +204,23 @@ def _readme(manifest: Mapping[str, Any], found: list[_Model]) -> str:
         )
     undoes = manifest["divide_by_digital_gain"]
     gain = _GAIN if undoes else "No digital gain is to be undone."
-    return string.Template((_HERE / "templates" / "README.md").read_text("utf-8")).substitute(
-        name=manifest["name"],
-        files="\n".join(rows),
-        licence=manifest["licence"] or "none given",
-        inputs="\n\n".join(_filled(one) for one in inputs),
-        tile=manifest["tile"],
-        overlap=manifest["overlap"],
-        multiple=manifest["multiple_of"],
-        gain=_filled(gain),
-        known=_filled(text),
-        first=found[0].file,
-        last=found[1].file,
-    )
+    values = {
+        "name": manifest["name"],
+        "files": "\n".join(rows),
+        "licence": manifest["licence"] or "none given",
+        "inputs": "\n\n".join(_filled(one) for one in inputs),
+        "tile": manifest["tile"],
+        "overlap": manifest["overlap"],
+        "multiple": manifest["multiple_of"],
+        "gain": _filled(gain),
+        "known": _filled(text),
+        "first": found[0].file,
+        "last": found[1].file,
+    }
+    return {
+        path.name: string.Template(path.read_text("utf-8")).substitute(values)
+        for path in (_HERE / "templates").iterdir()
+    }
 
 
 def _filled(text: str) -> str:

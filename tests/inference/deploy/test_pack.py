@@ -3,7 +3,6 @@ import importlib.util
 import json
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ from PIL import Image
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from restore_jax import models  # noqa: E402
 from restore_jax.cli import commands  # noqa: E402
 from restore_jax.errors import UsageError  # noqa: E402
 from restore_jax.inference import export  # noqa: E402
@@ -23,9 +23,8 @@ from restore_jax.inference.deploy import onnx_graph, pack, quantisation, tiled  
 from restore_jax.inference.restorer import Restorer  # noqa: E402
 from tests.inference.deploy import graphs  # noqa: E402
 from tests.inference.test_export import made  # noqa: E402
-from tests.support import shipping  # noqa: E402
+from tests.support import native, shipping  # noqa: E402
 
-STUB = pathlib.Path(__file__).parent / "onnxruntime_stub"
 # Beside the files of the pack, a process may have only these.
 ONLY_ONNXRUNTIME = """
 import sys
@@ -53,7 +52,7 @@ def converted(monkeypatch):
     """Graphs made by hand in the place of the converter's."""
 
     def convert(model, variables, path, config=None, size=None, notes=None, with_context=False):
-        proto = graphs.telling_of_tiles(with_context)
+        proto = graphs.telling_of_tiles(with_context and models.takes_context(model))
         onnx.helper.set_model_props(proto, dict(notes or {}))
         return export.Conversion(proto, (1, *size, 3) if size else ("B", "H", "W", 3), 0.0)
 
@@ -75,7 +74,7 @@ def test_a_pack_says_what_is_in_it(tmp_path, converted):
         assert f"| {model['file']} |" in page
         assert model["file"] in text
     found = {path.name for path in folder.iterdir()}
-    assert found == {*files, "manifest.json", "README.md", "restore.py"}
+    assert found == {*files, "manifest.json", "README.md", "restore.py", "restore.cpp"}
     assert (manifest["tile"], manifest["overlap"], manifest["multiple_of"]) == (512, 128, 32)
     assert manifest["licence"] == "Apache-2.0"
     assert [one["name"] for one in manifest["inputs"]] == ["degraded", "context"]
@@ -149,32 +148,54 @@ def blocks(folder, language):
     return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
-def test_cpp_on_the_page_gives_pixels_to_the_model_and_takes_them_back(tmp_path, converted):
-    """Compiled against a few declarations: no registry here has onnxruntime's own headers.
+def run(program, folder, photograph):
+    """Restores a photograph with a compiled `restore.cpp`."""
+    Image.fromarray(photograph).save(folder / "part.ppm")
+    subprocess.run([program, "part.ppm", "restored.ppm"], cwd=folder, check=True)
+    return np.asarray(Image.open(folder / "restored.ppm")).astype(int)
 
-    Their session hands back its last input, halved.
-    """
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    pack.write_pack(restorer(), tmp_path / "pack", "mine")
-    (code,) = blocks(tmp_path / "pack", "cpp")
-    (tmp_path / "restore.cpp").write_text(code)
-    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{STUB}"]
+
+def test_cpp_restores_in_tiles_as_python_does(tmp_path, converted):
+    for name in ("pexels_cnn", "gain_unet"):
+        pack.write_pack(restorer(name).with_options(tile=64), tmp_path / name, "mine")
+    sources = [tmp_path / name / "restore.cpp" for name in ("pexels_cnn", "gain_unet")]
+    # The same program serves the second model, which takes a context: here its mean, which
+    # Python takes of a thumbnail.
+    assert sources[0].read_text() == sources[1].read_text()
     program = tmp_path / "restore"
-    subprocess.run([compiler, *flags, tmp_path / "restore.cpp", "-o", program], check=True)
-    photograph = np.random.default_rng(3).integers(0, 256, (7, 5, 3), np.uint8)
-    Image.fromarray(photograph).save(tmp_path / "part.ppm")
-    subprocess.run([program, tmp_path / "part.ppm", tmp_path / "restored.ppm"], check=True)
-    found = np.asarray(Image.open(tmp_path / "restored.ppm"), np.float64)
-    assert np.abs(found - photograph / 2).max() <= 0.51
-    done = subprocess.run(
-        [program, tmp_path / "restore.cpp", tmp_path / "x.ppm"],
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert b"not an 8-bit binary PPM" in done.stderr
+    native.cpp(sources[0], program)
+    rng = np.random.default_rng(3)
+    for sides in ((150, 70), (64, 201), (7, 5), (1, 40)):
+        photograph = rng.integers(0, 256, (*sides, 3), np.uint8)
+        for source, limit in zip(sources, (0, 1), strict=True):
+            expected = tiled.Restorer(folder=source.parent)(photograph)
+            found = run(program, source.parent, photograph)
+            assert np.abs(found - expected).max() <= limit, (source, sides)
+    (tmp_path / "none.ppm").write_bytes(b"P6\n9 9\n255\n")
+    for file, said in ((sources[0], "not an 8-bit binary PPM"), ("none.ppm", "ends too early")):
+        done = subprocess.run(
+            [program, file, "x.ppm"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr == f"error: {file}: {said}\n"
+
+
+@pytest.mark.parametrize("name", ["pexels_cnn", "gain_unet"])
+def test_csharp_on_the_page_restores_as_the_model_does(tmp_path, converted, name):
+    folder = tmp_path / "pack"
+    pack.write_pack(restorer(name), folder, "mine")
+    (code,) = blocks(folder, "csharp")
+    (tmp_path / "Restorer.cs").write_text(code)
+    main = pathlib.Path(__file__).parent / "RestoreFile.cs"
+    command = native.csharp([tmp_path / "Restorer.cs", main], tmp_path / "restore.dll")
+    degraded = np.random.default_rng(3).random((1, 40, 50, 3), np.float32)
+    degraded.tofile(folder / "in")
+    subprocess.run([*command, "in", "out", "40", "50"], cwd=folder, check=True)
+    session = onnx_graph.session((folder / "restorer.onnx").read_bytes())
+    inputs = {given.name: degraded for given in session.get_inputs()}
+    (expected,) = session.run(["restored"], inputs)
+    found = np.fromfile(folder / "out", np.float32).reshape(expected.shape)
+    np.testing.assert_array_equal(found, expected.clip(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -242,6 +263,17 @@ def test_a_pack_restores_as_the_library_does(real, sides):
     assert (found != expected).mean() < 0.01
     half = code.Restorer("restorer_float16.onnx")(photograph)
     assert np.abs(half - expected).mean() < 0.5
+
+
+@pytest.mark.slow
+def test_the_cpp_of_a_pack_restores_as_the_library_does(real, tmp_path):
+    one, folder = real
+    native.cpp(folder / "restore.cpp", tmp_path / "restore")
+    photograph = np.random.default_rng(5).integers(0, 256, (1024, 1024, 3), np.uint8)
+    expected = one(photograph).astype(int)
+    found = run(tmp_path / "restore", folder, photograph)
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 0.01
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A convolution with special implementations for CPUs.
+"""A convolution with implementations of its own, most of them for CPUs.
 
 The forward pass and the gradient by the input, which is a convolution too, take half of the
 multiplications (`winograd`) where that saves much, and are XLA's own elsewhere. Other devices
@@ -23,7 +23,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from restore_jax.models import portable
-from restore_jax.models.conv_cpu import winograd
+from restore_jax.models.conv import winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 

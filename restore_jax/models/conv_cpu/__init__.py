@@ -1,1 +1,0 @@
-"""Convolutions that run faster on a CPU than XLA's own."""
