@@ -42,8 +42,6 @@ _SHRUNK_NOISE = 0.05
 # So much of the photographs of a training lies within each measured limit.
 _QUANTILE = 0.99
 _FEWEST = 10
-# Other materials than those of the training may look blurrier by this factor.
-_MATERIALS = 1.25
 _ANY_WIDTH = 1000.0
 
 
@@ -284,10 +282,9 @@ def of_photographs(found: Sequence[Measured]) -> KnownRange | None:
     noise = [one.overall_noise for one in found]
     if sum(one is not None for one in noise) < _FEWEST:
         return None
-    any_width = (0.0, _ANY_WIDTH / _MATERIALS)
+    any_width = (0.0, _ANY_WIDTH)
     blur_x, blur_y = (
-        (0.0, round(_MATERIALS * limits([one.blur[axis] for one in found], any_width)[1], 3))
-        for axis in (0, 1)
+        (0.0, limits([one.blur[axis] for one in found], any_width)[1]) for axis in (0, 1)
     )
     return KnownRange(limits(noise, any_width), blur_x, blur_y, len(found))
 

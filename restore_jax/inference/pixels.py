@@ -158,13 +158,21 @@ class TiledImage:
         if not np.isfinite(rows).all():
             raise RunError("the model gives values that are not finite; use another checkpoint")
         here = slice(top, top + len(rows))
-        rows, bars = rows[..., :3], rows[..., 3:]
+        bars = rows[..., 3:]
         if self._results.shape[-1] == 1:
             # Not `mean`, which takes ten times as long over an axis of three.
             grey = rows[..., :1] + rows[..., 1:2]
-            grey += rows[..., 2:]
+            grey += rows[..., 2:3]
             rows = np.divide(grey, np.float32(3.0), out=grey)
-        rows = np.clip(rows, 0.0, 1.0)
+            np.clip(rows, 0.0, 1.0, out=rows)
+        elif bars.size:
+            # Channel by channel: NumPy takes five times as long for three of four at once.
+            colours = np.empty((*rows.shape[:2], 3), np.float32)
+            for channel in range(3):
+                np.clip(rows[..., channel], 0.0, 1.0, out=colours[..., channel])
+            rows = colours
+        else:
+            rows = np.clip(rows, 0.0, 1.0)
         kept = np.float32(1.0 - self._strength)
         degraded = self._as_float32(self._pixels[here]) if kept else None
         if bars.size:

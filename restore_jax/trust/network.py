@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from restore_jax.models import layers
-from restore_jax.models.gain_unet import shuffle, unshuffle
+from restore_jax.models.gain_unet import unshuffle
 
 _BLOCK = 4
 _PIXELS = _BLOCK**2
@@ -34,6 +34,9 @@ _WINDOWS = (3, 7)  # sides of the windows over which residuals are averaged, in 
 # much noise in the level counts as variation of it.
 _MOST_GAIN = 0.15
 _RIDGE = 0.1
+
+# Channels of what the first layer is given.
+_ENTRIES = {"degraded": 3 * _PIXELS, "restored": 3 * _PIXELS, "statistics": 6, "evidence": 12}
 
 VERSION = 2
 """Of the architecture; a trust map of another one cannot be used."""
@@ -72,17 +75,7 @@ class ErrorBar(nn.Module):
             unshuffle(layers.pad_to_multiple(image, _BLOCK), _BLOCK)
             for image in (degraded, jnp.clip(restored, 0.0, 1.0))
         )
-        residual = seen - shown
-        # Several convolutions, since on a CPU joining their inputs would take longer.
-        parts = {
-            "degraded": seen - 0.5,
-            "restored": shown - 0.5,
-            "statistics": _statistics(residual, shown),
-            "evidence": _evidence(residual, shown),
-        }
-        x = nn.relu(
-            sum(layers.Conv(self.width, (1, 1), name=name)(x) for name, x in parts.items())
-        )
+        x = nn.relu(self._entered(seen, shown))
         for number, dilation in enumerate(_DILATIONS, start=1):
             y = layers.Conv(
                 self.width,
@@ -92,17 +85,69 @@ class ErrorBar(nn.Module):
                 name=f"conv{number}",
             )(_continued(x, dilation))
             x = x + nn.relu(y)
-        x = layers.Conv(
-            _PIXELS,
-            (1, 1),
-            kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(_START),
-            name="output",
-        )(x)
-        predicted = shuffle(x, _BLOCK)[:, :height, :width]
+        kernel, bias = _Pointwise(
+            _PIXELS, nn.initializers.zeros, nn.initializers.constant(_START), name="output"
+        )(self.width)
         levels = self.variable("calibration", "levels", jnp.arange, float(LEVELS)).value
         factors = self.variable("calibration", "factors", jnp.zeros, LEVELS).value
-        return jnp.exp(calibrated(predicted, levels, factors))
+        # As `shuffle`, but row by row of the blocks: XLA's fast product of matrices for CPUs is
+        # three times as slow, with all that follows, if its result is transposed.
+        b, h, w, _ = x.shape
+        rows = [
+            (x @ kernel[:, first : first + _BLOCK] + bias[first : first + _BLOCK]).reshape(
+                b, h, 1, w * _BLOCK
+            )
+            for first in range(0, _PIXELS, _BLOCK)
+        ]
+        predicted = jnp.concatenate(rows, axis=2).reshape(b, h * _BLOCK, w * _BLOCK, 1)
+        return jnp.exp(calibrated(predicted[:, :height, :width], levels, factors))
+
+    def _entered(self, seen: jax.Array, shown: jax.Array) -> jax.Array:
+        """Returns the first features of blocks, [B, h, w, width], before their ReLU.
+
+        They are 1×1 convolutions of the images less 0.5, of what `_statistics` says and of what
+        `_evidence` says. Each image is multiplied once, by its kernel and by what averages
+        its blocks, as for a CPU reading an image takes longer than multiplying it.
+        """
+        kernels, bias = {}, jnp.zeros(self.width)
+        for name, channels in _ENTRIES.items():
+            entry = _Pointwise(self.width, name=name)
+            kernels[name], own_bias = entry(channels)
+            bias += own_bias
+        for name in ("degraded", "restored"):
+            bias -= 0.5 * jnp.sum(kernels[name], axis=0)
+        (from_seen, seen_level), (from_shown, level) = (
+            jnp.split(
+                _multiplied(x, jnp.concatenate([kernels[name], _averages()], axis=1)),
+                [self.width],
+                axis=-1,
+            )
+            for name, x in (("degraded", seen), ("restored", shown))
+        )
+        blocks = _Blocks.of(seen, shown, seen_level - level, level)
+        said = jnp.concatenate([_statistics(blocks), _evidence(blocks)], axis=-1)
+        kernel = jnp.concatenate([kernels["statistics"], kernels["evidence"]])
+        return from_seen + from_shown + said @ kernel + bias
+
+
+class _Pointwise(nn.Module):
+    """The parameters of a 1×1 convolution, stored as those of `nn.Conv`.
+
+    Attributes:
+        features: output channels.
+        kernel_init, bias_init: initial values.
+    """
+
+    features: int
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Returns the kernel [channels, features] and the bias [features]."""
+        shape = (1, 1, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        return kernel[0, 0], self.param("bias", self.bias_init, (self.features,))
 
 
 def calibrated(predicted: jax.Array, levels: jax.Array, factors: jax.Array) -> jax.Array:
@@ -156,31 +201,56 @@ class Trust(NamedTuple):
     notes: dict[str, Any]
 
 
-def _statistics(residual: jax.Array, restored: jax.Array) -> jax.Array:
-    """Returns what a block says of noise and detail, on a logarithmic scale.
+class _Blocks(NamedTuple):
+    """Means over the pixels of each block, per colour: [B, h, w, 3] each.
 
-    Args:
-        residual: [B, h, w, 48], blocks of pixels of the degraded image less the restored one.
-        restored: those of the restored image.
+    Attributes:
+        residual: of the degraded image less the restored one.
+        level: of the restored image.
+        change: of the residual's absolute values.
+        square: of its squares.
+        level_square: of the squares of the restored image.
+    """
+
+    residual: jax.Array
+    level: jax.Array
+    change: jax.Array
+    square: jax.Array
+    level_square: jax.Array
+
+    @classmethod
+    def of(
+        cls, seen: jax.Array, shown: jax.Array, residual: jax.Array, level: jax.Array
+    ) -> "_Blocks":
+        """Averages blocks of the degraded and the restored image, [B, h, w, 48] each.
+
+        Args:
+            seen: blocks of the degraded image.
+            shown: those of the restored one.
+            residual: as the attribute, where it is known.
+            level: likewise.
+        """
+        difference = seen - shown
+        others = (jnp.abs(difference), jnp.square(difference), jnp.square(shown))
+        return cls(residual, level, *(_multiplied(x, _averages()) for x in others))
+
+
+def _statistics(blocks: _Blocks) -> jax.Array:
+    """Returns what a block says of noise and detail, on a logarithmic scale.
 
     Returns:
         [B, h, w, 6]: per colour, the mean absolute change that the restoration made, and the
         standard deviation of the restored block; about ±1.
     """
-    change = _block_sum(jnp.abs(residual)) / _PIXELS
-    mean = _block_sum(restored) / _PIXELS
-    variance = _block_sum(jnp.square(restored)) / _PIXELS - jnp.square(mean)
+    variance = blocks.level_square - jnp.square(blocks.level)
     # The square root has no gradient at 0, and none is needed there.
     detail = jnp.sqrt(jnp.maximum(variance, 1e-8))
-    return 2.0 + 0.5 * jnp.log(jnp.concatenate([change, detail], axis=-1) + _FLOOR)
+    parts = jnp.concatenate([blocks.change, detail], axis=-1)
+    return 2.0 + 0.5 * jnp.log(parts + _FLOOR)
 
 
-def _evidence(residual: jax.Array, restored: jax.Array) -> jax.Array:
+def _evidence(blocks: _Blocks) -> jax.Array:
     """Returns how far means of the residual are from zero, and how strong the residual is.
-
-    Args:
-        residual: as for `_statistics`.
-        restored: likewise.
 
     Returns:
         [B, h, w, 12]: per colour, the residual's mean over the block and over 3×3 blocks, less
@@ -189,36 +259,41 @@ def _evidence(residual: jax.Array, restored: jax.Array) -> jax.Array:
         large values; and the logarithm of its standard deviation in 7×7 blocks. About ±1 for
         noise.
     """
-    mean = _block_sum(residual) / _PIXELS
-    level = _block_sum(restored) / _PIXELS
-    square = _block_sum(jnp.square(residual)) / _PIXELS
-    near, wide = (_window_count(*residual.shape[1:3], side) for side in _WINDOWS)
-    moments = jnp.concatenate([mean, level, mean * level, level * level, square], axis=-1)
+    mean, level = blocks.residual, blocks.level
+    near, wide = (_window_count(*mean.shape[1:3], side) for side in _WINDOWS)
+    moments = [mean, level, mean * level, level * level, blocks.square]
     mean_near, level_near, product, level_square, square = jnp.split(
-        _window_sum(moments, _WINDOWS[1]) / wide, 5, axis=-1
+        _window_sum(jnp.concatenate(moments, axis=-1), _WINDOWS[1]) / wide, 5, axis=-1
     )
     variance = jnp.maximum(square - jnp.square(mean_near), 0.0) + _FLOOR**2
     # The gain that explains the residual best, pulled to none where the level hardly varies.
     spread = level_square - jnp.square(level_near) + _RIDGE * variance / _PIXELS + _FLOOR**2
     gain = jnp.clip((product - mean_near * level_near) / spread, -_MOST_GAIN, _MOST_GAIN)
     unexplained = mean - mean_near - gain * (level - level_near)
-    error = jnp.sqrt(variance / _PIXELS)  # standard error of the mean of a block
+    precision = jax.lax.rsqrt(variance / _PIXELS)  # 1 / standard error of the mean of a block
     in_errors = (
-        unexplained / error,
-        _window_sum(unexplained, _WINDOWS[0]) / (error * jnp.sqrt(near)),
-        mean_near / error * jnp.sqrt(wide),
+        unexplained * precision,
+        _window_sum(unexplained, _WINDOWS[0]) * precision / jnp.sqrt(near),
+        mean_near * precision * jnp.sqrt(wide),
     )
     parts = [0.5 * jnp.arcsinh(part) for part in in_errors]
     return jnp.concatenate([*parts, 2.0 + 0.25 * jnp.log(variance)], axis=-1)
 
 
-def _block_sum(blocks: jax.Array) -> jax.Array:
-    """Sums over the pixels of each block, per colour: [B, h, w, 48] → [B, h, w, 3].
+def _averages() -> jax.Array:
+    """Returns what averages the pixels of a block per colour, as a matrix [48, 3].
 
-    As a product of matrices, which a CPU computes several times as fast as a sum along the
-    second-last axis.
+    A product of matrices is several times as fast on a CPU as a sum along the second-last axis.
     """
-    return blocks @ jnp.tile(jnp.eye(3), (_PIXELS, 1))
+    return jnp.tile(jnp.eye(3), (_PIXELS, 1)) / _PIXELS
+
+
+def _multiplied(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Multiplies channels by a matrix, on GPUs without rounding to fewer digits.
+
+    A mean of the residual is a small difference of large means.
+    """
+    return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def _window_sum(x: jax.Array, side: int) -> jax.Array:

@@ -55,10 +55,15 @@ def test_a_border_is_no_different_from_the_inside():
     np.testing.assert_allclose(half_width, np.tile(period, (16, 16)), rtol=1e-5)
 
 
+def _evidence(degraded, restored):
+    seen, shown = (network.unshuffle(x, 4) for x in (degraded, restored))
+    means = (x.reshape(*x.shape[:3], 16, 3).mean(axis=3) for x in (seen - shown, shown))
+    return network._evidence(network._Blocks.of(seen, shown, *means))
+
+
 def evidence(degraded, restored):
     """Means of the residual in standard errors, per window and colour, and its deviation."""
-    residual, restored = (network.unshuffle(x, 4) for x in (degraded - restored, restored))
-    found = np.asarray(jax.jit(network._evidence)(residual, restored))[0]
+    found = np.asarray(jax.jit(_evidence)(degraded, restored))[0]
     return np.sinh(2 * found[..., :9]).reshape(*found.shape[:2], 3, 3), np.exp(
         2 * (found[..., 9:] - 2)
     )
