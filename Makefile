@@ -66,19 +66,21 @@ opencv4: setup
 # What onnxruntime's Python package lacks for C++ and C#, on Linux x86-64: with it, the tests compile
 # and run the examples of a pack. Headers; .NET and the assembly for it.
 ONNXRUNTIME := build/onnxruntime
+FETCHING := $(ONNXRUNTIME).part
 onnxruntime: setup
-	rm -rf $(ONNXRUNTIME)
-	mkdir -p $(ONNXRUNTIME)/include
-	cd $(ONNXRUNTIME) && npm pack --silent com.github.asus4.onnxruntime@0.4.9
-	tar --extract --gzip --file=$$(ls $(ONNXRUNTIME)/*.tgz) --directory=$(ONNXRUNTIME)/include \
+	rm -rf $(ONNXRUNTIME) $(FETCHING)
+	mkdir -p $(FETCHING)/include
+	cd $(FETCHING) && npm pack --silent com.github.asus4.onnxruntime@0.4.9
+	tar --extract --gzip --file=$$(ls $(FETCHING)/*.tgz) --directory=$(FETCHING)/include \
 	  --strip-components=7 --wildcards '*/ios-arm64/*/Headers/*.h'
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --python-version=3.8 \
-	  --platform=manylinux1_x86_64 --only-binary=:all: --dest=$(ONNXRUNTIME) \
+	  --platform=manylinux1_x86_64 --only-binary=:all: --dest=$(FETCHING) \
 	  dotnetcore2==3.1.23 nimbusml==1.8.0
-	cd $(ONNXRUNTIME) && unzip -q dotnetcore2-*.whl 'dotnetcore2/bin/*'
-	cd $(ONNXRUNTIME) && unzip -q -j nimbusml-*.whl '*/Microsoft.ML.OnnxRuntime.dll'
-	chmod +x $(ONNXRUNTIME)/dotnetcore2/bin/dotnet
-	rm $(ONNXRUNTIME)/*.tgz $(ONNXRUNTIME)/*.whl
+	cd $(FETCHING) && unzip -q dotnetcore2-*.whl 'dotnetcore2/bin/*'
+	cd $(FETCHING) && unzip -q -j nimbusml-*.whl '*/Microsoft.ML.OnnxRuntime.dll'
+	chmod +x $(FETCHING)/dotnetcore2/bin/dotnet
+	rm $(FETCHING)/*.tgz $(FETCHING)/*.whl
+	mv $(FETCHING) $(ONNXRUNTIME)
 
 bench: setup
 	$(BIN)/python -m benchmarks.models --rounds=3
