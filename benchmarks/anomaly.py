@@ -35,7 +35,7 @@ import functools
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -210,10 +210,11 @@ def evaluate(
                 image.row["category"], *versions, image.mask, image.has_mask, image.is_good
             )
 
-    categories = set().union(*fits["clean"]["clean"].values())
+    categories = list(set().union(*fits["clean"]["clean"].values()))
     parts = ("val", "good") if data.counts.get("good") else ("val",)
     images = itertools.chain.from_iterable(data.eval_batches(part) for part in parts)
-    rows = restore(images=under(law, images, categories), observe=observe)
+    wanted = under(law, images, lambda batch: np.isin(batch["category"], categories))
+    rows = restore(images=wanted, observe=observe)
     results = {key: found.result() for key, found in measured.items()}
     return {
         (method, fit): {
@@ -251,18 +252,28 @@ def references_of(
             found[version][image.row["category"]].append(backbone(reduced(pixels)))
 
     if data.counts.get("reference"):
-        restore(images=under(law, data.eval_batches("reference")), observe=observe)
+        # The part of that name is not degraded; its photographs are among those to train on,
+        # except in a category that has fewer than two of these.
+        ids: set[str] = set()
+        for batch in data.eval_batches("reference"):
+            ids.update(batch["id"][batch["valid"]])
+            for version, name in itertools.product(found, batch["category"][batch["valid"]]):
+                found[version].setdefault(str(name), [])
+        wanted = list(ids)
+        train = data.eval_batches("train")
+        images = under(law, train, lambda batch: np.isin(batch["id"], wanted))
+        restore(images=images, observe=observe)
     return {version: dict(sorted(maps.items())) for version, maps in found.items()}
 
 
 def under(
-    law: str, images: Iterable[batches.Batch], categories: Collection[str] | None = None
+    law: str,
+    images: Iterable[batches.Batch],
+    is_wanted: Callable[[batches.Batch], np.ndarray],
 ) -> Iterator[batches.Batch]:
-    """Yields the photographs of some categories (None: all), degraded by a law."""
+    """Yields the photographs that are wanted, degraded by a law."""
     for batch in images:
-        valid = batch["valid"]
-        if categories is not None:
-            valid = valid & np.isin(batch["category"], list(categories))
+        valid = batch["valid"] & is_wanted(batch)
         if not valid.any():
             continue
         degraded = batch["degraded"]
