@@ -133,19 +133,19 @@ def measure(
         mesh = device_mesh.make_mesh(device_mesh.fitting_devices(source.config.eval.batch_size))
         model, variables, _ = trained.read(source, mesh)
         restore = functools.partial(per_image.evaluate, model, variables, mesh=mesh)
-        references = references_of(data, law, restore, backbone)
         if not clean:  # the same under all laws
-            few = {
-                name: len(found)
-                for name, found in references["clean"].items()
-                if len(found) < detect.MIN_IMAGES
-            }
+            references = references_of(data, backbone)
+            few = {name: len(n) for name, n in references.items() if len(n) < detect.MIN_IMAGES}
             yield {"op": "anomaly", "too_few_references": few}
-            clean = fitted(references["clean"])
-        own = {name: fitted(references[name]) for name in ("degraded", "restored")}
+            clean = fitted(references)
+        degraded, restored = map(fitted, versions_of_references(data, law, restore, backbone))
+        same = {
+            method: {name: of[name] for name in degraded[method]}
+            for method, of in clean.items()
+        }
         fits = {
             "clean": dict.fromkeys(detectability.VERSIONS, clean),
-            "own": {"clean": clean, **own},
+            "own": {"clean": same, "degraded": degraded, "restored": restored},
         }
         measured, rows = evaluate(restore, data, law, fits, backbone)
         for (method, fit), found in measured.items():
@@ -195,20 +195,21 @@ def evaluate(
         maps = maps_of(np.asarray(image, np.float32).tobytes(), image.shape)
         return feature_detectors.score(detector, maps, image.shape[:2])
 
-    # By the identity of the detectors, as several versions may be scored by the same.
-    measured = {
-        id(found): Detectability(found, score)
+    # By identity, as several versions may be scored by the same.
+    detectors = {
+        id(found): found
         for of_version in fits.values()
         for of_method in of_version.values()
         for found in of_method.values()
     }
+    measured = {key: Detectability(found, score) for key, found in detectors.items()}
 
     def observe(image: per_image.Restored) -> None:
         versions = (image.clean, image.degraded, image.restored)
-        for found in measured.values():
-            found.add(
-                image.row["category"], *versions, image.mask, image.has_mask, image.is_good
-            )
+        name = image.row["category"]
+        for key, found in measured.items():
+            if name in detectors[key]:
+                found.add(name, *versions, image.mask, image.has_mask, image.is_good)
 
     categories = list(set().union(*fits["clean"]["clean"].values()))
     parts = ("val", "good") if data.counts.get("good") else ("val",)
@@ -240,30 +241,35 @@ def config_of(root: str, size: int, law: str) -> ConfigDict:
     return config
 
 
-def references_of(
+def references_of(data: batches.Data, backbone: Backbone) -> dict[str, list[Maps]]:
+    """Returns the maps of the clean photographs to fit on, by category."""
+    found: dict[str, list[Maps]] = defaultdict(list)
+    for batch in data.eval_batches("reference") if data.counts.get("reference") else ():
+        for i in np.flatnonzero(batch["valid"]):
+            found[str(batch["category"][i])].append(backbone(reduced(batch["clean"][i])))
+    return dict(sorted(found.items()))
+
+
+def versions_of_references(
     data: batches.Data, law: str, restore: Restore, backbone: Backbone
-) -> dict[str, dict[str, list[Maps]]]:
-    """Returns the maps of the photographs to fit on, by version and category."""
-    found = {version: defaultdict(list) for version in detectability.VERSIONS}
+) -> tuple[dict[str, list[Maps]], dict[str, list[Maps]]]:
+    """Returns the maps of the same photographs degraded, and restored.
+
+    Without categories that have fewer than two photographs to train on: their references are
+    test photographs, which are not degraded.
+    """
+    degraded: dict[str, list[Maps]] = defaultdict(list)
+    restored: dict[str, list[Maps]] = defaultdict(list)
 
     def observe(image: per_image.Restored) -> None:
-        versions = (image.clean, image.degraded, image.restored)
-        for version, pixels in zip(detectability.VERSIONS, versions, strict=True):
-            found[version][image.row["category"]].append(backbone(reduced(pixels)))
+        degraded[image.row["category"]].append(backbone(reduced(image.degraded)))
+        restored[image.row["category"]].append(backbone(reduced(image.restored)))
 
     if data.counts.get("reference"):
-        # The part of that name is not degraded; its photographs are among those to train on,
-        # except in a category that has fewer than two of these.
-        ids: set[str] = set()
-        for batch in data.eval_batches("reference"):
-            ids.update(batch["id"][batch["valid"]])
-            for version, name in itertools.product(found, batch["category"][batch["valid"]]):
-                found[version].setdefault(str(name), [])
-        wanted = list(ids)
-        train = data.eval_batches("train")
-        images = under(law, train, lambda batch: np.isin(batch["id"], wanted))
+        ids = [name for batch in data.eval_batches("reference") for name in batch["id"]]
+        images = under(law, data.eval_batches("train"), lambda batch: np.isin(batch["id"], ids))
         restore(images=images, observe=observe)
-    return {version: dict(sorted(maps.items())) for version, maps in found.items()}
+    return dict(sorted(degraded.items())), dict(sorted(restored.items()))
 
 
 def under(
@@ -293,7 +299,8 @@ def _lines(
             for version, result in results.items()
         }
         found = of_version["clean"]
-        own = [row for row in rows if name in ("all", row["category"])]
+        names = results["clean"]["categories"] if name == "all" else (name,)
+        own = [row for row in rows if row["category"] in names]
         versions = {
             figure: [_rounded(of_version[version][version][figure]) for version in of_version]
             for figure in detectability.FIGURES

@@ -219,7 +219,7 @@ def test_lines_of_a_preset_and_a_corruption(model, tree, monkeypatch, capsys):  
     monkeypatch.setattr(anomaly, "efficientnet_lite0", lambda: backbone)
     anomaly.main([f"--workdir={model}", f"--root={tree}", "--size=64", "--laws=mild,contrast"])
     few, *lines = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert few["too_few_references"] == {"wood": 0}
+    assert few["too_few_references"] == {"wood": 1}
     named = [(line["law"], line["fit"], line["detector"], line["category"]) for line in lines]
     assert named == [
         (law, fit, method, category)
