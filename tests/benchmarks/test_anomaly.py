@@ -220,10 +220,11 @@ def test_lines_of_a_preset_and_a_corruption(model, tree, monkeypatch, capsys):  
     anomaly.main([f"--workdir={model}", f"--root={tree}", "--size=64", "--laws=mild,contrast"])
     few, *lines = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert few["too_few_references"] == {"wood": 1}
-    named = [(line["law"], line["detector"], line["category"]) for line in lines]
+    named = [(line["law"], line["fit"], line["detector"], line["category"]) for line in lines]
     assert named == [
-        (law, method, category)
+        (law, fit, method, category)
         for law in ("mild", "contrast")
+        for fit in ("clean", "own")
         for method in ("padim", "patchcore")
         for category in ("leather", "all")
     ]
@@ -232,9 +233,13 @@ def test_lines_of_a_preset_and_a_corruption(model, tree, monkeypatch, capsys):  
         clean, degraded, restored = line["pixel_auroc"]
         assert 0.5 < clean <= 1 and min(degraded, restored) >= 0
         assert line["f1"] == [None] * 3  # of three references there is no threshold
-    # The detectors were fitted once, and the clean photographs are the same.
-    assert lines[0]["pixel_auroc"][0] == lines[4]["pixel_auroc"][0]
-    assert lines[0]["input_psnr"] != lines[4]["input_psnr"]
+    # The detectors of clean photographs were fitted once, and the photographs are the same.
+    assert len({line["pixel_auroc"][0] for line in lines[::4]}) == 1
+    assert lines[0]["input_psnr"] != lines[8]["input_psnr"]
+    # Those of degraded and restored photographs are others.
+    by_clean, by_own = lines[8], lines[12]
+    assert by_clean["aupro"][1] != by_own["aupro"][1]
+    assert by_clean["aupro"][2] != by_own["aupro"][2]
 
 
 @pytest.mark.bench
