@@ -1,5 +1,6 @@
 """The page, in a real Chromium."""
 
+import dataclasses
 import io
 import threading
 import time
@@ -315,9 +316,8 @@ def test_it_is_shown_how_much_of_a_photograph_is_restored(chromium, tmp_path):
     application, working, _ = serving.make(tmp_path, gate=gate)
     submit = working.submit
 
-    def always_42_percent(*given):
-        *others, tell = given
-        return submit(*others, lambda _: tell(0.42))
+    def always_42_percent(job):
+        return submit(dataclasses.replace(job, tell=lambda _: job.tell(0.42)))
 
     working.submit = always_42_percent
     with serving.listening(application) as address:
