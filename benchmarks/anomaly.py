@@ -320,16 +320,12 @@ def _lines(
 def recovery(
     clean: float | None, degraded: float | None, restored: float | None
 ) -> float | None:
-    """Returns the share of what the degradation costs that the restoration brings back."""
-    if clean is None or degraded is None or restored is None:
-        return None
-    if clean - degraded < detectability.MIN_LOSS:
-        return None
-    return round((restored - degraded) / (clean - degraded), 3)
+    """Returns `detectability.recovery` of figures that are rounded themselves."""
+    return _rounded(detectability.recovery(clean, degraded, restored), 3)
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _rounded(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

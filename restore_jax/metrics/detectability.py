@@ -330,14 +330,23 @@ def _area_under_pro(outside: np.ndarray, regions: np.ndarray, max_fpr: float) ->
     return float(area / max_fpr)
 
 
+def recovery(
+    clean: float | None, degraded: float | None, restored: float | None
+) -> float | None:
+    """Returns the share of a figure's loss by the degradation that the restoration recovers.
+
+    None if a figure is, or if the loss is below `MIN_LOSS`.
+    """
+    if clean is None or degraded is None or restored is None or clean - degraded < MIN_LOSS:
+        return None
+    return (restored - degraded) / (clean - degraded)
+
+
 def _recovery(versions: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    recovered: dict[str, float | None] = {}
-    for figure in RECOVERED:
-        clean, degraded, restored = (versions[version][figure] for version in VERSIONS)
-        recovered[figure] = None
-        if None not in (clean, degraded, restored) and clean - degraded >= MIN_LOSS:
-            recovered[figure] = (restored - degraded) / (clean - degraded)
-    return recovered
+    return {
+        figure: recovery(*(versions[version][figure] for version in VERSIONS))
+        for figure in RECOVERED
+    }
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
