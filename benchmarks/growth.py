@@ -23,11 +23,12 @@ the overhead of sharding and not the gain of more devices. One JSON line per poi
     base_mb          the same before the work: JAX loaded and the device initialised
     exponent         time per image grew as value^exponent since the previous point
     memory_exponent  the same for peak_mb - base_mb
-    failed           why there are no figures: out of memory, longer than `--limit` seconds, or
-                     the last message of the process; None if there are figures
+    failed           why there are no figures: out of memory, slower than `--limit` allows,
+                     or the last message of the process; None if there are figures
 
-Each point runs in two processes: the first compiles, the second is measured. Points larger than
-a failed one are skipped. `--lines` reads the lines of an earlier run instead of measuring.
+Each point runs in two processes: the first compiles and calls the work once, the second is
+measured. Each may take `--limit` seconds per call, all else included. Points larger than a
+failed one are skipped. `--lines` reads the lines of an earlier run instead of measuring.
 TensorFlow is not needed.
 """
 
@@ -41,7 +42,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -147,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=int, default=8, help="batch size on the axis of devices")
     made.add_argument("--dtype", choices=common.DTYPES, default="float32", help="precision")
     made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--limit", type=float, default=600.0, help="seconds per point")
+    made.add_argument("--limit", type=float, default=600.0, help="seconds per call")
     made.add_argument("--lines", type=pathlib.Path, help="file of lines to read, not measure")
     made.add_argument("--plot", type=pathlib.Path, metavar="FILE.png", help="plot of the lines")
     made.add_argument("--table", action="store_true", help="print the lines as Markdown")
@@ -222,18 +222,18 @@ def measure_all(planned: Sequence[Sequence[Point]], limit: float) -> Iterator[di
 
 def _in_processes(point: Point, limit: float, cache: str) -> dict[str, Any]:
     """Returns the figures of a point, or the reason for its failure."""
-    end = time.monotonic() + limit
+    calls = {"prepare": 1, "measure": cost.WARM_UPS + point.rounds}
     try:
         # The first compiles, which can take more memory than the work itself.
-        for part in ("prepare", "measure"):
-            done = _process(point, part, end - time.monotonic(), cache)
+        for part, count in calls.items():
+            done = _process(point, part, limit * count, cache)
             if done.returncode:
                 return {"failed": _reason(done)}
             found = json.loads(done.stdout.splitlines()[-1])
             if "failed" in found:
                 return found
     except subprocess.TimeoutExpired:
-        return {"failed": f"longer than {limit:g} s"}
+        return {"failed": f"longer than {limit:g} s per call"}
     return found
 
 
@@ -242,7 +242,7 @@ def _process(
 ) -> subprocess.CompletedProcess[str]:
     script = "import sys; from benchmarks import growth; growth.report(*sys.argv[1:])"
     argument = json.dumps(dataclasses.asdict(point))
-    return run_script(script, part, argument, cache=cache, timeout=max(0.0, timeout))
+    return run_script(script, part, argument, cache=cache, timeout=timeout)
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax.extend import core
 
 # The first call compiles, the second allocates the memory that later ones reuse.
-_WARM_UPS = 2
+WARM_UPS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def interleaved_times(
     """
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
-    for _ in range(_WARM_UPS):
+    for _ in range(WARM_UPS):
         for call in calls.values():
             jax.block_until_ready(call())
     names = list(calls)

@@ -84,7 +84,7 @@ def test_every_kind_of_work_is_measured(op, changed, monkeypatch):
 def test_a_point_over_the_limit_says_so_and_larger_ones_are_not_tried(capsys):
     lines, _ = run(capsys, "--ops=restore", "--sides=16,32", "--limit=0.01")
     assert [point["failed"] for point in lines] == [
-        "longer than 0.01 s",
+        "longer than 0.01 s per call",
         "not tried, as side 16 failed",
     ]
     for point in lines:
