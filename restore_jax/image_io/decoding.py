@@ -57,6 +57,9 @@ _SIGNATURES = {
 HEADER_BYTES = 64
 """How much of a file `format_of` looks at."""
 
+# Rows that are converted at once.
+_ROWS = 512
+
 # The mode to which each of Pillow's modes is converted.
 _COLOUR_MODES = dict.fromkeys(("1", "L", "LA"), "L") | dict.fromkeys(
     ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"), "RGB"
@@ -235,7 +238,13 @@ def _decoded_samples(image: Image.Image) -> np.ndarray:
     if image.mode not in _COLOUR_MODES:
         raise _bad_mode(image.mode)
     mode = _COLOUR_MODES[image.mode] + ("A" if image.has_transparency_data else "")
-    return np.asarray(image.convert(mode))
+    shape = (image.height, image.width, len(mode))
+    samples = np.empty(shape[:2] if mode == "L" else shape, np.uint8)
+    # In bands, since Pillow's copies of a large image take four bytes per pixel each.
+    for top in range(0, image.height, _ROWS):
+        box = (0, top, image.width, min(top + _ROWS, image.height))
+        samples[top : top + _ROWS] = np.asarray(image.crop(box).convert(mode))
+    return samples
 
 
 def _with_metadata(

@@ -61,6 +61,14 @@ class TestForms:
         for found in identity(tmp_path / "a.png", tmp_path / "b.png")[:2]:
             np.testing.assert_array_equal(np.dstack([found.pixels, found.alpha]), expected)
 
+    def test_a_high_one_is_converted_in_bands(self, tmp_path):
+        image = Image.fromarray(photo(1100, 3)).convert("P")
+        image.save(tmp_path / "a.png", transparency=bytes(range(256)))
+        with Image.open(tmp_path / "a.png") as image:
+            expected = np.asarray(image.convert("RGBA"))
+        found = image_files.read(tmp_path / "a.png")
+        np.testing.assert_array_equal(np.dstack([found.pixels, found.alpha]), expected)
+
     @pytest.mark.parametrize("name", ["jpg", "tif"])
     def test_inks_as_pillow_converts_them(self, name, tmp_path):
         inks = Image.merge("CMYK", [Image.fromarray(band) for band in photo(4, 20, 30)])
