@@ -142,15 +142,6 @@ def upsample2_aligned(x: jax.Array) -> jax.Array:
     return jnp.einsum("ow,bhwc->bhoc", columns, x, precision="highest")
 
 
-def concat(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Concatenates [B, H, W, C] and [B, H, W, D] along the channels, [B, H, W, C + D].
-
-    Without the barrier, XLA concatenates them again for each convolution that uses the result,
-    which is slow on a CPU.
-    """
-    return jax.lax.optimization_barrier(jnp.concatenate([x, y], axis=-1))
-
-
 class TransposedConv2(nn.Module):
     """Transposed 2×2 convolution with stride 2: doubles height and width.
 

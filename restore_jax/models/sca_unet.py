@@ -83,7 +83,7 @@ class SCAUNet(nn.Module):
         x = layers.NonLocal(released, dtype=self.dtype, name="non_local")(x)
 
         for stage in range(deepest - 1, 0, -1):
-            x = layers.concat(upsample(x), skips[stage - 1])
+            x = jnp.concatenate([upsample(x), skips[stage - 1]], axis=-1)
             x = block(self.widths[stage - 1], f"up{stage}")(x)
         residual = layers.Conv(3, (1, 1), dtype=self.dtype, name="output")(x)
         restored = padded.astype(jnp.float32) + residual.astype(jnp.float32)
