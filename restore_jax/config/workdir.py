@@ -50,6 +50,7 @@ _DEFAULTS_OF_OLDER_RUNS = {
     "config.data.undo_gain": False,
     "config.data.degradation.clean_share": None,
     "config.data.degradation.skew": None,
+    "config.data.degradation.noise": None,
     "config.data.degradation.file": "",
     "config.init_from": "",
 }
