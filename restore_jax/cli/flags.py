@@ -3,6 +3,7 @@
 This module is light, so that a wrong flag is reported without waiting for JAX and TensorFlow.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -233,6 +234,11 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, AttributeError) and isinstance(cause, KeyError):
         # ml_collections raises this for an unknown field; the cause names it and suggests one.
         error = ValueError(f"--config: no such field: {cause.args[0]}")
+    if absent := re.search(
+        r"Failed loading config file.*No such file.*: '(.+)'", str(error), re.S
+    ):
+        # ml_collections tells of its attempts.
+        return f"--config={absent[1]}: no such file; configs/ has the configurations"
     return " ".join(str(error).split())
 
 
