@@ -1,8 +1,8 @@
 """Noise that the channels of a photograph share, and how it is made independent.
 
 Training adds to each channel noise of its own, and a network learns to tell noise from texture
-by that: texture is alike in all channels. In a grey photograph the noise is, too, and most of it
-in a JPEG with its colours at half the size. `general` took it for texture and left it.
+by that: texture is alike in all channels. In a grey photograph the noise is, too, and most of
+it in a JPEG with its colours at half the size. `general` took it for texture and left it.
 
 Where the channels share noise of variance s², adding noise that sums to zero over the channels,
 of covariance 3 s² (I − J / 3) with J all ones, makes theirs independent, of variance 3 s² each:
