@@ -127,6 +127,8 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.degradation.motion_length = placeholder(tuple)  # motion: px
     config.data.degradation.motion_angle = placeholder(tuple)  # motion: degrees
     config.data.degradation.defocus_radius = placeholder(tuple)  # defocus: px
+    # Kinds of noise to draw from: independent, grey (of all channels alike) or demosaiced.
+    config.data.degradation.noise = placeholder(tuple)
     config.data.degradation.noise_sigma = placeholder(tuple)  # grey levels, per channel
     config.data.degradation.poisson_peak = placeholder(tuple)  # photons at white; (0, 0) = off
     config.data.degradation.gain = placeholder(tuple)  # per channel

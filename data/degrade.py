@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from restore_jax.degradation.definition import FLOAT_DUST, Law, Range
+from restore_jax.degradation.definition import DEMOSAIC, FLOAT_DUST, Law, Range, bayer
 
 # Each step has an independent stream of random numbers, so that disabling a step or changing
 # its range does not affect the draws of the others.
@@ -69,7 +69,7 @@ def _degraded(image: tf.Tensor, law: Law, seeds: Mapping[str, tf.Tensor]) -> tf.
     if law.poisson_peak[1] > 0:
         image = poisson_noise(image, seeds["poisson"], law.poisson_peak)
     if law.noise_sigma[1] > 0:
-        image = gaussian_noise(image, seeds["noise"], law.noise_sigma, law.skew)
+        image = gaussian_noise(image, seeds["noise"], law.noise_sigma, law.skew, law.noise)
     image = quantise(image, law.quantise)
     if law.gain != (1, 1):
         image = quantise(gain(image, seeds["gain"], law.gain), law.quantise)
@@ -226,15 +226,39 @@ def _reflect_pad(image: tf.Tensor, radius: int, axis: int) -> tf.Tensor:
 
 
 def gaussian_noise(
-    image: tf.Tensor, seed: tf.Tensor, sigma: Range, skew: float = 1.0
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    sigma: Range,
+    skew: float = 1.0,
+    kinds: tuple[str, ...] = ("independent",),
 ) -> tf.Tensor:
-    """Adds white Gaussian noise, independent per pixel and channel, without clipping.
+    """Adds Gaussian noise of one of the kinds, see `Law.noise`, without clipping.
 
     The standard deviation, in grey levels, is drawn per channel.
     """
     scale = _uniform(sigma, _fold_in(seed, 0), (image.shape[-1],), skew)
     shape = tf.shape(image)
-    return image + scale * tf.random.stateless_normal(shape, _fold_in(seed, 1), alg="philox")
+    white = tf.random.stateless_normal(shape, _fold_in(seed, 1), alg="philox")
+    made = {
+        "independent": lambda: scale * white,
+        "grey": lambda: tf.broadcast_to(scale[0] * white[..., :1], shape),
+        "demosaiced": lambda: _demosaiced(scale * white),
+    }
+    if len(set(kinds)) == 1:
+        return image + made[kinds[0]]()
+    drawn = tf.random.stateless_uniform(
+        [], _fold_in(seed, 2), 0, len(kinds), dtype=tf.int32, alg="philox"
+    )
+    return image + tf.switch_case(drawn, [made[kind] for kind in kinds])
+
+
+def _demosaiced(image: tf.Tensor) -> tf.Tensor:
+    """Keeps the channel of each pixel of Bayer's pattern and interpolates the others."""
+    rows, columns = (tf.range(tf.shape(image)[axis]) % 2 for axis in (0, 1))
+    kept = tf.cast(tf.stack(bayer(rows[:, None], columns), axis=-1), tf.float32)
+    padded = tf.pad(image * kept, ((1, 1), (1, 1), (0, 0)), mode="REFLECT")
+    kernel = DEMOSAIC[..., None]
+    return tf.nn.depthwise_conv2d(padded[None], kernel, (1, 1, 1, 1), "VALID")[0]
 
 
 def poisson_noise(image: tf.Tensor, seed: tf.Tensor, peak: Range) -> tf.Tensor:

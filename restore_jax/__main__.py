@@ -5,7 +5,8 @@ restore-jax restore a.png b/ 'scans/**/*.tif' -o restored --model=general_small
 restore-jax train configs/sca_unet.py:sample --config.train.epochs=1
 
 `python -m restore_jax` is the same. Flags without a command also restore:
---input=photographs --output=restored; --models lists the models.
+--input=photographs --output=restored; --models lists the models, --version
+prints the version.
 """
 
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 from absl import logging
 
-from restore_jax import errors, shipped
+from restore_jax import errors, shipped, version
 from restore_jax.cli import flags, verbs
 from restore_jax.parallel import cores
 
@@ -53,6 +54,8 @@ def _run_flags() -> None:
         print(f"{__doc__}\n{verbs.overview()}")
     elif values.models:
         print(list_models())
+    elif values.version:
+        print(f"restore_jax {version.installed() or '(a checkout, not installed)'}")
     else:
         _run("restore", flags.restoring(values))
 

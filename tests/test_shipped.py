@@ -55,6 +55,15 @@ def test_a_shipped_model_is_what_its_row_says(model):
     assert not np.array_equal(restored, image)
 
 
+@pytest.mark.parametrize("name", ["general", "general_small"])
+def test_the_general_models_remove_the_noise_of_grey_photographs_too(name):
+    rng = np.random.default_rng(0)
+    clean = np.broadcast_to(np.linspace(60, 180, 128), (128, 128))
+    noisy = np.clip(np.rint(clean + rng.normal(0, 20, clean.shape)), 0, 255).astype(np.uint8)
+    restored = restore_jax.load(name)(noisy)
+    assert np.std(restored - clean) < 6
+
+
 def test_shipped_trust_maps_cover_what_they_promise():
     found = {model.name: trust_file.read(model.path) for model in shipped.MODELS}
     assert found["general"] is not None

@@ -47,7 +47,7 @@ ROOMS = {
 }  # fmt: skip
 
 # Modules that stand below every room.
-FLOOR = {"batches", "errors", "files", "progress", "shared_context", "shipped"}
+FLOOR = {"batches", "errors", "files", "progress", "shared_context", "shipped", "version"}
 
 
 def imported(path):

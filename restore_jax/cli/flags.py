@@ -3,6 +3,7 @@
 This module is light, so that a wrong flag is reported without waiting for JAX and TensorFlow.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -69,10 +70,10 @@ _FLAGS = tuple(
         ("compare", flags.DEFINE_bool, False, "The former name of side_by_side.", _RESTORING),
         ("strength", flags.DEFINE_float, None, "0 (input) to 1 (restored) [1].", _RESTORING),
         ("skip_outside", flags.DEFINE_bool, False,
-         "Copy photographs that the model does not know.",
+         "Copy photographs unlike those of the training.",
          _RESTORING),
         ("skip_assessment", flags.DEFINE_bool, False,
-         "Do not look whether it knows them.", _RESTORING),
+         "Do not estimate noise and blur: faster.", _RESTORING),
         ("self_ensemble", flags.DEFINE_string, None, "none, flips or all8 [none].",
          _RESTORING),
         ("tile", flags.DEFINE_integer, None, "Side of the tiles, px [as trained].",
@@ -181,8 +182,8 @@ def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
     """Parses a command line of `restore-jax` without a verb, of flags alone.
 
     Returns:
-        The flags of `--mode=restore`, separate from those of several processes, and `help` and
-        `models`.
+        The flags of `--mode=restore`, separate from those of several processes, and `help`,
+        `models` and `version`.
 
     Raises:
         UsageError: for any mistake, in one line.
@@ -191,13 +192,14 @@ def parse_restoring(argv: Sequence[str]) -> flags.FlagValues:
     for flag in _RESTORING_FLAGS:
         flag.define(flag.name, flag.default, flag.help, flag_values=values)
     flags.DEFINE_bool("models", False, _MODELS_HELP, flag_values=values)
+    flags.DEFINE_bool("version", False, "Print the version.", flag_values=values)
     flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
     try:
         rest = values(argv)
     except flags.Error as error:
         raise UsageError(_one_line(error)) from error
     _check_rest(rest, "restore-jax")
-    if not values.help and not values.models:
+    if not (values.help or values.models or values.version):
         for name in ("input", "output"):
             if not values[name].value:
                 raise UsageError(f"--{name}: missing; --help shows an example")
@@ -232,6 +234,11 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, AttributeError) and isinstance(cause, KeyError):
         # ml_collections raises this for an unknown field; the cause names it and suggests one.
         error = ValueError(f"--config: no such field: {cause.args[0]}")
+    if absent := re.search(
+        r"Failed loading config file.*No such file.*: '(.+)'", str(error), re.S
+    ):
+        # ml_collections tells of its attempts.
+        return f"--config={absent[1]}: no such file; configs/ has the configurations"
     return " ".join(str(error).split())
 
 

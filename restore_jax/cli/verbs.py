@@ -7,7 +7,7 @@ An option takes its name, help and type from the flag of launch.py that it stand
 import argparse
 import difflib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from absl import flags as absl_flags
@@ -158,9 +158,10 @@ def parse(argv: Sequence[str]) -> Call:
     """
     name = argv[0]
     if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, 1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"{name}: no such command{meant}; the commands are {', '.join(VERBS)}")
+        known = ", ".join(VERBS)
+        raise UsageError(
+            f"{name}: no such command{_meant(name, VERBS)}; the commands are {known}"
+        )
     verb = VERBS[name]
     rest, fields = _split_off_fields(argv[1:]) if verb.in_checkout else (list(argv[1:]), [])
     found = vars(_parser(name, verb).parse_intermixed_args(_normalised(rest)))
@@ -193,11 +194,21 @@ def check_checkout(name: str, folder: pathlib.Path) -> None:
         )
 
 
+def _meant(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that raises a one-line `UsageError` instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{' '.join(message.split())}; see {self.prog} --help")
+        message = " ".join(message.split())
+        _, unknown, given = message.partition("unrecognized arguments: ")
+        if unknown and given.startswith("--"):
+            option = given.split()[0].partition("=")[0]
+            message += _meant(option, self._option_string_actions)
+        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def _parser(name: str, verb: _Verb) -> _Parser:

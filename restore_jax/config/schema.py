@@ -95,7 +95,7 @@ _FIELDS_BY_KIND = {
     BOOLEAN: "eval.oracle_mask data.recolour data.skip_bad data.resident data.undo_gain",
     _STRING_OR_NONE: "data.degradation.quantise",
     _NUMBER_OR_NONE: "data.degradation.clean_share data.degradation.skew",
-    _STRINGS_OR_NONE: "data.degradation.blur",
+    _STRINGS_OR_NONE: "data.degradation.blur data.degradation.noise",
     _NUMBERS_OR_NONE: " ".join(
         f"data.degradation.{name}"
         for name in (
@@ -117,6 +117,7 @@ _OPTIONAL = {
     "data.crops_per_image", "data.sample_size", "data.sample_count", "data.max_megapixels",
     "data.white",
     "data.degradation.clean_share", "data.degradation.skew", "data.degradation.file",
+    "data.degradation.noise",
 }  # fmt: skip
 
 _SECTIONS = {field.rpartition(".")[0] for field in FIELDS if "." in field} | {"loss", "model"}

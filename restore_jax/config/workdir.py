@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import json
 import math
@@ -17,6 +16,11 @@ from ml_collections import ConfigDict
 from restore_jax import files
 from restore_jax.config import schema
 from restore_jax.errors import RunError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a workdir is not locked
+    fcntl = None
 
 # Fields that may change when a run is resumed: where its data are, how much is displayed. They
 # can affect the parameters or the metrics of training only by selecting other images or other
@@ -50,6 +54,7 @@ _DEFAULTS_OF_OLDER_RUNS = {
     "config.data.undo_gain": False,
     "config.data.degradation.clean_share": None,
     "config.data.degradation.skew": None,
+    "config.data.degradation.noise": None,
     "config.data.degradation.file": "",
     "config.init_from": "",
 }
@@ -229,7 +234,8 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
         ) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise _in_use(workdir) from error
         except OSError:
@@ -260,7 +266,9 @@ def _in_use(workdir: pathlib.Path) -> UsageError:
 
 
 def is_held(workdir: pathlib.Path) -> bool:
-    """Returns whether a training is running in a workdir."""
+    """Returns whether a training is running in a workdir; False where files are not locked."""
+    if fcntl is None:
+        return False
     try:
         with (workdir / _LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -16,6 +16,8 @@ import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 
@@ -26,10 +28,17 @@ Range = tuple[float, float]
 
 OFF: Range = (0.0, 0.0)
 KINDS = ("none", "gaussian", "motion", "defocus")
+NOISES = ("independent", "grey", "demosaiced")
 QUANTISERS = ("truncate", "round", "none")
 
 FLOAT_DUST = 2.0**-10
 """Added before truncating: a float32 blur may turn a flat 255 into 254.9995."""
+
+_CORNERS = ((0.25, 0.5, 0.25), (0.5, 1.0, 0.5), (0.25, 0.5, 0.25))
+_CROSS = ((0.0, 0.25, 0.0), (0.25, 1.0, 0.25), (0.0, 0.25, 0.0))
+DEMOSAIC = np.stack([_CORNERS, _CROSS, _CORNERS], axis=-1).astype(np.float32)
+"""Kernels [3, 3, 3] that interpolate each channel of Bayer's pattern linearly, where the pixels
+of the other channels are 0."""
 
 # In ascending order: each includes all before it.
 _AUGMENTATIONS = ("none", "flips", "all8")
@@ -47,7 +56,14 @@ class Law:
         motion_length: length of the motion path, in px, per image.
         motion_angle: its direction in degrees, counter-clockwise from the x axis, per image.
         defocus_radius: radius of the circle of confusion, in px, per image.
-        noise_sigma: standard deviation of Gaussian noise in grey levels, per image and channel.
+        noise: kinds of Gaussian noise, one of which is drawn per image: "independent" in every
+            pixel and channel; "grey", alike in all channels, as in a photograph of a monochrome
+            camera; or "demosaiced": noise of the sensor of a colour camera, which has one
+            channel per pixel (Bayer's pattern) and is interpolated linearly, so that neighbours
+            share it. A kind listed twice is drawn twice as often.
+        noise_sigma: standard deviation of Gaussian noise in grey levels, per image and channel
+            ("grey": per image; "demosaiced": before the interpolation, which leaves three
+            quarters of it).
         poisson_peak: photon count at white (255), per image; (0, 0) disables photon noise.
         gain: factor per image and channel; (1, 1) disables it.
         quantise: "truncate" or "round" to whole grey levels, or "none".
@@ -63,6 +79,7 @@ class Law:
     motion_length: Range = OFF
     motion_angle: Range = OFF
     defocus_radius: Range = OFF
+    noise: tuple[str, ...] = ("independent",)
     noise_sigma: Range = OFF
     poisson_peak: Range = OFF
     gain: Range = (1.0, 1.0)
@@ -161,11 +178,12 @@ def _error(name: str, reason: str) -> UsageError:
 
 def _validated(name: str, value: Any) -> Any:
     """Validates the value of a field and converts it to the type that `Law` holds."""
-    if name == "blur":
+    choices = {"blur": KINDS, "noise": NOISES}.get(name)
+    if choices:
         kinds = [value] if isinstance(value, str) else value
-        known = isinstance(kinds, tuple | list) and all(kind in KINDS for kind in kinds)
+        known = isinstance(kinds, tuple | list) and all(kind in choices for kind in kinds)
         if not known or not kinds:
-            raise _error(name, f"{value!r} is not one or more of {', '.join(KINDS)}")
+            raise _error(name, f"{value!r} is not one or more of {', '.join(choices)}")
         return tuple(kinds)
     if name in ("clean_share", "skew"):
         return _validated_number(name, value)
@@ -193,6 +211,17 @@ def _validated_number(name: str, value: Any) -> float:
         where = "[0, 1]" if name == "clean_share" else "(0, 10]"
         raise _error(name, f"{value!r} must lie in {where}")
     return float(value)
+
+
+def bayer(odd_row: Any, odd_column: Any) -> tuple[Any, Any, Any]:
+    """Returns which channel a pixel of Bayer's pattern has, red, green or blue, as 0 or 1.
+
+    Args:
+        odd_row: 1 in odd rows, 0 in even ones; an integer array.
+        odd_column: likewise.
+    """
+    red, blue = (1 - odd_row) * (1 - odd_column), odd_row * odd_column
+    return red, 1 - red - blue, blue
 
 
 def symmetries(law: Law) -> str:

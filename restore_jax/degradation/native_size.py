@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from restore_jax.degradation.definition import FLOAT_DUST, Law
+from restore_jax.degradation.definition import DEMOSAIC, FLOAT_DUST, Law, bayer
 from restore_jax.degradation.working_size import draw_gain, uniform
 
 
@@ -58,7 +58,7 @@ def degrade(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
         rate = jnp.maximum(image, 0.0) * (peak / 255.0)
         image = jax.random.poisson(jax.random.fold_in(keys[3], 1), rate) * (255.0 / peak)
     sigma = uniform(keys[2], law.noise_sigma, channels, law.skew)
-    image = image + sigma * jax.random.normal(keys[5], image.shape)
+    image = image + _noise(keys[5], image.shape, sigma, law.noise)
     image = _quantised(image, law.quantise)
     if law.gain != (1.0, 1.0):
         image = _quantised(image * draw_gain(key, law.gain), law.quantise)
@@ -66,6 +66,35 @@ def degrade(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
         clean = jax.random.uniform(jax.random.fold_in(key, 6)) < law.clean_share
         image = jnp.where(clean, untouched, image)
     return jnp.clip(jnp.round(image), 0.0, 255.0).astype(jnp.uint8)
+
+
+def _noise(
+    key: jax.Array, shape: tuple[int, ...], sigma: jax.Array, kinds: tuple[str, ...]
+) -> jax.Array:
+    """Draws noise of one of the kinds, see `definition.Law`; `sigma` per channel, [3]."""
+    white = jax.random.normal(key, shape)
+    made = {
+        "independent": lambda: sigma * white,
+        "grey": lambda: jnp.broadcast_to(sigma[0] * white[..., :1], shape),
+        "demosaiced": lambda: _demosaiced(sigma * white),
+    }
+    if len(set(kinds)) == 1:
+        return made[kinds[0]]()
+    drawn = jax.random.randint(jax.random.fold_in(key, 1), (), 0, len(kinds))
+    return jax.lax.switch(drawn, [made[kind] for kind in kinds])
+
+
+def _demosaiced(image: jax.Array) -> jax.Array:
+    """Keeps the channel of each pixel of Bayer's pattern and interpolates the others."""
+    rows, columns = (np.arange(length) % 2 for length in image.shape[:2])
+    height, width = image.shape[:2]
+    kept = np.stack(bayer(rows[:, None], columns), axis=-1)
+    padded = jnp.pad(image * kept, ((1, 1), (1, 1), (0, 0)), mode="reflect")
+    return sum(
+        DEMOSAIC[i, j] * padded[i : i + height, j : j + width]
+        for i in range(3)
+        for j in range(3)
+    )
 
 
 def _blurred(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:

@@ -15,21 +15,27 @@ the exponent per photograph, the factor per channel."""
 KEPT = 0.25
 """Share of the photographs that are left unchanged."""
 
+GREY = 0.15
+"""Share of the photographs whose channels are made alike, as those of a monochrome camera."""
+
 
 def recolour(key: jax.Array, window: jax.Array) -> jax.Array:
-    """Permutes the colour channels of a photograph and applies a random tone curve to each.
+    """Permutes the channels of a photograph and changes their tones, or averages them.
 
     Args:
         key: random key.
         window: uint8 [H, W, 3].
 
     Returns:
-        uint8 [H, W, 3]; unchanged with probability `KEPT`.
+        uint8 [H, W, 3]; unchanged with probability `KEPT`, grey with probability `GREY`.
     """
     keys = jax.random.split(key, 4)
     factor = jax.random.uniform(keys[0], (3,), minval=FACTOR[0], maxval=FACTOR[1])
     exponent = jax.random.uniform(keys[1], minval=EXPONENT[0], maxval=EXPONENT[1])
-    swapped = jax.random.permutation(keys[2], window.astype(jnp.float32) / 255.0, axis=-1)
-    changed = jnp.round(255.0 * jnp.minimum(factor * swapped**exponent, 1.0))
-    kept = jax.random.uniform(keys[3]) < KEPT
-    return jnp.where(kept, window, changed.astype(jnp.uint8))
+    levels = window.astype(jnp.float32) / 255.0
+    swapped = jax.random.permutation(keys[2], levels, axis=-1)
+    changed = jnp.minimum(factor * swapped**exponent, 1.0)
+    drawn = jax.random.uniform(keys[3])
+    grey = jnp.mean(levels, axis=-1, keepdims=True)
+    changed = jnp.round(255.0 * jnp.where(drawn > 1.0 - GREY, grey, changed))
+    return jnp.where(drawn < KEPT, window, changed.astype(jnp.uint8))

@@ -66,12 +66,14 @@ def from_fields(fields: Mapping[str, Any], blurred: bool) -> StepLaw:
         blurred: whether the photographs are already blurred.
 
     Raises:
-        UsageError: if a step cannot sample the law's blur, `clean_share` or `skew`.
+        UsageError: if a step cannot sample the law's blur, noise, `clean_share` or `skew`.
     """
-    for name, neutral in (("clean_share", 0.0), ("skew", 1.0)):
-        if fields.get(name, neutral) != neutral:
+    neutrals = {"clean_share": 0.0, "skew": 1.0, "noise": ["independent"]}
+    for name, neutral in neutrals.items():
+        given = fields.get(name, neutral)
+        if (list(given) if isinstance(given, tuple) else given) != neutral:
             raise UsageError(
-                f"config.data.degradation.{name}: {fields[name]} cannot be drawn within a "
+                f"config.data.degradation.{name}: {given} cannot be drawn within a "
                 f"step, only {neutral}; {_REMEDY}"
             )
     kinds = set(fields["blur"])

@@ -25,6 +25,7 @@ from restore_jax.report.comparison_page import Shown
 
 _TIMED_IMAGES = 4
 _ROUNDS = 10
+_INPUT = "degraded input"
 
 Comparison = dict[str, Any]
 Model = tuple[nn.Module, Mapping[str, Any]]
@@ -125,13 +126,20 @@ def format_comparison(comparison: Comparison, output: pathlib.Path) -> str:
         ("erased", "erasure_rate", ".0%"),
     )
     names = [f"{run['letter']}: {run['workdir']}" for run in comparison["runs"]]
-    width = max(map(len, names))
+    width = max(map(len, [*names, _INPUT]))
     titles = [title.rjust(7) for title, _, _ in columns] + ["parameters", "   GMAC", "ms/image"]
-    lines = ["  ".join([" " * width, *titles])]
-    for name, run in zip(names, comparison["runs"], strict=True):
+
+    def figures(name: str, micro: Mapping[str, Any], prefix: str = "") -> list[str]:
         cells = [name.ljust(width)]
         for title, (_, key, form) in zip(titles, columns, strict=False):
-            cells.append(results.format_cell(run["micro"].get(key), form).rjust(len(title)))
+            cells.append(results.format_cell(micro.get(prefix + key), form).rjust(len(title)))
+        return cells
+
+    lines = ["  ".join([" " * width, *titles])]
+    # The same for all.
+    lines.append("  ".join(figures(_INPUT, comparison["runs"][0]["micro"], "input_")))
+    for name, run in zip(names, comparison["runs"], strict=True):
+        cells = figures(name, run["micro"])
         measured = run["cost"]
         cells += [f"{measured['parameters']:10,}", f"{measured['gmac']:7.2f}"]
         cells.append(f"{measured['ms_per_image']:8.1f}")

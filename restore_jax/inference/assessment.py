@@ -17,6 +17,9 @@ _ROWS = 512
 # Of a good photograph: the most noise in grey levels and blur in px, and the PSNR in dB
 # that the output should have to it.
 _GOOD_NOISE, _GOOD_BLUR, _GOOD_CHANGE = 2.0, 1.5, 45.0
+# Of a noisy photograph: the least noise in grey levels, and by how many dB the change may lie
+# below that noise: at most a quarter of its standard deviation was removed.
+_NOISY, _LEFT = 4.0, 12.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Assessment:
         return math.sqrt(np.mean([channel.value**2 for channel in self.noise]))
 
     def doubt(self, change_db: float | None) -> str:
-        """Says that a good photograph was changed; "" if not, or if it is not known to be good.
+        """Says that a good photograph was changed, or the noise of a bad one left; or "".
 
         One that lies outside is named for that already.
 
@@ -53,9 +56,12 @@ class Assessment:
             change_db: PSNR of the output against the photograph, dB; None if not known.
         """
         noise, widths = self.overall_noise, [one.value for one in self.blur if one is not None]
-        is_good = noise is not None and noise < _GOOD_NOISE and self.inside is not False
-        is_good = is_good and bool(widths) and max(widths) < _GOOD_BLUR
-        if not is_good or change_db is None or change_db >= _GOOD_CHANGE:
+        if noise is None or self.inside is False or change_db is None:
+            return ""
+        if noise >= _NOISY and change_db > 20 * math.log10(255 / noise) + _LEFT:
+            return f"noise of {noise:.3g} grey levels, but hardly changed ({change_db:.1f} dB)"
+        is_good = noise < _GOOD_NOISE and bool(widths) and max(widths) < _GOOD_BLUR
+        if not is_good or change_db >= _GOOD_CHANGE:
             return ""
         return f"little noise and blur, but changed ({change_db:.1f} dB)"
 

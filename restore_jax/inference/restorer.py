@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from restore_jax import batches, models
 from restore_jax.checkpoints import trust_file, weights_file
 from restore_jax.config import schema
-from restore_jax.degradation import digital_gain, known_range
+from restore_jax.degradation import digital_gain, known_range, shared_noise
 from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import UsageError
 from restore_jax.inference import assessment, ensemble, pixels, sharded, tiling
@@ -119,6 +120,9 @@ class Restorer:
 
     Images are never resized here: for a model that was trained on downscaled photographs, the
     blur in photographs at their native size differs from that of its training.
+
+    Noise that the channels share, as in greyscale, is made independent first where the model
+    would take it for texture, see `degradation.shared_noise`.
 
     Args:
         model: an architecture of `restore_jax.models` that restores images.
@@ -341,7 +345,10 @@ class Restorer:
         def pictures() -> Iterator[pixels.TiledImage]:
             for array, white, in_place, gain in arrays:
                 gain = _gain(array, gain) if chosen.undo_gain else None
-                picture = pixels.TiledImage(array, chosen.strength, side, white, in_place, gain)
+                shared = self._shared_noise(array, white)
+                picture = pixels.TiledImage(
+                    array, chosen.strength, side, white, in_place, gain, shared
+                )
                 if self._before_batch is not None:
                     taken.append(picture)
                 yield picture
@@ -350,6 +357,20 @@ class Restorer:
         if chosen.trust:
             return ((picture.result, picture.half_width) for picture in done)
         return (picture.result for picture in done)
+
+    def _shared_noise(self, image: np.ndarray, white: int | None) -> float:
+        """Returns what noise to make independent, 1 being white.
+
+        Only a network that also learned to leave photographs without noise alone takes shared
+        noise for texture; the others remove it. And no more than it knows is added.
+        """
+        by_law = known_range.of_config(self.config.get("data") or {})
+        if by_law is None or by_law.noise[0] > 0.0:
+            return 0.0
+        colours = np.atleast_3d(image)[..., :3]
+        found = shared_noise.of_photograph(colours, 255.0 / pixels.white_of(image.dtype, white))
+        room = max(0.0, by_law.noise[1] ** 2 - found**2) / 2
+        return min(found, math.sqrt(room)) / 255.0
 
     def _chosen(self, options: Mapping[str, Any]) -> Options:
         _check_names(options)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import html
-import importlib.metadata
 import json
 import secrets
 import shutil
@@ -23,7 +22,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from restore_jax import report, shipped
+from restore_jax import report, shipped, version
 from restore_jax.errors import RunError, UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.serve import requests
@@ -141,7 +140,7 @@ class _Service:
         worker = self._worker
         found = {
             "ok": not worker.stopped,
-            "version": _version(),
+            "version": version.installed(),
             "model": worker.names[0],
             "models": worker.names,
             "queue": worker.waiting,
@@ -324,13 +323,6 @@ class _Service:
 
 def _gone() -> HTTPException:
     return HTTPException(404, "some of these are no longer kept; restore them again")
-
-
-def _version() -> str | None:
-    try:
-        return importlib.metadata.version("restore_jax")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        return None
 
 
 def _remove(folder: Path) -> None:

@@ -118,7 +118,10 @@ def assert_one_line(done, status, *words):
         ((), ["--config: missing", "configs/sca_unet.py:sample"]),
         (("--mode=evaluate",), ["--workdir: missing"]),
         (("--mode=dream",), ["mode", "dream"]),
-        (("--config=configs/none.py",), ["configs/none.py"]),
+        (
+            ("--config=configs/none.py",),
+            ["error: --config=configs/none.py: no such file; configs/"],
+        ),
         (("--config=configs/sca_unet.py:cats",), ["cats", "mvtec_ad", "sample"]),
         (
             ("--config=configs/sca_unet.py", "--config.train.epoch=3"),

@@ -1,5 +1,6 @@
 """The short commands of `restore-jax`, read and done in this process."""
 
+import importlib.metadata
 import os
 import pathlib
 import subprocess
@@ -71,6 +72,12 @@ def test_help_fits_a_screen(monkeypatch, capsys, verb):
     if not verb:
         for name in verbs.VERBS:
             assert any(line.startswith(f"  {name} ") for line in shown)
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    assert restore_jax(monkeypatch, "--version") == 0
+    version = importlib.metadata.version("restore_jax")
+    assert capsys.readouterr().out == f"restore_jax {version}\n"
 
 
 @pytest.mark.parametrize("mode", flags.MODES)
@@ -183,7 +190,14 @@ def test_without_a_checkout_one_is_asked_for(monkeypatch, capsys, tmp_path, argu
         (("photographs",), "photographs: no such command; the commands are"),
         (("restore", "-o", "out"), "required: INPUT; see restore-jax restore --help"),
         (("restore", "a.png"), "required: -o/--output; see restore-jax restore --help"),
-        (("restore", "a.png", "-o", "out", "--over"), "unrecognized arguments: --over; see"),
+        (
+            ("restore", "a.png", "-o", "out", "--over"),
+            "unrecognized arguments: --over (did you mean --overwrite?); see",
+        ),
+        (
+            ("restore", "a.png", "-o", "out", "--reprot=yes"),
+            "--reprot=yes (did you mean --report?); see restore-jax restore --help",
+        ),
         (("restore", "a.png", "-o", "out", "--tile=big"), "--tile: invalid int value: 'big'"),
         (("restore", "a.png", "-o", "out", "--pages=some"), "--pages: invalid choice: 'some'"),
         (("restore", "a.png", "-o", "out", "--watch"), "unrecognized arguments: --watch"),

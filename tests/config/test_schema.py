@@ -110,9 +110,9 @@ def test_a_field_that_is_missing_is_named():
         if ".".join(path) in (
             "checkpoint", "checkpoint.every_steps", "train.steps_per_dispatch",
             "init_from", "data.crops_per_image", "data.degradation.clean_share",
-            "data.degradation.skew", "data.skip_bad", "data.resident", "data.resident_file",
-            "data.max_megapixels", "data.white", "data.recolour", "data.undo_gain",
-            "data.degradation.file",
+            "data.degradation.noise", "data.degradation.skew", "data.skip_bad", "data.resident",
+            "data.resident_file", "data.max_megapixels", "data.white", "data.recolour",
+            "data.undo_gain", "data.degradation.file",
         ):  # fmt: skip
             schema.require(less, "x")
             continue

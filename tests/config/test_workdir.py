@@ -175,3 +175,9 @@ def test_a_run_from_before_the_white_level_used_the_whole_range(tmp_path):
     config.data.white = workdir.white_level(tmp_path, config)
     assert config.data.white == 65535
     assert workdir.is_claimed(tmp_path, config)
+
+
+def test_without_file_locks_a_workdir_is_only_not_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "fcntl", None)  # as on Windows
+    with workdir.held(tmp_path), workdir.held(tmp_path):
+        assert not workdir.is_held(tmp_path)

@@ -639,6 +639,62 @@ def test_symmetries_of_motion_are_those_of_its_histogram_of_angles(angle):
     assert definition.symmetries(Law(**MOTION, motion_angle=angle)) == expected
 
 
+# Kinds of noise
+
+
+def noise_of(kinds, number=0, side=96, sigma=(20.0, 20.0)):
+    flat = np.full((side, side, 3), 100.0, np.float32)
+    return degrade.gaussian_noise(flat, seed_of(number), sigma, kinds=kinds).numpy() - flat
+
+
+def test_grey_noise_is_alike_in_all_channels():
+    noise = noise_of(("grey",))
+    assert (noise == noise[..., :1]).all()
+    assert noise.std() == pytest.approx(20, rel=0.03)
+
+
+def test_demosaiced_noise_is_that_of_a_bayer_sensor_interpolated_by_scipy():
+    sensor = noise_of(("independent",))
+    y, x = np.mgrid[:96, :96] % 2
+    kept = np.stack([(y == 0) & (x == 0), y != x, (y == 1) & (x == 1)], axis=-1)
+    # The mean of the nearest pixels that have the channel.
+    count = scipy.ndimage.convolve(kept.astype(float), np.ones((3, 3, 1)), mode="mirror")
+    assert set(np.unique(count)) <= {1, 2, 4, 5}
+    expected = np.where(kept, sensor, 0)
+    for channel, around in enumerate(((1, 1), (0, 1), (1, 1))):
+        values = expected[..., channel].copy()
+        cross = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+        near = np.ones((3, 3)) if around[0] else cross
+        total, number = (
+            scipy.ndimage.convolve(part, near.astype(float), mode="mirror")
+            for part in (values, kept[..., channel].astype(float))
+        )
+        missing = ~kept[..., channel]
+        expected[..., channel][missing] = total[missing] / number[missing]
+    found = noise_of(("demosaiced",))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    deviations = found.std((0, 1)) / 20
+    np.testing.assert_allclose(deviations, np.sqrt([9 / 16, 5 / 8, 9 / 16]), rtol=0.05)
+
+
+def test_kinds_of_noise_are_drawn_as_often_as_they_are_named():
+    kinds = ("grey", "independent", "grey")
+    apply = tf.function(
+        lambda seed: degrade.gaussian_noise(
+            np.zeros((4, 4, 3), np.float32), seed, (9.0, 9.0), kinds=kinds
+        )
+    )
+    drawn = [apply(seed_of(number)).numpy() for number in range(300)]
+    grey = np.mean([(noise == noise[..., :1]).all() for noise in drawn])
+    assert abs(grey - 2 / 3) < 4 * math.sqrt(2 / 9 / 300)
+
+
+@pytest.mark.parametrize("value", ["pink", (), ("grey", "pink"), 3])
+def test_an_unknown_kind_of_noise_is_refused(value):
+    with pytest.raises(UsageError, match=r"noise: .* not one or more of independent, grey, d"):
+        definition.law_from_config({"preset": "kla", "noise": value})
+
+
 # Laws for models that are to leave good photographs alone
 
 

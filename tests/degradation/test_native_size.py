@@ -12,6 +12,7 @@ from data import degrade
 from data.rendered import sample
 from restore_jax.degradation import native_size, working_size
 from restore_jax.degradation.definition import PRESETS, Law
+from restore_jax.errors import UsageError
 
 BLURS = {
     "gaussian": Law(blur=("gaussian",), sigma_x=(5.0, 5.0), sigma_y=(1.5, 1.5)),
@@ -66,6 +67,42 @@ def test_levels_have_the_hosts_mean_and_deviation(preset):
     # 600 draws of gain and noise level; the means of a channel scatter by 10 levels.
     assert abs(own.mean() - host.mean()) < 1.5
     assert abs(own.std((1, 2)).mean() / host.std((1, 2)).mean() - 1) < 0.03
+
+
+@pytest.mark.parametrize("kind", ["grey", "demosaiced"])
+def test_noise_has_the_hosts_covariance(kind):
+    law = Law(noise=(kind,), noise_sigma=(20.0, 20.0), quantise="round")
+    image = np.full((64, 64, 3), 128, np.uint8)
+    keys = jax.random.split(jax.random.key(4), 30)
+    own = jax.vmap(lambda key: native_size.degrade(key, image, law))(keys)
+    host = [degrade.degrade(tf.constant(image), law, [7, i]).numpy() for i in range(30)]
+
+    def covariance(images):
+        """Of the channels of pixels that lie 0 or 1 px apart, [6, 6]."""
+        noise = np.asarray(images, float) - 128
+        pairs = np.concatenate([noise[:, :, :-1], noise[:, :, 1:]], axis=-1)
+        return np.cov(pairs.reshape(-1, 6).T)
+
+    np.testing.assert_allclose(covariance(own), covariance(host), atol=8)
+    assert abs(covariance(own)[0, 3]) > 100 or kind == "grey"  # 225 and 0 of 400
+
+
+def test_kinds_of_noise_are_drawn_as_often_as_they_are_named():
+    law = Law(noise=("grey", "demosaiced", "grey", "independent"), noise_sigma=(9.0, 9.0))
+    image = np.full((8, 8, 3), 128, np.uint8)
+    keys = jax.random.split(jax.random.key(5), 400)
+    found = np.asarray(jax.vmap(lambda key: native_size.degrade(key, image, law))(keys))
+    grey = (found == found[..., :1]).all((1, 2, 3)).mean()
+    assert abs(grey - 0.5) < 0.1
+
+
+def test_a_step_at_the_working_size_draws_independent_noise_only():
+    fields = vars(Law(noise=("independent", "grey"), noise_sigma=(9.0, 9.0)))
+    with pytest.raises(UsageError, match=r"^config\.data\.degradation\.noise: .*within a step"):
+        working_size.from_fields(fields, blurred=True)
+    assert working_size.from_fields(vars(Law()), blurred=True)
+    older = {name: value for name, value in fields.items() if name != "noise"}
+    assert working_size.from_fields(older, blurred=True)
 
 
 def test_kinds_of_blur_are_drawn_as_often_as_they_are_named():

@@ -44,6 +44,9 @@ def test_runs_are_evaluated_once_and_compared(runs, capsys, monkeypatch):
     assert psnr["micro"]["difference"] == pytest.approx(means[1] - means[0])
     text = compare_runs.format_comparison(comparison, where)
     assert "B against A: PSNR" in text
+    degraded = stored["micro"]
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("degraded input"))
+    assert row[2:4] == [f"{degraded['input_psnr']:.2f}", f"{degraded['input_ssim']:.4f}"]
     assert str(where / "compare.html") in text
     assert capsys.readouterr().out.count(": evaluated,") == 2
 

@@ -498,7 +498,7 @@ def test_gains_that_are_undone_are_measured_once_and_named(
     undoing = restorer.with_options(undo_gain=True)
     assert restore_folder(undoing, folder, tmp_path / "out").restored == 3
     assert len(measured) == 4
-    lines = [line for line in capsys.readouterr().err.splitlines() if "gain" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "digital gain" in line]
     assert len(lines) == 2
     assert lines[0].startswith(f"{folder / 'brighter.png'}: digital gain of 1.06")
     assert lines[1].startswith(f"{folder / 'stack.tif'}: page 2: digital gain of 1.06")

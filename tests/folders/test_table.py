@@ -213,6 +213,10 @@ def test_a_good_photograph_that_was_changed_is_named(tmp_path, capfd):
     assert change < 45
     found = table.rows[0].assessment
     assert found.doubt(44.9) and not found.doubt(45.0)
+    # Noise of 5 grey levels, removed altogether, is a change of 34.2 dB.
+    noisy = table.rows[1].assessment
+    assert "but hardly changed (60.0 dB)" in noisy.doubt(60.0)
+    assert not noisy.doubt(40.0) and not noisy.doubt(None)
 
 
 def test_without_an_assessment_nothing_is_outside(restorer, folder, tmp_path):

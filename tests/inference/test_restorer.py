@@ -503,3 +503,39 @@ def test_a_digital_gain_is_undone_if_asked_or_as_trained():
     assert np.abs(trained(image, undo_gain=False) - as_it_is).max() <= 1
     with pytest.raises(UsageError, match="undo_gain: 'yes' is not True or False"):
         darker(undo_gain="yes")
+
+
+SHARED = np.clip(np.rint(RNG.normal(128, 10, (96, 96, 1))), 0, 255).astype(np.uint8)
+
+
+def identity(**data):
+    config = ConfigDict({"data": {"name": "sample"} | data})
+    return Restorer(Darker(), {"params": {"factors": np.ones(3, np.float32)}}, config, tile=32)
+
+
+def test_noise_that_channels_share_is_made_independent_where_good_images_were_trained():
+    restorer = identity(degradation={"preset": "wide"})
+    photograph = np.repeat(SHARED, 3, -1)
+    # The identity shows what the model is given.
+    seen = restorer(photograph).astype(np.float64)
+    covariance = np.cov(seen.reshape(-1, 3).T)
+    np.testing.assert_allclose(covariance, 300 * np.eye(3), atol=60)
+    # Of a greyscale photograph, the mean is kept; and the input is blended in as it is.
+    assert np.abs(restorer(SHARED).astype(int) - SHARED).max() <= 1
+    half = restorer(photograph, strength=0.5)
+    assert np.abs(half - (seen + photograph) / 2).max() <= 1
+    np.testing.assert_array_equal(restorer(photograph), restorer(photograph))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"degradation": {"preset": "kla"}},
+        {"degradation": {"preset": "wide"}, "name": "pairs"},
+        {},
+    ],
+    ids=["always noisy", "pairs", "no law"],
+)
+def test_other_models_are_given_shared_noise_as_it_is(data):
+    photograph = np.repeat(SHARED, 3, -1)
+    np.testing.assert_array_equal(identity(**data)(photograph), photograph)

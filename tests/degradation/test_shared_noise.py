@@ -1,0 +1,81 @@
+"""The noise that channels share, against noise that NumPy drew with a known covariance."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from restore_jax.degradation import shared_noise
+
+
+def scene(side=256):
+    """A ramp with a bright part, grey levels [side, side]."""
+    levels = np.linspace(60, 140, side)[None, :] + np.zeros((side, 1))
+    levels[side // 3 : side // 2] += 60
+    return levels
+
+
+def noisy(seed, own, shared, channels=3):
+    """The scene with noise of its own for each channel and noise that all share."""
+    rng = np.random.default_rng(seed)
+    clean = scene()[..., None]
+    noise = shared * rng.normal(size=clean.shape)
+    noise = noise + own * rng.normal(size=(*clean.shape[:2], channels))
+    return np.clip(np.rint(clean + noise), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("sigma", [4.0, 10.0, 30.0])
+def test_all_noise_of_a_grey_photograph_is_shared(sigma):
+    grey = noisy(1, 0.0, sigma, channels=1)
+    found = shared_noise.of_photograph(grey)
+    assert found == pytest.approx(sigma, rel=0.15)
+    assert shared_noise.of_photograph(grey[..., 0]) == found
+    assert shared_noise.of_photograph(np.repeat(grey, 3, -1)) == pytest.approx(found, rel=1e-3)
+    twelve_bits = grey.astype(np.uint16) * 16
+    assert shared_noise.of_photograph(twelve_bits, 1 / 16) == pytest.approx(found, rel=1e-5)
+
+
+def test_of_both_kinds_only_the_shared_noise_is_found():
+    assert shared_noise.of_photograph(noisy(2, 10.0, 10.0)) == pytest.approx(10.0, rel=0.15)
+
+
+@pytest.mark.parametrize("sigma", [4.0, 30.0])
+def test_independent_noise_is_not_shared(sigma):
+    assert shared_noise.of_photograph(noisy(3, sigma, 0.0)) == 0.0
+
+
+def test_noise_is_shared_after_a_jpeg_with_colours_of_half_the_size():
+    file = io.BytesIO()
+    Image.fromarray(noisy(4, 20.0, 0.0)).save(file, "JPEG", quality=95, subsampling=2)
+    assert shared_noise.of_photograph(np.asarray(Image.open(file))) > 8.0
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((100, 100), np.uint8),
+        np.full((100, 100, 3), 255, np.uint8),
+        noisy(5, 0.0, 1.0),
+        noisy(5, 0.0, 20.0)[:40, :40],
+        noisy(5, 0.0, 20.0)[:5],
+    ],
+    ids=["black", "white", "good", "small", "flat"],
+)
+def test_none_is_reported_where_there_is_none_or_nothing_to_measure(image):
+    assert shared_noise.of_photograph(image) == 0.0
+
+
+def test_what_is_added_makes_it_independent_and_leaves_the_mean():
+    rows, columns = np.arange(400), np.arange(300, 1000)
+    added = shared_noise.complement(rows, columns)
+    np.testing.assert_allclose(added.mean(-1), 0.0, atol=1e-5)
+    shared = np.random.default_rng(6).normal(size=(400, 700, 1))
+    covariance = np.cov((shared + added).reshape(-1, 3).T)
+    np.testing.assert_allclose(covariance, 3 * np.eye(3), atol=0.05)
+
+
+def test_the_same_pixel_gets_the_same_noise():
+    whole = shared_noise.complement(np.arange(600), np.arange(700))
+    part = shared_noise.complement(np.array([599, 3]), np.arange(513, 600))
+    np.testing.assert_array_equal(part, whole[[599, 3]][:, 513:600])
