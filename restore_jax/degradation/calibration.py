@@ -81,8 +81,9 @@ class PairFit:
         gain: the factor of each channel.
         quantise: "truncate", "round" or "none"; None if the levels do not decide it.
         residual: statistics of the residuals in units of the noise: "correlation_x" and
-            "correlation_y" of neighbours, and "blocks", the standard deviation of means over
-            16 × 16 px relative to that of white noise (1 if the fit explains everything).
+            "correlation_y" of neighbours, "correlation_channels" of the channels of a pixel,
+            and "blocks", the standard deviation of means over 16 × 16 px relative to that of
+            white noise (1 if the fit explains everything).
     """
 
     kind: str
@@ -492,16 +493,11 @@ def truncated_moments(low: Any, high: Any) -> tuple[Any, Any, Any]:
 
 def _whiteness(left: np.ndarray, inside: np.ndarray) -> dict[str, float]:
     """Measures how far residuals [H, W, 3] are from white noise of deviation 1 (`PairFit`)."""
+    variance = max(np.sum(left**2) / max(inside.sum(), 1), 1e-9)
 
-    def correlation(axis: int) -> float:
-        first, second = (
-            np.moveaxis(left, axis, 0)[part] for part in (slice(1, None), slice(-1))
-        )
-        both = np.moveaxis(inside, axis, 0)
-        pairs = max(int(np.sum(both[1:] & both[:-1])), 1)
-        return float(
-            np.sum(first * second) / pairs / max(np.sum(left**2) / max(inside.sum(), 1), 1e-9)
-        )
+    def correlation(apart: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> float:
+        pairs = max(int(np.sum(np.logical_and(*apart(inside)))), 1)
+        return float(np.sum(np.multiply(*apart(left))) / pairs / variance)
 
     height, width = (length // 16 * 16 for length in left.shape[:2])
     shape = (height // 16, 16, width // 16, 16, 3)
@@ -509,7 +505,12 @@ def _whiteness(left: np.ndarray, inside: np.ndarray) -> dict[str, float]:
     counts = inside[:height, :width].reshape(shape).sum((1, 3))
     used = counts > 64
     blocks = float(np.sqrt(np.mean(sums[used] ** 2 / counts[used]))) if used.any() else 1.0
-    return {"correlation_x": correlation(1), "correlation_y": correlation(0), "blocks": blocks}
+    return {
+        "correlation_x": correlation(lambda image: (image[:, 1:], image[:, :-1])),
+        "correlation_y": correlation(lambda image: (image[1:], image[:-1])),
+        "correlation_channels": correlation(lambda image: (image, np.roll(image, 1, axis=-1))),
+        "blocks": blocks,
+    }
 
 
 # --- Quantising -----------------------------------------------------------------------------

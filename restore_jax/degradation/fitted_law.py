@@ -15,6 +15,10 @@ from restore_jax.degradation.definition import OFF, Law, Range
 # Relative and angular accuracy of the fits: photographs that differ by less are degraded alike.
 _ALIKE = 0.01
 _ALIKE_DEGREES = 0.5
+# Correlations of the residual from which on channels, or neighbours, share their noise.
+_ALIKE_CHANNELS, _ALIKE_NEIGHBOURS = 0.8, 0.35
+# Shares of the variance of a Bayer sensor's noise that interpolation leaves in each channel.
+_LEFT = (9 / 16, 5 / 8, 9 / 16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,13 @@ def of_pairs(fits: Sequence[PairFit]) -> Found:
         found = [fit.blur[name] for fit in fits if name in fit.blur]
         if found:
             law[name], intervals[name] = _pooled(found, name == "motion_angle")
-    sigmas = [sigma for fit in fits for sigma in fit.noise_sigma]
+    kinds = [_noise_kind(fit.residual) for fit in fits]
+    law["noise"] = _kinds(kinds)
+    sigmas = [
+        _of_sensor(sigma, channel) if kind == "demosaiced" else sigma
+        for fit, kind in zip(fits, kinds, strict=True)
+        for channel, sigma in enumerate(fit.noise_sigma)
+    ]
     law["noise_sigma"], intervals["noise_sigma"] = _pooled(sigmas)
     photons = [fit.photons for fit in fits if fit.photons.value > 0]
     if 2 * len(photons) > len(fits):
@@ -70,6 +80,7 @@ def of_pairs(fits: Sequence[PairFit]) -> Found:
 def of_photographs(
     noise: Sequence[tuple[Estimate, Estimate]],
     blur: Sequence[tuple[Estimate | None, Estimate | None]],
+    shared: Sequence[float] = (),
 ) -> Found:
     """Combines the estimates of single degraded photographs, see `estimate`.
 
@@ -77,6 +88,7 @@ def of_photographs(
         noise: for each channel of each photograph, standard deviation at black and variance
             per grey level.
         blur: for each photograph, widths along x and y in px; None if unknown.
+        shared: for each photograph, the noise that its channels share, a standard deviation.
     """
     law: dict[str, Any] = dataclasses.asdict(Law())
     intervals: dict[str, Range] = {}
@@ -86,6 +98,8 @@ def of_photographs(
     }
     law["gain"] = law["quantise"] = None
     law["noise_sigma"], intervals["noise_sigma"] = _pooled([sigma for sigma, _ in noise])
+    if shared and _shares_noise(noise, shared):
+        law["noise"] = ("grey",)
     photons = [photons for _, photons in noise if photons.value > 0]
     if 2 * len(photons) > len(noise):
         law["poisson_peak"], intervals["poisson_peak"] = _pooled(list(map(_peak, photons)))
@@ -106,8 +120,35 @@ def of_photographs(
     return Found(law, intervals, unknown, {})
 
 
+def _noise_kind(residual: Mapping[str, float]) -> str:
+    """Returns the kind of noise whose correlations are nearest to those of the residual.
+
+    Noise of a Bayer sensor that was interpolated linearly has a correlation of neighbours of
+    0.67 in red and blue, and of 0.4 in green.
+    """
+    if residual.get("correlation_channels", 0.0) > _ALIKE_CHANNELS:
+        return "grey"
+    neighbours = [residual.get(f"correlation_{axis}", 0.0) for axis in "xy"]
+    return "demosaiced" if min(neighbours) > _ALIKE_NEIGHBOURS else "independent"
+
+
+def _shares_noise(noise: Sequence[tuple[Estimate, Estimate]], shared: Sequence[float]) -> bool:
+    """Whether most of the noise is that which the channels share; as for `of_photographs`.
+
+    Its variance is that of the flatter half of a photograph, of any brightness.
+    """
+    total = [sigma.value**2 + photons.value * 128 for sigma, photons in noise]
+    return float(np.mean(np.square(shared))) > _ALIKE_CHANNELS * float(np.mean(total))
+
+
+def _of_sensor(sigma: Estimate, channel: int) -> Estimate:
+    """Returns the noise of a sensor from what linear interpolation left of it in a channel."""
+    left = math.sqrt(_LEFT[channel])
+    return Estimate(sigma.value / left, sigma.error / left)
+
+
 def _kinds(kinds: Sequence[str]) -> tuple[str, ...]:
-    """Returns the kinds of blur, repeated in proportion to their frequencies."""
+    """Returns kinds of blur or noise, repeated in proportion to their frequencies."""
     counts = collections.Counter(kinds)
     divisor = math.gcd(*counts.values())
     return tuple(kind for kind, n in sorted(counts.items()) for _ in range(n // divisor))
@@ -145,7 +186,8 @@ def _pooled(found: Sequence[Estimate], is_angle: bool = False) -> tuple[Range, R
 
 def noise_curve(law: Mapping[str, Any], levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the smallest and the largest standard deviation of the noise at grey levels."""
-    low, high = law["noise_sigma"]
+    left = math.sqrt(np.mean(_LEFT)) if set(law["noise"]) == {"demosaiced"} else 1.0
+    low, high = (left * sigma for sigma in law["noise_sigma"])
     few, many = law["poisson_peak"] or OFF
     most, least = (255 / peak if peak else 0.0 for peak in (few, many))
     return np.sqrt(low**2 + least * levels), np.sqrt(high**2 + most * levels)

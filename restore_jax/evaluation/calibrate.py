@@ -16,6 +16,7 @@ from restore_jax.degradation import (
     fitted_law,
     law_file,
     native_size,
+    shared_noise,
 )
 from restore_jax.errors import UsageError
 from restore_jax.image_io import image_files, image_paths, limits
@@ -99,7 +100,7 @@ def format_found(
             low, high = found.intervals[name]
             shown = " to ".join(f"{end:.4g}" for end in dict.fromkeys(value))
             lines.append(f"  {name:15} {shown} (90 %: {low:.4g} to {high:.4g})")
-        elif name in ("blur", "quantise"):
+        elif name in ("blur", "noise", "quantise"):
             lines.append(f"  {name:15} {value if isinstance(value, str) else ', '.join(value)}")
     lines += [f"  residual {name}: {value:.3f}" for name, value in found.residual.items()]
     lines.append(f"law: {output} (--config.data.degradation.file={output}); page: {page}")
@@ -210,16 +211,17 @@ def _fit_pairs(pairs: Sequence[Photographs]) -> fitted_law.Found:
 
 
 def _fit_alone(photographs: Sequence[Photographs]) -> fitted_law.Found:
-    noise, blur = [], []
+    noise, blur, shared = [], [], []
     for number, photograph in enumerate(photographs, 1):
         print(f"{number}/{len(photographs)} {photograph.name}", flush=True)
+        shared.append(shared_noise.of_photograph(photograph.degraded))
         try:
             levels = estimate.noise(photograph.degraded)
         except ValueError as error:
             raise UsageError(f"{photograph.name}: {error}; leave it out") from error
         noise += [levels.channel(c) for c in range(3)]
         blur.append(estimate.blur(photograph.degraded, levels))
-    return fitted_law.of_photographs(noise, blur)
+    return fitted_law.of_photographs(noise, blur, shared)
 
 
 def _page(

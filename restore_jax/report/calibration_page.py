@@ -13,6 +13,7 @@ from restore_jax.report.image_panels import Frame
 _RESIDUALS = {
     "correlation_x": "Correlation of neighbours along x",
     "correlation_y": "Correlation of neighbours along y",
+    "correlation_channels": "Correlation of the channels",
     "blocks": "Deviation of block means, of white noise 1",
 }
 

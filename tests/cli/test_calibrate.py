@@ -76,8 +76,20 @@ def test_bad_photographs_alone_tell_noise_and_say_what_they_do_not(pairs, tmp_pa
     assert content["law"]["gain"] is None
     assert "gain" in content["unknown"]
     assert content["law"]["noise_sigma"] == pytest.approx([6.0, 6.0], rel=0.1)
+    assert content["law"]["noise"] == ["independent"]
     assert law_from_config({"file": str(output)}).gain == (1.0, 1.0)
     assert (tmp_path / "law.html").exists()
+
+
+def test_photographs_of_a_monochrome_camera_share_their_noise(tmp_path):
+    for number in range(2):
+        clean, _ = sample.render("screw", "good", number, 160)
+        noise = 9 * np.random.default_rng(number).standard_normal((160, 160, 1))
+        save(tmp_path / f"{number}.png", np.clip(np.round(clean + noise), 0, 255))
+    calibrate(tmp_path, tmp_path / "law.json", "clean")
+    law = law_from_config({"file": str(tmp_path / "law.json")})
+    assert law.noise == ("grey",)
+    assert law.noise_sigma == pytest.approx((9.0, 9.0), rel=0.1)
 
 
 def emptied(root):

@@ -105,6 +105,17 @@ def test_finds_the_kla_law_again():
     assert found.law["poisson_peak"] == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("kind", ["grey", "demosaiced"])
+def test_finds_the_kind_of_noise(kind):
+    law = Law(noise=(kind,), noise_sigma=(12.0, 12.0), quantise="round")
+    pairs = [pair_of(law, number, 192)[:2] for number in (4, 5)]
+    found = fitted_law.of_pairs([calibration.fit_pair(*pair) for pair in pairs])
+    assert found.law["noise"] == (kind,)
+    assert found.law["noise_sigma"] == pytest.approx((12, 12), rel=0.04)
+    curve = fitted_law.noise_curve(found.law, np.array([100.0]))[0]
+    assert curve == pytest.approx(12 if kind == "grey" else 12 * 0.764, rel=0.04)
+
+
 def test_nothing_to_see_is_told():
     flat = np.full((96, 96, 3), 100.0, np.float32)
     with pytest.raises(ValueError, match="same level everywhere"):
