@@ -257,7 +257,7 @@ def _demosaiced(image: tf.Tensor) -> tf.Tensor:
     rows, columns = (tf.range(tf.shape(image)[axis]) % 2 for axis in (0, 1))
     kept = tf.cast(tf.stack(bayer(rows[:, None], columns), axis=-1), tf.float32)
     padded = tf.pad(image * kept, ((1, 1), (1, 1), (0, 0)), mode="REFLECT")
-    kernel = DEMOSAIC[..., None]
+    kernel = tf.stack([tf.constant(one) for one in DEMOSAIC], axis=-1)[..., None]
     return tf.nn.depthwise_conv2d(padded[None], kernel, (1, 1, 1, 1), "VALID")[0]
 
 

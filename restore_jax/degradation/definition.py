@@ -16,8 +16,6 @@ import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 
@@ -36,9 +34,9 @@ FLOAT_DUST = 2.0**-10
 
 _CORNERS = ((0.25, 0.5, 0.25), (0.5, 1.0, 0.5), (0.25, 0.5, 0.25))
 _CROSS = ((0.0, 0.25, 0.0), (0.25, 1.0, 0.25), (0.0, 0.25, 0.0))
-DEMOSAIC = np.stack([_CORNERS, _CROSS, _CORNERS], axis=-1).astype(np.float32)
-"""Kernels [3, 3, 3] that interpolate each channel of Bayer's pattern linearly, where the pixels
-of the other channels are 0."""
+DEMOSAIC = (_CORNERS, _CROSS, _CORNERS)
+"""A kernel for each channel of Bayer's pattern that interpolates it linearly, where pixels of
+the other channels are 0."""
 
 # In ascending order: each includes all before it.
 _AUGMENTATIONS = ("none", "flips", "all8")

@@ -90,8 +90,9 @@ def _demosaiced(image: jax.Array) -> jax.Array:
     height, width = image.shape[:2]
     kept = np.stack(bayer(rows[:, None], columns), axis=-1)
     padded = jnp.pad(image * kept, ((1, 1), (1, 1), (0, 0)), mode="reflect")
+    kernels = np.stack(DEMOSAIC, axis=-1).astype(np.float32)
     return sum(
-        DEMOSAIC[i, j] * padded[i : i + height, j : j + width]
+        kernels[i, j] * padded[i : i + height, j : j + width]
         for i in range(3)
         for j in range(3)
     )
