@@ -25,6 +25,9 @@ from restore_jax.trust import maps
 _CONTRAST_EDGES = [round(-0.5 + 0.1 * i, 1) for i in range(26)]
 # An image identical to its clean one scores 100 dB, which would squeeze all other bars.
 _HIGHEST_PSNR = 60.0
+# Reached only by an input that equals its clean image: one grey level in one of ten million
+# samples lowers it.
+_UNDEGRADED_DB = 99.9
 
 _RANKS = ("best", "median", "worst")
 
@@ -116,6 +119,7 @@ def render(report: Report) -> str:
         oracle_mask=report.oracle_mask,
         seen_in_training=seen_in_training(summary),
         target=target_line(summary["data"]),
+        undegraded=undegraded_line(report.rows),
         training_split=_training_split(summary),
         headline=evaluation_tables.headline(summary["micro"]),
         failures=failures,
@@ -186,6 +190,22 @@ def target_line(data: Mapping[str, Any]) -> str:
     return (
         f"No clean photographs: the figures are to the {data['target']} of each part. Its "
         "remaining noise lowers PSNR and SSIM, and its blur is that of the input."
+    )
+
+
+def undegraded_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a warning if more than half of the images equal their clean version, else "".
+
+    Args:
+        rows: the figures of each image, of which "input_psnr" is used.
+    """
+    count = sum(row["input_psnr"] > _UNDEGRADED_DB for row in rows)
+    if 2 * count <= len(rows):
+        return ""
+    return (
+        f"{count} of {len(rows)} images are not degraded (input PSNR 100 dB): the means, "
+        "and a best checkpoint chosen by them, tell little of restoring. Use more images, or "
+        "config.data.degradation.clean_share=0."
     )
 
 
