@@ -18,7 +18,7 @@ from markupsafe import Markup
 from restore_jax import files
 from restore_jax.metrics.defects import ERASED_BELOW, error_ratio
 from restore_jax.report import charts, evaluation_tables, image_panels, pages
-from restore_jax.report.forms import change, defined, number
+from restore_jax.report.forms import change, counted, defined, number
 from restore_jax.report.image_panels import Frame
 from restore_jax.trust import maps
 
@@ -176,7 +176,8 @@ def data_line(data: Mapping[str, Any]) -> str:
     size = data["image_size"]
     at = f"{size} × {size} px" if size else "their native size"
     against = f", against the {data['target']}" if "target" in data else ""
-    return f"{data['count']} images of {data['name']} ({data['split']}) at {at}{against}"
+    images = counted(data["count"], "image")
+    return f"{images} of {data['name']} ({data['split']}) at {at}{against}"
 
 
 def target_line(data: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ from restore_jax.losses import loss_terms
 from restore_jax.metrics import fidelity
 from restore_jax.parallel import device_mesh, processes, signals
 from restore_jax.report import evaluation_page
+from restore_jax.report.forms import counted
 from restore_jax.train import forecast, setup, steps
 from restore_jax.train.logs import Logs, NoLogs, epochs_without_gain, read_records
 from restore_jax.train.on_device import resident
@@ -163,7 +164,10 @@ def train(
     loaded = data.load_loss_params()
     loss_params = processes.replicate(loaded, mesh)
     counts = data.counts
-    print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
+    print(
+        f"{data.name}: {counted(counts['train'], 'image')} to train on, "
+        f"{counts['val']} to validate"
+    )
     if data.target:
         print(f"{data.name}: no clean photographs; validated against the {data.target}")
     # Read the first batch before claiming the workdir: bad images are only found on reading.
