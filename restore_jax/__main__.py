@@ -22,17 +22,15 @@ from restore_jax.parallel import cores
 
 
 def list_models() -> str:
-    """Returns a table of the models that come with the package, the default first."""
-    rows = [("name", "MB", "licence", "purpose")]
+    """Returns two lines for each model that comes with the package, the default first."""
+    lines = []
     for model in shipped.MODELS:
-        size = f"{shipped.verified(model.name).path.stat().st_size / 1e6:.1f}"
-        rows.append((model.name, size, model.licence, model.purpose))
-    if not shipped.MODELS:
-        return "No models come with this version."
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows
-    )
+        size = f"{shipped.verified(model.name).path.stat().st_size / 1e6:.1f} MB"
+        default = ", the default" if model is shipped.default() else ""
+        licence = model.licence.partition(",")[0]
+        lines.append(f"{model.name}: {size}, licence {licence}{default}")
+        lines.append(f"    {model.purpose}")
+    return "\n".join(lines) or "No models come with this version."
 
 
 def main() -> None:
@@ -41,6 +39,9 @@ def main() -> None:
         given = sys.argv[1:]
         if not given:
             raise errors.UsageError("no command given; restore-jax --help lists them")
+        if given[0] == "help":
+            given = [*given[1:2], "--help"]
+            sys.argv[1:] = given
         if given[0].startswith("-"):
             _run_flags()
         else:

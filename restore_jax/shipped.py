@@ -71,8 +71,8 @@ MODELS: tuple[Shipped, ...] = (
     Shipped(
         name="general",
         purpose=(
-            "photographs of any camera at their own size: noise and blur of any kind; leaves "
-            "good ones alone"
+            "photographs of any camera at their own size, noisy or blurred; leaves good "
+            "ones alone"
         ),
         config="configs/general.py",
         training_data=_RENDERED,
@@ -105,7 +105,7 @@ MODELS: tuple[Shipped, ...] = (
     ),
     Shipped(
         name="gain_unet_kla_native",
-        purpose="photographs at their own size, degraded by the kla law",
+        purpose="photographs at their own size with blur, strong noise and wrong colours",
         config="configs/gain_unet_native.py",
         training_data=_MVTEC_PART,
         licence=_MVTEC_LICENCE,
@@ -115,7 +115,7 @@ MODELS: tuple[Shipped, ...] = (
     ),
     Shipped(
         name="gain_unet_kla_256",
-        purpose="photographs shrunk to 256x256, degraded by the kla law",
+        purpose="photographs with blur, noise and wrong colours, shrunk to 256x256",
         config="configs/gain_unet.py",
         training_data=_MVTEC_PART,
         licence=_MVTEC_LICENCE,
@@ -126,8 +126,7 @@ MODELS: tuple[Shipped, ...] = (
     Shipped(
         name="measured_gain_kla_256",
         purpose=(
-            "photographs degraded by the kla law and shrunk to 256x256, whose gains were "
-            "measured before"
+            "as gain_unet_kla_256, where the gains of the colours can be measured in the file"
         ),
         config="configs/measured_gain.py",
         training_data=_MVTEC_PART,
@@ -138,7 +137,7 @@ MODELS: tuple[Shipped, ...] = (
     ),
     Shipped(
         name="sca_unet_kla_256",
-        purpose="photographs shrunk to 256x256, degraded by the kla law; the reports' model",
+        purpose="as gain_unet_kla_256, with the network of the reports",
         config="configs/sca_unet.py",
         training_data=_MVTEC_PART,
         licence=_MVTEC_LICENCE,

@@ -252,11 +252,13 @@ def in_package(monkeypatch, *arguments):
 def test_the_package_lists_its_models_and_tells_of_flags_alone(ships, monkeypatch, capsys):
     assert in_package(monkeypatch, "--models") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "name  MB   licence     purpose",
-        "tiny  0.0  Apache-2.0  for tests",
+        "tiny: 0.0 MB, licence Apache-2.0, the default",
+        "    for tests",
     ]
     assert in_package(monkeypatch, "--tile=32", "--help") == 0
     shown = capsys.readouterr().out
+    assert in_package(monkeypatch, "help") == 0
+    assert capsys.readouterr().out == shown
     assert "--input=photographs --output=restored" in shown
 
 

@@ -142,6 +142,8 @@ def evaluate_model(
         raise UsageError(
             f"config.eval.split: {config.eval.split!r} of {data.name} has no images"
         )
+    if warning := evaluation_page.undegraded_line(rows):
+        processes.on_first(lambda: print(warning))
     good = data.eval_batches("good") if data.counts.get("good") else ()
     good_rows = run(images=good, observe=observe)
     if tree is not None:

@@ -17,6 +17,7 @@ from restore_jax.config import workdir
 from restore_jax.evaluation.per_image import Row
 from restore_jax.metrics import coverage, defects, fidelity, kla
 from restore_jax.report import evaluation_page, plots
+from restore_jax.report.forms import counted
 
 Summary = dict[str, Any]
 
@@ -251,7 +252,7 @@ def format_report(summary: Summary, results: pathlib.Path) -> str:
     else:
         source = ("checkpoint", results.parent.parent / "checkpoints" / str(found["step"]))
     lines = [
-        f"\n{summary['data']['count']} images of {summary['data']['name']} "
+        f"\n{counted(summary['data']['count'], 'image')} of {summary['data']['name']} "
         f"({summary['data']['split']}), {evaluation_page.checkpoint_line(found)}"
         + (", with oracle mask\n" if summary["oracle_mask"] else "\n"),
         *filter(None, [evaluation_page.seen_in_training(summary)]),

@@ -387,8 +387,7 @@ def format_outcome(
     if passed_over:
         parts.append(f"passed over: {image_paths.format_passed_over(passed_over)}")
     if outcome.failed:
-        parts.append(f"{len(outcome.failed)} failed")
-        raise RunError("; ".join(parts))
+        raise RunError("; ".join([f"{len(outcome.failed)} failed, named above", *parts]))
     return "; ".join(parts)
 
 

@@ -54,6 +54,9 @@ _SIGNATURES = {
     "GIF": (b"GIF87a", b"GIF89a"),
     "JP2": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
 }
+_ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07")
+# Brands of HEIC, and of HEIF in general, which AVIF files may have as well.
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 HEADER_BYTES = 64
 """How much of a file `format_of` looks at."""
 
@@ -189,13 +192,18 @@ def format_of(header: bytes) -> str:
         raise Refused("is empty (0 bytes)")
     if header[:4] == b"RIFF" and header[8:12] == b"WEBP":
         return "WEBP"
-    if header[4:8] == b"ftyp" and {b"avif", b"avis"} & _brands(header):
+    brands = _brands(header) if header[4:8] == b"ftyp" else set()
+    if {b"avif", b"avis"} & brands:
         return "AVIF"
     if header[:1] == b"P" and header[1:2] in b"123456" and header[2:3] in b" \t\n\v\f\r#":
         return "PNM"
     for name, starts in _SIGNATURES.items():
         if header.startswith(starts):
             return name
+    if header.startswith(_ARCHIVES):
+        raise Refused("is an archive; unpack it first")
+    if _HEIF_BRANDS & brands:
+        raise Refused("is a HEIC or HEIF image, not supported; save it as JPEG, PNG or TIFF")
     raise Refused(
         "is not an image of a supported format (PNG, JPEG, TIFF, BMP, WebP, GIF, PNM, "
         "JPEG 2000, AVIF)"

@@ -97,9 +97,7 @@ def find(
             found.setdefault(os.path.abspath(path), (path, relative))  # noqa: PTH100
         if not has_images:
             besides = f", but {format_passed_over(_count_suffixes(others))}" if others else ""
-            raise UsageError(
-                f"--input={os.fspath(given)!r}: there are no images in it{besides}"
-            )
+            raise UsageError(f"{os.fspath(given)!r}: there are no images in it{besides}")
         skipped |= others
     if passed_over is not None:
         passed_over.update(_count_suffixes(skipped))
@@ -167,19 +165,17 @@ def _expand(
         RuntimeError,
         ValueError,
     ) as error:  # RuntimeError: unknown home of `~user`
-        raise UsageError(f"--input={given!r}: cannot be read: {error}") from error
+        raise UsageError(f"{given!r}: cannot be read: {error}") from error
     if exists and not is_folder:
         yield path, Path(path.name)
         return
     if not exists and not matches:
-        raise UsageError(
-            f"--input={given!r}: no such file or folder, and no match as a pattern"
-        )
+        raise UsageError(f"{given!r}: no such file or folder, and no match as a pattern")
     if output is not None:
         real = os.path.realpath(base)
         if real == output:
             raise UsageError(
-                f"--output: is the folder of --input={given!r}; choose another one"
+                f"--output: is the folder of the input {given!r}; choose another one"
             )
         if not _inside(output, real):
             output = None
@@ -290,7 +286,7 @@ def _name_outputs(
             wanted = _renamed(relative, name, keep=True)
         if wanted in taken:
             raise UsageError(
-                f"--input: {taken[wanted]} and {path} would both become {wanted}; "
+                f"{taken[wanted]} and {path} would both become {wanted}; "
                 "give the folder that they share as the input, or restore them in separate runs"
             )
         if output is not None and resolve(f"{output}{os.sep}{wanted}") in sources:

@@ -6,6 +6,41 @@ import optax
 
 from restore_jax.errors import UsageError
 
+_SCHEDULES = ("constant", "cosine", "warm_restarts")
+
+
+def check_schedule(config: Any) -> None:
+    """Checks what can be told of a schedule before the number of steps is known.
+
+    Args:
+        config: as for `make_schedule`.
+
+    Raises:
+        UsageError: for an unknown schedule or a value out of range.
+    """
+    rate = config.learning_rate
+    if rate <= 0:
+        raise UsageError(f"config.optimizer.learning_rate: {rate} must be above 0")
+    if not 0 <= config.final_fraction <= 1:
+        raise UsageError(
+            f"config.optimizer.final_fraction: {config.final_fraction} must lie in [0, 1]"
+        )
+    if config.warmup_epochs < 0:
+        raise UsageError(
+            f"config.optimizer.warmup_epochs: {config.warmup_epochs} must not be negative"
+        )
+    if config.schedule not in _SCHEDULES:
+        raise UsageError(
+            f"config.optimizer.schedule: {config.schedule!r} is not one of "
+            f"{', '.join(_SCHEDULES)}"
+        )
+    restarts = config.schedule == "warm_restarts"
+    if restarts and (config.restart_epochs <= 0 or config.restart_factor < 1):
+        raise UsageError(
+            f"config.optimizer.restart_epochs: {config.restart_epochs} must be above 0, and "
+            f"config.optimizer.restart_factor: {config.restart_factor} at least 1"
+        )
+
 
 def make_schedule(config: Any, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
     """Makes the learning rate as a function of the step.
@@ -23,17 +58,8 @@ def make_schedule(config: Any, steps_per_epoch: int, total_steps: int) -> optax.
     Raises:
         UsageError: for an unknown schedule or a value out of range.
     """
+    check_schedule(config)
     peak = config.learning_rate
-    if peak <= 0:
-        raise UsageError(f"config.optimizer.learning_rate: {peak} must be above 0")
-    if not 0 <= config.final_fraction <= 1:
-        raise UsageError(
-            f"config.optimizer.final_fraction: {config.final_fraction} must lie in [0, 1]"
-        )
-    if config.warmup_epochs < 0:
-        raise UsageError(
-            f"config.optimizer.warmup_epochs: {config.warmup_epochs} must not be negative"
-        )
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if warmup_steps >= total_steps:
         raise UsageError(
@@ -46,13 +72,8 @@ def make_schedule(config: Any, steps_per_epoch: int, total_steps: int) -> optax.
         schedule = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(peak, remaining, config.final_fraction)
-    elif config.schedule == "warm_restarts":
-        schedule = _warm_restarts(config, steps_per_epoch, remaining)
     else:
-        raise UsageError(
-            f"config.optimizer.schedule: {config.schedule!r} is not one of constant, cosine, "
-            "warm_restarts"
-        )
+        schedule = _warm_restarts(config, steps_per_epoch, remaining)
     if warmup_steps:
         rise = optax.linear_schedule(0.0, peak, warmup_steps)
         schedule = optax.join_schedules([rise, schedule], [warmup_steps])
@@ -60,11 +81,6 @@ def make_schedule(config: Any, steps_per_epoch: int, total_steps: int) -> optax.
 
 
 def _warm_restarts(config: Any, steps_per_epoch: int, steps: int) -> optax.Schedule:
-    if config.restart_epochs <= 0 or config.restart_factor < 1:
-        raise UsageError(
-            f"config.optimizer.restart_epochs: {config.restart_epochs} must be above 0, and "
-            f"config.optimizer.restart_factor: {config.restart_factor} at least 1"
-        )
     length = config.restart_epochs * steps_per_epoch
     schedules, boundaries, end = [], [], 0
     while end < steps:

@@ -18,13 +18,16 @@ from markupsafe import Markup
 from restore_jax import files
 from restore_jax.metrics.defects import ERASED_BELOW, error_ratio
 from restore_jax.report import charts, evaluation_tables, image_panels, pages
-from restore_jax.report.forms import change, defined, number
+from restore_jax.report.forms import change, counted, defined, number
 from restore_jax.report.image_panels import Frame
 from restore_jax.trust import maps
 
 _CONTRAST_EDGES = [round(-0.5 + 0.1 * i, 1) for i in range(26)]
 # An image identical to its clean one scores 100 dB, which would squeeze all other bars.
 _HIGHEST_PSNR = 60.0
+# Reached only by an input that equals its clean image: one grey level in one of ten million
+# samples lowers it.
+_UNDEGRADED_DB = 99.9
 
 _RANKS = ("best", "median", "worst")
 
@@ -116,6 +119,7 @@ def render(report: Report) -> str:
         oracle_mask=report.oracle_mask,
         seen_in_training=seen_in_training(summary),
         target=target_line(summary["data"]),
+        undegraded=undegraded_line(report.rows),
         training_split=_training_split(summary),
         headline=evaluation_tables.headline(summary["micro"]),
         failures=failures,
@@ -172,7 +176,8 @@ def data_line(data: Mapping[str, Any]) -> str:
     size = data["image_size"]
     at = f"{size} × {size} px" if size else "their native size"
     against = f", against the {data['target']}" if "target" in data else ""
-    return f"{data['count']} images of {data['name']} ({data['split']}) at {at}{against}"
+    images = counted(data["count"], "image")
+    return f"{images} of {data['name']} ({data['split']}) at {at}{against}"
 
 
 def target_line(data: Mapping[str, Any]) -> str:
@@ -186,6 +191,22 @@ def target_line(data: Mapping[str, Any]) -> str:
     return (
         f"No clean photographs: the figures are to the {data['target']} of each part. Its "
         "remaining noise lowers PSNR and SSIM, and its blur is that of the input."
+    )
+
+
+def undegraded_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a warning if more than half of the images equal their clean version, else "".
+
+    Args:
+        rows: the figures of each image, of which "input_psnr" is used.
+    """
+    count = sum(row["input_psnr"] > _UNDEGRADED_DB for row in rows)
+    if 2 * count <= len(rows):
+        return ""
+    return (
+        f"{count} of {len(rows)} images are not degraded (input PSNR 100 dB): the means, "
+        "and a best checkpoint chosen by them, tell little of restoring. Use more images, or "
+        "config.data.degradation.clean_share=0."
     )
 
 

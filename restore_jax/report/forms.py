@@ -22,6 +22,11 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     return ("" if is_zero else "−" if value < 0 else "+" if sign else "") + plain
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a number with its noun, in the plural unless it is 1: "1 image", "2 images"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def percent(value: float | None, sign: bool = False) -> str:
     """Formats a share in [0, 1] as a percentage with one decimal; "n/a" if it has no value."""
     return number(value * 100, 1, sign) + " %" if defined(value) else "n/a"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from restore_jax.report import image_panels, pages
-from restore_jax.report.forms import defined, number, percent
+from restore_jax.report.forms import counted, defined, number, percent
 from restore_jax.report.image_panels import Frame
 from restore_jax.report.pages import Column, Table
 
@@ -85,8 +85,8 @@ def _headline(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
         ("Files", str(len(rows)), "restored or copied"),
         ("Expected PSNR", f"{median('expected_psnr')} dB", "median"),
         ("Noise", f"{median('noise')} → {median('noise_after')}", "median, grey levels"),
-        ("Outside of the model’s range", str(outside), f"of {len(rows)} files"),
-        ("Residual shows detail", str(detailed), f"of {len(rows)} files"),
+        ("Outside of the model’s range", str(outside), f"of {counted(len(rows), 'file')}"),
+        ("Residual shows detail", str(detailed), f"of {counted(len(rows), 'file')}"),
     ]
 
 

@@ -37,6 +37,8 @@ from restore_jax.learner.state import (
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import fidelity
 from restore_jax.parallel import device_mesh, processes, signals
+from restore_jax.report import evaluation_page
+from restore_jax.report.forms import counted
 from restore_jax.train import forecast, setup, steps
 from restore_jax.train.logs import Logs, NoLogs, epochs_without_gain, read_records
 from restore_jax.train.on_device import resident
@@ -162,7 +164,10 @@ def train(
     loaded = data.load_loss_params()
     loss_params = processes.replicate(loaded, mesh)
     counts = data.counts
-    print(f"{data.name}: {counts['train']} images to train on, {counts['val']} to validate")
+    print(
+        f"{data.name}: {counted(counts['train'], 'image')} to train on, "
+        f"{counts['val']} to validate"
+    )
     if data.target:
         print(f"{data.name}: no clean photographs; validated against the {data.target}")
     # Read the first batch before claiming the workdir: bad images are only found on reading.
@@ -261,9 +266,11 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
             validates = epoch % config.eval.every_epochs == 0 or epoch == config.train.epochs
             if validates:
                 if not is_validated:
-                    is_validated = True
                     bar.write("validating; the first time, this is compiled as well")
-                metrics = _validate(run, position)
+                metrics, warning = _validate(run, position)
+                if warning and not is_validated:
+                    bar.write(warning)
+                is_validated = True
                 shown["val"] = f"{metrics['psnr']:.2f} dB/{metrics['ssim']:.3f}"
                 logs.write(position.step, epoch, "val", metrics)
                 logs.refresh()
@@ -403,11 +410,12 @@ def _save_and_wait(run: _Run, position: _Position) -> None:
         run.manager.wait_until_finished()
 
 
-def _validate(run: _Run, position: _Position) -> dict[str, float | None]:
+def _validate(run: _Run, position: _Position) -> tuple[dict[str, float | None], str]:
     """Validates a state.
 
     Returns:
-        The loss, its terms, and the metrics averaged over the images.
+        The loss, its terms, and the metrics averaged over the images; a warning if the images
+        are no measure of it, else "".
 
     Raises:
         signals.Interrupted: if asked to stop; the state is saved first.
@@ -432,4 +440,5 @@ def _validate(run: _Run, position: _Position) -> dict[str, float | None]:
     )
     metrics = per_image.mean_losses(rows, run.config.loss)
     steps.check_finite(position.step, metrics, "validation ")
-    return metrics | fidelity.summarise(rows)["micro"]
+    warning = evaluation_page.undegraded_line(rows)
+    return metrics | fidelity.summarise(rows)["micro"], warning

@@ -27,6 +27,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     """
     workdir.check_finite(config)
     trained.check(config.eval)
+    optim.check_schedule(config.optimizer)
     resident.check(config)
     if config.data.get("recolour", False) and config.model.get("gain", False):
         raise UsageError(

@@ -517,6 +517,23 @@ def test_what_stands_in_for_clean_photographs_is_named(trained):
     assert "No clean photographs" not in (where / "report.html").read_text()
 
 
+def test_images_left_as_they_are_are_told(trained, capsys):
+    def undegraded(settings):
+        made = data(settings)
+
+        def eval_batches(split):
+            return ({**one, "degraded": one["clean"]} for one in made.eval_batches(split))
+
+        return dataclasses.replace(made, eval_batches=eval_batches)
+
+    summary, _ = run(trained, made=undegraded)
+    count = summary["data"]["count"]
+    assert summary["micro"]["input_psnr"] == pytest.approx(100)
+    assert f"{count} of {count} images are not degraded" in capsys.readouterr().out
+    run(trained)
+    assert "not degraded" not in capsys.readouterr().out
+
+
 def test_a_split_without_images_is_refused(trained):
     def nothing(settings):
         return batches.Data("none", {"train": 0, "val": 0}, 0, None, lambda split: iter(()))

@@ -1,4 +1,6 @@
+import gzip
 import os
+import zipfile
 
 import imagecodecs
 import numpy as np
@@ -222,6 +224,16 @@ class TestRefusals:
         assert "not an image of a supported format" in self.refused(tmp_path / "a.png")
         (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
         self.refused(tmp_path / "a.png")
+
+    def test_archives_and_heic_are_told_what_to_do(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("a.png", b"")
+        assert "unpack it first" in self.refused(tmp_path / "a.zip")
+        (tmp_path / "a.gz").write_bytes(gzip.compress(b"a"))
+        assert "unpack it first" in self.refused(tmp_path / "a.gz")
+        box = b"ftypheic" + bytes(4) + b"mif1heic"
+        (tmp_path / "a.jpg").write_bytes((len(box) + 4).to_bytes(4) + box + bytes(64))
+        assert "save it as JPEG, PNG or TIFF" in self.refused(tmp_path / "a.jpg")
 
     def test_a_name_with_a_line_break_stays_on_one_line(self, tmp_path):
         (tmp_path / "a\nb.png").write_bytes(b"")

@@ -112,7 +112,7 @@ class TestFind:
 
     def test_no_output_takes_the_place_of_an_input(self, folder):
         for inputs in ([folder], [f"{folder}/*.png"]):
-            with pytest.raises(UsageError, match="--output: is the folder of --input"):
+            with pytest.raises(UsageError, match="--output: is the folder of the input"):
                 image_paths.find(inputs, exclude=folder)
         with pytest.raises(UsageError, match="is an input"):
             image_paths.find([folder / "a.png"], exclude=folder)
@@ -190,7 +190,7 @@ class TestFind:
         "given", ["", "none.png", "no/such/*", "\0", "~nobody-of-that-name/a"]
     )
     def test_what_is_not_there_is_refused(self, given):
-        with pytest.raises(UsageError, match="--input=") as caught:
+        with pytest.raises(UsageError, match=r"cannot be read|no such file") as caught:
             image_paths.find([given])
         assert str(caught.value).isprintable()
 

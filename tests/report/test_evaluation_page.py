@@ -439,6 +439,13 @@ def test_it_says_where_the_model_was_trained_on_the_images(name, trained_on, div
     assert ("defect-free photographs only" in text) == (trained_on == "good")
 
 
+@pytest.mark.parametrize(("undegraded", "told"), [(0, False), (3, False), (4, True)])
+def test_it_says_where_most_images_are_not_degraded(undegraded, told):
+    rows = [one | {"input_psnr": 100.0} for one in ROWS[:undegraded]] + ROWS[undegraded:]
+    text = Page(evaluation_page.render(make(rows))).text
+    assert ("4 of 6 images are not degraded (input PSNR 100 dB)" in text) == told
+
+
 def test_inventions_on_good_images_are_told_in_grey_levels():
     text = Page(
         evaluation_page.render(make(ROWS, micro={"good_count": 12, "hallucination": 0.1}))

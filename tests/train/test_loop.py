@@ -202,6 +202,17 @@ def test_wrong_fields_leave_no_workdir_behind(tmp_path, section, field, value, m
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("learning_rate", -1e-3), ("warmup_epochs", -1.0), ("schedule", "linear")],
+)
+def test_a_wrong_schedule_is_refused_before_any_data_are_made(tmp_path, field, value):
+    config = tiny.config()
+    config.optimizer[field] = value
+    with pytest.raises(UsageError, match=rf"config\.optimizer\.{field}"):
+        loop.train(config, tmp_path / "run", lambda _: pytest.fail("data were made"))
+
+
 def make_step(ema_decay=0.0, **options):
     model = models.create("sca_unet", widths=(2, 4))
     learner = Learner(model, optax.sgd(0.1), ema_decay)
@@ -266,7 +277,8 @@ def falling_ssim(monkeypatch, best_epoch):
     epochs = iter(range(1, 100))
 
     def rigged(run, at):
-        return validate(run, at) | {"ssim": 0.9 - 0.01 * abs(next(epochs) - best_epoch)}
+        metrics, warning = validate(run, at)
+        return metrics | {"ssim": 0.9 - 0.01 * abs(next(epochs) - best_epoch)}, warning
 
     monkeypatch.setattr(loop, "_validate", rigged)
 
