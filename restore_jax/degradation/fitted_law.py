@@ -80,7 +80,7 @@ def of_pairs(fits: Sequence[PairFit]) -> Found:
 def of_photographs(
     noise: Sequence[tuple[Estimate, Estimate]],
     blur: Sequence[tuple[Estimate | None, Estimate | None]],
-    shared: Sequence[float] = (),
+    shared: Sequence[float],
 ) -> Found:
     """Combines the estimates of single degraded photographs, see `estimate`.
 
@@ -98,7 +98,7 @@ def of_photographs(
     }
     law["gain"] = law["quantise"] = None
     law["noise_sigma"], intervals["noise_sigma"] = _pooled([sigma for sigma, _ in noise])
-    if shared and _shares_noise(noise, shared):
+    if _shares_noise(noise, shared):
         law["noise"] = ("grey",)
     photons = [photons for _, photons in noise if photons.value > 0]
     if 2 * len(photons) > len(noise):
@@ -126,9 +126,9 @@ def _noise_kind(residual: Mapping[str, float]) -> str:
     Noise of a Bayer sensor that was interpolated linearly has a correlation of neighbours of
     0.67 in red and blue, and of 0.4 in green.
     """
-    if residual.get("correlation_channels", 0.0) > _ALIKE_CHANNELS:
+    if residual["correlation_channels"] > _ALIKE_CHANNELS:
         return "grey"
-    neighbours = [residual.get(f"correlation_{axis}", 0.0) for axis in "xy"]
+    neighbours = [residual[f"correlation_{axis}"] for axis in "xy"]
     return "demosaiced" if min(neighbours) > _ALIKE_NEIGHBOURS else "independent"
 
 

@@ -22,6 +22,7 @@ from restore_jax.errors import UsageError
 from restore_jax.image_io import image_files, image_paths, limits
 from restore_jax.image_io.photograph import to_dtype
 from restore_jax.report import calibration_page
+from restore_jax.report.forms import counted
 
 MOST = 10
 """Maximum number of pairs or photographs that are used, spread over the folder."""
@@ -92,7 +93,7 @@ def format_found(
     found: fitted_law.Found, count: int, output: pathlib.Path, page: pathlib.Path
 ) -> str:
     """Formats a fitted law for a terminal, one line per field."""
-    lines = [f"{count} photograph{'s' * (count != 1)}"]
+    lines = [counted(count, "photograph")]
     for name, value in found.law.items():
         if name in found.unknown:
             lines.append(f"  {name:15} unknown: {found.unknown[name]}")

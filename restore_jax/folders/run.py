@@ -28,6 +28,7 @@ from restore_jax.inference import assessment, pixels, white_level
 from restore_jax.inference.assessment import Assessment
 from restore_jax.inference.restorer import Restorer
 from restore_jax.parallel import cores
+from restore_jax.report.forms import counted
 
 # At least so many threads read and write, for a remote disk; not too many, because each may
 # hold a large photograph.
@@ -377,8 +378,7 @@ def format_outcome(
     Raises:
         RunError: with the summary as its message, if an image failed.
     """
-    plural = "" if outcome.restored == 1 else "s"
-    parts = [f"{outcome.restored} image{plural} restored into {output}"]
+    parts = [f"{counted(outcome.restored, 'image')} restored into {output}"]
     if outcome.outside:
         left = f", {outcome.copied} of them copied unchanged" if outcome.copied else ""
         parts.append(f"{outcome.outside} outside of what the model knows{left}")

@@ -209,7 +209,11 @@ class Restorer:
         self.model = model
         self.variables = jax.device_put(dict(variables))
         self.config = config
-        self.known = known or known_range.of_config(config.get("data") or {})
+        by_law = known_range.of_config(config.get("data") or {})
+        self.known = known or by_law
+        # Only a network that also learned to leave photographs without noise alone takes shared
+        # noise for texture; the others remove it.
+        self._most_noise = by_law.noise[1] if by_law and by_law.noise[0] <= 0.0 else None
         self.options = Options(
             _default_tile(model, config) if tile is None else tile,
             overlap,
@@ -359,17 +363,12 @@ class Restorer:
         return (picture.result for picture in done)
 
     def _shared_noise(self, image: np.ndarray, white: int | None) -> float:
-        """Returns what noise to make independent, 1 being white.
-
-        Only a network that also learned to leave photographs without noise alone takes shared
-        noise for texture; the others remove it. And no more than it knows is added.
-        """
-        by_law = known_range.of_config(self.config.get("data") or {})
-        if by_law is None or by_law.noise[0] > 0.0:
+        """Returns the noise to make independent, at most what the model knows; 1 is white."""
+        if self._most_noise is None:
             return 0.0
         colours = np.atleast_3d(image)[..., :3]
         found = shared_noise.of_photograph(colours, 255.0 / pixels.white_of(image.dtype, white))
-        room = max(0.0, by_law.noise[1] ** 2 - found**2) / 2
+        room = max(0.0, self._most_noise**2 - found**2) / 2
         return min(found, math.sqrt(room)) / 255.0
 
     def _chosen(self, options: Mapping[str, Any]) -> Options:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from restore_jax.report import charts, image_panels, pages
-from restore_jax.report.forms import number
+from restore_jax.report.forms import counted, number
 from restore_jax.report.image_panels import Frame
 
 _RESIDUALS = {
@@ -55,15 +55,12 @@ def render(
     """
     simulated = any(crop.simulated is not None for crop in crops)
     shown = np.repeat((kernel / kernel.max())[..., None], 3, axis=-1)
-    count = content["images"]
-    what = "pair" if simulated else "photograph"
     return pages.render(
         "calibration.html.jinja",
         title=f"The degradation of {material}",
         material=material,
         file=file,
-        count=count,
-        what=what if count == 1 else f"{what}s",
+        fitted_to=counted(content["images"], "pair" if simulated else "photograph"),
         rows=_rows(content),
         unknown=sorted(content["unknown"].items()),
         curve=charts.band("Noise", *noise, "grey level"),

@@ -135,7 +135,8 @@ def fit_of(kind="gaussian", noise=5.0, quantise="round", **blur):
         Estimate(0.0, 0.0),
         (Estimate(1.001, 0.001),) * 3,
         quantise,
-        {"blocks": 1.0},
+        dict.fromkeys(("correlation_x", "correlation_y", "correlation_channels"), 0.0)
+        | {"blocks": 1.0},
     )
 
 
