@@ -135,6 +135,8 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.degradation.clean_share = placeholder(float)  # share of images not degraded
     config.data.degradation.skew = placeholder(float)  # above 1 favours weak blur and noise
     config.data.degradation.quantise = placeholder(str)  # truncate, round or none
+    config.data.degradation.jpeg_quality = placeholder(tuple)  # 1 to 100; (0, 0) = no JPEG
+    config.data.degradation.jpeg_share = placeholder(float)  # share of images stored as JPEG
 
     if data == "sample":
         config.data.image_size = 64

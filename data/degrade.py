@@ -17,7 +17,7 @@ from restore_jax.degradation.definition import DEMOSAIC, FLOAT_DUST, Law, Range,
 
 # Each step has an independent stream of random numbers, so that disabling a step or changing
 # its range does not affect the draws of the others.
-_STREAMS = ("kind", "blur", "poisson", "noise", "gain", "clean")
+_STREAMS = ("kind", "blur", "poisson", "noise", "gain", "clean", "jpeg")
 
 # Number of values filtered side by side: a multiple of the vector width of any processor, and
 # few enough for the rows under a wide kernel to stay in a core's L1 cache.
@@ -73,6 +73,8 @@ def _degraded(image: tf.Tensor, law: Law, seeds: Mapping[str, tf.Tensor]) -> tf.
     image = quantise(image, law.quantise)
     if law.gain != (1, 1):
         image = quantise(gain(image, seeds["gain"], law.gain), law.quantise)
+    if law.jpeg_quality[1] > 0:
+        image = jpeg(image, seeds["jpeg"], law.jpeg_quality, law.jpeg_share)
     return image
 
 
@@ -285,3 +287,22 @@ def quantise(image: tf.Tensor, mode: str) -> tf.Tensor:
     elif mode == "round":
         image = tf.round(image)
     return tf.clip_by_value(image, 0.0, 255.0)
+
+
+def jpeg(image: tf.Tensor, seed: tf.Tensor, quality: Range, share: float = 1.0) -> tf.Tensor:
+    """Stores a share of the images as JPEG (4:2:0) of a drawn quality, and reads them again.
+
+    Returns:
+        float32 [H, W, 3] of whole grey levels; an image that is not stored is returned as is.
+    """
+    drawn = tf.cast(tf.round(_uniform(quality, _fold_in(seed, 0))), tf.int32)
+
+    def stored() -> tf.Tensor:
+        levels = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+        read = tf.image.adjust_jpeg_quality(levels, drawn, dct_method="INTEGER_ACCURATE")
+        return tf.cast(tf.ensure_shape(read, image.shape), tf.float32)
+
+    if share == 1.0:
+        return stored()
+    chosen = tf.random.stateless_uniform([], _fold_in(seed, 1), alg="philox") < share
+    return tf.cond(chosen, stored, lambda: image)

@@ -94,13 +94,15 @@ _FIELDS_BY_KIND = {
     """,
     BOOLEAN: "eval.oracle_mask data.recolour data.skip_bad data.resident data.undo_gain",
     _STRING_OR_NONE: "data.degradation.quantise",
-    _NUMBER_OR_NONE: "data.degradation.clean_share data.degradation.skew",
+    _NUMBER_OR_NONE: """
+        data.degradation.clean_share data.degradation.skew data.degradation.jpeg_share
+    """,
     _STRINGS_OR_NONE: "data.degradation.blur data.degradation.noise",
     _NUMBERS_OR_NONE: " ".join(
         f"data.degradation.{name}"
         for name in (
             "sigma_x", "sigma_y", "motion_length", "motion_angle", "defocus_radius",
-            "noise_sigma", "poisson_peak", "gain",
+            "noise_sigma", "poisson_peak", "gain", "jpeg_quality",
         )
     ),
 }  # fmt: skip
@@ -117,7 +119,7 @@ _OPTIONAL = {
     "data.crops_per_image", "data.sample_size", "data.sample_count", "data.max_megapixels",
     "data.white",
     "data.degradation.clean_share", "data.degradation.skew", "data.degradation.file",
-    "data.degradation.noise",
+    "data.degradation.noise", "data.degradation.jpeg_quality", "data.degradation.jpeg_share",
 }  # fmt: skip
 
 _SECTIONS = {field.rpartition(".")[0] for field in FIELDS if "." in field} | {"loss", "model"}

@@ -55,6 +55,8 @@ _DEFAULTS_OF_OLDER_RUNS = {
     "config.data.degradation.clean_share": None,
     "config.data.degradation.skew": None,
     "config.data.degradation.noise": None,
+    "config.data.degradation.jpeg_quality": None,
+    "config.data.degradation.jpeg_share": None,
     "config.data.degradation.file": "",
     "config.init_from": "",
 }

@@ -1,7 +1,8 @@
 """The definition of a degradation: its parameters, the presets, and how a config selects them.
 
 A `Law` describes what happens to a clean photograph, in this order and at its native size:
-blur, photon noise, Gaussian noise, clipping and quantisation, gain, clipping and quantisation.
+blur, photon noise, Gaussian noise, clipping and quantisation, gain, clipping and quantisation,
+storage as a JPEG.
 It is sampled by `data/degrade.py` in the host's pipeline, and within a training step by
 `native_size` and `working_size`.
 
@@ -65,6 +66,9 @@ class Law:
         poisson_peak: photon count at white (255), per image; (0, 0) disables photon noise.
         gain: factor per image and channel; (1, 1) disables it.
         quantise: "truncate" or "round" to whole grey levels, or "none".
+        jpeg_quality: quality of the JPEG that the image is stored as, 1 to 100 on libjpeg's
+            scale, with colours at half the resolution (4:2:0); (0, 0) disables it.
+        jpeg_share: probability that an image is stored as a JPEG.
         clean_share: probability that an image is not degraded at all, for models that should
             leave good photographs unchanged.
         skew: blur widths and noise are `low + (high - low) · u^skew` with u from U(0, 1): above
@@ -82,6 +86,8 @@ class Law:
     poisson_peak: Range = OFF
     gain: Range = (1.0, 1.0)
     quantise: str = "none"
+    jpeg_quality: Range = OFF
+    jpeg_share: float = 1.0
     clean_share: float = 0.0
     skew: float = 1.0
 
@@ -183,7 +189,7 @@ def _validated(name: str, value: Any) -> Any:
         if not known or not kinds:
             raise _error(name, f"{value!r} is not one or more of {', '.join(choices)}")
         return tuple(kinds)
-    if name in ("clean_share", "skew"):
+    if name in ("clean_share", "jpeg_share", "skew"):
         return _validated_number(name, value)
     if name == "quantise":
         if value not in QUANTISERS:
@@ -199,14 +205,16 @@ def _validated(name: str, value: Any) -> Any:
         raise _error(name, f"{value!r} is negative; give numbers of 0 or more")
     if low == 0 and (name == "gain" or (name == "poisson_peak" and high > 0)):
         raise _error(name, f"{value!r} starts at 0, which leaves nothing of the image")
+    if name == "jpeg_quality" and (low, high) != OFF and not 1 <= low <= high <= 100:
+        raise _error(name, f"{value!r} must lie in [1, 100], or be (0, 0) for none")
     return low, high
 
 
 def _validated_number(name: str, value: Any) -> float:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    fits = (lambda v: 0 <= v <= 1) if name == "clean_share" else (lambda v: 0 < v <= 10)
+    fits = (lambda v: 0 < v <= 10) if name == "skew" else (lambda v: 0 <= v <= 1)
     if not is_number or not fits(value):
-        where = "[0, 1]" if name == "clean_share" else "(0, 10]"
+        where = "(0, 10]" if name == "skew" else "[0, 1]"
         raise _error(name, f"{value!r} must lie in {where}")
     return float(value)
 
@@ -225,9 +233,10 @@ def bayer(odd_row: Any, odd_column: Any) -> tuple[Any, Any, Any]:
 def symmetries(law: Law) -> str:
     """Returns the flips and rotations under which the law's distribution of pairs is invariant.
 
-    Noise, gain and defocus have no direction. The Gaussian blur keeps its axes under a flip and
-    swaps them under a quarter turn, which changes nothing if both widths are drawn from the
-    same range. A flip takes a motion angle θ to −θ modulo 180°.
+    Noise, gain and defocus have no direction, and that of a JPEG's tables is not felt. The
+    Gaussian blur keeps its axes under a flip and swaps them under a quarter turn, which changes
+    nothing if both widths are drawn from the same range. A flip takes a motion angle θ to −θ
+    modulo 180°.
 
     Returns:
         "all8" (flips and quarter turns), "flips" (horizontal and vertical) or "none". This

@@ -2,8 +2,8 @@
 
 `data/degrade.py` implements the same law for whole photographs in the host's pipeline. Here it
 acts on a window of a photograph that extends beyond the crop, on each side, by the radius of
-the widest blur. The random keys differ, so individual images differ too; their distribution is
-the same.
+the widest blur, and by a block where a JPEG may be written. The random keys differ, so
+individual images differ too; their distribution is the same.
 """
 
 import math
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from restore_jax.degradation import jpeg
 from restore_jax.degradation.definition import DEMOSAIC, FLOAT_DUST, Law, bayer
 from restore_jax.degradation.working_size import draw_gain, uniform
 
@@ -34,24 +35,27 @@ def radius(law: Law) -> int:
     return max(radii[kind] for kind in law.blur)
 
 
+def margin(law: Law) -> int:
+    """Returns by how many px the window of a photograph extends beyond the crop."""
+    return radius(law) + (jpeg.MCU if law.jpeg_quality[1] else 0)
+
+
 def degrade(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
     """Degrades the centre of a window of a photograph.
 
     Args:
         key: random key. Noise level and gain are drawn from it as in `working_size.degrade`, so
             that a thumbnail degraded with the same key has the same gain.
-        window: [S + 2R, S + 2R, 3], grey levels 0…255, R = `radius(law)`.
+        window: [S + 2M, S + 2M, 3], grey levels 0…255, M = `margin(law)`.
         law: the degradation to sample.
 
     Returns:
         uint8 [S, S, 3].
     """
     keys = jax.random.split(key, 6)
-    margin = radius(law)
     window = window.astype(jnp.float32)
-    side = window.shape[0] - 2 * margin
-    untouched = window[margin : margin + side, margin : margin + side]
-    image = _blurred(key, window, law) if margin else untouched
+    untouched = _without(window, margin(law))
+    image = _blurred(key, window, law) if radius(law) else window
     channels = image.shape[-1:]
     if law.poisson_peak[1] > 0:
         peak = uniform(keys[3], law.poisson_peak)
@@ -62,10 +66,43 @@ def degrade(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
     image = _quantised(image, law.quantise)
     if law.gain != (1.0, 1.0):
         image = _quantised(image * draw_gain(key, law.gain), law.quantise)
+    if law.jpeg_quality[1] > 0:
+        image = _stored(jax.random.fold_in(key, 9), image, law)
     if law.clean_share:
         clean = jax.random.uniform(jax.random.fold_in(key, 6)) < law.clean_share
         image = jnp.where(clean, untouched, image)
     return jnp.clip(jnp.round(image), 0.0, 255.0).astype(jnp.uint8)
+
+
+def _without(image: jax.Array, border: int) -> jax.Array:
+    return image[border : image.shape[0] - border, border : image.shape[1] - border]
+
+
+def _stored(key: jax.Array, image: jax.Array, law: Law) -> jax.Array:
+    """Stores a share of the images as JPEG, whose blocks begin anywhere.
+
+    Args:
+        key: random key.
+        image: [S + 2B, S + 2B, 3], B = `jpeg.MCU`.
+        law: the degradation.
+
+    Returns:
+        [S, S, 3].
+    """
+    quality_key, share_key, start_key = jax.random.split(key, 3)
+    inside = _without(image, jpeg.MCU)
+    side = inside.shape[0]
+    # Of 1 to B px before the crop, and so many after it that the whole blocks cover it.
+    start = jax.random.randint(start_key, (2,), 0, jpeg.MCU)
+    length = -(-(side + jpeg.MCU) // jpeg.MCU) * jpeg.MCU
+    image = jnp.pad(image, ((0, jpeg.MCU), (0, jpeg.MCU), (0, 0)), mode="edge")
+    blocks = jax.lax.dynamic_slice(image, (*start, 0), (length, length, image.shape[-1]))
+    read = jpeg.stored(blocks, uniform(quality_key, law.jpeg_quality))
+    first = (*(jpeg.MCU - start), 0)
+    read = jax.lax.dynamic_slice(read, first, inside.shape)
+    if law.jpeg_share == 1.0:
+        return read
+    return jnp.where(jax.random.uniform(share_key) < law.jpeg_share, read, inside)
 
 
 def _noise(

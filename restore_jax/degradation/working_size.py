@@ -66,9 +66,15 @@ def from_fields(fields: Mapping[str, Any], blurred: bool) -> StepLaw:
         blurred: whether the photographs are already blurred.
 
     Raises:
-        UsageError: if a step cannot sample the law's blur, noise, `clean_share` or `skew`.
+        UsageError: if a step cannot sample the law's blur, kinds of noise, JPEG, `clean_share`
+            or `skew`.
     """
-    neutrals = {"clean_share": 0.0, "skew": 1.0, "noise": ["independent"]}
+    neutrals = {
+        "clean_share": 0.0,
+        "skew": 1.0,
+        "noise": ["independent"],
+        "jpeg_quality": [0.0, 0.0],
+    }
     for name, neutral in neutrals.items():
         given = fields.get(name, neutral)
         if (list(given) if isinstance(given, tuple) else given) != neutral:

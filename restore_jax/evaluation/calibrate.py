@@ -260,7 +260,7 @@ def _crop(photographs: Photographs, law: definition.Law, number: int) -> calibra
     degraded, clean = photographs.degraded[side], photographs.clean
     if clean is None:
         return calibration_page.Crop(photographs.name, degraded)
-    reach = native_size.radius(law)
+    reach = native_size.margin(law)
     window = np.pad(clean, [(reach, reach), (reach, reach), (0, 0)], mode="reflect")
     around = tuple(slice(part.start, part.stop + 2 * reach) for part in side)
     simulated = native_size.degrade(jax.random.key(number), window[around], law)

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from restore_jax.degradation import estimate, hidden
+from restore_jax.degradation import estimate
+from restore_jax.folders import hidden
 from restore_jax.inference import pixels
 from restore_jax.inference.assessment import Assessment
 from restore_jax.metrics import residual

@@ -1,6 +1,7 @@
 """The degradation law, unit by unit, against SciPy, Pillow and NumPy."""
 
 import dataclasses
+import io
 import json
 import math
 
@@ -11,8 +12,10 @@ import scipy.ndimage
 import scipy.stats
 import tensorflow as tf
 from ml_collections import config_dict
+from PIL import Image
 
 from data import degrade
+from data.rendered import sample
 from restore_jax.degradation import definition
 from restore_jax.degradation.definition import Law
 from restore_jax.errors import UsageError
@@ -50,7 +53,8 @@ def placeholders(**given):
     """The section as a config file writes it."""
     section = ml_collections.ConfigDict({"preset": "kla"})
     for field in dataclasses.fields(definition.Law):
-        kind = {"quantise": str, "clean_share": float, "skew": float}.get(field.name, tuple)
+        kinds = dict.fromkeys(("clean_share", "jpeg_share", "skew"), float)
+        kind = (kinds | {"quantise": str}).get(field.name, tuple)
         section[field.name] = config_dict.placeholder(kind)
     section.update(given)
     return section
@@ -128,6 +132,8 @@ def test_an_angle_may_be_negative():
         ({"gain": (0, 1)}, "gain", "starts at 0"),
         ({"poisson_peak": (0, 9)}, "poisson_peak", "starts at 0"),
         ({"quantise": "floor"}, "quantise", "choose from truncate, round, none"),
+        ({"jpeg_quality": (0, 90)}, "jpeg_quality", "must lie in [1, 100], or be (0, 0)"),
+        ({"jpeg_quality": (50, 101)}, "jpeg_quality", "must lie in [1, 100]"),
         ({"blur": ("motion",)}, "motion_length", "has no range; give (low, high) in px"),
         ({"blur": ("none", "defocus")}, "defocus_radius", "has no range"),
     ],
@@ -695,6 +701,38 @@ def test_an_unknown_kind_of_noise_is_refused(value):
         definition.law_from_config({"preset": "kla", "noise": value})
 
 
+# Storage as JPEG
+
+
+def read_by_pillow(image, quality):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+@pytest.mark.parametrize("quality", [30, 75, 96])
+def test_a_jpeg_is_the_one_that_pillow_writes(quality):
+    image, _ = sample.render("tile", "crack", 3, 70)
+    law = Law(jpeg_quality=(quality, quality))
+    found = degrade.degrade(tf.constant(image), law, seed_of(1)).numpy()
+    np.testing.assert_array_equal(found, read_by_pillow(image, quality))
+    assert np.abs(found - image).max() > 3
+
+
+def test_the_quality_and_the_share_of_jpegs_are_drawn():
+    image, _ = sample.render("tile", "crack", 3, 40)
+    law = Law(jpeg_quality=(60.0, 63.0), jpeg_share=0.4, noise_sigma=(0.0, 0.0))
+    known = {read_by_pillow(image, quality).tobytes(): quality for quality in range(58, 66)}
+    known[image.tobytes()] = None
+    apply = tf.function(lambda seed: degrade.degrade(tf.constant(image), law, seed))
+    drawn = [
+        known[apply(seed_of(number)).numpy().astype(np.uint8).tobytes()]
+        for number in range(200)
+    ]
+    assert set(drawn) == {None, 60, 61, 62, 63}
+    assert abs(drawn.count(None) / 200 - 0.6) < 4 * math.sqrt(0.24 / 200)
+
+
 # Laws for models that are to leave good photographs alone
 
 
@@ -760,7 +798,7 @@ def test_the_wide_preset_keeps_colours_and_contains_clean_and_kla():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("clean_share", 1.1), ("clean_share", -0.1), ("clean_share", True), ("skew", 0.0),
-     ("skew", "much"), ("skew", 11)],
+     ("skew", "much"), ("skew", 11), ("jpeg_share", 2)],
 )  # fmt: skip
 def test_a_share_or_skew_that_cannot_be_is_refused(field, value):
     with pytest.raises(UsageError, match=rf"{field}: .* must lie in"):

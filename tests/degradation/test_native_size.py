@@ -1,12 +1,14 @@
 """The law at native size in JAX, against the host's pipeline and cases worked out by hand."""
 
 import dataclasses
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from data import degrade
 from data.rendered import sample
@@ -103,6 +105,42 @@ def test_a_step_at_the_working_size_draws_independent_noise_only():
     assert working_size.from_fields(vars(Law()), blurred=True)
     older = {name: value for name, value in fields.items() if name != "noise"}
     assert working_size.from_fields(older, blurred=True)
+
+
+def test_the_blocks_of_a_jpeg_begin_anywhere():
+    image, _ = sample.render("tile", "crack", 3, 56)
+    law = Law(jpeg_quality=(60.0, 60.0))
+    assert native_size.margin(law) == 16
+    starts = [(row, column) for row in range(16) for column in range(16)]
+    # The crop of 24 px as a part of each of 256 JPEGs, by Pillow.
+    expected = [
+        as_jpeg(image[row:, column:], 60)[16 - row : 40 - row, 16 - column : 40 - column]
+        for row, column in starts
+    ]
+    found = jax.vmap(lambda key: native_size.degrade(key, image, law))(
+        jax.random.split(jax.random.key(8), 24)
+    )
+    nearest = []
+    for crop in np.asarray(found, float):
+        errors = [np.abs(crop - one).mean() for one in expected]
+        nearest.append(starts[int(np.argmin(errors))])
+        assert min(errors) < 0.2 * np.median(errors)
+    assert len(set(nearest)) > 18
+
+
+def test_a_share_is_stored_as_jpeg():
+    image, _ = sample.render("tile", "crack", 3, 48)
+    law = Law(jpeg_quality=(30.0, 30.0), jpeg_share=0.3)
+    keys = jax.random.split(jax.random.key(9), 300)
+    found = jax.vmap(lambda key: native_size.degrade(key, image, law))(keys)
+    left = (np.asarray(found) == image[16:32, 16:32]).all((1, 2, 3))
+    assert 0.6 < left.mean() < 0.8
+
+
+def as_jpeg(image, quality):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file), float)
 
 
 def test_kinds_of_blur_are_drawn_as_often_as_they_are_named():

@@ -202,7 +202,7 @@ def draw_crop(
         "degraded", "clean" and "mask", uint8 [C, C, ·], and "context" if the plan has
         thumbnails.
     """
-    reach, side = native_size.radius(plan.law), plan.crop_size
+    reach, side = native_size.margin(plan.law), plan.crop_size
     height, width = arrays["native"][image]
     along = jnp.arange(-reach, side + reach)
     rows = _reflected(start[0] + along, height)[:, None]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from restore_jax.degradation import hidden
+from restore_jax.folders import hidden
 from tests.degradation.test_estimate import dotted
 
 SIDE = 320
