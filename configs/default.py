@@ -118,7 +118,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     # The degradation of clean photographs, at native size, in this order. None keeps the
     # preset's value. Ranges are (low, high), drawn for every image.
     config.data.degradation = ConfigDict()
-    config.data.degradation.preset = "kla"  # kla (as in the reports), mild, blind, wide or none
+    config.data.degradation.preset = "kla"  # or mild, blind, wide, camera, none
     # A law fitted by --mode=calibrate, used instead of the preset; its fields are copied here.
     config.data.degradation.file = ""
     config.data.degradation.blur = placeholder(tuple)  # kinds to draw from: none, gaussian, …

@@ -2,11 +2,11 @@
 
     python launch.py --config=configs/general.py:sample
 
-trains at native size on crops of rendered images with the `wide` degradation: weak to strong
-blur of any kind and noise (also that of monochrome cameras and of interpolated colours), four
-in ten of them stored as JPEG, and a quarter of the images not degraded. Colours are preserved
-(see restore_jax/degradation/definition.py): it is a gain U-Net without the gain, trained on
-surfaces of any colour.
+trains at native size on crops of rendered images with the `camera` degradation: weak to strong
+blur of any kind and noise, also that of monochrome cameras and of interpolated colours, some
+stored as JPEG, and a quarter of the images not degraded. Colours are preserved (see
+restore_jax/degradation/definition.py): it is a gain U-Net without the gain, trained on surfaces
+of any colour.
 """
 
 from ml_collections import ConfigDict
@@ -32,11 +32,8 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.crops_per_image = 8
     config.data.augment = "all8"
     config.data.recolour = True
-    config.data.degradation.preset = "wide"
+    config.data.degradation.preset = "camera"
     config.data.degradation.clean_share = 0.25
-    config.data.degradation.noise = 2 * ("independent", "demosaiced") + ("grey",)
-    config.data.degradation.jpeg_quality = (50.0, 98.0)
-    config.data.degradation.jpeg_share = 0.4
     if data == "sample":
         config.data.sample_size = 512
         config.data.sample_count = 12

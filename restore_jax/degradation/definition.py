@@ -92,6 +92,21 @@ class Law:
     skew: float = 1.0
 
 
+# For restoring photographs while leaving good ones unchanged. No gain: with an unknown camera,
+# nothing separates a colour cast from the colours of the objects.
+_WIDE = Law(
+    blur=("none", "gaussian", "gaussian", "gaussian", "motion", "defocus"),
+    sigma_x=(0.0, 12.0),
+    sigma_y=(0.0, 12.0),
+    motion_length=(2.0, 24.0),
+    motion_angle=(0.0, 180.0),
+    defocus_radius=(0.5, 8.0),
+    noise_sigma=(0.0, 80.0),
+    quantise="round",
+    clean_share=0.15,
+    skew=2.0,
+)
+
 PRESETS: dict[str, Law] = {
     "kla": Law(
         blur=("gaussian",),
@@ -124,19 +139,13 @@ PRESETS: dict[str, Law] = {
         gain=(0.85, 1.15),
         quantise="round",
     ),
-    # For restoring photographs of any camera while leaving good ones unchanged. No gain: with
-    # an unknown camera, nothing separates a colour cast from the colours of the objects.
-    "wide": Law(
-        blur=("none", "gaussian", "gaussian", "gaussian", "motion", "defocus"),
-        sigma_x=(0.0, 12.0),
-        sigma_y=(0.0, 12.0),
-        motion_length=(2.0, 24.0),
-        motion_angle=(0.0, 180.0),
-        defocus_radius=(0.5, 8.0),
-        noise_sigma=(0.0, 80.0),
-        quantise="round",
-        clean_share=0.15,
-        skew=2.0,
+    "wide": _WIDE,
+    # As photographs of any camera are found: its colours interpolated or none, or a JPEG.
+    "camera": dataclasses.replace(
+        _WIDE,
+        noise=("independent", "demosaiced", "independent", "demosaiced", "grey"),
+        jpeg_quality=(50.0, 98.0),
+        jpeg_share=0.4,
     ),
     # For laws that are made of their fields alone, such as a fitted one.
     "none": Law(),
