@@ -5,8 +5,13 @@ A command prints the message without a traceback and exits with the status of th
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
+
+
+# As a shell reports a program that SIGPIPE has ended.
+_BROKEN_PIPE = 141
 
 
 # Not a ValueError: absl's flag parser would catch one and wrap it in a traceback.
@@ -27,6 +32,12 @@ def exit_on_failure() -> Iterator[None]:
     """Turns an error in its body into one line on stderr and an exit status."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads what is printed, such as `head`, has read enough. Python would try again
+        # to write the rest on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_BROKEN_PIPE)
     except (UsageError, RunError) as error:
         _exit(str(error), error.exit_status)
     except OSError as error:

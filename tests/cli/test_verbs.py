@@ -250,6 +250,22 @@ def test_a_wrong_option_is_told_and_models_are_listed_without_jax(tmp_path):
     assert max(map(len, listed)) <= 100
 
 
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "restore_jax", "models"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_restoring_is_that_of_launch_whatever_the_names(monkeypatch, capsys, tmp_path):
     shipping.ship(monkeypatch, tmp_path / "weights", "one", "two")
     monkeypatch.chdir(tmp_path)
