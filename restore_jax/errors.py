@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator
 
-
 # As a shell reports a program that SIGPIPE has ended.
 _BROKEN_PIPE = 141
 
