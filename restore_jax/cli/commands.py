@@ -119,7 +119,7 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
         flags.checkpoint or "best",
         make_data,
         flags.config,
-        pathlib.Path(flags.output) if flags.output else None,
+        pathlib.Path(flags.output).expanduser() if flags.output else None,
     )
     print(compare_runs.format_comparison(*found))
 

@@ -53,8 +53,10 @@ def compare_runs(
         override: a configuration whose data and evaluation sections replace those of each
             workdir. If None, weights files and shipped models are evaluated on the data of the
             first workdir.
-        output: the folder for the comparison; if None,
-            `evaluation/<data>-<which>-against-<names>` beside the first evaluation.
+        output: the folder for the comparison, and for the evaluations of weights files and
+            shipped models, each in `NAME/evaluation/`; those of a workdir stay in it. If None,
+            the comparison goes to `evaluation/<data>-<which>-against-<names>` beside the first
+            evaluation, and those evaluations to `runs/NAME`, as for `trained.find`.
         devices: the devices to use; if None, those of `device_mesh.fitting_devices`.
 
     Returns:
@@ -71,7 +73,7 @@ def compare_runs(
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(f"--output={output}: is a file; give a folder for the comparison")
     make_once = batches.cached(make_data)
-    sources = _find(given, which, override)
+    sources = _find(given, which, override, output)
     configs = [source.config for source in sources]
     # Reject runs on different data before spending time on evaluation.
     requested = zip(map(str, given), map(results.data_and_settings, configs), strict=True)
@@ -110,7 +112,7 @@ def compare_runs(
     comparison = compare.compare(runs, conditions)
     if output is None:
         first = sources[0].results_folder
-        names = "-".join(path.name.removesuffix(".safetensors") for path in resolved[1:])
+        names = "-".join(map(_name, resolved[1:]))
         output = first.with_name(f"{first.name}-against-{names}"[:200])
     comparison_page.write_comparison(output, comparison, shown)
     return comparison, output
@@ -157,14 +159,27 @@ def format_comparison(comparison: Comparison, output: pathlib.Path) -> str:
     return "\n".join(["", *lines, f"\ncomparison  {output / 'compare.html'}"])
 
 
+def _name(path: pathlib.Path) -> str:
+    """Returns the name of a workdir, a weights file or a shipped model."""
+    return path.name.removesuffix(".safetensors")
+
+
 def _find(
-    given: Sequence[str | pathlib.Path], which: str, override: ConfigDict | None
+    given: Sequence[str | pathlib.Path],
+    which: str,
+    override: ConfigDict | None,
+    output: pathlib.Path | None,
 ) -> list[Trained]:
     """Finds the models; those without data of their own use the data of the first workdir."""
     folders = [pathlib.Path(one) for one in given if pathlib.Path(one).is_dir()]
     fallback = override or (workdir.read_config(folders[0]) if folders else None)
     return [
-        trained.find(one, which, override if pathlib.Path(one) in folders else fallback)
+        trained.find(
+            one,
+            which,
+            override if pathlib.Path(one) in folders else fallback,
+            None if output is None else output / _name(pathlib.Path(one)),
+        )
         for one in given
     ]
 

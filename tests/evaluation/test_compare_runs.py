@@ -80,6 +80,28 @@ def test_names_and_weights_files_are_compared_with_workdirs(runs, tmp_path, monk
         compare_runs.compare_runs([shipping.NAME, file][::-1], "best", data)
 
 
+def test_an_output_receives_the_evaluations_of_models_without_a_folder(
+    runs, tmp_path, monkeypatch, capsys
+):
+    shipping.ship(monkeypatch, tmp_path / "weights")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    file = shipping.write(tmp_path / "mine.safetensors", seed=5)
+    given, output = (shipping.NAME, runs[0], file), tmp_path / "page"
+    _, where = compare_runs.compare_runs(given, "best", data, output=output, devices=ONE)
+    assert where == output
+    assert {path.parent.relative_to(output).as_posix() for path in output.rglob("*.html")} == {
+        ".",
+        "tiny/evaluation/sample-shipped",
+        "mine/evaluation/sample-weights",
+    }
+    assert not list(elsewhere.iterdir())
+    capsys.readouterr()
+    compare_runs.compare_runs(given, "best", data, output=output, devices=ONE)
+    assert capsys.readouterr().out.count(": already evaluated,") == 3
+
+
 def test_what_cannot_be_compared_is_said_in_one_line(runs, tmp_path):
     with pytest.raises(UsageError, match="two or more"):
         compare_runs.compare_runs(runs[:1], "best", data)
