@@ -143,5 +143,5 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
         config.data.sample_size = 256  # px of the rendered images' sides
         config.data.sample_count = 8  # images per defect type, and good images per category
     elif data not in DATA:
-        raise UsageError(f"--config=…:{data}: unknown data set; use one of {', '.join(DATA)}")
+        raise UsageError(f"configs/….py:{data}: unknown data set; use one of {', '.join(DATA)}")
     return config

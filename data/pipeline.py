@@ -71,7 +71,7 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
         if not train.count:
             raise UsageError(
                 f"config.data.root={settings.root!r}: holds no images to train on; it can be "
-                "evaluated with --mode=evaluate"
+                "evaluated with restore-jax evaluate"
             )
         return training_batches.from_step(step)
 

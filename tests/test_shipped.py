@@ -197,7 +197,7 @@ def test_a_shipped_model_is_evaluated_on_given_data(ships, monkeypatch, tmp_path
 
 def test_weights_are_evaluated_only_with_data_and_in_a_place_of_their_own(ships, tmp_path):
     flags = commands.Flags(workdir=[shipping.NAME])
-    with pytest.raises(UsageError, match=r"^--workdir=tiny: weights only.*--config=configs/"):
+    with pytest.raises(UsageError, match=r"^tiny: weights only.*--config=configs/"):
         commands.run_evaluate(flags, tiny.data)
     with pytest.raises(UsageError, match=r"^--checkpoint: tiny holds a single state"):
         evaluated(workdir=[shipping.NAME], checkpoint="latest")

@@ -268,7 +268,7 @@ def _verify_saved(manager: Manager, step: int, state: TrainState) -> None:
         raise RunError(
             f"{manager.folder / str(step)}: was just written and cannot be read back "
             f"({reason}); the training stops, as its checkpoints would be useless. Take a "
-            "--workdir on another file system"
+            "workdir on another file system"
         ) from error
 
 
@@ -353,7 +353,7 @@ def find_step(manager: Manager, which: str, workdir: pathlib.Path) -> int:
     """
     steps = sorted(manager.all_steps())
     if not steps:
-        raise UsageError(f"--workdir={workdir}: no checkpoint in it yet; train it first")
+        raise UsageError(f"{workdir}: no checkpoint in it yet; train it first")
     if which == "latest":
         return steps[-1]
     best = manager.best_step()

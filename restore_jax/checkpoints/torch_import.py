@@ -93,16 +93,14 @@ def read_tensors(path: pathlib.Path) -> Tensors:
         ".npz": _read_npz,
     }
     if path.suffix.lower() not in readers:
-        raise UsageError(
-            f"--weights={path}: unsupported file type; supported are {', '.join(readers)}"
-        )
+        raise UsageError(f"{path}: unsupported file type; supported are {', '.join(readers)}")
     if not path.is_file():
-        raise UsageError(f"--weights={path}: no such file")
+        raise UsageError(f"{path}: no such file")
     try:
         found = readers[path.suffix.lower()](path)
     except ImportError as error:
         raise UsageError(
-            f"--weights={path}: needs the package {error.name}; pip install {error.name}, or "
+            f"{path}: needs the package {error.name}; pip install {error.name}, or "
             "save the tensors as .npz"
         ) from error
     tensors = _unwrapped(found, path)
@@ -115,7 +113,7 @@ def read_tensors(path: pathlib.Path) -> Tensors:
 def _refused(path: pathlib.Path, reader: str, error: Exception) -> UsageError:
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     return UsageError(
-        f"--weights={path}: {reader} refuses it ({reason[:150]}); give an undamaged file of "
+        f"{path}: {reader} refuses it ({reason[:150]}); give an undamaged file of "
         "plain tensors (a state_dict)"
     )
 
@@ -165,11 +163,11 @@ def _unwrapped(found: Any, path: pathlib.Path) -> Tensors:
             break
         found = found[inner[0]]
     if not isinstance(found, Mapping) or not found:
-        raise UsageError(f"--weights={path}: holds no named tensors; give a state_dict")
+        raise UsageError(f"{path}: holds no named tensors; give a state_dict")
     for name, value in found.items():
         if not isinstance(value, np.ndarray):
             raise UsageError(
-                f"--weights={path}: {name!r} is not a tensor but {type(value).__name__}; give "
+                f"{path}: {name!r} is not a tensor but {type(value).__name__}; give "
                 "a state_dict"
             )
     return {
@@ -287,11 +285,9 @@ def import_weights(config: ConfigDict, path: pathlib.Path, folder: pathlib.Path)
     """
     workdir.check_finite(config)
     learner = make_learner(config)
-    params = to_params(
-        config.model.name, read_tensors(path), learner.model, f"--weights={path}"
-    )
+    params = to_params(config.model.name, read_tensors(path), learner.model, str(path))
     if workdir.is_claimed(folder, config) and checkpoint.latest_step(folder):
-        raise UsageError(f"--workdir={folder}: has a checkpoint already; take another workdir")
+        raise UsageError(f"{folder}: has a checkpoint already; take another workdir")
     adversary = None
     if learner.adversary is not None:
         adversary = adversarial.create(learner.adversary, jax.random.key(config.seed))

@@ -175,7 +175,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     if flags.trust and restorer.trust_map is None:
         raise UsageError(
             f"--trust: {model} has no trust map, or that of another checkpoint or an earlier "
-            f"version; make one with --mode=trust --workdir={model}"
+            f"version; make one with restore-jax trust {model}"
         )
     comparisons = output / "compare" if flags.side_by_side or flags.compare else None
     outcome = run.restore_files(

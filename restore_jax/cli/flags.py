@@ -238,7 +238,7 @@ def _one_line(error: Exception) -> str:
         r"Failed loading config file.*No such file.*: '(.+)'", str(error), re.S
     ):
         # ml_collections tells of its attempts.
-        return f"--config={absent[1]}: no such file; configs/ has the configurations"
+        return f"{absent[1]}: no such file; configs/ has the configurations"
     return " ".join(str(error).split())
 
 

@@ -167,7 +167,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     """
     path = workdir / "config.json"
     if not path.is_file():
-        raise UsageError(f"--workdir={workdir}: no run in it ({path.name} is missing)")
+        raise UsageError(f"{workdir}: no run in it ({path.name} is missing)")
     return schema.read_file(path)
 
 
@@ -201,13 +201,13 @@ def is_claimed(workdir: pathlib.Path, config: ConfigDict) -> bool:
         differing = differences(read_config(workdir), config)
         if differing:
             raise UsageError(
-                f"--workdir={workdir}: belongs to a run of another configuration; use another "
+                f"{workdir}: belongs to a run of another configuration; use another "
                 f"workdir, or the same fields: {', '.join(differing)}"
             )
         return True
     if workdir.exists() and (not workdir.is_dir() or any(map(_is_foreign, workdir.iterdir()))):
         raise UsageError(
-            f"--workdir={workdir}: exists and is not a run's folder; use an empty or a new one"
+            f"{workdir}: exists and is not a run's folder; use an empty or a new one"
         )
     return False
 
@@ -231,9 +231,7 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / _LOCK).open("a")
     except OSError as error:
-        raise UsageError(
-            f"--workdir={workdir}: cannot be written ({error.strerror})"
-        ) from error
+        raise UsageError(f"{workdir}: cannot be written ({error.strerror})") from error
     with lock:
         try:
             if fcntl is not None:
@@ -262,7 +260,7 @@ def check_free(workdir: pathlib.Path) -> None:
 
 def _in_use(workdir: pathlib.Path) -> UsageError:
     return UsageError(
-        f"--workdir={workdir}: another training is running in it; wait for it to end, or use "
+        f"{workdir}: another training is running in it; wait for it to end, or use "
         "another workdir"
     )
 
@@ -293,6 +291,4 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     try:
         files.write_text(workdir / "config.json", text + "\n")
     except OSError as error:
-        raise UsageError(
-            f"--workdir={workdir}: cannot be written ({error.strerror})"
-        ) from error
+        raise UsageError(f"{workdir}: cannot be written ({error.strerror})") from error

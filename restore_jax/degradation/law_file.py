@@ -127,6 +127,6 @@ def inline(config: "ConfigDict") -> None:
 def _refused(path: pathlib.Path, problem: str) -> UsageError:
     problem = " ".join(problem.split())
     return UsageError(
-        f"config.data.degradation.file={path}: {problem}; name a file that --mode=calibrate "
-        "wrote"
+        f"config.data.degradation.file={path}: {problem}; name a file that restore-jax "
+        "calibrate wrote"
     )

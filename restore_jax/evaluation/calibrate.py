@@ -59,8 +59,8 @@ def calibrate(config: ConfigDict, output: pathlib.Path, overwrite: bool = False)
     """
     if config.data.name not in ("pairs", "clean"):
         raise UsageError(
-            f"--config=…:{config.data.name}: --mode=calibrate takes pairs, or clean for "
-            "degraded photographs alone"
+            f"configs/….py:{config.data.name}: calibrating takes pairs, or clean for degraded "
+            "photographs alone"
         )
     page = output.with_suffix(".html")
     if output.suffix != ".json":

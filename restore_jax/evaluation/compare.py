@@ -104,8 +104,7 @@ def check(runs: Sequence[Run]) -> None:
     """
     if not 2 <= len(runs) <= len(string.ascii_uppercase):
         raise UsageError(
-            f"--workdir: a comparison takes 2 to {len(string.ascii_uppercase)} runs, got "
-            f"{len(runs)}; give --workdir once for each"
+            f"a comparison takes 2 to {len(string.ascii_uppercase)} runs, got {len(runs)}"
         )
     for run in runs:
         ids = [row["id"] for row in run.rows]

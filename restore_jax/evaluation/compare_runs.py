@@ -66,10 +66,12 @@ def compare_runs(
         UsageError: as `trained.find`, `evaluate.evaluate_model` and `compare.check`.
     """
     if len(given) < 2:
-        raise UsageError("--workdir: a comparison takes two or more; give --workdir for each")
+        raise UsageError(
+            f"a comparison takes two or more models, got {len(given)}; name each of them"
+        )
     resolved = [pathlib.Path(one).resolve() for one in given]
     if len(set(resolved)) < len(resolved):
-        raise UsageError(f"--workdir: given twice in {', '.join(map(str, given))}")
+        raise UsageError(f"a model is given twice in {', '.join(map(str, given))}")
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(f"--output={output}: is a file; give a folder for the comparison")
     make_once = batches.cached(make_data)

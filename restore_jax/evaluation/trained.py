@@ -100,7 +100,7 @@ def find(
     file = weights_file.find_file(given)
     if override is None:
         raise UsageError(
-            f"--workdir={given}: weights only, without data to evaluate on; give the data, "
+            f"{given}: weights only, without data to evaluate on; give the data, "
             "for example --config=configs/sca_unet.py:mvtec_ad --config.data.root=DIR"
         )
     config = weights_file.read_weights(file)[2]

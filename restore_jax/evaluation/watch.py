@@ -61,7 +61,7 @@ def watch(
             break
         time.sleep(POLL_SECONDS)
     if not done:
-        raise UsageError(f"--workdir={folder}: no checkpoint in it and no training is running")
+        raise UsageError(f"{folder}: no checkpoint in it and no training is running")
     epochs = checkpoint.epochs_done(folder)
     print(
         f"{folder}: no training is running; {epochs} of {config.train.epochs} epochs are done."

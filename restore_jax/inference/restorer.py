@@ -382,7 +382,7 @@ class Restorer:
         if options.trust and self.trust_map is None:
             raise UsageError(
                 "trust: this model has no trust map, or that of another checkpoint or an "
-                "earlier version; make one with --mode=trust"
+                "earlier version; make one with restore-jax trust"
             )
 
 

@@ -134,9 +134,7 @@ def claim_workdir(
     # Check again: another training may have claimed it since `check_workdir`.
     workdir.is_claimed(folder, config)
     if checkpoint.latest_step(folder) != newest:
-        raise UsageError(
-            f"--workdir={folder}: changed while this training was starting; start it again"
-        )
+        raise UsageError(f"{folder}: changed while this training was starting; start it again")
     workdir.claim(folder, config)
     set_aside(folder, damaged)
 
@@ -219,7 +217,7 @@ def check_same_images(
         or not 0 <= steps_in_epoch <= steps_per_epoch
     ):
         raise UsageError(
-            f"--workdir={folder}: started with a different number of images than {data.name} "
+            f"{folder}: started with a different number of images than {data.name} "
             f"has now ({data.counts['train']}); take another workdir"
         )
     now = identity_of(data, loss_params)
@@ -227,13 +225,13 @@ def check_same_images(
     for what, digest in now["images"].items():
         if before["images"].get(what, digest) != digest:
             raise UsageError(
-                f"--workdir={folder}: started with other images than {data.name} has now "
+                f"{folder}: started with other images than {data.name} has now "
                 f"(their {what} differ: another config.data.root, or config.data.skip_bad); "
                 "take the same images, or another workdir"
             )
     for what, digest in now["fixed"].items():
         if before["fixed"].get(what, digest) != digest:
             raise UsageError(
-                f"--workdir={folder}: started with other weights for config.loss.{what} than "
+                f"{folder}: started with other weights for config.loss.{what} than "
                 "config.vgg16_weights has now; take the same file, or another workdir"
             )

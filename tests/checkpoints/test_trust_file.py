@@ -79,7 +79,9 @@ def test_one_of_an_earlier_version_is_none_and_the_model_loads(path, variables):
     path.write_bytes(safetensors.numpy.save(arrays, metadata | {"trust": json.dumps(notes)}))
     assert trust_file.of_model(path, variables) is None
     restorer = restore_jax.load(path)
-    with pytest.raises(UsageError, match="or an earlier version; make one with --mode=trust"):
+    with pytest.raises(
+        UsageError, match="or an earlier version; make one with restore-jax trust"
+    ):
         restorer(np.zeros((16, 16, 3), np.float32), trust=True)
 
 

@@ -120,7 +120,7 @@ def assert_one_line(done, status, *words):
         (("--mode=dream",), ["mode", "dream"]),
         (
             ("--config=configs/none.py",),
-            ["error: --config=configs/none.py: no such file; configs/"],
+            ["error: configs/none.py: no such file; configs/"],
         ),
         (("--config=configs/sca_unet.py:cats",), ["cats", "mvtec_ad", "sample"]),
         (

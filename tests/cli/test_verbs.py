@@ -1,8 +1,10 @@
 """The short commands of `restore-jax`, read and done in this process."""
 
+import ast
 import importlib.metadata
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -223,6 +225,60 @@ def test_wrong_usage_is_one_line(monkeypatch, capsys, tmp_path, arguments, line)
     told = refusal(monkeypatch, capsys, *arguments)
     assert told.startswith("error: ")
     assert line in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("train configs/none.py", "configs/none.py: no such file"),
+        ("train configs/sca_unet.py:cats", "configs/….py:cats: unknown data set"),
+        ("train configs/sca_unet.py:sample -o {}/photos", "{}/photos: exists and is not a run"),
+        (
+            "train configs/sca_unet.py:sample --config.data.degradation.file={}/a.txt",
+            "config.data.degradation.file={}/a.txt: is no JSON",
+        ),
+        ("evaluate general", "general: weights only, without data to evaluate on"),
+        ("evaluate {}/photos", "{}/photos: no run in it"),
+        ("evaluate {}/photos --watch", "{}/photos: no run in it"),
+        ("compare general", "a comparison takes two or more models, got 1; name each"),
+        ("compare general general", "a model is given twice in general, general"),
+        ("compare general general_small", "general: weights only, without data"),
+        ("compare general {}/photos", "{}/photos: no run in it"),
+        ("calibrate configs/none.py -o law.json", "configs/none.py: no such file"),
+        (
+            "calibrate configs/general.py:sample -o law.json",
+            "configs/….py:sample: calibrating takes pairs, or clean",
+        ),
+        ("trust general -o a.safetensors", "general: weights only, without data"),
+        ("trust {}/photos", "{}/photos: no run in it"),
+        ("import configs/rcan.py:sample none.pth", "none.pth: no such file"),
+        ("import configs/rcan.py:sample {}/a.txt", "{}/a.txt: unsupported file type"),
+        ("import configs/rcan.py:sample {}/b.npz", "{}/b.npz: numpy.load(allow_pickle=False)"),
+        ("restore {}/photos -o {}/out -m none", "none: does not exist"),
+        ("restore {}/photos -o {}/out -m {}/photos", "{}/photos: no config.json in it"),
+        ("serve -m {}/photos", "{}/photos: no config.json in it"),
+        ("export {}/photos -o {}/a.onnx", "{}/photos: no config.json in it"),
+    ],
+)
+def test_a_refusal_begins_with_what_was_typed(monkeypatch, capsys, tmp_path, arguments, line):
+    photograph(tmp_path / "photos" / "a.png")
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.npz").write_bytes(b"damaged")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(os, "execv", lambda _, argv: launched(*argv[2:]))
+    told = refusal(monkeypatch, capsys, *arguments.replace("{}", str(tmp_path)).split())
+    assert told.startswith("error: " + line.replace("{}", str(tmp_path)))
+    assert "--workdir" not in told
+    assert "--mode" not in told
+
+
+def test_only_the_command_line_names_flags_that_commands_call_otherwise():
+    renamed = re.compile(r"--(mode|workdir|input|weights)\b")
+    for path in sorted((ROOT / "restore_jax").glob("*/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and path.parent.name != "cli":
+                is_refusal = ast.unparse(node.func) in ("UsageError", "RunError")
+                assert not (is_refusal and renamed.search(ast.unparse(node))), path
 
 
 def test_a_wrong_option_is_told_and_models_are_listed_without_jax(tmp_path):

@@ -574,7 +574,7 @@ def test_the_degraded_set_to_batches_and_its_test_form(tmp_path):
         assert first["mask"].any()
         assert second["valid"].sum() == 1
         assert list(data.eval_batches("train")) == []
-        with pytest.raises(UsageError, match=r"no images to train on.*--mode=evaluate"):
+        with pytest.raises(UsageError, match=r"no images to train on.*restore-jax evaluate"):
             data.train_batches(0)
 
 
