@@ -204,7 +204,7 @@ def undegraded_line(rows: Sequence[Mapping[str, Any]]) -> str:
     if 2 * count <= len(rows):
         return ""
     return (
-        f"{count} of {len(rows)} images are not degraded (input PSNR 100 dB): the means, "
+        f"Images that are not degraded (input PSNR 100 dB): {count} of {len(rows)}. The means, "
         "and a best checkpoint chosen by them, tell little of restoring. Use more images, or "
         "config.data.degradation.clean_share=0."
     )

@@ -127,7 +127,7 @@ def failures(micro: Figures, rows: Sequence[Figures]) -> tuple[list[str], Table 
         rows: figures per image.
 
     Returns:
-        Sentences with the counts, and a table of at most 12 images: faded defects by contrast
+        Texts with the counts, and a table of at most 12 images: faded defects by contrast
         kept, then the others by loss of PSNR. None if there are none.
     """
     if not rows:
@@ -135,16 +135,17 @@ def failures(micro: Figures, rows: Sequence[Figures]) -> tuple[list[str], Table 
     worse = [row for row in rows if (difference(row["psnr"], row["input_psnr"]) or 0) < 0]
     measured = [row for row in rows if defined(row.get("defect_contrast"))]
     faded = [row for row in measured if row["defect_contrast"] < ERASED_BELOW]
-    found = [f"{len(worse)} of {len(rows)} images have a lower PSNR than their input."]
+    # Worded so that each also reads well of a single image or region.
+    found = [f"Images with a lower PSNR than their input: {len(worse)} of {len(rows)}."]
     if measured:
         found.append(
-            f"{len(faded)} of {len(measured)} images with a measurable defect keep less than "
-            "half of its contrast."
+            "Images that keep less than half of a defect’s contrast: "
+            f"{len(faded)} of {len(measured)} with a measurable defect."
         )
     if micro.get("regions") and defined(micro.get("erased_regions")):
         found.append(
-            f"{_WHOLE(micro['erased_regions'])} of {_WHOLE(micro['regions'])} defect regions "
-            "are erased."
+            "Defect regions erased: "
+            f"{_WHOLE(micro['erased_regions'])} of {_WHOLE(micro['regions'])}."
         )
     known = {row["id"] for row in faded}
     listed = sorted(faded, key=lambda row: row["defect_contrast"])

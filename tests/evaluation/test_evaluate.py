@@ -529,7 +529,8 @@ def test_images_left_as_they_are_are_told(trained, capsys):
     summary, _ = run(trained, made=undegraded)
     count = summary["data"]["count"]
     assert summary["micro"]["input_psnr"] == pytest.approx(100)
-    assert f"{count} of {count} images are not degraded" in capsys.readouterr().out
+    told = f"Images that are not degraded (input PSNR 100 dB): {count} of {count}."
+    assert told in capsys.readouterr().out
     run(trained)
     assert "not degraded" not in capsys.readouterr().out
 

@@ -202,9 +202,9 @@ def test_the_headline_compares_with_the_input():
     assert f"PSNR {mean:.2f} dB input 20.00; +{mean - 20:.2f}" in text
     assert "Erasure rate 25.0 % input 50.0 %; −25.0 points" in text
     assert "Contrast kept 0.73 input 0.90; −0.17" in text
-    assert "1 of 6 images have a lower PSNR than their input." in text
-    assert "1 of 5 images with a measurable defect keep less than half" in text
-    assert "2 of 8 defect regions are erased." in text
+    assert "Images with a lower PSNR than their input: 1 of 6." in text
+    assert "less than half of a defect’s contrast: 1 of 5 with a measurable defect." in text
+    assert "Defect regions erased: 2 of 8." in text
     assert "Images to look at first: 1 of 1" in text
 
 
@@ -443,7 +443,16 @@ def test_it_says_where_the_model_was_trained_on_the_images(name, trained_on, div
 def test_it_says_where_most_images_are_not_degraded(undegraded, told):
     rows = [one | {"input_psnr": 100.0} for one in ROWS[:undegraded]] + ROWS[undegraded:]
     text = Page(evaluation_page.render(make(rows))).text
-    assert ("4 of 6 images are not degraded (input PSNR 100 dB)" in text) == told
+    assert ("Images that are not degraded (input PSNR 100 dB): 4 of 6." in text) == told
+
+
+def test_counts_read_well_of_a_single_image():
+    only = row("a", 0, defect_contrast=0.2, input_psnr=100.0)
+    extra = {"regions": 1, "erased_regions": 1}
+    text = Page(evaluation_page.render(make([only], micro=extra))).text
+    assert "Images that are not degraded (input PSNR 100 dB): 1 of 1." in text
+    assert "Images with a lower PSNR than their input: 1 of 1." in text
+    assert not re.search(r"\b1 (images|regions|of 1 \w+s)\b", text)
 
 
 def test_inventions_on_good_images_are_told_in_grey_levels():
