@@ -20,7 +20,7 @@ from restore_jax.evaluation.per_image import Restored
 from restore_jax.evaluation.trained import Trained
 from restore_jax.metrics import cost
 from restore_jax.parallel import device_mesh
-from restore_jax.report import comparison_page, evaluation_page
+from restore_jax.report import comparison_page, evaluation_lines
 from restore_jax.report.comparison_page import Shown
 
 _TIMED_IMAGES = 4
@@ -206,7 +206,7 @@ def _make_run(source: Trained, summary: results.Summary, folder: pathlib.Path) -
         rows=results.read_rows(folder / "images.csv"),
         good_rows=results.read_rows(folder / "good.csv"),
         oracle_mask=summary["oracle_mask"],
-        seen_in_training=bool(evaluation_page.seen_in_training(summary)),
+        seen_in_training=bool(evaluation_lines.seen_in_training(summary)),
     )
 
 

@@ -17,7 +17,7 @@ from restore_jax.evaluation.results import Summary
 from restore_jax.metrics import coverage, defects, detect, fidelity, kla
 from restore_jax.metrics.detectability import Detectability
 from restore_jax.parallel import device_mesh, processes
-from restore_jax.report import evaluation_page, image_panels, plots
+from restore_jax.report import evaluation_lines, evaluation_page, image_panels, plots
 
 # PSNR that two restorations of one image may differ by, in dB.
 _SAME_DB = 1e-3
@@ -142,7 +142,7 @@ def evaluate_model(
         raise UsageError(
             f"config.eval.split: {config.eval.split!r} of {data.name} has no images"
         )
-    if warning := evaluation_page.undegraded_line(rows):
+    if warning := evaluation_lines.undegraded_line(rows):
         processes.on_first(lambda: print(warning))
     good = data.eval_batches("good") if data.counts.get("good") else ()
     good_rows = run(images=good, observe=observe)

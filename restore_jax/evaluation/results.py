@@ -16,7 +16,7 @@ from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.evaluation.per_image import Row
 from restore_jax.metrics import coverage, defects, fidelity, kla
-from restore_jax.report import evaluation_page, plots
+from restore_jax.report import evaluation_lines, evaluation_page, plots
 from restore_jax.report.forms import counted
 
 Summary = dict[str, Any]
@@ -253,10 +253,10 @@ def format_report(summary: Summary, results: pathlib.Path) -> str:
         source = ("checkpoint", results.parent.parent / "checkpoints" / str(found["step"]))
     lines = [
         f"\n{counted(summary['data']['count'], 'image')} of {summary['data']['name']} "
-        f"({summary['data']['split']}), {evaluation_page.checkpoint_line(found)}"
+        f"({summary['data']['split']}), {evaluation_lines.checkpoint_line(found)}"
         + (", with oracle mask\n" if summary["oracle_mask"] else "\n"),
-        *filter(None, [evaluation_page.seen_in_training(summary)]),
-        *filter(None, [evaluation_page.target_line(summary["data"])]),
+        *filter(None, [evaluation_lines.seen_in_training(summary)]),
+        *filter(None, [evaluation_lines.target_line(summary["data"])]),
         format_table(summary),
         *_format_kla(summary["macro"]),
         *_format_detectability(summary["detectability"]),

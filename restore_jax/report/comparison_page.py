@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from restore_jax import files
-from restore_jax.report import comparison_tables, evaluation_page, image_panels, pages
+from restore_jax.report import comparison_tables, evaluation_lines, image_panels, pages
 from restore_jax.report.comparison_tables import label
 from restore_jax.report.forms import defined, number
 from restore_jax.report.image_panels import Frame
@@ -67,7 +67,7 @@ def render(comparison: Mapping[str, Any], shown: Sequence[Shown] = ()) -> str:
         title=f"{len(runs)} models compared",
         runs=runs,
         label=label,
-        data=evaluation_page.data_line(comparison["data"]),
+        data=evaluation_lines.data_line(comparison["data"]),
         notes=_notes(runs),
         conditions=comparison["conditions"],
         interval=comparison["interval"],
@@ -140,7 +140,7 @@ def _decibels(value: float | None) -> str:
 def _provenance(comparison: Fields) -> list[tuple[str, str]]:
     facts = []
     for run in comparison["runs"]:
-        found = evaluation_page.checkpoint_line(run["checkpoint"])
+        found = evaluation_lines.checkpoint_line(run["checkpoint"])
         oracle = ", with oracle mask" if run["oracle_mask"] else ""
         line = f"{run['workdir']}: {run['name']}, {found}{oracle}"
         facts.append((f"Run {run['letter']}", pages.breakable(line)))

@@ -17,18 +17,14 @@ from markupsafe import Markup
 
 from restore_jax import files
 from restore_jax.metrics.defects import ERASED_BELOW, error_ratio
-from restore_jax.report import charts, evaluation_tables, image_panels, pages
-from restore_jax.report.forms import change, counted, defined, number
+from restore_jax.report import charts, evaluation_lines, evaluation_tables, image_panels, pages
+from restore_jax.report.forms import change, defined, number
 from restore_jax.report.image_panels import Frame
 from restore_jax.trust import maps
 
 _CONTRAST_EDGES = [round(-0.5 + 0.1 * i, 1) for i in range(26)]
 # An image identical to its clean one scores 100 dB, which would squeeze all other bars.
 _HIGHEST_PSNR = 60.0
-# Reached only by an input that equals its clean image: one grey level in one of ten million
-# samples lowers it.
-_UNDEGRADED_DB = 99.9
-
 _RANKS = ("best", "median", "worst")
 
 # Data sets whose degraded images are files rather than synthesised.
@@ -39,9 +35,6 @@ _TRAINED_ON = {
     "good": "defect-free photographs only (split “good”)",
     "all": "photographs with and without defects (split “all”)",
 }
-
-# Pairs of `data.split`: no training image of the first is a validation image of the second.
-_DISJOINT_SPLITS = (("good", "defects"), ("defects", "test"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +107,12 @@ def render(report: Report) -> str:
         title=report.title,
         summary=summary,
         micro=summary["micro"],
-        data=data_line(summary["data"]),
-        checkpoint=checkpoint_line(summary["checkpoint"]),
+        data=evaluation_lines.data_line(summary["data"]),
+        checkpoint=evaluation_lines.checkpoint_line(summary["checkpoint"]),
         oracle_mask=report.oracle_mask,
-        seen_in_training=seen_in_training(summary),
-        target=target_line(summary["data"]),
-        undegraded=undegraded_line(report.rows),
+        seen_in_training=evaluation_lines.seen_in_training(summary),
+        target=evaluation_lines.target_line(summary["data"]),
+        undegraded=evaluation_lines.undegraded_line(report.rows),
         training_split=_training_split(summary),
         headline=evaluation_tables.headline(summary["micro"]),
         failures=failures,
@@ -138,75 +131,6 @@ def render(report: Report) -> str:
         trust="trust_coverage" in summary["micro"],
         provenance=_provenance(report),
         fields=[(path, _value(value)) for path, value in _flatten(config)],
-    )
-
-
-def seen_in_training(summary: Mapping[str, Any]) -> str:
-    """Returns a warning if the model was trained on some of the evaluated images, else "".
-
-    Args:
-        summary: the content of metrics.json.
-    """
-    data, trained = summary["data"], summary["trained_on"]
-    if trained["name"] != data["name"]:
-        return ""
-    if data["split"] in ("train", "all"):
-        return (
-            f"Split “{data['split']}” contains images that the model was trained on; it may do "
-            "worse on others."
-        )
-    division = summary["settings"]["data"]["split"]
-    if division == trained["split"] or (trained["split"], division) in _DISJOINT_SPLITS:
-        return ""
-    return (
-        f"The model was trained with data.split “{trained['split']}” and is evaluated with "
-        f"“{division}”: it was trained on some of these images, and may do worse on others."
-    )
-
-
-def checkpoint_line(found: Mapping[str, Any]) -> str:
-    """Describes the evaluated checkpoint or weights file, given its entry in metrics.json."""
-    if found["step"] is None:
-        return f"{found['which']} file {found['file']}, SHA-256 {found['sha256'][:12]}…"
-    return f"{found['which']} checkpoint, step {found['step']}, epoch {found['epoch']}"
-
-
-def data_line(data: Mapping[str, Any]) -> str:
-    """Describes the evaluated images, given their entry in metrics.json."""
-    size = data["image_size"]
-    at = f"{size} × {size} px" if size else "their native size"
-    against = f", against the {data['target']}" if "target" in data else ""
-    images = counted(data["count"], "image")
-    return f"{images} of {data['name']} ({data['split']}) at {at}{against}"
-
-
-def target_line(data: Mapping[str, Any]) -> str:
-    """Returns a warning if the figures are not to clean photographs, else "".
-
-    Args:
-        data: the evaluated images, as in metrics.json.
-    """
-    if "target" not in data:
-        return ""
-    return (
-        f"No clean photographs: the figures are to the {data['target']} of each part. Its "
-        "remaining noise lowers PSNR and SSIM, and its blur is that of the input."
-    )
-
-
-def undegraded_line(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a warning if more than half of the images equal their clean version, else "".
-
-    Args:
-        rows: the figures of each image, of which "input_psnr" is used.
-    """
-    count = sum(row["input_psnr"] > _UNDEGRADED_DB for row in rows)
-    if 2 * count <= len(rows):
-        return ""
-    return (
-        f"Images that are not degraded (input PSNR 100 dB): {count} of {len(rows)}. The means, "
-        "and a best checkpoint chosen by them, tell little of restoring. Use more images, or "
-        "config.data.degradation.clean_share=0."
     )
 
 
@@ -311,10 +235,10 @@ def _provenance(report: Report) -> list[tuple[str, str]]:
         trained_on += f": {_TRAINED_ON[split]}"
     masks = "given the true masks (oracle)" if report.oracle_mask else "given no masks"
     return [
-        ("Checkpoint", checkpoint_line(summary["checkpoint"])),
+        ("Checkpoint", evaluation_lines.checkpoint_line(summary["checkpoint"])),
         ("Model", f"{name}: {_options(model)}" if model else name),
         ("Masks", f"the model was {masks}"),
-        ("Data", data_line(summary["data"])),
+        ("Data", evaluation_lines.data_line(summary["data"])),
         ("Trained on", trained_on),
         ("Degradation", _degradation(report)),
     ]

@@ -37,7 +37,7 @@ from restore_jax.learner.state import (
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import fidelity
 from restore_jax.parallel import device_mesh, processes, signals
-from restore_jax.report import evaluation_page
+from restore_jax.report import evaluation_lines
 from restore_jax.report.forms import counted
 from restore_jax.train import forecast, setup, steps
 from restore_jax.train.logs import Logs, NoLogs, epochs_without_gain, read_records
@@ -440,5 +440,5 @@ def _validate(run: _Run, position: _Position) -> tuple[dict[str, float | None], 
     )
     metrics = per_image.mean_losses(rows, run.config.loss)
     steps.check_finite(position.step, metrics, "validation ")
-    warning = evaluation_page.undegraded_line(rows)
+    warning = evaluation_lines.undegraded_line(rows)
     return metrics | fidelity.summarise(rows)["micro"], warning
