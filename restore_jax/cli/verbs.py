@@ -242,9 +242,24 @@ def _parser(name: str, verb: _Verb) -> _Parser:
     for flag, text in flags.of_mode(name):
         if flag.name not in own:
             group.add_argument(f"--{flag.name}", help=text, **_options_of(flag))
+            if flag.flag_type() == "bool":
+                _add_spelled_out(group, flag.name)
     # Not listed, to save a line: whoever reads the list has found it.
     group.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_spelled_out(group: argparse._ArgumentGroup, name: str) -> None:
+    """Accepts `--NAME=true` and `--NAME=false` as well, which argparse has no way to define."""
+    for value in ("true", "false"):
+        group.add_argument(
+            # A whole argument that is an option's name counts before what follows a "=".
+            f"--{name}={value}",
+            dest=name,
+            action=f"store_{value}",
+            default=None,
+            help=argparse.SUPPRESS,
+        )
 
 
 def _options_of(flag: absl_flags.Flag) -> dict[str, Any]:

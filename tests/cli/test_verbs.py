@@ -105,6 +105,9 @@ def test_arguments_become_flags_of_launch():
         "workdir": ["general_small"],
         "strength": 0.0,
     }
+    call = verbs.parse(["restore", "a.png", "-o", "out", "--undo-gain=false", "--trust=true"])
+    assert call.values["undo_gain"] is False
+    assert call.values["trust"] is True
     call = verbs.parse(["restore", "a.png", "-o", "out", "--", "-b.png", "--c-d"])
     assert call.values["input"] == ["a.png", "./-b.png", "./--c-d"]
     metadata = ["--metadata=licence=Apache-2.0", "--metadata", "purpose=scans of film"]
@@ -124,6 +127,11 @@ def test_arguments_become_flags_of_launch():
             "evaluate runs/a --config configs/sca_unet.py:sample --watch "
             "--config.train.epochs=1",
             {"mode": "evaluate", "workdir": ["runs/a"], "watch": True},
+        ),
+        (
+            "evaluate runs/a --watch=false --config=configs/sca_unet.py:sample "
+            "--config.train.epochs=1",
+            {"mode": "evaluate", "workdir": ["runs/a"], "watch": False},
         ),
         (
             "compare runs/a general --checkpoint=latest --config.train.epochs=1 "
