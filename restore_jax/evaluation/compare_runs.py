@@ -12,7 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from restore_jax import batches
-from restore_jax.config import workdir
+from restore_jax.config import schema, workdir
 from restore_jax.errors import UsageError
 from restore_jax.evaluation import compare, evaluate, per_image, results, trained
 from restore_jax.evaluation.compare import Run
@@ -193,7 +193,7 @@ def _data_of_first(
     found = []
     for source in sources:
         config = sources[0].data_config.copy_and_resolve_references()
-        config.data.undo_gain = source.config.data.get("undo_gain", False)
+        config.data.undo_gain = schema.undoes_gain(source.config)
         found.append(make_data(config))
     return found
 

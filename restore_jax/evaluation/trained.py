@@ -214,7 +214,7 @@ def with_override(config: ConfigDict, override: ConfigDict | None) -> ConfigDict
 def _data_for(config: ConfigDict, override: ConfigDict) -> ConfigDict:
     """Returns an override's data section, with the gain undone if the model expects that."""
     data = override.data.copy_and_resolve_references()
-    data.undo_gain = data.get("undo_gain", False) or schema.undoes_gain(config)
+    data.undo_gain = schema.undoes_gain(override) or schema.undoes_gain(config)
     return data
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from restore_jax.batches import CONTEXT, CONTEXT_SIZE, GAIN
+from restore_jax.config import schema
 from restore_jax.degradation import (
     definition,
     native_size,
@@ -97,7 +98,7 @@ def make_plan(pairs: Pairs, config: ConfigDict) -> SamplingPlan:
         augment=config.data.augment,
         recolours=config.data.get("recolour", False),
         law=native_size.from_fields(pairs.law),
-        undo_gain=config.data.get("undo_gain", False),
+        undo_gain=schema.undoes_gain(config),
         whole=working_size.from_fields(pairs.law, blurred=False) if estimates else None,
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from restore_jax import batches, files
+from restore_jax.config import schema
 from restore_jax.degradation import definition, working_size
 from restore_jax.errors import UsageError
 from restore_jax.train.on_device import pairs_file, sampler
@@ -145,7 +146,7 @@ def as_data(
         UsageError: for flips that the degradation does not allow, or images too small for SSIM.
     """
     definition.check_augmentation(config.data.augment, pairs.symmetries)
-    if not config.data.get("undo_gain", False):
+    if not schema.undoes_gain(config):
         pairs = pairs_file.without_gain(pairs)
     elif batches.GAIN not in pairs.splits["val"].arrays:
         raise UsageError(

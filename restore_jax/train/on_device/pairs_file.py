@@ -32,6 +32,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from restore_jax.batches import CONTEXT, CONTEXT_SIZE, GAIN
+from restore_jax.config import schema
 from restore_jax.degradation import law_file
 from restore_jax.errors import UsageError
 from restore_jax.files import replacing
@@ -124,7 +125,7 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
     data = config.data
     fields = (*_FIELDS, *_SAMPLE_FIELDS * (data.name == "sample"))
     settings = {f"config.data.{name}": data[name] for name in fields}
-    if data.get("undo_gain", False):
+    if schema.undoes_gain(config):
         settings["config.data.undo_gain"] = True
     settings |= {
         f"config.data.degradation.{name}": value

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from restore_jax.batches import GAIN
+from restore_jax.config import schema
 from restore_jax.degradation import working_size
 from restore_jax.train.on_device.pairs_file import Pairs
 
@@ -74,7 +75,7 @@ def make_plan(pairs: Pairs, config: ConfigDict) -> SamplingPlan:
         batch_size=config.train.batch_size,
         augment=config.data.augment,
         law=fresh,
-        undo_gain=config.data.get("undo_gain", False),
+        undo_gain=schema.undoes_gain(config),
     )
 
 
