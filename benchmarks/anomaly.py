@@ -128,17 +128,19 @@ def measure(
     """
     sources = {law: trained.find(workdir, "best", config_of(root, size, law)) for law in laws}
     clean: Fits = {}
+    ids: list[str] = []
     for law, source in sources.items():
         data = pipeline.make_data(source.data_config)
         mesh = device_mesh.make_mesh(device_mesh.fitting_devices(source.config.eval.batch_size))
         model, variables, _ = trained.read(source, mesh)
         restore = functools.partial(per_image.evaluate, model, variables, mesh=mesh)
-        if not clean:  # the same under all laws
-            references = references_of(data, backbone)
+        if not clean:  # the references are the same under all laws
+            references, ids = references_of(data, backbone)
             few = {name: len(n) for name, n in references.items() if len(n) < detect.MIN_IMAGES}
             yield {"op": "anomaly", "too_few_references": few}
             clean = fitted(references)
-        degraded, restored = map(fitted, versions_of_references(data, law, restore, backbone))
+        versions = versions_of(ids, data, law, restore, backbone)
+        degraded, restored = map(fitted, versions)
         same = {
             method: {name: of[name] for name in degraded[method]}
             for method, of in clean.items()
@@ -241,19 +243,23 @@ def config_of(root: str, size: int, law: str) -> ConfigDict:
     return config
 
 
-def references_of(data: batches.Data, backbone: Backbone) -> dict[str, list[Maps]]:
-    """Returns the maps of the clean photographs to fit on, by category."""
+def references_of(
+    data: batches.Data, backbone: Backbone
+) -> tuple[dict[str, list[Maps]], list[str]]:
+    """Returns the maps of the clean photographs to fit on, by category, and their ids."""
     found: dict[str, list[Maps]] = defaultdict(list)
+    ids: list[str] = []
     for batch in data.eval_batches("reference") if data.counts.get("reference") else ():
         for i in np.flatnonzero(batch["valid"]):
             found[str(batch["category"][i])].append(backbone(reduced(batch["clean"][i])))
-    return dict(sorted(found.items()))
+            ids.append(str(batch["id"][i]))
+    return dict(sorted(found.items())), ids
 
 
-def versions_of_references(
-    data: batches.Data, law: str, restore: Restore, backbone: Backbone
+def versions_of(
+    ids: Sequence[str], data: batches.Data, law: str, restore: Restore, backbone: Backbone
 ) -> tuple[dict[str, list[Maps]], dict[str, list[Maps]]]:
-    """Returns the maps of the same photographs degraded, and restored.
+    """Returns the maps of photographs to train on, given by their ids, degraded and restored.
 
     Without categories that have fewer than two photographs to train on: their references are
     test photographs, which are not degraded.
@@ -265,8 +271,7 @@ def versions_of_references(
         degraded[image.row["category"]].append(backbone(reduced(image.degraded)))
         restored[image.row["category"]].append(backbone(reduced(image.restored)))
 
-    if data.counts.get("reference"):
-        ids = [name for batch in data.eval_batches("reference") for name in batch["id"]]
+    if ids:
         images = under(law, data.eval_batches("train"), lambda batch: np.isin(batch["id"], ids))
         restore(images=images, observe=observe)
     return dict(sorted(degraded.items())), dict(sorted(restored.items()))

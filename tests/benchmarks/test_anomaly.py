@@ -1,6 +1,7 @@
 """PaDiM and PatchCore against direct computations, with a random network of three layers."""
 
 import colorsys
+import dataclasses
 import json
 import sys
 
@@ -10,6 +11,7 @@ from PIL import Image
 from scipy import ndimage, spatial
 
 from benchmarks import anomaly, corruptions, feature_detectors
+from data import pipeline
 from data.rendered import sample
 from restore_jax.errors import UsageError
 from restore_jax.metrics import detectability
@@ -217,6 +219,18 @@ def save(path, pixels):
 def test_lines_of_a_preset_and_a_corruption(model, tree, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setenv("XDG_CACHE_HOME", str(tree / "cache"))
     monkeypatch.setattr(anomaly, "efficientnet_lite0", lambda: backbone)
+    reads, make_data = [], pipeline.make_data
+
+    def counting(config):
+        data = make_data(config)
+
+        def eval_batches(split):
+            reads.append(split)
+            return data.eval_batches(split)
+
+        return dataclasses.replace(data, eval_batches=eval_batches)
+
+    monkeypatch.setattr(pipeline, "make_data", counting)
     anomaly.main([f"--workdir={model}", f"--root={tree}", "--size=64", "--laws=mild,contrast"])
     few, *lines = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert few["too_few_references"] == {"wood": 1}
@@ -233,6 +247,7 @@ def test_lines_of_a_preset_and_a_corruption(model, tree, monkeypatch, capsys):  
         clean, degraded, restored = line["pixel_auroc"]
         assert 0.5 < clean <= 1 and min(degraded, restored) >= 0
         assert line["f1"] == [None] * 3  # of three references there is no threshold
+    assert (reads.count("reference"), reads.count("train")) == (1, 2)
     # The detectors of clean photographs were fitted once, and the photographs are the same.
     assert len({line["pixel_auroc"][0] for line in lines[::4]}) == 1
     assert lines[0]["input_psnr"] != lines[8]["input_psnr"]
