@@ -166,6 +166,12 @@ def parse(argv: Sequence[str]) -> Call:
     rest, fields = _split_off_fields(argv[1:]) if verb.in_checkout else (list(argv[1:]), [])
     found = vars(_parser(name, verb).parse_intermixed_args(_normalised(rest)))
     values = {name: value for name, value in found.items() if value is not None}
+    for argument in verb.arguments:
+        value = values.get(argument.flag)
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise UsageError(
+                f"{name}: {'/'.join(argument.options) or argument.metavar} is empty"
+            )
     if isinstance(values.get("workdir"), str):
         values["workdir"] = [values["workdir"]]
     return Call(name, values, fields)
