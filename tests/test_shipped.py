@@ -203,6 +203,9 @@ def test_weights_are_evaluated_only_with_data_and_in_a_place_of_their_own(ships,
         evaluated(workdir=[shipping.NAME], checkpoint="latest")
     with pytest.raises(UsageError, match=r"^tinny: does not exist; .*: tiny$"):
         evaluated(workdir=["tinny"])
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"^--output=.*/file: is a file; name a folder"):
+        evaluated(workdir=[shipping.NAME], output=str(tmp_path / "file"))
     (tmp_path / "config.json").write_text(json.dumps(tiny.config().to_dict()))
     with pytest.raises(
         UsageError, match=r"^--output=x: evaluations of a run are saved in its workdir"
