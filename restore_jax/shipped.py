@@ -71,13 +71,13 @@ MODELS: tuple[Shipped, ...] = (
     Shipped(
         name="general",
         purpose=(
-            "photographs of any camera at their own size, noisy or blurred; leaves good "
+            "photographs of any camera at their own size, noisy, blurred or JPEGs; leaves good "
             "ones alone"
         ),
         config="configs/general.py",
         training_data=_RENDERED,
         licence="Apache-2.0",
-        sha256="632016767539d44fc74be282330387120518200e790a18bda5ed6d9cbac75295",
+        sha256="87b7e5657eb8ce9e480424df0a1436a7fae6ab97599278401b7db4601b39d5cf",
         protocol=_NATIVE_PROTOCOL,
         figures={
             "psnr_of_clean": 66.18,
@@ -100,28 +100,6 @@ MODELS: tuple[Shipped, ...] = (
             "psnr_mild": 34.75,
             "input_psnr_mild": 27.88,
             "psnr_kla": 23.24,
-            "input_psnr_kla": 13.28,
-        },
-    ),
-    Shipped(
-        name="camera",
-        purpose=(
-            "photographs of colour cameras, whose noise neighbouring pixels share; as general "
-            "otherwise"
-        ),
-        config="configs/general.py",
-        training_data=_RENDERED,
-        licence="Apache-2.0",
-        sha256="11fccffa80433155fd805295f5424e188e580053a6455bbb5f99dcfa5a95da20",
-        protocol=(
-            "33 photographs of MVTec AD (part of it, split all, val) at native size: as they "
-            "are, with demosaiced noise of 25 grey levels and under the kla law"
-        ),
-        figures={
-            "psnr_of_clean": 70.16,
-            "psnr_demosaiced": 32.73,
-            "input_psnr_demosaiced": 22.94,
-            "psnr_kla": 24.64,
             "input_psnr_kla": 13.28,
         },
     ),

@@ -2,7 +2,9 @@
 
 Training adds to each channel noise of its own, and a network learns to tell noise from texture
 by that: texture is alike in all channels. In a grey photograph the noise is, too, and most of
-it in a JPEG with its colours at half the size. `general` took it for texture and left it.
+it in a JPEG with its colours at half the size. A network that was trained on independent noise
+takes it for texture and leaves it; one that has seen grey noise, too, still does where it is
+weak.
 
 Where the channels share noise of variance s², adding noise that sums to zero over the channels,
 of covariance 3 s² (I − J / 3) with J all ones, makes theirs independent, of variance 3 s² each:
@@ -11,8 +13,11 @@ nothing is lost to a grey photograph. Pure functions of NumPy arrays.
 """
 
 import functools
+import math
 
 import numpy as np
+
+from restore_jax.degradation.definition import Law
 
 _BLOCK = 16
 # Of larger photographs, a window of this side in px in the middle is measured.
@@ -20,6 +25,8 @@ _WINDOW = 512
 _FEWEST_BLOCKS = 8
 # Less noise is that of a good photograph, which is to stay as it is, grey levels.
 _LEAST = 2.0
+# More shared noise than this is left to a network that was trained on it, grey levels.
+_KNOWN_FROM = 7.0
 # Share of the variance that channels of independent noise seem to share by chance, at most.
 _BY_CHANCE = 0.2
 # Second differences along both axes multiply the variance of white noise by this.
@@ -67,6 +74,18 @@ def of_photograph(image: np.ndarray, scale: float = 1.0) -> float:
     if shared < _BY_CHANCE * own or shared < _LEAST**2 * _DIFFERENCES:
         return 0.0
     return float(np.sqrt(shared / _DIFFERENCES))
+
+
+def most_to_separate(law: Law | None) -> float:
+    """Returns up to which level a network takes shared noise for texture, grey levels.
+
+    Args:
+        law: that of its training, or None. Only a network that also learned to leave
+            photographs without noise alone takes noise for texture; the others remove it.
+    """
+    if law is None or (law.noise_sigma[0] > 0 and not law.clean_share):
+        return 0.0
+    return _KNOWN_FROM if "grey" in law.noise else math.inf
 
 
 def _block_means(image: np.ndarray) -> np.ndarray:

@@ -209,11 +209,11 @@ class Restorer:
         self.model = model
         self.variables = jax.device_put(dict(variables))
         self.config = config
-        by_law = known_range.of_config(config.get("data") or {})
+        data = config.get("data") or {}
+        by_law = known_range.of_config(data)
         self.known = known or by_law
-        # Only a network that also learned to leave photographs without noise alone takes shared
-        # noise for texture; the others remove it.
-        self._most_noise = by_law.noise[1] if by_law and by_law.noise[0] <= 0.0 else None
+        self._most_shared = shared_noise.most_to_separate(known_range.law_of(data))
+        self._most_noise = by_law.noise[1] if by_law else 0.0
         self.options = Options(
             _default_tile(model, config) if tile is None else tile,
             overlap,
@@ -364,10 +364,12 @@ class Restorer:
 
     def _shared_noise(self, image: np.ndarray, white: int | None) -> float:
         """Returns the noise to make independent, at most what the model knows; 1 is white."""
-        if self._most_noise is None:
+        if not self._most_shared:
             return 0.0
         colours = np.atleast_3d(image)[..., :3]
         found = shared_noise.of_photograph(colours, 255.0 / pixels.white_of(image.dtype, white))
+        if found > self._most_shared:
+            return 0.0
         room = max(0.0, self._most_noise**2 - found**2) / 2
         return min(found, math.sqrt(room)) / 255.0
 

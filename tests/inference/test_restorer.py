@@ -527,14 +527,22 @@ def test_noise_that_channels_share_is_made_independent_where_good_images_were_tr
     np.testing.assert_array_equal(restorer(photograph), restorer(photograph))
 
 
+def test_weak_noise_is_made_independent_for_models_that_were_trained_on_shared_noise():
+    weak = np.clip(np.rint(RNG.normal(128, 4, (96, 96, 1))), 0, 255).astype(np.uint8)
+    seen = identity(degradation={"preset": "camera"})(np.repeat(weak, 3, -1))
+    covariance = np.cov(seen.reshape(-1, 3).astype(np.float64).T)
+    np.testing.assert_allclose(covariance, 48 * np.eye(3), atol=10)
+
+
 @pytest.mark.parametrize(
     "data",
     [
         {"degradation": {"preset": "kla"}},
         {"degradation": {"preset": "wide"}, "name": "pairs"},
+        {"degradation": {"preset": "camera"}},
         {},
     ],
-    ids=["always noisy", "pairs", "no law"],
+    ids=["always noisy", "pairs", "trained on it", "no law"],
 )
 def test_other_models_are_given_shared_noise_as_it_is(data):
     photograph = np.repeat(SHARED, 3, -1)
