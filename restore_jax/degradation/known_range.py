@@ -295,18 +295,13 @@ def of_config(data: Mapping[str, Any]) -> KnownRange | None:
     Returns:
         None if the photographs were not degraded by a law.
     """
-    law = law_of(data)
-    return None if law is None else _of_law(law, is_resized=bool(data.get("image_size")))
-
-
-def law_of(data: Mapping[str, Any]) -> Law | None:
-    """The law of a configuration's `data` section; None if none degraded its photographs."""
     if not data.get("degradation") or data.get("name") in ("pairs", "shots"):
         return None
     try:
-        return definition.law_from_config(data["degradation"])
+        law = definition.law_from_config(data["degradation"])
     except UsageError:
         return None
+    return _of_law(law, is_resized=bool(data.get("image_size")))
 
 
 def _of_law(law: Law, is_resized: bool) -> KnownRange:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from restore_jax.degradation import shared_noise as sharing
 from restore_jax.errors import RunError
 
 DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
@@ -93,8 +92,6 @@ class TiledImage:
         white: the white level of integers; None: the highest of their dtype.
         in_place: the result may overwrite the image.
         gain: factors [C] that the colours are divided by before they are restored.
-        shared_noise: standard deviation of the noise that the channels share and that is made
-            independent before they are restored, 1 being white; see `shared_noise`.
 
     Attributes:
         result: the restored image, of the shape and dtype of the input.
@@ -112,7 +109,6 @@ class TiledImage:
         white: int | None = None,
         in_place: bool = False,
         gain: np.ndarray | None = None,
-        shared_noise: float = 0.0,
     ) -> None:
         self.height, self.width = array.shape[:2]
         self._in_place = in_place and array.flags.writeable
@@ -126,7 +122,6 @@ class TiledImage:
         self._strength = strength
         self._white = np.float32(white_of(array.dtype, white))
         self._gain = gain
-        self._shared_noise = np.float32(shared_noise)
         self.context = None if context_side is None else self._thumbnail(context_side)
 
     def _thumbnail(self, side: int) -> np.ndarray:
@@ -146,11 +141,6 @@ class TiledImage:
         pixels = self._as_float32(self._pixels[rows][:, columns])
         if self._gain is not None:
             pixels = pixels / self._gain
-        if self._shared_noise:
-            added = sharing.complement(
-                np.arange(self.height)[rows], np.arange(self.width)[columns]
-            )
-            return np.clip(pixels + self._shared_noise * added, 0.0, 1.0)
         return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
     def write(self, top: int, rows: np.ndarray) -> None:

@@ -3,7 +3,6 @@
 import collections
 import copy
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from restore_jax import batches, models
 from restore_jax.checkpoints import trust_file, weights_file
 from restore_jax.config import schema
-from restore_jax.degradation import digital_gain, known_range, shared_noise
+from restore_jax.degradation import digital_gain, known_range
 from restore_jax.degradation.known_range import KnownRange
 from restore_jax.errors import UsageError
 from restore_jax.inference import assessment, ensemble, pixels, sharded, tiling
@@ -121,9 +120,6 @@ class Restorer:
     Images are never resized here: for a model that was trained on downscaled photographs, the
     blur in photographs at their native size differs from that of its training.
 
-    Noise that the channels share, as in greyscale, is made independent first where the model
-    would take it for texture, see `degradation.shared_noise`.
-
     Args:
         model: an architecture of `restore_jax.models` that restores images.
         variables: variables for its `apply`.
@@ -209,11 +205,7 @@ class Restorer:
         self.model = model
         self.variables = jax.device_put(dict(variables))
         self.config = config
-        data = config.get("data") or {}
-        by_law = known_range.of_config(data)
-        self.known = known or by_law
-        self._most_shared = shared_noise.most_to_separate(known_range.law_of(data))
-        self._most_noise = by_law.noise[1] if by_law else 0.0
+        self.known = known or known_range.of_config(config.get("data") or {})
         self.options = Options(
             _default_tile(model, config) if tile is None else tile,
             overlap,
@@ -349,10 +341,7 @@ class Restorer:
         def pictures() -> Iterator[pixels.TiledImage]:
             for array, white, in_place, gain in arrays:
                 gain = _gain(array, gain) if chosen.undo_gain else None
-                shared = self._shared_noise(array, white)
-                picture = pixels.TiledImage(
-                    array, chosen.strength, side, white, in_place, gain, shared
-                )
+                picture = pixels.TiledImage(array, chosen.strength, side, white, in_place, gain)
                 if self._before_batch is not None:
                     taken.append(picture)
                 yield picture
@@ -361,17 +350,6 @@ class Restorer:
         if chosen.trust:
             return ((picture.result, picture.half_width) for picture in done)
         return (picture.result for picture in done)
-
-    def _shared_noise(self, image: np.ndarray, white: int | None) -> float:
-        """Returns the noise to make independent, at most what the model knows; 1 is white."""
-        if not self._most_shared:
-            return 0.0
-        colours = np.atleast_3d(image)[..., :3]
-        found = shared_noise.of_photograph(colours, 255.0 / pixels.white_of(image.dtype, white))
-        if found > self._most_shared:
-            return 0.0
-        room = max(0.0, self._most_noise**2 - found**2) / 2
-        return min(found, math.sqrt(room)) / 255.0
 
     def _chosen(self, options: Mapping[str, Any]) -> Options:
         _check_names(options)

@@ -64,18 +64,3 @@ def test_noise_is_shared_after_a_jpeg_with_colours_of_half_the_size():
 )
 def test_none_is_reported_where_there_is_none_or_nothing_to_measure(image):
     assert shared_noise.of_photograph(image) == 0.0
-
-
-def test_what_is_added_makes_it_independent_and_leaves_the_mean():
-    rows, columns = np.arange(400), np.arange(300, 1000)
-    added = shared_noise.complement(rows, columns)
-    np.testing.assert_allclose(added.mean(-1), 0.0, atol=1e-5)
-    shared = np.random.default_rng(6).normal(size=(400, 700, 1))
-    covariance = np.cov((shared + added).reshape(-1, 3).T)
-    np.testing.assert_allclose(covariance, 3 * np.eye(3), atol=0.05)
-
-
-def test_the_same_pixel_gets_the_same_noise():
-    whole = shared_noise.complement(np.arange(600), np.arange(700))
-    part = shared_noise.complement(np.array([599, 3]), np.arange(513, 600))
-    np.testing.assert_array_equal(part, whole[[599, 3]][:, 513:600])
