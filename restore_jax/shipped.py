@@ -89,7 +89,10 @@ MODELS: tuple[Shipped, ...] = (
     ),
     Shipped(
         name="general_small",
-        purpose="as general, in less than half of the time",
+        purpose=(
+            "as general in less than half of the time, for noise that is independent in every "
+            "pixel"
+        ),
         config="configs/general.py",
         training_data=_RENDERED,
         licence="Apache-2.0",
