@@ -298,7 +298,7 @@ def jpeg(image: tf.Tensor, seed: tf.Tensor, quality: Range, share: float = 1.0) 
     drawn = tf.cast(tf.round(_uniform(quality, _fold_in(seed, 0))), tf.int32)
 
     def stored() -> tf.Tensor:
-        levels = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+        levels = tf.cast(quantise(image, "round"), tf.uint8)
         read = tf.image.adjust_jpeg_quality(levels, drawn, dct_method="INTEGER_ACCURATE")
         return tf.cast(tf.ensure_shape(read, image.shape), tf.float32)
 

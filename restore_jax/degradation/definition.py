@@ -92,17 +92,27 @@ class Law:
     skew: float = 1.0
 
 
-# For restoring photographs while leaving good ones unchanged. No gain: with an unknown camera,
-# nothing separates a colour cast from the colours of the objects.
-_WIDE = Law(
-    blur=("none", "gaussian", "gaussian", "gaussian", "motion", "defocus"),
+# For blind restoration, of unknown degradations; very nearly contains `kla`.
+_BLIND = Law(
+    blur=KINDS,
     sigma_x=(0.0, 12.0),
     sigma_y=(0.0, 12.0),
     motion_length=(2.0, 24.0),
     motion_angle=(0.0, 180.0),
     defocus_radius=(0.5, 8.0),
     noise_sigma=(0.0, 80.0),
+    poisson_peak=(50.0, 2000.0),
+    gain=(0.85, 1.15),
     quantise="round",
+)
+
+# For restoring photographs while leaving good ones unchanged. No gain: with an unknown camera,
+# nothing separates a colour cast from the colours of the objects.
+_WIDE = dataclasses.replace(
+    _BLIND,
+    blur=("none", "gaussian", "gaussian", "gaussian", "motion", "defocus"),
+    poisson_peak=OFF,
+    gain=(1.0, 1.0),
     clean_share=0.15,
     skew=2.0,
 )
@@ -126,19 +136,7 @@ PRESETS: dict[str, Law] = {
         gain=(0.97, 1.03),
         quantise="round",
     ),
-    # For blind restoration, of unknown degradations; very nearly contains `kla`.
-    "blind": Law(
-        blur=KINDS,
-        sigma_x=(0.0, 12.0),
-        sigma_y=(0.0, 12.0),
-        motion_length=(2.0, 24.0),
-        motion_angle=(0.0, 180.0),
-        defocus_radius=(0.5, 8.0),
-        noise_sigma=(0.0, 80.0),
-        poisson_peak=(50.0, 2000.0),
-        gain=(0.85, 1.15),
-        quantise="round",
-    ),
+    "blind": _BLIND,
     "wide": _WIDE,
     # As photographs of any camera are found: its colours interpolated or none, or a JPEG.
     "camera": dataclasses.replace(

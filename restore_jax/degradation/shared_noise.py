@@ -10,7 +10,7 @@ _BLOCK = 16
 # Of larger photographs, a window of this side in px in the middle is measured.
 _WINDOW = 512
 _FEWEST_BLOCKS = 8
-# Less noise is that of a good photograph, which is to stay as it is, grey levels.
+# Less noise is that of a good photograph, grey levels.
 _LEAST = 2.0
 # Share of the variance that channels of independent noise seem to share by chance, at most.
 _BY_CHANCE = 0.2

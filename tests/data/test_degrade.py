@@ -1,7 +1,6 @@
 """The degradation law, unit by unit, against SciPy, Pillow and NumPy."""
 
 import dataclasses
-import io
 import json
 import math
 
@@ -12,13 +11,13 @@ import scipy.ndimage
 import scipy.stats
 import tensorflow as tf
 from ml_collections import config_dict
-from PIL import Image
 
 from data import degrade
 from data.rendered import sample
 from restore_jax.degradation import definition
 from restore_jax.degradation.definition import Law
 from restore_jax.errors import UsageError
+from tests.support import jpegs
 
 PREFIX = "config.data.degradation."
 
@@ -704,25 +703,19 @@ def test_an_unknown_kind_of_noise_is_refused(value):
 # Storage as JPEG
 
 
-def read_by_pillow(image, quality):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file))
-
-
 @pytest.mark.parametrize("quality", [30, 75, 96])
 def test_a_jpeg_is_the_one_that_pillow_writes(quality):
     image, _ = sample.render("tile", "crack", 3, 70)
     law = Law(jpeg_quality=(quality, quality))
     found = degrade.degrade(tf.constant(image), law, seed_of(1)).numpy()
-    np.testing.assert_array_equal(found, read_by_pillow(image, quality))
+    np.testing.assert_array_equal(found, jpegs.by_pillow(image, quality))
     assert np.abs(found - image).max() > 3
 
 
 def test_the_quality_and_the_share_of_jpegs_are_drawn():
     image, _ = sample.render("tile", "crack", 3, 40)
     law = Law(jpeg_quality=(60.0, 63.0), jpeg_share=0.4, noise_sigma=(0.0, 0.0))
-    known = {read_by_pillow(image, quality).tobytes(): quality for quality in range(58, 66)}
+    known = {jpegs.by_pillow(image, quality).tobytes(): quality for quality in range(58, 66)}
     known[image.tobytes()] = None
     apply = tf.function(lambda seed: degrade.degrade(tf.constant(image), law, seed))
     drawn = [

@@ -1,20 +1,19 @@
 """The law at native size in JAX, against the host's pipeline and cases worked out by hand."""
 
 import dataclasses
-import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 from data import degrade
 from data.rendered import sample
 from restore_jax.degradation import native_size, working_size
 from restore_jax.degradation.definition import PRESETS, Law
 from restore_jax.errors import UsageError
+from tests.support import jpegs
 
 BLURS = {
     "gaussian": Law(blur=("gaussian",), sigma_x=(5.0, 5.0), sigma_y=(1.5, 1.5)),
@@ -114,7 +113,9 @@ def test_the_blocks_of_a_jpeg_begin_anywhere():
     starts = [(row, column) for row in range(16) for column in range(16)]
     # The crop of 24 px as a part of each of 256 JPEGs, by Pillow.
     expected = [
-        as_jpeg(image[row:, column:], 60)[16 - row : 40 - row, 16 - column : 40 - column]
+        jpegs.by_pillow(image[row:, column:], 60)[
+            16 - row : 40 - row, 16 - column : 40 - column
+        ]
         for row, column in starts
     ]
     found = jax.vmap(lambda key: native_size.degrade(key, image, law))(
@@ -135,12 +136,6 @@ def test_a_share_is_stored_as_jpeg():
     found = jax.vmap(lambda key: native_size.degrade(key, image, law))(keys)
     left = (np.asarray(found) == image[16:32, 16:32]).all((1, 2, 3))
     assert 0.6 < left.mean() < 0.8
-
-
-def as_jpeg(image, quality):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file), float)
 
 
 def test_kinds_of_blur_are_drawn_as_often_as_they_are_named():
