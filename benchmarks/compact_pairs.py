@@ -42,7 +42,7 @@ from restore_jax.batches import GAIN
 from restore_jax.degradation import native_size, working_size
 from restore_jax.errors import UsageError
 from restore_jax.files import replacing
-from restore_jax.train.on_device import crops, pairs_file
+from restore_jax.train.on_device import crops, pairs_file, shrinking
 from restore_jax.train.on_device.pairs_file import Pairs, Split
 
 FORMAT = "restore_jax compact pairs"
@@ -260,6 +260,7 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
         crop_size=side,
         augment="none",
         recolours=False,
+        shrink=shrinking.UNCHANGED,
         law=native_size.from_fields(fields),
         undo_gain=True,
         whole=whole,
@@ -271,9 +272,10 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
     @jax.jit
     def draw(number: jax.Array) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.key(_VALIDATION_SEED), number)
-        start = (inputs["native"][number] - side) // 2
+        size = inputs["native"][number]
+        start = (size - side) // 2
         gain = working_size.draw_gain(key, plan.law.gain)
-        return crops.draw_crop(inputs, plan, key, number, start) | {GAIN: gain}
+        return crops.draw_crop(inputs, plan, key, number, size, start) | {GAIN: gain}
 
     drawn = [jax.device_get(draw(number)) for number in range(len(split))]
     found = {name: np.stack([crop[name] for crop in drawn]) for name in drawn[0]}

@@ -100,6 +100,9 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.references = 40  # evaluation: clean images per category to fit a detector on
     config.data.augment = "none"  # none, flips, or all8 (with rotations)
     config.data.recolour = False  # also train on photographs in other colours
+    # Factor by which a training photograph is shrunk before it is degraded, drawn for each;
+    # only with image_size=0.
+    config.data.shrink = (1.0, 1.0)
     # Measure the digital gain of each channel in the histogram of the degraded photograph, at
     # its native size, and divide by it before the network.
     config.data.undo_gain = False

@@ -32,6 +32,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.crops_per_image = 8
     config.data.augment = "all8"
     config.data.recolour = True
+    config.data.shrink = (1.0, 2.5)
     config.data.degradation.preset = "camera"
     config.data.degradation.clean_share = 0.25
     if data == "sample":

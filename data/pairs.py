@@ -1,4 +1,4 @@
-"""From a record to a pair of 8-bit images: decode, recolour, degrade, resize."""
+"""From a record to a pair of 8-bit images: decode, shrink, recolour, degrade, resize."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from data import augmentation, degrade, recolour, resize
 from data.sources import images, shot_pairs
 from restore_jax import batches
 from restore_jax.degradation import definition, digital_gain
+from restore_jax.train.on_device import shrinking
 
 STRINGS = ("category", "defect_type", "id")
 
@@ -24,8 +25,9 @@ PAIR = {
 
 GAIN = {batches.GAIN: tf.TensorSpec([3], tf.float32)}
 
-# Stream of the random recolouring; the streams of the degradation are numbered from 0.
+# Streams of the random augmentation; the streams of the degradation are numbered from 0.
 _RECOLOURS = 100
+_SHRINKS = 101
 
 Fields = dict[str, tf.Tensor]
 
@@ -42,7 +44,7 @@ none here: that takes two seconds of a start."""
 def pair_maker(
     settings: ConfigDict,
     law: definition.Law,
-    recolours: bool = False,
+    trains: bool = False,
     averages: bool = False,
 ) -> MakePair:
     """Returns a function that degrades a photograph at native size and resizes the pair.
@@ -54,9 +56,11 @@ def pair_maker(
     Args:
         settings: `config.data`.
         law: the degradation.
-        recolours: whether the colours of the clean photograph are changed at random first.
+        trains: whether the clean photograph is first changed at random as `settings` say: its
+            size and its colours.
         averages: of several shots, whether the second of a pair is the mean of all others.
     """
+    shrinks = shrinking.factors(settings)
 
     @tf.function(autograph=False)
     def traced(record: Fields, seed: tf.Tensor, draw: tf.Tensor) -> Fields:
@@ -69,8 +73,11 @@ def pair_maker(
             degraded = images.decode(record["degraded"], 3)
         else:
             key = degrade.draw_seed(seed, record["id"], draw)
-            if recolours:
-                # A separate stream, so that noise and blur are the same as without recolouring.
+            # Separate streams, so that noise and blur are the same as without augmentation.
+            if trains and shrinks != shrinking.UNCHANGED:
+                stream = augmentation.fold_in(key, _SHRINKS)
+                clean, mask = resize.shrink(clean, mask, shrinks, settings.crop_size, stream)
+            if trains and settings.get("recolour", False):
                 clean = recolour.recolour(clean, augmentation.fold_in(key, _RECOLOURS))
             degraded = degrade.degrade(clean, law, key)
         pair = _resize_pair(record, degraded, clean, mask, settings)
@@ -83,6 +90,12 @@ def pair_maker(
         return traced(record, tf.cast(seed, tf.int64), tf.cast(draw, tf.int64))
 
     return make_pair
+
+
+def changes_photographs(settings: ConfigDict) -> bool:
+    """Whether training changes the size or the colours of clean photographs at random."""
+    shrinks = shrinking.factors(settings) != shrinking.UNCHANGED
+    return shrinks or settings.get("recolour", False)
 
 
 def realise(

@@ -52,8 +52,8 @@ def make_data(config: ConfigDict, share: Share = ALL) -> Data:
     has_shots = "shots" in train.dataset.element_spec
     if has_shots:
         make_pair = pairs.pair_maker(settings, law, averages=True)
-    elif settings.get("recolour", False):
-        for_training = pairs.pair_maker(settings, law, recolours=True)
+    elif pairs.changes_photographs(settings):
+        for_training = pairs.pair_maker(settings, law, trains=True)
     training_batches = training.TrainingBatches(config, for_training, train, share)
 
     @functools.cache

@@ -68,6 +68,7 @@ INTEGER = Kind(f"a whole number up to {MAX_INTEGER}", _is_integer)
 NUMBER = Kind("a finite number", _is_number)
 STRING = Kind("a string", _is_string)
 BOOLEAN = Kind("true or false", _is_boolean)
+NUMBERS = Kind("a list of numbers", _list_of(_is_number))
 _STRING_OR_NONE = Kind("a string or null", _or_none(_is_string))
 _NUMBER_OR_NONE = Kind("a finite number or null", _or_none(_is_number))
 _STRINGS_OR_NONE = Kind("a list of strings or null", _or_none(_list_of(_is_string)))
@@ -93,6 +94,7 @@ _FIELDS_BY_KIND = {
         train.mask_dropout
     """,
     BOOLEAN: "eval.oracle_mask data.recolour data.skip_bad data.resident data.undo_gain",
+    NUMBERS: "data.shrink",
     _STRING_OR_NONE: "data.degradation.quantise",
     _NUMBER_OR_NONE: """
         data.degradation.clean_share data.degradation.skew data.degradation.jpeg_share
@@ -115,7 +117,7 @@ FIELDS: dict[str, Kind] = {
 # Fields that a run may lack: they apply to some data sets only, or matter in training only.
 _OPTIONAL = {
     "init_from", "checkpoint.every_steps", "train.steps_per_dispatch", "data.recolour",
-    "data.undo_gain", "data.skip_bad", "data.resident", "data.resident_file",
+    "data.shrink", "data.undo_gain", "data.skip_bad", "data.resident", "data.resident_file",
     "data.crops_per_image", "data.sample_size", "data.sample_count", "data.max_megapixels",
     "data.white",
     "data.degradation.clean_share", "data.degradation.skew", "data.degradation.file",

@@ -51,6 +51,7 @@ _DEFAULTS_OF_OLDER_RUNS = {
     "config.data.crops_per_image": 1,
     "config.data.white": schema.WHITE_OF_OLDER_RUNS,
     "config.data.recolour": False,
+    "config.data.shrink": (1.0, 1.0),
     "config.data.undo_gain": False,
     "config.data.degradation.clean_share": None,
     "config.data.degradation.skew": None,

@@ -112,8 +112,8 @@ def test_a_field_that_is_missing_is_named():
             "init_from", "data.crops_per_image", "data.degradation.clean_share",
             "data.degradation.noise", "data.degradation.skew", "data.skip_bad", "data.resident",
             "data.resident_file", "data.max_megapixels", "data.white", "data.recolour",
-            "data.undo_gain", "data.degradation.file", "data.degradation.jpeg_quality",
-            "data.degradation.jpeg_share",
+            "data.shrink", "data.undo_gain", "data.degradation.file",
+            "data.degradation.jpeg_quality", "data.degradation.jpeg_share",
         ):  # fmt: skip
             schema.require(less, "x")
             continue

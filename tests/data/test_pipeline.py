@@ -382,6 +382,10 @@ def test_an_image_that_cannot_be_decoded_stops_with_a_line(monkeypatch, tmp_path
         ({"image_size": 0, "crop_size": 0}, r"config\.data\.crop_size: 0 is too small"),
         ({"resize": "cubic"}, r"config\.data\.resize: 'cubic'"),
         ({"realisations": -1}, r"config\.data\.realisations: -1"),
+        ({"image_size": 0, "shrink": (0.5, 2.0)}, r"config\.data\.shrink: .* 1 <= low <= high"),
+        ({"image_size": 0, "shrink": (2.0, 1.0)}, r"config\.data\.shrink: \(2\.0, 1\.0\) must"),
+        ({"image_size": 0, "shrink": (1.0,)}, r"config\.data\.shrink: \(1\.0,\) must"),
+        ({"shrink": (1.0, 2.0)}, r"config\.data\.shrink: .* set config\.data\.image_size=0"),
         ({"augment": "mirror"}, r"config\.data\.augment: 'mirror' is not one of"),
         ({"augment": "all8"}, r"config\.data\.augment: 'all8' would .*; use flips"),
         ({"split": "test"}, r"config\.data\.split"),
@@ -392,6 +396,26 @@ def test_an_image_that_cannot_be_decoded_stops_with_a_line(monkeypatch, tmp_path
 def test_wrong_fields_are_named(changes, message):
     with pytest.raises(UsageError, match=message):
         pipeline.make_data(options(**changes))
+
+
+def test_training_photographs_are_shrunk_and_those_of_validation_are_not():
+    changes = {"image_size": 0, "crop_size": 32, "sample_size": 64, "realisations": 0}
+    config = options(**changes)
+    config.data.degradation.preset = "none"
+    native = pipeline.make_data(config)
+    config.data.shrink = (2.0, 2.0)
+    shrunk = pipeline.make_data(config)
+    wholes = {}
+    for batch in native.eval_batches("train"):
+        wholes |= dict(zip(batch["id"], batch["clean"], strict=True))
+    for batch in itertools.islice(shrunk.train_batches(0), 4):
+        for i in np.flatnonzero(batch["valid"]):
+            halved = wholes[batch["id"][i]].reshape(32, 2, 32, 2, 3).mean((1, 3))
+            assert np.abs(batch["clean"][i] - halved).max() < 0.51 / 255
+            np.testing.assert_array_equal(batch["degraded"][i], batch["clean"][i])
+    pairs = zip(native.eval_batches("val"), shrunk.eval_batches("val"), strict=True)
+    for expected, found in pairs:
+        np.testing.assert_array_equal(found["clean"], expected["clean"])
 
 
 def test_rotations_are_allowed_where_the_law_has_no_direction():

@@ -109,3 +109,32 @@ def test_an_empty_mask_stays_empty_and_a_mask_of_the_same_size_itself():
     assert not resize.resize_mask(np.zeros((30, 30, 1), np.uint8), 7).numpy().any()
     mask = np.random.default_rng(1).integers(0, 2, (9, 9, 1)).astype(np.uint8)
     np.testing.assert_array_equal(resize.resize_mask(mask, 9), mask)
+
+
+@pytest.mark.parametrize("shape", [(60, 60), (75, 52)])
+def test_shrinking_averages_the_photograph_and_keeps_the_defect(shape):
+    photograph = picture(*shape).astype(np.uint8)
+    mask = np.zeros((*shape, 1), np.uint8)
+    mask[31, 20] = 1
+    sizes = set()
+    for number in range(20):
+        small, defect = resize.shrink(
+            photograph, mask, (1.0, 3.0), 24, tf.constant([1, number])
+        )
+        sizes.add(size := small.shape[:2])
+        assert min(size) >= 24 and size[0] <= shape[0] and size[1] <= shape[1]
+        rows, columns = (area_weights(*pair) for pair in zip(shape, size, strict=True))
+        expected = np.einsum("ih,hwc,jw->ijc", rows, photograph, columns)
+        assert np.abs(small.numpy() - expected).max() <= 0.51
+        covered = (rows[:, 31, None] > 1e-9) & (columns[None, :, 20] > 1e-9)
+        np.testing.assert_array_equal(defect[..., 0], covered)
+    assert len(sizes) > 10
+
+
+def test_shrinking_leaves_what_is_small_already_and_what_it_is_told_to():
+    photograph, mask = picture(20, 30).astype(np.uint8), np.ones((20, 30, 1), np.uint8)
+    small, _ = resize.shrink(photograph, mask, (2.0, 2.0), 24, tf.constant([0, 0]))
+    assert small.shape == (20, 24, 3)
+    same, defect = resize.shrink(photograph, mask, (1.0, 1.0), 8, tf.constant([0, 0]))
+    np.testing.assert_array_equal(same, photograph)
+    np.testing.assert_array_equal(defect, mask)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from benchmarks import compact_pairs, rendered
@@ -13,7 +15,7 @@ from restore_jax.batches import CONTEXT
 from restore_jax.degradation import native_size, recolouring
 from restore_jax.degradation.definition import Law, symmetries
 from restore_jax.errors import UsageError
-from restore_jax.train.on_device import crops, dataset, pairs_file, sampler
+from restore_jax.train.on_device import crops, dataset, pairs_file, sampler, shrinking
 from tests.support import tiny
 
 SIZES = [(70, 90), (81, 64), (64, 64)]
@@ -168,6 +170,46 @@ def test_other_colours_keep_the_order_of_levels_and_a_quarter_of_the_crops():
     assert len(sources) == 6
 
 
+@pytest.mark.parametrize("size", [(70, 90), (40, 45), (33, 32), (69, 50)])
+def test_a_window_of_a_shrunk_photograph_has_the_pixels_of_the_hosts(size):
+    rng = np.random.default_rng(0)
+    clean = np.zeros((96, 96, 3), np.uint8)
+    mask = np.zeros((96, 96, 1), np.uint8)
+    clean[:70, :90] = rng.integers(0, 256, (70, 90, 3), np.uint8)
+    mask[:70, :90] = rng.random((70, 90, 1)) < 0.01
+    expected = tf.image.resize(clean[:70, :90], size, "area").numpy()
+    rows, columns = np.array([3, 0, 1, 2, size[0] - 1]), np.array([size[1] - 1, 0, 5])
+    found, touched = shrinking.window(
+        clean, mask, np.array([70, 90]), np.array(size), rows, columns
+    )
+    assert np.abs(found - expected[rows][:, columns]).max() <= 0.51
+    for number, row in enumerate(rows):
+        top, bottom = (place * 70 / size[0] for place in (row, row + 1))
+        for other, column in enumerate(columns):
+            left, right = (place * 90 / size[1] for place in (column, column + 1))
+            covered = mask[
+                int(top + 1e-6) : math.ceil(bottom - 1e-6),
+                int(left + 1e-6) : math.ceil(right - 1e-6),
+            ]
+            assert touched[number, other, 0] == covered.max()
+
+
+def test_shrunk_crops_lie_within_the_shrunk_photograph():
+    law = Law(quantise="round")
+    config = config_of(gain=False, batch_size=4)
+    config.data.shrink = (1.0, 2.0)
+    steps = []
+    for _, levels, _ in rows_of(drawn(made(law), config, 20)):
+        clean = levels["clean"].astype(float)
+        np.testing.assert_array_equal(levels["degraded"], levels["clean"])
+        # Rows and columns are told by ramps, which are steeper in a shrunk photograph.
+        down, right = np.ptp(clean[:, 0, 0]) / 31, np.ptp(clean[0, :, 1]) / 31
+        assert 0.97 < down < 2.2 and 0.97 < right < 2.2
+        assert abs(down - right) < 0.2 or min(down, right) < 2.02
+        steps.append(right)
+    assert np.std(steps) > 0.15 and min(steps) < 1.2 and max(steps) > 1.7
+
+
 def test_what_cannot_be_drawn_is_refused():
     pairs = made()
     with pytest.raises(UsageError, match=r"^config\.data\.crop_size: 65 .* a/good/1.* 64 px"):
@@ -175,6 +217,10 @@ def test_what_cannot_be_drawn_is_refused():
     moving = Law(blur=("motion",), motion_length=(3.0, 5.0), motion_angle=(0.0, 180.0))
     with pytest.raises(UsageError, match=r"^config\.data\.degradation\.blur: "):
         crops.make_plan(dataclasses.replace(pairs, law=vars(moving)), config_of())
+    shrunk = config_of()
+    shrunk.data.shrink = (1.0, 2.0)
+    with pytest.raises(UsageError, match=r"^config\.data\.shrink: .* estimates the gain; use"):
+        crops.make_plan(pairs, shrunk)
     assert crops.make_plan(
         dataclasses.replace(pairs, law=vars(moving)), config_of(gain=False)
     ).law == native_size.from_fields(vars(moving))

@@ -1,10 +1,10 @@
 """Batches of crops of native-size photographs in device memory, degraded on the device.
 
 The photographs differ in size and are padded to one array, each in the upper left corner. A row
-of a batch is a crop of one of them. The window that is degraded exceeds the crop by the blur's
-radius on each side and is reflected at the photograph's borders. If the network estimates the
-gain, the crop comes with a thumbnail of the whole photograph, degraded at the thumbnail's size
-with the same gain.
+of a batch is a crop of one of them, which may be shrunk at random. The window that is degraded
+exceeds the crop by the blur's radius on each side and is reflected at the photograph's borders.
+If the network estimates the gain, the crop comes with a thumbnail of the whole photograph,
+degraded at the thumbnail's size with the same gain.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from restore_jax.degradation import (
 )
 from restore_jax.errors import UsageError
 from restore_jax.models.gain_unet import thumbnail
-from restore_jax.train.on_device import whole_images
+from restore_jax.train.on_device import shrinking, whole_images
 from restore_jax.train.on_device.pairs_file import Pairs
 
 Arrays = Mapping[str, jax.Array]
@@ -47,6 +47,7 @@ class SamplingPlan:
         crop_size: side of a crop, px.
         augment: "none", "flips" or "all8".
         recolours: whether photographs are recoloured at random.
+        shrink: range of the factor by which each photograph is shrunk.
         law: how crops are degraded.
         undo_gain: whether batches have the gain.
         whole: how the thumbnails of whole photographs are degraded; None for no thumbnails.
@@ -59,6 +60,7 @@ class SamplingPlan:
     crop_size: int
     augment: str
     recolours: bool
+    shrink: definition.Range
     law: definition.Law
     undo_gain: bool
     whole: working_size.StepLaw | None
@@ -79,7 +81,7 @@ def make_plan(pairs: Pairs, config: ConfigDict) -> SamplingPlan:
 
     Raises:
         UsageError: for crops larger than a photograph, or a network that estimates the gain
-            with a degradation whose thumbnails cannot be drawn.
+            with a degradation, or with shrinking, whose thumbnails cannot be drawn.
     """
     train = pairs.splits["train"]
     smallest = train.arrays["native"].min(axis=1)
@@ -89,6 +91,13 @@ def make_plan(pairs: Pairs, config: ConfigDict) -> SamplingPlan:
             f"of {train.ids[int(smallest.argmin())]}, {shortest} px"
         )
     estimates = _estimates_gain(config)
+    shrink = shrinking.factors(config.data)
+    if estimates and shrink != shrinking.UNCHANGED:
+        raise UsageError(
+            f"config.data.shrink: {shrink} cannot be combined with config.data.resident for a "
+            f"network that estimates the gain; use {shrinking.UNCHANGED}, or set "
+            "config.data.resident=False"
+        )
     return SamplingPlan(
         seed=config.seed,
         images=len(train),
@@ -97,6 +106,7 @@ def make_plan(pairs: Pairs, config: ConfigDict) -> SamplingPlan:
         crop_size=config.data.crop_size,
         augment=config.data.augment,
         recolours=config.data.get("recolour", False),
+        shrink=shrink,
         law=native_size.from_fields(pairs.law),
         undo_gain=schema.undoes_gain(config),
         whole=working_size.from_fields(pairs.law, blurred=False) if estimates else None,
@@ -170,12 +180,19 @@ def draw_batch(
     places = position * plan.batch_size + jnp.arange(plan.batch_size)
     images = order[jnp.minimum(places, plan.rows - 1)] % plan.images
     keys = whole_images.row_keys(plan.seed, epoch, places, 3)
-    native = arrays["native"][images]
-    room = (native - plan.crop_size + 1).astype(jnp.float32)
+    sizes = arrays["native"][images]
+    if plan.shrink != shrinking.UNCHANGED:
+        draw_size = functools.partial(
+            shrinking.draw_size, bounds=plan.shrink, shortest=plan.crop_size
+        )
+        size_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys[:, 2])
+        sizes = jax.vmap(draw_size)(size_keys, sizes)
+    room = (sizes - plan.crop_size + 1).astype(jnp.float32)
     starts = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys[:, 2]) * room
     # A random number just below 1 can round up to the excluded end.
-    starts = jnp.minimum(starts.astype(jnp.int32), native - plan.crop_size)
-    drawn = jax.vmap(functools.partial(draw_crop, arrays, plan))(keys[:, 0], images, starts)
+    starts = jnp.minimum(starts.astype(jnp.int32), sizes - plan.crop_size)
+    draw = functools.partial(draw_crop, arrays, plan)
+    drawn = jax.vmap(draw)(keys[:, 0], images, sizes, starts)
     drawn = whole_images.augmented(drawn, keys[:, 1], plan.augment)
     found = whole_images.to_floats(drawn) | {
         "has_mask": arrays["has_mask"][images] > 0,
@@ -188,7 +205,12 @@ def draw_batch(
 
 
 def draw_crop(
-    arrays: Arrays, plan: SamplingPlan, key: jax.Array, image: jax.Array, start: jax.Array
+    arrays: Arrays,
+    plan: SamplingPlan,
+    key: jax.Array,
+    image: jax.Array,
+    size: jax.Array,
+    start: jax.Array,
 ) -> dict[str, jax.Array]:
     """Draws one crop.
 
@@ -197,25 +219,32 @@ def draw_crop(
         plan: how crops are drawn.
         key: the random key of its degradation.
         image: the index of its photograph.
-        start: [2], its first row and column.
+        size: [2], height and width to which the plan shrinks the photograph.
+        start: [2], the crop's first row and column in the photograph of that size.
 
     Returns:
         "degraded", "clean" and "mask", uint8 [C, C, ·], and "context" if the plan has
         thumbnails.
     """
     reach, side = native_size.margin(plan.law), plan.crop_size
-    height, width = arrays["native"][image]
+    height, width = size
     along = jnp.arange(-reach, side + reach)
-    rows = _reflected(start[0] + along, height)[:, None]
-    columns = _reflected(start[1] + along, width)[None, :]
-    window = arrays["clean"][image, rows, columns]
+    rows = _reflected(start[0] + along, height)
+    columns = _reflected(start[1] + along, width)
+    clean, mask = arrays["clean"][image], arrays["mask"][image]
+    if plan.shrink == shrinking.UNCHANGED:
+        window, mask = (x[rows[:, None], columns[None, :]] for x in (clean, mask))
+    else:
+        window, mask = shrinking.window(
+            clean, mask, arrays["native"][image], size, rows, columns
+        )
     if plan.recolours:
         window = recolouring.recolour(jax.random.fold_in(key, 8), window)
     inner = slice(reach, reach + side)
     found = {
         "degraded": native_size.degrade(key, window, plan.law),
         "clean": window[inner, inner],
-        "mask": arrays["mask"][image, rows[inner], columns[:, inner]],
+        "mask": mask[inner, inner],
     }
     if plan.whole is not None:
         found[CONTEXT] = working_size.degrade(
