@@ -50,7 +50,7 @@ def report(name: str, problems: Sequence[str], total: int) -> None:
     """
     if problems:
         print(
-            f"{name}: {len(problems)} of {total} images cannot be read and are left out: "
+            f"{name}: {len(problems)} of {total} images left out, unreadable: "
             f"{first_few(problems)}"
         )
 
@@ -65,7 +65,7 @@ def report_blank(name: str, files: Sequence[str], total: int) -> None:
     """
     if files:
         print(
-            f"{name}: {len(files)} of {total} defective photographs have a blank mask, which "
+            f"{name}: {len(files)} of {total} defective photographs with a blank mask, which "
             f"counts as unknown: {first_few(files)}"
         )
 
@@ -79,8 +79,8 @@ def report_stacks(name: str, files: Sequence[str]) -> None:
     """
     if files:
         print(
-            f"{name}: only the first picture of {len(files)} files with several is read "
-            f"({first_few(files)}); save the others as files of their own to use them"
+            f"{name}: only the first picture of a stack is read ({first_few(files)}); save the "
+            "others as files of their own to use them"
         )
 
 

@@ -66,8 +66,8 @@ def load(
                 single.append(part)
     if single:
         print(
-            f"shots: {len(single)} of {len(single) + sum(map(len, found.values()))} parts are "
-            f"left out, since they have a single shot: {bad_files.first_few(single)}"
+            f"shots: {len(single)} of {len(single) + sum(map(len, found.values()))} parts left "
+            f"out, with a single shot: {bad_files.first_few(single)}"
         )
     return folders.check_and_split(
         "shots",

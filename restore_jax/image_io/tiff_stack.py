@@ -167,7 +167,7 @@ def find(tiff: tifffile.TiffFile, all_pages: bool) -> Stack:
     if len(series.levels) > 1:
         notes += ("its smaller copies are left out",)
     if total > len(pages):
-        notes += (f"{total - len(pages)} further pictures of other kinds are left out",)
+        notes += (f"its pictures of other kinds are left out ({total - len(pages)})",)
     return Stack(pages, count, axes, shape, series, notes, total == len(pages), count)
 
 

@@ -155,7 +155,7 @@ class TestStacks:
                 )
         like = image_files.read(tmp_path / "a.tif", pages="all")
         assert [plane.shape for plane in like.planes] == [(20, 30)] * 3
-        assert like.notes == ("1 further pictures of other kinds are left out",)
+        assert like.notes == ("its pictures of other kinds are left out (1)",)
         image_files.write(tmp_path / "b.tif", like.planes, like)
         with tifffile.TiffFile(tmp_path / "b.tif") as tiff:
             assert [page.description for page in tiff.pages] == ["page 0", "page 1", "page 2"]

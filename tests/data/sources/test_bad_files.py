@@ -103,7 +103,7 @@ def test_images_of_ones_own(tmp_path, capsys, name):
     found = ids(options(name, root, tmp_path, skip_bad=True), trains=True)
     assert found == {part: [i for i in of if i not in left] for part, of in whole.items()}
     said = capsys.readouterr()
-    assert f"{name}: {len(left)} of 24 images cannot be read and are left out: " in said.out
+    assert f"{name}: {len(left)} of 24 images left out, unreadable: " in said.out
     assert "24/24" in said.err
 
 
@@ -138,7 +138,7 @@ def test_the_kla_set(tmp_path, capsys):
     whole["train"].remove("metal_nut/Train/bent/001")
     assert found == whole
     said = capsys.readouterr().out
-    assert f"kla: 1 of 8 images cannot be read and are left out: {damaged} (" in said
+    assert f"kla: 1 of 8 images left out, unreadable: {damaged} (" in said
     assert "kla (train/val): bottle 3/1, metal_nut 1/2; together 4/3" in said
 
 
@@ -170,12 +170,12 @@ def test_the_set_itself(tmp_path, capsys, packed):
     capsys.readouterr()
     assert ids(options("mvtec_ad", root, tmp_path, skip_bad=True), every) == expected
     said = capsys.readouterr()
-    assert f"mvtec_ad: {len(left)} of 17 images cannot be read and are left out: " in said.out
+    assert f"mvtec_ad: {len(left)} of 17 images left out, unreadable: " in said.out
     assert "17/17" in said.err
     # Prepared by now, and told again; who asks for all of them still does not get fewer.
     assert ids(options("mvtec_ad", root, tmp_path, skip_bad=True), every) == expected
     said = capsys.readouterr()
-    assert f"mvtec_ad: {len(left)} of 17 images cannot be read and are left out" in said.out
+    assert f"mvtec_ad: {len(left)} of 17 images left out, unreadable" in said.out
     assert "reading every image" not in said.err
     assert ".png: " in stopped(options("mvtec_ad", root, tmp_path))
 

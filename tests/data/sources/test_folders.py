@@ -422,7 +422,7 @@ def test_a_blank_mask_of_a_defect_is_reported_and_not_known(tmp_path, capsys):
         "train/a/scratch/1": False,
     }
     assert capsys.readouterr().out == (
-        "pairs: 1 of 2 defective photographs have a blank mask, which counts as unknown: "
+        "pairs: 1 of 2 defective photographs with a blank mask, which counts as unknown: "
         "train/mask/a/scratch/1.png\n"
     )
 

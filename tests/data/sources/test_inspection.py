@@ -158,7 +158,7 @@ def test_blank_masks_and_faulty_files_are_reported(tmp_path, capsys):
     found = read(inspection.load(str(tmp_path)), "train", "val")
     assert not found["pushpins/test/logical_anomalies/001"]["has_mask"]
     assert (
-        "inspection: 1 of 6 defective photographs have a blank mask" in capsys.readouterr().out
+        "inspection: 1 of 6 defective photographs with a blank mask" in capsys.readouterr().out
     )
     (folder / "001.png").write_bytes(b"")
     with pytest.raises(UsageError, match=r"unreadable: .*001/001\.png \(is empty"):

@@ -184,4 +184,4 @@ def test_a_blank_mask_is_reported_and_not_known(tmp_path, capsys):
     found = read(kla.load(str(tmp_path))["train"])
     assert not found["bottle/Train/contamination/000"]["has_mask"]
     assert found["bottle/Train/broken_large/000"]["has_mask"]
-    assert "kla: 1 of 8 defective photographs have a blank mask" in capsys.readouterr().out
+    assert "kla: 1 of 8 defective photographs with a blank mask" in capsys.readouterr().out

@@ -572,7 +572,7 @@ def test_a_blank_mask_of_a_defect_is_reported_and_not_known(tree, tmp_path, caps
     for _ in range(2):  # as it is prepared, and from what is prepared
         out = mvtec_ad.load(str(root), "all", str(tmp_path / "cache"))
         assert (
-            "mvtec_ad: 1 of 10 defective photographs have a blank mask, which counts as "
+            "mvtec_ad: 1 of 10 defective photographs with a blank mask, which counts as "
             "unknown: capsule/test/crack/002\n"
         ) in capsys.readouterr().out
         known = {i: e["has_mask"] for i, e in (read(out["train"]) | read(out["val"])).items()}

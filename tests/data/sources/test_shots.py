@@ -105,7 +105,7 @@ def test_parts_with_one_shot_are_left_out_in_one_line(tmp_path, capsys):
     loaded = records.load(options(tmp_path).data)
     assert loaded["train"].count + loaded["val"].count == 2
     assert capsys.readouterr().out == (
-        "shots: 2 of 4 parts are left out, since they have a single shot: b, d\n"
+        "shots: 2 of 4 parts left out, with a single shot: b, d\n"
     )
 
 
@@ -151,7 +151,7 @@ def test_a_damaged_shot_can_be_skipped_with_its_part(tmp_path, capsys):
     (tmp_path / spoilt / "shot 1.png").write_bytes(b"nothing")
     loaded = records.load(options(tmp_path, skip_bad=True).data)
     assert loaded["train"].count + loaded["val"].count == 2
-    assert "1 of 3 images cannot be read and are left out" in capsys.readouterr().out
+    assert "1 of 3 images left out, unreadable" in capsys.readouterr().out
 
 
 def test_neither_another_split_nor_device_memory(tmp_path):

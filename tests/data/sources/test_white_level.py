@@ -171,7 +171,7 @@ def test_a_stack_is_said_to_be_read_in_part(tmp_path, capsys):
         tifffile.imwrite(root / f"{number}.tif", frames)
     folders.load_clean(str(root))
     assert capsys.readouterr().out == (
-        "clean: only the first picture of 1 files with several is read (0.tif has 5); save the "
+        "clean: only the first picture of a stack is read (0.tif has 5); save the "
         "others as files of their own to use them\n"
     )
 
