@@ -108,8 +108,8 @@ def measure(
             found.append(restorer.assess(image))
             times.append(time.perf_counter() - start)
             if restores and name == "clean" and found[-1].inside is not False:
-                middle = _middle(image)
-                change = assessment.change_in_db([middle], [restorer(middle)], None)
+                part = middle(image)
+                change = assessment.change_in_db([part], [restorer(part)], None)
                 changes.append((change, bool(found[-1].doubt(change))))
         known = [one for one in found if any(width is not None for width in one.blur)]
         reasons = [" ".join(one.reasons) for one in found]
@@ -126,7 +126,8 @@ def measure(
         }
 
 
-def _middle(image: np.ndarray) -> np.ndarray:
+def middle(image: np.ndarray) -> np.ndarray:
+    """Returns the middle of a photograph, 512 px each way at most."""
     top, left = (max(0, length - _MIDDLE) // 2 for length in image.shape[:2])
     return np.ascontiguousarray(image[top : top + _MIDDLE, left : left + _MIDDLE])
 
