@@ -44,7 +44,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert "nothing was missing" in text
     assert "mean of images" in text
     assert "1 image restored" in text
-    assert "(192, 192, 3) -> (192, 192, 3)" in text
+    assert "(256, 256, 3) -> (256, 256, 3)" in text
     pictures = [number for number, (_, kinds) in enumerate(shown) if "image/png" in kinds]
     assert len(pictures) == 3
     trained = next(number for number, (text, _) in enumerate(shown) if "launch.py" in text)
