@@ -99,8 +99,7 @@ def run_evaluate(flags: Flags, make_data: MakeData) -> None:
         watch.watch(folder, make_data, flags.config, write_tree=flags.write_tree)
         return
     output = pathlib.Path(flags.output).expanduser() if flags.output else None
-    if output is not None and output.exists() and not output.is_dir():
-        raise UsageError(f"--output={output}: is a file; name a folder")
+    trained.check_output(output)
     model = trained.find(folder, flags.checkpoint or "best", flags.config, output)
     if model.file is None and output is not None:
         raise UsageError(

@@ -18,25 +18,23 @@ _BY_CHANCE = 0.2
 _DIFFERENCES = 36.0
 
 
-def of_photograph(image: np.ndarray, scale: float = 1.0) -> float:
+def of_photograph(image: np.ndarray) -> float:
     """Estimates the noise that the channels of a photograph share.
 
     Args:
-        image: [H, W] or [H, W, C] of any dtype.
-        scale: factor to grey levels of 0…255.
+        image: [H, W, 3], grey levels 0…255 of any dtype.
 
     Returns:
         Its standard deviation in grey levels, from the flatter half of the photograph; 0 for
         less than 2, for a smaller part of the noise than may be chance, and for a photograph
         that is too small or clipped all over.
     """
-    image = np.atleast_3d(image)
     rows, columns = (
         slice((length - side) // 2, (length + side) // 2)
         for length in image.shape[:2]
         for side in [min(length, _WINDOW) // _BLOCK * _BLOCK]
     )
-    levels = image[rows, columns].astype(np.float32) * np.float32(scale)
+    levels = image[rows, columns].astype(np.float32)
     if not levels.size:
         return 0.0
     rough = levels
@@ -45,8 +43,7 @@ def of_photograph(image: np.ndarray, scale: float = 1.0) -> float:
     count = levels.shape[-1]
     total = _block_means(np.square(rough.sum(-1)))
     own = _block_means(np.square(rough).sum(-1))
-    # The mean over the pairs of channels; one channel shares its noise with those made of it.
-    shared = (total - own) / (count * (count - 1)) if count > 1 else own
+    shared = (total - own) / (count * (count - 1))  # the mean over the pairs of channels
     level = _block_means(levels.mean(-1))
     seen = (level > 1) & (level < 254)
     if seen.sum() < _FEWEST_BLOCKS:

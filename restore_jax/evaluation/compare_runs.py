@@ -72,8 +72,7 @@ def compare_runs(
     resolved = [pathlib.Path(one).resolve() for one in given]
     if len(set(resolved)) < len(resolved):
         raise UsageError(f"a model is given twice in {', '.join(map(str, given))}")
-    if output is not None and output.exists() and not output.is_dir():
-        raise UsageError(f"--output={output}: is a file; give a folder for the comparison")
+    trained.check_output(output)
     make_once = batches.cached(make_data)
     sources = _find(given, which, override, output)
     configs = [source.config for source in sources]

@@ -123,6 +123,16 @@ def find(
     )
 
 
+def check_output(output: pathlib.Path | None) -> None:
+    """Checks the folder that evaluations are written to, before they take their time.
+
+    Raises:
+        UsageError: if it is a file.
+    """
+    if output is not None and output.exists() and not output.is_dir():
+        raise UsageError(f"--output={output}: is a file; name a folder")
+
+
 def of_workdir(folder: pathlib.Path, which: str, override: ConfigDict | None = None) -> Trained:
     """Resolves a checkpoint of a workdir; the arguments are those of `find`.
 
