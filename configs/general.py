@@ -6,7 +6,7 @@ trains at native size on crops of rendered images with the `camera` degradation:
 blur of any kind and noise, also that of monochrome cameras and of interpolated colours, some
 stored as JPEG, and a quarter of the images not degraded. Colours are preserved (see
 restore_jax/degradation/definition.py): it is a gain U-Net without the gain, trained on surfaces
-of any colour.
+of any colour and, shrunk at random, of any fineness.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +32,8 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.crops_per_image = 8
     config.data.augment = "all8"
     config.data.recolour = True
-    config.data.shrink = (1.0, 2.5)
+    if data not in ("kla", "pairs", "shots"):  # those have their own degraded photographs
+        config.data.shrink = (1.0, 2.5)
     config.data.degradation.preset = "camera"
     config.data.degradation.clean_share = 0.25
     if data == "sample":
