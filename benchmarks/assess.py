@@ -30,6 +30,7 @@ instead, as a weights file holds them (`--metadata=known_range=…`).
 """
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import statistics
@@ -164,6 +165,16 @@ def measured_range(restorer: Restorer, root: str, count: int) -> str:
     return (found if data.image_size else found.widened(by_law)).as_text()
 
 
+@contextlib.contextmanager
+def errors_as_lines() -> Iterator[None]:
+    """Ends the program with one line and an exit status for what is wrong with its inputs."""
+    try:
+        yield
+    except (UsageError, RunError, image_files.ImageFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_status", 1))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the measurement that the command line asks for and prints its lines."""
     parser = argparse.ArgumentParser(
@@ -175,16 +186,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--known_range", action="store_true", help="print measured limits")
     parser.add_argument("--restore", action="store_true", help="restore good photographs")
     given = parser.parse_args(argv)
-    try:
+    with errors_as_lines():
         restorer = load(given.model)
         if given.known_range:
             print(measured_range(restorer, given.root, given.count))
             return
         for record in measure(restorer, given.root, given.count, given.restore):
             emit({"op": "assess", "model": given.model, **record})
-    except (UsageError, RunError, image_files.ImageFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_status", 1))
 
 
 if __name__ == "__main__":

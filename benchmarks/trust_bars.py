@@ -20,7 +20,6 @@ restored with its trust map. Prints a JSON line for each law:
 import argparse
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,8 +29,7 @@ from benchmarks import assess
 from benchmarks.common import emit
 from restore_jax import load
 from restore_jax.degradation import definition
-from restore_jax.errors import RunError, UsageError
-from restore_jax.image_io import image_files
+from restore_jax.errors import UsageError
 from restore_jax.inference.restorer import Restorer
 from restore_jax.metrics import coverage
 
@@ -106,12 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="general", help="workdir, weights file or name")
     parser.add_argument("--root", required=True, help="folder of good photographs")
     given = parser.parse_args(argv)
-    try:
+    with assess.errors_as_lines():
         for record in measure(load(given.model), given.root):
             emit({"op": "trust_bars", "model": given.model, **record})
-    except (UsageError, RunError, image_files.ImageFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_status", 1))
 
 
 if __name__ == "__main__":

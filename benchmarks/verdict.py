@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -34,9 +33,7 @@ from benchmarks.common import emit
 from data.rendered import sample
 from restore_jax import load
 from restore_jax.degradation import definition
-from restore_jax.errors import RunError, UsageError
 from restore_jax.folders import verdict
-from restore_jax.image_io import image_files
 from restore_jax.inference import assessment
 from restore_jax.inference.restorer import Restorer
 from restore_jax.report.restoration_page import STRUCTURE
@@ -147,15 +144,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=9000, help="first rendered object")
     parser.add_argument("--seed", type=int, default=90, help="of blur and noise")
     given = parser.parse_args(argv)
-    try:
+    with assess.errors_as_lines():
         restorer = load(given.model)
         clean = list(photographs(given.root, given.count, given.side, given.first))
         for preset in given.laws.split(","):
             record = measure(restorer, clean, preset, given.seed)
             emit({"op": "verdict", "model": given.model, **record})
-    except (UsageError, RunError, image_files.ImageFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_status", 1))
 
 
 if __name__ == "__main__":
