@@ -180,13 +180,11 @@ def draw_batch(
     places = position * plan.batch_size + jnp.arange(plan.batch_size)
     images = order[jnp.minimum(places, plan.rows - 1)] % plan.images
     keys = whole_images.row_keys(plan.seed, epoch, places, 3)
-    sizes = arrays["native"][images]
-    if plan.shrink != shrinking.UNCHANGED:
-        draw_size = functools.partial(
-            shrinking.draw_size, bounds=plan.shrink, shortest=plan.crop_size
-        )
-        size_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys[:, 2])
-        sizes = jax.vmap(draw_size)(size_keys, sizes)
+    draw_size = functools.partial(
+        shrinking.draw_size, bounds=plan.shrink, shortest=plan.crop_size
+    )
+    size_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys[:, 2])
+    sizes = jax.vmap(draw_size)(size_keys, arrays["native"][images])
     room = (sizes - plan.crop_size + 1).astype(jnp.float32)
     starts = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys[:, 2]) * room
     # A random number just below 1 can round up to the excluded end.

@@ -51,6 +51,8 @@ def draw_size(key: jax.Array, native: jax.Array, bounds: Range, shortest: int) -
     Returns:
         int32 [2].
     """
+    if bounds == UNCHANGED:
+        return native
     low, high = map(math.log, bounds)
     factor = jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
     size = jnp.round(native / factor).astype(jnp.int32)
