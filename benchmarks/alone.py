@@ -13,7 +13,6 @@ The loads (`--loads`) are those of users:
 The ways (`--without`):
 
     blocks      kernel gradients in blocks (`models.conv.convolution`)
-    products    kernel gradients of 1×1 convolutions as products of matrices (the same)
     winograd    fewer multiplications (`models.conv.winograd`)
     upsampling  bilinear upsampling by shifts, with its own gradient (`models.layers`)
     window      SSIM's window as products (`metrics.gaussian_window`)
@@ -176,12 +175,7 @@ LOADS: dict[str, Callable[[], Callable[[], Any]]] = {
 
 
 def _no_blocks() -> None:
-    convolution._is_small = lambda x, kernel: kernel.shape[:2] != (1, 1)
-
-
-def _no_products() -> None:
-    is_small = convolution._is_small
-    convolution._is_small = lambda x, kernel: kernel.shape[:2] == (1, 1) or is_small(x, kernel)
+    convolution._is_small = lambda x: True
 
 
 def _no_winograd() -> None:
@@ -203,7 +197,6 @@ def _no_window() -> None:
 # `serve` itself leaves out the last two, which are settings of the process.
 WAYS: dict[str, Callable[[], None]] = {
     "blocks": _no_blocks,
-    "products": _no_products,
     "winograd": _no_winograd,
     "upsampling": _no_upsampling,
     "window": _no_window,

@@ -297,26 +297,12 @@ def _mean_charbonnier(difference: jax.Array) -> jax.Array:
     return _mean(jnp.sqrt(jnp.square(difference) + CHARBONNIER_EPSILON**2))
 
 
-@jax.custom_vjp
 def _laplacian(image: jax.Array) -> jax.Array:
     """Sum of the four neighbours minus four times the pixel, borders replicated."""
     p = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     vertical = p[:, :-2, 1:-1] + p[:, 2:, 1:-1]
     horizontal = p[:, 1:-1, :-2] + p[:, 1:-1, 2:]
     return vertical + horizontal - 4.0 * image
-
-
-def _laplacian_forward(image: jax.Array) -> tuple[jax.Array, None]:
-    return _laplacian(image), None
-
-
-def _laplacian_backward(_: None, g: jax.Array) -> tuple[jax.Array]:
-    # The operator is symmetric: a pixel and its neighbour have the same weight in each other's
-    # result, and at the border the replicated neighbour is the pixel itself.
-    return (_laplacian(g),)
-
-
-_laplacian.defvjp(_laplacian_forward, _laplacian_backward)
 
 
 def _basic_error(difference: jax.Array) -> jax.Array:

@@ -10,7 +10,6 @@ from restore_jax.models.conv import convolution, winograd
 # What each way of the program is reached by; the others are settings of a process.
 REACHED_BY = {
     "blocks": (convolution, "_is_small"),
-    "products": (convolution, "_is_small"),
     "winograd": (winograd, "is_faster"),
     "upsampling": (layers, "upsample2"),
     "window": (gaussian_window, "by_products"),

@@ -132,7 +132,7 @@ def _backward(
         return gradient_by_xla(x, g, kernel, dilation, precision)
 
     def on_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
-        if _is_small(x, kernel):
+        if _is_small(x):
             return by_xla(x, g)
         return kernel_gradient(x, g, kernel.shape[:2], dilation)
 
@@ -148,11 +148,10 @@ def _backward(
     return by_input, by_kernel
 
 
-def _is_small(x: jax.Array, kernel: jax.Array) -> bool:
+def _is_small(x: jax.Array) -> bool:
     """Returns whether blocks would be no faster for the gradient by the kernel on a CPU."""
     return (
         x.shape[1] * x.shape[2] <= _SMALL
-        and kernel.shape[:2] != (1, 1)
         and x.dtype == jnp.float32  # the sums would be bfloat16
     )
 
@@ -236,12 +235,6 @@ def kernel_gradient(
     outputs = g.shape[-1]
     input_is_narrow = inputs < outputs
     narrow, wide = (x, g) if input_is_narrow else (g, x)
-    if tuple(size) == (1, 1):
-        # The narrow operand comes first, because the library transposes the first one. Cast
-        # before: a CPU does not support products of two bfloat16 arrays of every shape.
-        pair = (z.astype(jnp.float32) for z in (narrow, wide))
-        found = jnp.einsum("bhwn,bhwm->nm", *pair)
-        return (found if input_is_narrow else found.T)[None, None]
     reach = [step * (side // 2) for side, step in zip(size, dilation, strict=True)]
     rows = min(_ROWS, height)
     columns = min(max(8, _VALUES // (rows * (inputs + outputs)) // 8 * 8), width)
