@@ -33,7 +33,6 @@ categories.
 import argparse
 import functools
 import itertools
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -47,9 +46,9 @@ from benchmarks.corruptions import CORRUPTIONS, corrupt
 from benchmarks.feature_detectors import Detector, Maps
 from configs import default
 from data import pipeline, resize
-from restore_jax import batches
+from restore_jax import batches, errors
 from restore_jax.degradation import definition
-from restore_jax.errors import RunError, UsageError
+from restore_jax.errors import UsageError
 from restore_jax.evaluation import per_image, trained
 from restore_jax.metrics import detect, detectability
 from restore_jax.metrics.detectability import Detectability, Scores
@@ -345,14 +344,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     compilation.use_cache()
     cores.prepare()
-    try:
+    with errors.exit_on_failure():
         laws = given.laws.split(",")
         backbone = efficientnet_lite0()
         for record in measure(given.workdir, given.root, given.size, laws, backbone):
             emit(record)
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,9 @@ instead, as a weights file holds them (`--metadata=known_range=…`).
 """
 
 import argparse
-import contextlib
 import dataclasses
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,10 +42,10 @@ import tensorflow as tf
 
 from benchmarks.common import emit
 from data import degrade, resize
-from restore_jax import load
+from restore_jax import errors, load
 from restore_jax.degradation import definition, known_range
 from restore_jax.degradation.definition import Law
-from restore_jax.errors import RunError, UsageError
+from restore_jax.errors import UsageError
 from restore_jax.image_io import image_files, image_paths
 from restore_jax.inference import assessment
 from restore_jax.inference.restorer import Restorer
@@ -165,16 +163,6 @@ def measured_range(restorer: Restorer, root: str, count: int) -> str:
     return (found if data.image_size else found.widened(by_law)).as_text()
 
 
-@contextlib.contextmanager
-def errors_as_lines() -> Iterator[None]:
-    """Ends the program with one line and an exit status for what is wrong with its inputs."""
-    try:
-        yield
-    except (UsageError, RunError, image_files.ImageFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_status", 1))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the measurement that the command line asks for and prints its lines."""
     parser = argparse.ArgumentParser(
@@ -186,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--known_range", action="store_true", help="print measured limits")
     parser.add_argument("--restore", action="store_true", help="restore good photographs")
     given = parser.parse_args(argv)
-    with errors_as_lines():
+    with errors.exit_on_failure():
         restorer = load(given.model)
         if given.known_range:
             print(measured_range(restorer, given.root, given.count))

@@ -23,7 +23,6 @@ import functools
 import importlib
 import json
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import limits
-from restore_jax.errors import RunError, UsageError
+from restore_jax import errors
+from restore_jax.errors import UsageError
 from restore_jax.metrics import cost
 from restore_jax.parallel import compilation, cores
 
@@ -95,12 +95,9 @@ def run(
     given["peers"] = tuple(name for name in given["peers"].split(",") if name)
     compilation.use_cache()
     cores.prepare()
-    try:
+    with errors.exit_on_failure():
         for record in measure(dataclasses.replace(start, **given)):
             emit(record)
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 def _positive(text: str) -> int:

@@ -56,6 +56,7 @@ from PIL import Image
 
 from benchmarks import common, launched
 from benchmarks.common import Task
+from restore_jax import errors
 from restore_jax.errors import RunError, UsageError
 from restore_jax.inference import restorer, sharded, tiling
 from restore_jax.parallel import compilation, cores
@@ -135,12 +136,9 @@ def main(argv: Sequence[str]) -> None:
     if min(given.size, given.images, given.rounds) < 1:
         parser.error("--size, --images and --rounds must be 1 or more")
     task = Task(model=given.model, size=given.size, dtype=given.dtype, rounds=given.rounds)
-    try:
+    with errors.exit_on_failure():
         for record in measure(task, given.images):
             common.emit(record)
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 def measure(task: Task, images: int) -> Iterator[dict[str, Any]]:

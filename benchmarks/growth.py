@@ -40,7 +40,6 @@ import pathlib
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -52,8 +51,8 @@ from flax import linen as nn
 
 from benchmarks import common, growth_report
 from benchmarks.models import peak_bytes, run_script
-from restore_jax import models
-from restore_jax.errors import RunError, UsageError
+from restore_jax import errors, models
+from restore_jax.errors import UsageError
 from restore_jax.inference import tiling
 from restore_jax.inference.restorer import Restorer
 from restore_jax.learner import state
@@ -113,7 +112,7 @@ class Point:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures or reads the lines, then plots and tabulates them as the flags ask."""
     given = parser().parse_args(argv)
-    try:
+    with errors.exit_on_failure():
         if given.plot and given.plot.suffix.lower() != ".png":
             raise UsageError(f"--plot={given.plot}: the picture is a PNG; name it FILE.png")
         if given.lines:
@@ -127,9 +126,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             growth_report.draw(lines, given.plot)
         if given.table:
             print(growth_report.table(lines))
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 def parser() -> argparse.ArgumentParser:

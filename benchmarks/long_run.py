@@ -37,8 +37,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from data import pipeline
-from restore_jax import batches
-from restore_jax.errors import RunError, UsageError
+from restore_jax import batches, errors
 from restore_jax.parallel import compilation, host_memory
 from restore_jax.train import loop
 
@@ -62,11 +61,8 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     host_memory.keep_freed()
     compilation.use_cache()
-    try:
+    with errors.exit_on_failure():
         records = measure(make_config(given), given)
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
     print(json.dumps(compare(records)))
 
 

@@ -24,8 +24,9 @@ from ml_collections import ConfigDict
 
 from benchmarks import compact_pairs
 from configs import default
+from restore_jax import errors
 from restore_jax.degradation import definition
-from restore_jax.errors import RunError, UsageError
+from restore_jax.errors import UsageError
 from restore_jax.train.on_device import dataset, pairs_file
 
 
@@ -40,11 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="the new file")
     parser.add_argument("--quality", type=int, help="lossy WebP quality, 0 to 100")
     given = parser.parse_args(argv)
-    try:
+    with errors.exit_on_failure():
         line = make(given.root, given.size, given.split, given.output, given.quality)
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
     print(json.dumps(line))
 
 

@@ -43,7 +43,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from benchmarks import ROOT
-from restore_jax import models
+from restore_jax import errors, models
 from restore_jax.errors import RunError, UsageError
 from restore_jax.metrics import cost
 from restore_jax.models.receptive_field import receptive_field
@@ -75,12 +75,9 @@ class Task:
 
 def main(argv: Sequence[str]) -> None:
     """Measures the models that the flags name and prints their lines."""
-    try:
+    with errors.exit_on_failure():
         for record in measure(*parse(argv)):
             print(json.dumps(record), flush=True)
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Task], int]:

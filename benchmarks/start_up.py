@@ -47,7 +47,8 @@ import numpy as np
 
 from benchmarks import ROOT, common, folder, launched
 from benchmarks.common import Task
-from restore_jax.errors import RunError, UsageError
+from restore_jax import errors
+from restore_jax.errors import RunError
 
 # Number of training images without defects in the smallest `sample` data.
 BATCH = 16
@@ -80,12 +81,9 @@ def main(argv: Sequence[str]) -> None:
     if min(given.size, given.rounds) < 1:
         parser.error("--size and --rounds must be 1 or more")
     task = Task(given.model, given.size, BATCH, given.dtype, given.rounds)
-    try:
+    with errors.exit_on_failure():
         for record in measure(task):
             common.emit(record)
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 def measure(task: Task) -> Iterator[dict[str, Any]]:

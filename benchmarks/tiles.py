@@ -10,7 +10,6 @@ tile's side to the next, both in grey levels; and the seconds of each. Requires 
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 
@@ -18,9 +17,8 @@ import numpy as np
 
 from data import degrade
 from data.rendered import sample
-from restore_jax import load
+from restore_jax import errors, load
 from restore_jax.degradation import definition
-from restore_jax.errors import RunError, UsageError
 from restore_jax.parallel import cores
 
 
@@ -34,11 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tile", type=int, default=512, help="side of the tiles, px")
     given = parser.parse_args(argv)
     cores.prepare()
-    try:
+    with errors.exit_on_failure():
         print(json.dumps(measure(given.model, given.side, given.tile)))
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 def measure(model: str, side: int, tile: int) -> dict[str, object]:

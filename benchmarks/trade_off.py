@@ -17,7 +17,6 @@ and --chart plots PSNR against the median contrast.
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,8 +27,7 @@ from matplotlib.figure import Figure
 from benchmarks.common import emit
 from configs import default
 from data import pipeline
-from restore_jax import load
-from restore_jax.errors import RunError, UsageError
+from restore_jax import errors, load
 from restore_jax.evaluation import evaluate
 from restore_jax.metrics import defects, fidelity
 from restore_jax.parallel import compilation, cores
@@ -130,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     compilation.use_cache()
     cores.prepare()
-    try:
+    with errors.exit_on_failure():
         records = []
         for record in measure(
             given.workdir, given.root, given.preset, given.size, given.split, given.images
@@ -139,9 +137,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             records.append(record)
         if given.chart:
             draw(records, given.chart)
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 import restore_jax
 from benchmarks import compact_pairs, experiments
 from benchmarks.experiments import Task
-from restore_jax import batches, models
+from restore_jax import batches, errors, models
 from restore_jax.checkpoints import checkpoint
 from restore_jax.errors import RunError, UsageError
 from restore_jax.evaluation import per_image
@@ -73,16 +73,12 @@ def main(argv: list[str]) -> None:
     def say(record: Mapping[str, Any]) -> None:
         print(json.dumps(record, allow_nan=False), file=out, flush=True)
 
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            if argv[0] == "--check":
-                for text in argv[1:]:
-                    say(check(Task.from_json(text)))
-            else:
-                run(Task.from_json(argv[0]), say, lambda: json.loads(sys.stdin.readline()))
-        except (UsageError, RunError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_status)
+    with contextlib.redirect_stdout(sys.stderr), errors.exit_on_failure():
+        if argv[0] == "--check":
+            for text in argv[1:]:
+                say(check(Task.from_json(text)))
+        else:
+            run(Task.from_json(argv[0]), say, lambda: json.loads(sys.stdin.readline()))
 
 
 def check(task: Task) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks import assess
 from benchmarks.common import emit
-from restore_jax import load
+from restore_jax import errors, load
 from restore_jax.degradation import definition
 from restore_jax.errors import UsageError
 from restore_jax.inference.restorer import Restorer
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="general", help="workdir, weights file or name")
     parser.add_argument("--root", required=True, help="folder of good photographs")
     given = parser.parse_args(argv)
-    with assess.errors_as_lines():
+    with errors.exit_on_failure():
         for record in measure(load(given.model), given.root):
             emit({"op": "trust_bars", "model": given.model, **record})
 

@@ -31,7 +31,7 @@ from scipy import stats
 from benchmarks import assess
 from benchmarks.common import emit
 from data.rendered import sample
-from restore_jax import load
+from restore_jax import errors, load
 from restore_jax.degradation import definition
 from restore_jax.folders import verdict
 from restore_jax.inference import assessment
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=9000, help="first rendered object")
     parser.add_argument("--seed", type=int, default=90, help="of blur and noise")
     given = parser.parse_args(argv)
-    with assess.errors_as_lines():
+    with errors.exit_on_failure():
         restorer = load(given.model)
         clean = list(photographs(given.root, given.count, given.side, given.first))
         for preset in given.laws.split(","):
