@@ -87,9 +87,16 @@ def whole(config: ConfigDict) -> batches.Data:
 def _splits(
     sources: dict[str, records.Records], config: ConfigDict, law: definition.Law
 ) -> dict[str, dict[str, Any]]:
-    if config.data.image_size:
-        return {name: _split(name, source, config, law) for name, source in sources.items()}
-    return {name: _native_split(name, sources[name], config, law) for name in ("train", "val")}
+    make_pair = pairs.pair_maker(config.data, law)  # one for all splits: tracing takes a second
+    if not config.data.image_size:
+        return {
+            name: _native_split(name, sources[name], config, make_pair)
+            for name in ("train", "val")
+        }
+    found = {name: _split(name, source, config, make_pair) for name, source in sources.items()}
+    if not config.data.realisations:
+        found["train"] |= _fixed_blur(sources["train"], config.data, law)
+    return found
 
 
 def _digest(sources: dict[str, records.Records]) -> str:
@@ -105,7 +112,7 @@ def _digest(sources: dict[str, records.Records]) -> str:
 
 
 def _split(
-    split: str, source: records.Records, config: ConfigDict, law: definition.Law
+    split: str, source: records.Records, config: ConfigDict, make_pair: pairs.MakePair
 ) -> dict[str, Any]:
     """Makes the arrays of a split at the working size, as the host's pipeline does."""
     settings, count, side = config.data, source.count, config.data.image_size
@@ -114,7 +121,6 @@ def _split(
         draws = [pairs.clean_pairs(source.dataset, settings)]
     else:
         seed = config.seed if trained else pipeline.EVAL_SEED
-        make_pair = pairs.pair_maker(settings, law)
         draws = [
             pairs.realise(source.dataset, make_pair, seed, draw)
             for draw in range(settings.realisations if trained else 1)
@@ -141,21 +147,17 @@ def _split(
                     found[name].append(pair[name].decode())
     if split in ("train", "val") and not settings.realisations:
         found["native"] = _native_sizes(source)
-    if split == "train" and not trained:
-        found |= _fixed_blur(source, settings, law)
     return found
 
 
 def _native_split(
-    split: str, source: records.Records, config: ConfigDict, law: definition.Law
+    split: str, source: records.Records, config: ConfigDict, make_pair: pairs.MakePair
 ) -> dict[str, Any]:
     """Returns the native photographs of "train", or central crops of those of "val"."""
     if split == "train":
         return native_photographs(split, source, config)
     settings = config.data
-    realised = pairs.realise(
-        source.dataset, pairs.pair_maker(settings, law), pipeline.EVAL_SEED, 0
-    )
+    realised = pairs.realise(source.dataset, make_pair, pipeline.EVAL_SEED, 0)
     rows = list(_with_progress(realised, source.count, f"{settings.name}, {split}"))
     found = _metadata(rows)
     side = crops.validation_side(found.pop("native"))
