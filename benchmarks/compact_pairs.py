@@ -274,7 +274,7 @@ def cropped(split: Split, fields: Mapping[str, Any]) -> Split:
         key = jax.random.fold_in(jax.random.key(_VALIDATION_SEED), number)
         size = inputs["native"][number]
         start = (size - side) // 2
-        gain = working_size.draw_gain(key, plan.law.gain)
+        gain = native_size.draw_gain(key, plan.law)
         return crops.draw_crop(inputs, plan, key, number, size, start) | {GAIN: gain}
 
     drawn = [jax.device_get(draw(number)) for number in range(len(split))]

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from restore_jax.degradation import jpeg
+from restore_jax.degradation import jpeg, working_size
 from restore_jax.degradation.definition import DEMOSAIC, FLOAT_DUST, Law, bayer
-from restore_jax.degradation.working_size import draw_gain, uniform
+from restore_jax.degradation.working_size import uniform
 
 
 def from_fields(fields: Mapping[str, Any]) -> Law:
@@ -65,13 +65,25 @@ def degrade(key: jax.Array, window: jax.Array, law: Law) -> jax.Array:
     image = image + _noise(keys[5], image.shape, sigma, law.noise)
     image = _quantised(image, law.quantise)
     if law.gain != (1.0, 1.0):
-        image = _quantised(image * draw_gain(key, law.gain), law.quantise)
+        image = _quantised(image * working_size.draw_gain(key, law.gain), law.quantise)
     if law.jpeg_quality[1] > 0:
         image = _stored(jax.random.fold_in(key, 9), image, law)
     if law.clean_share:
-        clean = jax.random.uniform(jax.random.fold_in(key, 6)) < law.clean_share
-        image = jnp.where(clean, untouched, image)
+        image = jnp.where(_is_clean(key, law), untouched, image)
     return jnp.clip(jnp.round(image), 0.0, 255.0).astype(jnp.uint8)
+
+
+def draw_gain(key: jax.Array, law: Law) -> jax.Array:
+    """Returns the gain of each channel, [3], that `degrade` applies with the same key.
+
+    It is 1 for an image that the law leaves as it is.
+    """
+    gain = working_size.draw_gain(key, law.gain)
+    return jnp.where(_is_clean(key, law), 1.0, gain) if law.clean_share else gain
+
+
+def _is_clean(key: jax.Array, law: Law) -> jax.Array:
+    return jax.random.uniform(jax.random.fold_in(key, 6)) < law.clean_share
 
 
 def _without(image: jax.Array, border: int) -> jax.Array:

@@ -166,6 +166,19 @@ def test_a_share_is_left_as_it_is():
     assert 0.2 < left.mean() < 0.4
 
 
+def test_the_gain_is_the_one_that_was_applied():
+    drawn = Law(blur=("none",), quantise="none", gain=(0.5, 0.9), clean_share=0.5)
+    image = jnp.full((8, 8, 3), 200.0)
+    shares = []
+    for number in range(20):
+        key = jax.random.key(number)
+        degraded = np.asarray(native_size.degrade(key, image, drawn), float).mean((0, 1))
+        gain = np.asarray(native_size.draw_gain(key, drawn))
+        np.testing.assert_allclose(degraded, 200 * gain, atol=0.51)
+        shares.append((gain == 1).all())
+    assert 0.2 < np.mean(shares) < 0.8
+
+
 def test_a_thumbnail_of_the_same_key_has_the_same_gain():
     drawn = dataclasses.replace(PRESETS["kla"], noise_sigma=(0.0, 0.0))
     at_working_size = working_size.from_fields(vars(drawn), blurred=False)

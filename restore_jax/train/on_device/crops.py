@@ -197,7 +197,7 @@ def draw_batch(
         "valid": places < plan.rows,
     }
     if plan.undo_gain:
-        draw_gain = functools.partial(working_size.draw_gain, bounds=plan.law.gain)
+        draw_gain = functools.partial(native_size.draw_gain, law=plan.law)
         found[GAIN] = jax.vmap(draw_gain)(keys[:, 0])
     return found
 
