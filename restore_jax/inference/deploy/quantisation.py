@@ -134,7 +134,9 @@ def read(
         raise UsageError(f"--calibration={folder}: no such folder")
     root = folder / "degraded" if (folder / "degraded").is_dir() else folder
     clean = folder / "clean" if root != folder and (folder / "clean").is_dir() else None
-    paths = sorted(path for path in image_paths.walk(root) if image_paths.is_image(path))
+    paths = list(image_paths.walk(root))
+    if unlisted := [path for path in paths if path.is_dir()]:
+        raise UsageError(f"--calibration={unlisted[0]}: the folder cannot be listed")
     if not paths:
         raise UsageError(f"--calibration={folder}: there are no photographs in it")
     chosen = [

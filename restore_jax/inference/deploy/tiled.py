@@ -30,7 +30,8 @@ class Restorer:
         providers: those of onnxruntime, such as "CUDAExecutionProvider".
         tile: side of the tiles, px, a multiple of the manifest's `multiple_of`; None: the
             manifest's. Smaller ones take less memory.
-        overlap: smallest overlap of neighbouring tiles, px; None: a quarter of the tile.
+        overlap: smallest overlap of neighbouring tiles, px; None: the manifest's, or with a
+            `tile` a quarter of it.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Restorer:
             raise ValueError(f"{model}: takes images of one size, {degraded.shape[1:3]}")
         self.takes_context = bool(others)
         self.multiple = self.manifest["multiple_of"]
+        if overlap is None:
+            overlap = tile // 4 if tile else self.manifest["overlap"]
         self.tile = tile or self.manifest["tile"]
-        self.overlap = self.tile // 4 if overlap is None else overlap
+        self.overlap = overlap
 
     def __call__(
         self, photograph: np.ndarray, white: int | None = None, gain: Sequence[float] = (1.0,)

@@ -11,10 +11,15 @@ from restore_jax.inference.deploy import onnx_graph, tiled  # noqa: E402
 from tests.inference.deploy import graphs  # noqa: E402
 
 
-def pack(folder, with_context, tile=64):
+def pack(folder, with_context, overlap=16):
     content = graphs.telling_of_tiles(with_context).SerializeToString()
     (folder / "restorer.onnx").write_bytes(content)
-    fields = {"models": [{"file": "restorer.onnx"}], "tile": tile, "multiple_of": 32}
+    fields = {
+        "models": [{"file": "restorer.onnx"}],
+        "tile": 64,
+        "overlap": overlap,
+        "multiple_of": 32,
+    }
     (folder / "manifest.json").write_text(json.dumps(fields))
     return onnx_graph.session(content)
 
@@ -79,6 +84,13 @@ def test_other_tiles_may_be_chosen(tmp_path):
     expected = by_the_library(session, photograph, False, cut=(32, 4))
     found = tiled.Restorer(folder=tmp_path, tile=32, overlap=4)(photograph)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_overlap_is_the_packs_or_a_quarter_of_another_tile(tmp_path):
+    pack(tmp_path, False, overlap=24)
+    assert tiled.Restorer(folder=tmp_path).overlap == 24
+    assert tiled.Restorer(folder=tmp_path, tile=32).overlap == 8
+    assert tiled.Restorer(folder=tmp_path, overlap=0).overlap == 0
 
 
 def test_a_file_for_one_size_is_refused(tmp_path):
