@@ -213,7 +213,7 @@ def to_params(
         tensor = tensors[released[path]]
         if len(leaf.shape) == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
             tensor = tensor[:, :, 0, 0]  # their 1×1 convolution is a dense layer here
-        value = tensor.transpose((2, 3, 1, 0)[-tensor.ndim :]) if tensor.ndim == 4 else tensor.T
+        value = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
         if value.shape != leaf.shape:
             wrong.append(f"{released[path]} {list(tensors[released[path]].shape)}")
         params[path] = value
@@ -290,7 +290,8 @@ def import_weights(config: ConfigDict, path: pathlib.Path, folder: pathlib.Path)
         raise UsageError(f"{folder}: has a checkpoint already; take another workdir")
     adversary = None
     if learner.adversary is not None:
-        adversary = adversarial.create(learner.adversary, jax.random.key(config.seed))
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)  # as `create_state` does
+        adversary = adversarial.create(learner.adversary, key)
     state = TrainState(
         step=jnp.ones((), jnp.int32),
         params=params,

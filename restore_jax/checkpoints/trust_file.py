@@ -46,8 +46,7 @@ def of_model(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> Trus
     place = pathlib.Path(path).expanduser()
     if not place.is_dir():
         return read(weights_file.find_file(path))
-    if place.parent.name == "checkpoints":
-        place = place.parent.parent
+    place, _ = weights_file.workdir_of(place)
     if not (place / FILE).is_file():
         return None
     found = read(place / FILE)

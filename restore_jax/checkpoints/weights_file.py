@@ -47,9 +47,9 @@ _LOCAL_FIELDS = (
     "vgg16_weights",
 )
 
-# A running training removes an older checkpoint as it saves a new one.
 _VARIABLES = ("params", "batch_stats")
 
+# A running training removes an older checkpoint as it saves a new one.
 _READ_ATTEMPTS = 5
 
 
@@ -290,14 +290,22 @@ def read_weights(
     return model, variables, config
 
 
+def workdir_of(folder: pathlib.Path) -> tuple[pathlib.Path, str | None]:
+    """Returns the workdir that a folder is or is a checkpoint of, and the checkpoint's step."""
+    place = folder.resolve()
+    if place.parent.name == "checkpoints" and place.name.isdecimal():
+        return place.parent.parent, place.name
+    return folder, None
+
+
 def _read_run(folder: pathlib.Path, which: str) -> tuple[Any, dict[str, Any], ConfigDict]:
     """Reads the model, variables and configuration of a workdir, or of a checkpoint in one."""
     # Imported here: a weights file needs neither Orbax nor an optimizer.
     from restore_jax.checkpoints import checkpoint  # noqa: PLC0415
     from restore_jax.config import workdir  # noqa: PLC0415
 
-    if folder.parent.name == "checkpoints" and folder.name.isdecimal():
-        folder, which = folder.parent.parent, folder.name
+    folder, step = workdir_of(folder)
+    which = step or which
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"{folder}: no config.json in it; give a training's workdir, a folder "
@@ -384,8 +392,7 @@ def read_source_notes(path: str | os.PathLike[str]) -> dict[str, str]:
     place = pathlib.Path(path).expanduser()
     if not place.is_dir():
         return read_notes(find_file(path))
-    place = place.resolve()
-    folder = place.parent.parent if place.parent.name == "checkpoints" else place
+    folder, _ = workdir_of(place)
     try:
         return {"known_range": (folder / RANGE_FILE).read_text(encoding="utf-8")}
     except FileNotFoundError:

@@ -116,7 +116,7 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
     from restore_jax.evaluation import compare_runs  # noqa: PLC0415
 
     found = compare_runs.compare_runs(
-        flags.workdir,
+        [pathlib.Path(one).expanduser() for one in flags.workdir],
         flags.checkpoint or "best",
         make_data,
         flags.config,
@@ -396,6 +396,6 @@ def _workdir(flags: Flags) -> pathlib.Path:
     if len(flags.workdir) > 1:
         raise UsageError("--workdir: only --mode=compare takes several; give one")
     if flags.workdir:
-        return pathlib.Path(flags.workdir[0])
+        return pathlib.Path(flags.workdir[0]).expanduser()
     assert flags.config is not None
     return pathlib.Path(f"runs/{flags.config.name}_{flags.config.data.name}")

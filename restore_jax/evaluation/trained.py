@@ -267,12 +267,7 @@ def _read(
             step = checkpoint.find_step(manager, which, folder)
             try:
                 state, saved = checkpoint.read(manager, step, template)
-            except (OSError, ValueError, KeyError) as error:
-                if checkpoint.exists(folder, step):
-                    raise RunError(
-                        f"{folder}: the checkpoint of step {step} cannot be read "
-                        f"({' '.join(str(error).split())[:200]})"
-                    ) from error
+            except FileNotFoundError:  # removed by the running training
                 continue
         return state, {"step": step, "epoch": saved["epoch"], "which": which}
     raise RunError(

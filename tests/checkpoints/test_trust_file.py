@@ -63,6 +63,9 @@ def test_that_of_a_workdir_holds_for_one_checkpoint(tmp_path, variables):
     of_checkpoint = tmp_path / "checkpoints" / "3"
     of_checkpoint.mkdir(parents=True)
     assert trust_file.of_model(of_checkpoint, variables) is not None
+    link = tmp_path / "link"
+    link.symlink_to(of_checkpoint, target_is_directory=True)
+    assert trust_file.of_model(link, variables) is not None
     others = jax.tree.map(lambda leaf: leaf + 1, variables)
     assert trust_file.of_model(tmp_path, others) is None
 

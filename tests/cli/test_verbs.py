@@ -398,3 +398,15 @@ def test_a_package_that_is_not_installed_is_told_in_a_line(monkeypatch):
     monkeypatch.setitem(commands.COMMANDS, "train", needing("restore_jax.losses.none"))
     with pytest.raises(ModuleNotFoundError):
         commands.run("train", commands.Flags(), launch.make_data)
+
+
+def test_the_home_folder_of_a_workdir_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = []
+    monkeypatch.setattr(
+        "restore_jax.evaluation.compare_runs.compare_runs", lambda runs, *_: [runs]
+    )
+    monkeypatch.setattr("restore_jax.evaluation.compare_runs.format_comparison", given.extend)
+    runs = ["~/runs/a", "general"]
+    commands.run("compare", commands.Flags(workdir=runs), launch.make_data)
+    assert given == [tmp_path / "runs" / "a", pathlib.Path("general")]
