@@ -118,6 +118,20 @@ def train_step(
     return after, scalars
 
 
+def configured_step(
+    config: ConfigDict, learner: Learner, loss_fn: loss_terms.BatchLoss, mesh: Mesh
+) -> Callable[..., tuple[TrainState, Scalars]]:
+    """Returns the `train_step` of a configuration, to be traced for the devices of a mesh."""
+    step = functools.partial(
+        train_step,
+        learner=learner,
+        loss_fn=loss_fn,
+        seed=config.seed,
+        mask_dropout=config.train.mask_dropout,
+    )
+    return with_mesh(mesh, step)
+
+
 def compile_step(
     config: ConfigDict, learner: Learner, loss_fn: loss_terms.BatchLoss, mesh: Mesh
 ) -> StepFn:
@@ -126,15 +140,8 @@ def compile_step(
     The batch is sharded over the devices and the state is replicated. The step donates the
     state that it is given.
     """
-    step = functools.partial(
-        train_step,
-        learner=learner,
-        loss_fn=loss_fn,
-        seed=config.seed,
-        mask_dropout=config.train.mask_dropout,
-    )
     return jax.jit(
-        with_mesh(mesh, step),
+        configured_step(config, learner, loss_fn, mesh),
         in_shardings=(
             device_mesh.replicated(mesh),
             device_mesh.split_over(mesh),

@@ -1,7 +1,7 @@
 """The pairs file: degraded and clean images of a data set, ready to train on without it.
 
-One file holds the 8-bit pixels of every split, the images' names, and the settings that they
-were made with. The format is safetensors, a JSON header and plain arrays, so that any program
+One file holds the pixels of every split, the images' names, and the settings that they were
+made with. The format is safetensors, a JSON header and plain arrays, so that any program
 can read it and opening a file of unknown origin cannot execute code. For each split:
 
   SPLIT.degraded   uint8 [K·N, S, S, 3], the first realisation of all N images, the second, …
@@ -11,7 +11,9 @@ can read it and opening a file of unknown origin cannot execute code. For each s
 
 If photographs are degraded anew in every epoch, "train" and "val" also have `native`, int32
 [N, 2], their heights and widths. If the blur is fixed, "train" also has `blurred`, uint8
-[N, S, S, 3]. Its `degraded` is then the realisation for evaluation.
+[N, S, S, 3]. Its `degraded` is then the realisation for evaluation. If the digital gain of
+photographs is undone, every split with `degraded` has `gain`, float32 [K·N, 3], the factors
+that were measured.
 
 At native size, the photographs of "train" are padded at the bottom and right to the size of the
 largest, and "train" has no `degraded`; "val" has centre crops of its photographs, no `native`,

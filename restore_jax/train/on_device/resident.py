@@ -198,7 +198,7 @@ def compile_single(
     draws crops and trains on them.
     """
     step_fn = jax.jit(
-        _train_step(config, learner, loss_fn, mesh),
+        steps.configured_step(config, learner, loss_fn, mesh),
         out_shardings=device_mesh.replicated(mesh),
         donate_argnums=0,
     )
@@ -222,22 +222,6 @@ def compile_single(
     return dispatch
 
 
-def _train_step(
-    config: ConfigDict, learner: Learner, loss_fn: loss_terms.BatchLoss, mesh: Mesh
-) -> Callable[..., tuple[TrainState, steps.Scalars]]:
-    """Returns the `steps.train_step` of a configuration."""
-    return steps.with_mesh(
-        mesh,
-        functools.partial(
-            steps.train_step,
-            learner=learner,
-            loss_fn=loss_fn,
-            seed=config.seed,
-            mask_dropout=config.train.mask_dropout,
-        ),
-    )
-
-
 def _drawing_step(
     config: ConfigDict,
     plan: sampler.SamplingPlan,
@@ -246,7 +230,7 @@ def _drawing_step(
     mesh: Mesh,
 ) -> Callable[..., tuple[TrainState, steps.Scalars]]:
     """Returns a train step that draws its own batch."""
-    train_step = _train_step(config, learner, loss_fn, mesh)
+    train_step = steps.configured_step(config, learner, loss_fn, mesh)
 
     def step(
         state: TrainState,
