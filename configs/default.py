@@ -25,7 +25,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.name = "default"  # with the data's name, gives the default workdir
     config.seed = 0  # of initial parameters, order of the images, noise and blur, dropout
     config.dtype = "float32"  # of the model's arithmetic: float32 or bfloat16
-    # A workdir or .safetensors file with parameters to start from; the same architecture.
+    # Where to start from: a workdir, a weights file or the name of a shipped model.
     config.init_from = ""
 
     config.model = ConfigDict()

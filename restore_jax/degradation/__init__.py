@@ -1,1 +1,1 @@
-"""The degradation law: its definition, and its draws in JAX."""
+"""The degradation law: its definition, draws in JAX, estimation and the range a model knows."""

@@ -22,7 +22,7 @@ from restore_jax.parallel import device_mesh, processes
 from restore_jax.trust import conformal, network, planted
 from restore_jax.trust.network import ErrorBar, Trust
 
-PIXELS = 16_000_000
+TRAINING_PIXELS = 16_000_000
 """Pixels of the training images: 244 images of 256×256."""
 
 UPDATES = 2000
@@ -42,7 +42,7 @@ _PLANTED = (0.4, 0.2, 0.15)
 # Added to errors and half-widths before their logarithm: a quarter of a grey level.
 _FLOOR = 0.25 / 255
 # Pixels of each validation image that are kept for the calibration, at most.
-_PIXELS = 2**16
+_KEPT_PER_IMAGE = 2**16
 
 
 class Measured(NamedTuple):
@@ -81,7 +81,7 @@ def fit_trust(
     make_data: Callable[[ConfigDict], batches.Data],
     output: pathlib.Path | None = None,
     overwrite: bool = False,
-    pixels: int = PIXELS,
+    pixels: int = TRAINING_PIXELS,
     updates: int = UPDATES,
 ) -> str:
     """Trains, calibrates and checks the trust map of a model, and writes it.
@@ -399,8 +399,8 @@ def _measure(
             regions.extend(plant_and_find(predict, image, random))
             error = coverage.errors(image.restored, image.clean).ravel()
             chosen = np.arange(error.size)
-            if error.size > _PIXELS:
-                chosen = np.random.default_rng(0).choice(chosen, _PIXELS, replace=False)
+            if error.size > _KEPT_PER_IMAGE:
+                chosen = np.random.default_rng(0).choice(chosen, _KEPT_PER_IMAGE, replace=False)
             known = (image.mask > 0.5).ravel() & image.has_mask
             found.append(
                 Measured(

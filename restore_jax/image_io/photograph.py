@@ -150,7 +150,16 @@ def common_white(found: Sequence[Levels]) -> tuple[int, str]:
 
 
 def to_dtype(levels: np.ndarray, dtype: np.dtype, white: int | None) -> np.ndarray:
-    """Rescales samples to another type, rounding to nearest; `white` as in `Photograph`."""
+    """Rescales samples to another integer type, rounding to nearest.
+
+    Args:
+        levels: uint8 or uint16 with a `white`, float in [0, 1], or uint16 for uint8.
+        dtype: uint8 or uint16.
+        white: the level of integers that is white; None: the highest of their type.
+
+    Raises:
+        ValueError: for other pairs of types.
+    """
     if levels.dtype == dtype:
         return levels
     if white is not None:
@@ -159,4 +168,7 @@ def to_dtype(levels: np.ndarray, dtype: np.dtype, white: int | None) -> np.ndarr
     if levels.dtype.kind == "f":
         white = np.iinfo(dtype).max
         return np.rint(np.clip(levels, 0, 1) * np.float32(white)).astype(dtype)
+    if (levels.dtype, dtype) != (np.uint16, np.uint8):
+        raise ValueError(f"{levels.dtype} cannot be rescaled to {dtype}")
+    # 65,535 = 257 · 255
     return ((levels.astype(np.uint32) + 128) // 257).astype(dtype)

@@ -208,7 +208,7 @@ def score(detector: Detector, image: np.ndarray) -> np.ndarray:
     """Computes the anomaly map of an image.
 
     Args:
-        detector: a detector from `fit`.
+        detector: a detector from `fit_features`.
         image: as for `features`; its size may differ from that of the references.
 
     Returns:

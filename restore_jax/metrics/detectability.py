@@ -159,7 +159,7 @@ def _scores(detector: detect.Detector, image: np.ndarray) -> Scores:
 class Detectability:
     """Accumulates detectability over images passed one at a time, in any order.
 
-    Needs 2 MB of histograms per category, plus one score per image and version.
+    Needs 1.2 MB of histograms per category, plus one score per image and version.
 
     Args:
         detectors: one per category, from `detect.fit_features`, or whatever `score` takes.

@@ -32,7 +32,7 @@ _PER_QUARTILE = 1 / 0.6745
 
 _fy, _fx = np.fft.fftfreq(BLOCK)[:, None], np.fft.rfftfreq(BLOCK)[None, :]
 _FREQUENCY = np.hypot(_fy, _fx)
-# A row of rfft2 stands for two columns of the whole spectrum, except the first and the last.
+# A column of rfft2 stands for two columns of the whole spectrum, except the first and the last.
 _WEIGHT = np.where((_fx == 0) | (_fx == 0.5), 1.0, 2.0) * np.ones_like(_FREQUENCY)
 _IS_LOW = (_FREQUENCY > 1.5 / BLOCK) & (_FREQUENCY <= _LOW)
 _IS_HIGH = _FREQUENCY > _HIGH

@@ -73,7 +73,8 @@ class Results:
     Args:
         folder: the folder for their files.
         most: largest number of results.
-        most_bytes: largest size of their files, without that of the newest.
+        most_bytes: largest size of their files; the newest is kept even if it alone is
+            larger.
     """
 
     def __init__(self, folder: Path, most: int = 1000, most_bytes: int = 8 << 30) -> None:

@@ -6,7 +6,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from restore_jax.image_io import image_files
+from restore_jax.image_io import image_files, photograph
 from tests.support import image_fuzz
 from tests.support.photos import identity, photo, save, save_png
 
@@ -144,6 +144,19 @@ def test_a_profile_is_kept_only_for_colours_of_its_kind(tmp_path):
     assert not notes
     with Image.open(tmp_path / "b.webp") as image:  # that it is one
         ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+
+
+def test_levels_are_rescaled_between_types():
+    for levels, dtype, white, expected in (
+        (np.array([0.0, 0.5, 2.0], np.float32), np.uint16, None, [0, 32768, 65535]),
+        (np.array([0, 128, 129, 65535], np.uint16), np.uint8, None, [0, 0, 1, 255]),
+        (np.array([0, 2048, 5000], np.uint16), np.uint8, 4095, [0, 128, 255]),
+        (np.array([0, 51, 255], np.uint8), np.uint16, 255, [0, 13107, 65535]),
+    ):
+        found = photograph.to_dtype(levels, np.dtype(dtype), white)
+        assert found.dtype == dtype and found.tolist() == expected
+    with pytest.raises(ValueError, match="uint8 cannot be rescaled to uint16"):
+        photograph.to_dtype(np.zeros(2, np.uint8), np.dtype(np.uint16), None)
 
 
 def test_jpeg_is_written_with_colour_at_full_resolution(tmp_path):
