@@ -102,9 +102,9 @@ def check(task: Task) -> dict[str, Any]:
 
 def one_line(error: BaseException) -> str:
     """Returns an error's message on one line, with its type unless it is meant for users."""
-    text = " ".join(str(error).split())[:300]
+    text, kind = errors.one_line(error, 300), type(error).__name__
     told = isinstance(error, (UsageError, RunError))
-    return text if told else f"{type(error).__name__}: {text}"
+    return text if told or text == kind else f"{kind}: {text}"
 
 
 def run(

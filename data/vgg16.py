@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from restore_jax import files
-from restore_jax.errors import UsageError
+from restore_jax.errors import UsageError, one_line
 
 Params = dict[str, dict[str, np.ndarray]]
 
@@ -121,7 +121,7 @@ def _read_archive(file: Path) -> Params:
             flat = {name: arrays[name] for name in arrays.files}
     # Errors of zipfile and NumPy; TypeError for a single array with an archive's suffix.
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise _BadFile(f"not a NumPy archive ({_one_line(error)})") from error
+        raise _BadFile(f"not a NumPy archive ({one_line(error, 300)})") from error
     params: Params = {}
     for name, values in flat.items():
         layer, _, kind = name.partition("/")
@@ -136,7 +136,7 @@ def _read_keras(file: Path) -> Params:
             model.load_weights(file)
     except Exception as error:  # h5py and Keras raise all kinds on a wrong file
         raise _BadFile(
-            f"not the weights of Keras's VGG16 without its top ({_one_line(error)})"
+            f"not the weights of Keras's VGG16 without its top ({one_line(error, 300)})"
         ) from error
     return from_keras(model)
 
@@ -148,7 +148,7 @@ def _download() -> Params:
     except Exception as error:  # Keras raises a bare Exception if the URL is unreachable
         raise UsageError(
             "config.loss.perceptual: the ImageNet weights of VGG16 cannot be downloaded"
-            f" ({_one_line(error)}); {_REMEDY}"
+            f" ({one_line(error, 300)}); {_REMEDY}"
         ) from error
     return from_keras(model)
 
@@ -215,7 +215,3 @@ def _write(archive: Path, params: Params) -> None:
             f"{archive}: VGG16's weights cannot be saved there ({error.strerror}): choose"
             " another cache folder with XDG_CACHE_HOME"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

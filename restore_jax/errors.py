@@ -26,6 +26,19 @@ class RunError(Exception):
     exit_status = 1
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """Returns an error's message on one line, for a message of this project to quote.
+
+    Args:
+        error: of another library, whose message may have many lines or none.
+        most: the largest number of characters.
+
+    Returns:
+        The message, cut if need be; the name of the error's class if there is none.
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 @contextlib.contextmanager
 def exit_on_failure() -> Iterator[None]:
     """Turns an error in its body into one line on stderr and an exit status."""

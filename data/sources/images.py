@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image
 
 from restore_jax import files
-from restore_jax.errors import RunError
+from restore_jax.errors import RunError, one_line
 from restore_jax.image_io import image_files, limits, png_chunks
 from restore_jax.image_io.photograph import BITS_AS_GREY, to_dtype
 
@@ -223,8 +223,7 @@ def _errors(file: Path | bytes) -> Iterator[None]:
         if isinstance(error, tf.errors.OpError):
             raise ImageError("is damaged") from error
         reason = error.strerror if isinstance(error, OSError) else None
-        line = " ".join(str(error).split())[:200]
-        raise ImageError(_renamed(reason or line) or type(error).__name__) from error
+        raise ImageError(_renamed(reason or one_line(error))) from error
 
 
 def _renamed(reason: str) -> str:

@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from restore_jax.errors import RunError, UsageError
+from restore_jax.errors import RunError, UsageError, one_line
 from restore_jax.files import is_passing, replacing, retried
 from restore_jax.image_io import decoding, encoding, limits
 from restore_jax.image_io.image_paths import format_name
@@ -153,7 +153,7 @@ def _reading(
     # Decoders raise all kinds of errors on damaged files: struct.error, KeyError, …
     except Exception as error:
         known = isinstance(error, OSError) and error.strerror
-        reason = f"cannot be read: {known}" if known else f"is damaged: {_one_line(error)}"
+        reason = f"cannot be read: {known}" if known else f"is damaged: {one_line(error)}"
         raise ImageFileError(path, reason, is_passing(error)) from error
 
 
@@ -277,7 +277,7 @@ def write(
         raise ImageFileError(path, str(error)) from error
     # A full disk, but also metadata that an encoder rejects.
     except Exception as error:
-        reason = (isinstance(error, OSError) and error.strerror) or _one_line(error)
+        reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise ImageFileError(path, f"cannot be written: {reason}") from error
     return notes
 
@@ -285,8 +285,3 @@ def write(
 def _shown(path: Path) -> str:
     """Returns the path on one line, escaped if need be."""
     return str(path) if str(path).isprintable() else ascii(str(path))
-
-
-def _one_line(error: Exception) -> str:
-    """Returns the message of an error on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

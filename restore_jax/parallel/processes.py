@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from restore_jax import batches
-from restore_jax.errors import RunError, UsageError
+from restore_jax.errors import RunError, UsageError, one_line
 from restore_jax.parallel import device_mesh, exchange
 from restore_jax.parallel.launcher import LOST, LOST_STATUS, Job, is_supervised
 from restore_jax.parallel.signals import Interrupted, Request
@@ -110,10 +110,10 @@ def _join(job: Job) -> None:
             shutdown_timeout_seconds=_LEAVE_SECONDS,
         )
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         where = job.coordinator or "the address given by its launcher"
         raise RunError(
-            f"process {job.index} of {job.count} cannot join the job at {where} ({reason})"
+            f"process {job.index} of {job.count} cannot join the job at {where} "
+            f"({one_line(error)})"
         ) from error
     if not is_first():
         # The output of one process is enough; errors go to stderr.

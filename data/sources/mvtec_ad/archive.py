@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from restore_jax.errors import UsageError
+from restore_jax.errors import UsageError, one_line
 from restore_jax.image_io import limits
 
 SUFFIXES = (".tar.xz", ".tar.gz", ".tar", ".txz", ".tgz")
@@ -95,8 +95,7 @@ def members(
         tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError,
         ValueError, LookupError, OverflowError, RecursionError,
     ) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:200]
-        raise refused(path, f"it cannot be read to its end ({reason})") from error
+        raise refused(path, f"it cannot be read to its end ({one_line(error)})") from error
 
 
 class _Guarded:

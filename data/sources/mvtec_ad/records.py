@@ -21,7 +21,7 @@ from data.sources import bad_files, images, splits
 from data.sources.mvtec_ad import source
 from data.sources.mvtec_ad.mvtec_ad_dataset_builder import Builder, unreadable
 from restore_jax import files
-from restore_jax.errors import RunError, UsageError
+from restore_jax.errors import RunError, UsageError, one_line
 from restore_jax.image_io.photograph import Levels, common_white
 
 # Small shards, so that a subset of the photographs can be read without reading the others.
@@ -255,7 +255,7 @@ def _prepare(root: str, found: source.Source, folder: Path, max_pixels: int) -> 
                 # Without working locks, another process may have finished first.
                 builder = _prepared(folder)
                 if builder is None:
-                    reason = " ".join(str(error).split())[:300]
+                    reason = one_line(error, 300)
                     raise RunError(f"{folder}: preparing mvtec_ad failed: {reason}") from error
         return builder
 

@@ -36,7 +36,7 @@ from ml_collections import ConfigDict
 from restore_jax.batches import CONTEXT, CONTEXT_SIZE, GAIN
 from restore_jax.config import schema
 from restore_jax.degradation import law_file
-from restore_jax.errors import UsageError
+from restore_jax.errors import UsageError, one_line
 from restore_jax.files import replacing
 
 FORMAT = "restore_jax pairs"
@@ -215,7 +215,7 @@ def read(path: pathlib.Path) -> Pairs:
             if metadata.get("format") != FORMAT:
                 raise _damaged(path, "not written by restore_jax")
             if metadata["version"] != VERSION:
-                raise _damaged(path, f"version {metadata['version']!r}, not {VERSION!r}")
+                raise _damaged(path, f"version {metadata['version']!r:.20}, not {VERSION!r}")
             about = json.loads(metadata["about"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about["digest"] != _digest(arrays):
@@ -237,13 +237,12 @@ def read(path: pathlib.Path) -> Pairs:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except safetensors.SafetensorError as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(path, one_line(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        raise _damaged(path, f"{type(error).__name__}: {one_line(error)}") from error
 
 
 def _damaged(path: pathlib.Path, reason: str) -> UsageError:
-    reason = " ".join(reason.split())[:200]
     return UsageError(
         f"{path}: not a pairs file, or damaged ({reason}); copy it again, or delete it to have "
         "it made again on a machine with the photographs"
