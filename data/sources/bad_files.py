@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from restore_jax import progress
 
-SHOWN = 3  # number of files that a message names
+_SHOWN = 3  # number of files that a message names
 THREADS = 4
 
 Item = TypeVar("Item")
@@ -86,5 +86,5 @@ def report_stacks(name: str, files: Sequence[str]) -> None:
 
 def first_few(texts: Sequence[str]) -> str:
     """Returns the first few of some names for a message, and how many more there are."""
-    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    return f"{', '.join(sorted(texts)[:SHOWN])}{more}"
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return f"{', '.join(sorted(texts)[:_SHOWN])}{more}"

@@ -145,13 +145,9 @@ def check(
             faults["differently sized"].append(
                 " and ".join(f"{name_in(p, root)} {w}×{h}" for p, (h, w) in sizes.items())
             )
-    messages = []
-    for kind, files in faults.items():
-        more = (
-            f" and {len(files) - bad_files.SHOWN} more" if len(files) > bad_files.SHOWN else ""
-        )
-        if files:
-            messages.append(f"{kind}: {', '.join(sorted(files)[: bad_files.SHOWN])}{more}")
+    messages = [
+        f"{kind}: {bad_files.first_few(files)}" for kind, files in faults.items() if files
+    ]
     if messages:
         raise UsageError(
             f"config.data.root={str(root)!r}: {'; '.join(messages)}. Add, repair or remove them"

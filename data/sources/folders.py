@@ -122,12 +122,9 @@ def load_clean(
         listed = list_images(folder / part, folder, faults, masks)
         found[part] = [_example(folder, part, key, path) for key, path in listed.items()]
     if masks:
-        some = ", ".join(name_in(path, folder) for path in masks[: bad_files.SHOWN])
-        more = (
-            f" and {len(masks) - bad_files.SHOWN} more" if len(masks) > bad_files.SHOWN else ""
-        )
+        some = bad_files.first_few([name_in(path, folder) for path in masks])
         print(
-            f"clean: warning: {some}{more} left out: by their names, these folders hold masks, "
+            f"clean: warning: {some} left out: by their names, these folders hold masks, "
             "not photographs; for BTAD, VisA, MVTec AD 2 and MVTec LOCO with their masks, use "
             "the data set inspection"
         )

@@ -66,7 +66,7 @@ def load(
     layout, categories = _find_layout(folder)
     faults: examples.Faults = collections.defaultdict(list)
     listed = [
-        _example(photograph, faults, folder)
+        _example(photograph)
         for category in categories
         for photograph in _READERS[layout](category, faults, folder)
     ]
@@ -227,9 +227,7 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _example(
-    photograph: tuple[str, Path, tuple[Path, ...]], faults: examples.Faults, root: Path
-) -> examples.Example:
+def _example(photograph: tuple[str, Path, tuple[Path, ...]]) -> examples.Example:
     name, path, masks = photograph
     category, _, kind, *_ = name.split("/")
     return examples.Example(
