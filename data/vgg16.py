@@ -7,7 +7,6 @@ to it.
 
 import contextlib
 import io
-import os
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -19,11 +18,9 @@ from ml_collections import ConfigDict
 
 from restore_jax import files
 from restore_jax.errors import UsageError, one_line
+from restore_jax.losses.perceptual import BLOCKS
 
 Params = dict[str, dict[str, np.ndarray]]
-
-# Channels and number of 3×3 convolutions of each block.
-_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 _KERAS_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _REMEDY = (
@@ -90,7 +87,7 @@ def load(path: str = "") -> Params:
 def _layers() -> dict[str, dict[str, tuple[int, ...]]]:
     """Returns the shapes of kernel and bias of each convolution, in network order."""
     shapes, channels = {}, 3
-    for block, (features, count) in enumerate(_BLOCKS, start=1):
+    for block, (features, count) in enumerate(BLOCKS, start=1):
         for number in range(1, count + 1):
             shapes[f"block{block}_conv{number}"] = {
                 "kernel": (3, 3, channels, features),
@@ -202,14 +199,9 @@ def _write(archive: Path, params: Params) -> None:
         for layer, kinds in params.items()
         for kind, values in kinds.items()
     }
-    temporary = archive.with_name(f".{os.getpid()}-{archive.name}")
     try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with files.replacing(archive) as temporary:
             np.savez(temporary, **flat)
-            temporary.replace(archive)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
             f"{archive}: VGG16's weights cannot be saved there ({error.strerror}): choose"
