@@ -2,7 +2,8 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from restore_jax.metrics import coverage, defects, detect, fidelity, kla
 from restore_jax.metrics.detectability import Detectability
 from restore_jax.parallel import device_mesh, processes
 from restore_jax.report import evaluation_lines, evaluation_page, image_panels, plots
+from restore_jax.trust.network import Trust
 
 # PSNR that two restorations of one image may differ by, in dB.
 _SAME_DB = 1e-3
@@ -84,49 +86,21 @@ def evaluate_model(
     model, variables, found = trained.read(source, mesh)
     if config.eval.oracle_mask and not getattr(model, "takes_mask", False):
         raise UsageError(f"config.eval.oracle_mask: {config.model.name} does not take a mask")
-
     trust = trained.read_trust(source, variables)
-    judge = (
-        None
-        if trust is None
-        else functools.partial(jax.jit(trust.model.apply), trust.variables)
-    )
-    alarm = 1.0 if trust is None else trust.notes["alarm"]
-
-    def judged(image: Restored) -> Restored:
-        if judge is None:
-            return image
-        half_width = judge(image.seen[None], image.restored[None])
-        return image._replace(half_width=np.asarray(half_width)[0, ..., 0])
 
     data = make_data(source.data_config)
     folder = source.results_folder
     processes.on_first(lambda: results.set_aside_previous(folder, config, found))
-    reference = data.eval_batches("reference") if data.counts.get("reference") else ()
     tree = mvtec_tree.TreeWriter(folder / "tree") if write_tree else None
-    detectors, fitted_on = _fit_detectors(reference, tree)
-    measured = Detectability(detectors)
-    pictures = plots.Selection(config.eval.pictures)
-
-    def observe(image: Restored) -> None:
-        # Reject NaN before it reaches a picture or a detector.
-        fidelity.check_finite([image.row], fidelity.IMAGE_FIGURES)
-        _add_figures(judged(image), config.eval.protocol, alarm)
-        # Scores on photographs that the detector was fitted on would be biased.
-        if (
-            image.row["category"] in detectors
-            and image.row["id"] not in fitted_on
-            and min(image.clean.shape[:2]) >= detect.MIN_SIZE
-        ):
-            _add_to_detectability(measured, image)
-        if tree is not None:
-            tree.add_test(image)
-
-    def observe_and_select(image: Restored) -> None:
-        observe(image)
-        if pictures.wants(image.row["category"]):
-            pictures.add(_triplet(image))
-
+    detectors, fitted_on = _fit_detectors(_extra_batches(data, "reference"), tree)
+    observer = _Observer(
+        protocol=config.eval.protocol,
+        trust=trust,
+        detectors=detectors,
+        fitted_on=fitted_on,
+        tree=tree,
+        pictures=plots.Selection(config.eval.pictures),
+    )
     run = functools.partial(
         per_image.evaluate,
         model,
@@ -134,44 +108,167 @@ def evaluate_model(
         mesh=mesh,
         oracle_mask=config.eval.oracle_mask,
     )
-    rows = run(
-        images=images_of(data, config.eval.split),
-        observe=observe_and_select,
-    )
+    rows = run(images=images_of(data, config.eval.split), observe=observer.measure_and_show)
     if not rows:
         raise UsageError(
             f"config.eval.split: {config.eval.split!r} of {data.name} has no images"
         )
     if warning := evaluation_lines.undegraded_line(rows):
         processes.on_first(lambda: print(warning))
-    good = data.eval_batches("good") if data.counts.get("good") else ()
-    good_rows = run(images=good, observe=observe)
-    if tree is not None:
-        tree.close()
-        if tree.left_out:
-            print(f"{tree.folder}: {tree.left_out} images left out: their masks are not known")
+    good_rows = run(images=_extra_batches(data, "good"), observe=observer.measure)
+    observer.finish()
 
-    for counts in processes.from_others(measured.counts):
-        measured.add_counts(counts)
-    pictures = pictures.merged(
-        processes.gather_sorted(pictures.pictures(), key=lambda shown: shown.id)
-    )
+    summary = _summary(source, found, data, rows, good_rows, observer)
+    examples = _examples(run, images_of(data, config.eval.split), rows, observer.with_trust_map)
+    _write_results(source, summary, rows, good_rows, observer.pictures, examples)
+    return summary, folder
+
+
+class _Observer:
+    """Measures each evaluated image on the host, and keeps what the results need of it.
+
+    Args:
+        protocol: `config.eval.protocol`.
+        trust: the trust map of the model; None if it has none.
+        detectors: a defect detector for each category that has one.
+        fitted_on: ids of the photographs that the detectors were fitted on.
+        tree: is given the images; None if they are not written.
+        pictures: selects the images to show.
+
+    Attributes:
+        trust: as given.
+        pictures: those selected; after `finish`, from the images of all processes.
+    """
+
+    def __init__(
+        self,
+        protocol: str,
+        trust: Trust | None,
+        detectors: Mapping[str, detect.Detector],
+        fitted_on: Collection[str],
+        tree: mvtec_tree.TreeWriter | None,
+        pictures: plots.Selection,
+    ) -> None:
+        self.trust, self.pictures = trust, pictures
+        self._protocol, self._tree = protocol, tree
+        self._detectors, self._fitted_on = detectors, fitted_on
+        self._found = Detectability(detectors)
+        self._half_width = (
+            None
+            if trust is None
+            else functools.partial(jax.jit(trust.model.apply), trust.variables)
+        )
+
+    def measure(self, image: Restored) -> None:
+        """Adds figures to the row of an image, runs the detector on it and writes it."""
+        # Reject NaN before it reaches a picture or a detector.
+        fidelity.check_finite([image.row], fidelity.IMAGE_FIGURES)
+        self._add_figures(self.with_trust_map(image))
+        if self._is_for_detector(image):
+            self._detect(image)
+        if self._tree is not None:
+            self._tree.add_test(image)
+
+    def measure_and_show(self, image: Restored) -> None:
+        """Like `measure`, for an image that may be shown as well."""
+        self.measure(image)
+        if self.pictures.wants(image.row["category"]):
+            self.pictures.add(_triplet(image))
+
+    def with_trust_map(self, image: Restored) -> Restored:
+        """Returns an image with its trust map; as it is if the model has none."""
+        if self._half_width is None:
+            return image
+        half_width = self._half_width(image.seen[None], image.restored[None])
+        return image._replace(half_width=np.asarray(half_width)[0, ..., 0])
+
+    def finish(self) -> None:
+        """Completes the tree, and adds what the other processes kept."""
+        if (tree := self._tree) is not None:
+            tree.close()
+            if tree.left_out:
+                print(
+                    f"{tree.folder}: {tree.left_out} images left out: their masks are not known"
+                )
+        for counts in processes.from_others(self._found.counts):
+            self._found.add_counts(counts)
+        self.pictures = self.pictures.merged(
+            processes.gather_sorted(self.pictures.pictures(), key=lambda shown: shown.id)
+        )
+
+    def detectability(self) -> dict[str, Any] | None:
+        """Returns the result of the detectors; None if there is none."""
+        return self._found.result() if self._detectors else None
+
+    def _add_figures(self, image: Restored) -> None:
+        """Adds the figures computed on the host to the row of an image."""
+        row, degraded, restored, clean, mask, has_mask, _, half_width = image
+        row |= defects.preservation_figures(
+            restored, degraded, clean, mask, has_mask, image.is_good
+        )
+        if self._protocol == "kla":
+            known = mask if has_mask else np.zeros_like(mask)
+            row |= kla.kla_figures(restored, clean, known)
+        if self.trust is not None:
+            alarm = self.trust.notes["alarm"]
+            row |= coverage.trust_figures(half_width, restored, clean, mask, has_mask, alarm)
+
+    def _is_for_detector(self, image: Restored) -> bool:
+        """Returns whether a detector applies to an image."""
+        # Scores on photographs that the detector was fitted on would be biased.
+        return (
+            image.row["category"] in self._detectors
+            and image.row["id"] not in self._fitted_on
+            and min(image.clean.shape[:2]) >= detect.MIN_SIZE
+        )
+
+    def _detect(self, image: Restored) -> None:
+        """Runs the detector on the clean, degraded and restored image."""
+        row, degraded, restored, clean, mask, has_mask, *_ = image
+        self._found.add(
+            row["category"], clean, degraded, restored, mask, has_mask, image.is_good
+        )
+
+
+def _summary(
+    source: trained.Trained,
+    found: Mapping[str, Any],
+    data: batches.Data,
+    rows: Sequence[Row],
+    good_rows: Sequence[Row],
+    observer: _Observer,
+) -> Summary:
+    """Returns the content of metrics.json; `found` is what was evaluated, its "checkpoint"."""
+    config = source.config
     requested = results.data_and_settings(config)
+    has_trust = observer.trust is not None
     summary = {
         "checkpoint": found,
         "data": {**requested["data"], "name": data.name, "count": len(rows)}
         | ({"target": data.target} if data.target else {}),
         "trained_on": dict(source.trained_on),
         "oracle_mask": config.eval.oracle_mask,
-        **_summarise(rows, good_rows, config.eval.protocol, trust is not None),
-        "detectability": measured.result() if detectors else None,
+        **_summarise(rows, good_rows, config.eval.protocol, has_trust),
+        "detectability": observer.detectability(),
         "settings": requested["settings"],
     }
-    if trust is not None:
-        summary["trust"] = trust.notes
-    examples = _examples(run, images_of(data, config.eval.split), rows, judged)
+    if observer.trust is not None:
+        summary["trust"] = observer.trust.notes
+    return summary
+
+
+def _write_results(
+    source: trained.Trained,
+    summary: Summary,
+    rows: Sequence[Row],
+    good_rows: Sequence[Row],
+    pictures: plots.Selection,
+    examples: Sequence[evaluation_page.Example],
+) -> None:
+    """Writes the files of an evaluation, in the first process; see `results.write`."""
+    config = source.config
     page = evaluation_page.Report(
-        title=f"{source.title} on {data.name}",
+        title=f"{source.title} on {summary['data']['name']}",
         summary=summary,
         rows=rows,
         examples=examples,
@@ -179,16 +276,21 @@ def evaluate_model(
         detectability=summary["detectability"],
         oracle_mask=config.eval.oracle_mask,
     )
+    folder = source.results_folder
     processes.on_first(
         lambda: results.write(folder, summary, rows, good_rows, pictures.pictures(), page)
     )
-    return summary, folder
 
 
 def images_of(data: batches.Data, split: str) -> Iterator[batches.Batch]:
     """Yields the batches of a `config.eval.split`: "train", "val", or "all" for both."""
     for part in ("train", "val") if split == "all" else (split,):
         yield from data.eval_batches(part)
+
+
+def _extra_batches(data: batches.Data, part: str) -> Iterable[batches.Batch]:
+    """Returns the batches of "reference" or "good", none if the data have no such part."""
+    return data.eval_batches(part) if data.counts.get(part) else ()
 
 
 def _fit_detectors(
@@ -219,24 +321,6 @@ def _fit_detectors(
         if len(found) >= detect.MIN_IMAGES
     }
     return detectors, set().union(*(ids[category] for category in detectors))
-
-
-def _add_figures(image: Restored, protocol: str, alarm: float) -> None:
-    """Adds the figures computed on the host to the row of an image."""
-    row, degraded, restored, clean, mask, has_mask, _, half_width = image
-    row |= defects.preservation_figures(
-        restored, degraded, clean, mask, has_mask, image.is_good
-    )
-    if protocol == "kla":
-        known = mask if has_mask else np.zeros_like(mask)
-        row |= kla.kla_figures(restored, clean, known)
-    if half_width is not None:
-        row |= coverage.trust_figures(half_width, restored, clean, mask, has_mask, alarm)
-
-
-def _add_to_detectability(measured: Detectability, image: Restored) -> None:
-    row, degraded, restored, clean, mask, has_mask, *_ = image
-    measured.add(row["category"], clean, degraded, restored, mask, has_mask, image.is_good)
 
 
 def _triplet(image: Restored) -> plots.Triplet:
@@ -280,7 +364,7 @@ def _examples(
     run: Callable[..., list[Row]],
     images: Iterable[batches.Batch],
     rows: Sequence[Row],
-    judged: Callable[[Restored], Restored],
+    with_trust_map: Callable[[Restored], Restored],
 ) -> list[evaluation_page.Example]:
     """Restores the best, median and worst image of each category (by PSNR) a second time.
 
@@ -307,7 +391,7 @@ def _examples(
             return
         names = {name: row[name] for name in ("category", "defect_type", "id")}
         # Copied: views would keep the whole batch in memory.
-        fields = judged(image).copied()._asdict() | names | {"row": row}
+        fields = with_trust_map(image).copied()._asdict() | names | {"row": row}
         del fields["seen"]
         found.extend(evaluation_page.Example(rank=rank, **fields) for rank in chosen[row["id"]])
 
