@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from restore_jax import batches
+    from restore_jax.folders import plan
+    from restore_jax.folders.report import Report
+    from restore_jax.folders.table import Table
+    from restore_jax.inference.restorer import Restorer
 
 # A browser shows it at full size, twice.
 _SERVED_MEGAPIXELS = 64
@@ -127,46 +131,90 @@ def run_compare(flags: Flags, make_data: MakeData) -> None:
 
 def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     """Restores files and folders of images, by default with the default shipped model."""
-    from restore_jax import shipped  # noqa: PLC0415
     from restore_jax.folders import plan, run, table  # noqa: PLC0415
-    from restore_jax.image_io import image_paths  # noqa: PLC0415
-    from restore_jax.inference.restorer import load  # noqa: PLC0415
 
     del make_data
+    _check_restore(flags)
     output = pathlib.Path(_given(flags.output)).expanduser()
+    max_pixels = plan.pixel_limit(flags.max_megapixels)
     passed_over: collections.Counter[str] = collections.Counter()
+    items = plan.plan(flags.input, output, flags.format, flags.shard, passed_over)
+    if flags.dry_run:
+        _print_plan(items, flags.overwrite, passed_over)
+        return
+    plan.check_output(output)
+    listed = table.table(flags.input, output, flags.shard, flags.report)
+    page = _page_of(listed) if flags.report and listed else None
+    outcome = run.restore_files(
+        _restorer(flags),
+        items,
+        file_format=flags.format,
+        overwrite=flags.overwrite,
+        comparisons=output / "compare" if flags.side_by_side or flags.compare else None,
+        max_pixels=max_pixels,
+        pages=flags.pages or "all",
+        white=flags.white,
+        table=listed,
+        skip_outside=flags.skip_outside,
+        assesses=not flags.skip_assessment,
+        maps=output / "trust" if flags.trust else None,
+        pictures=page and page.pictures,
+    )
+    if page is not None:
+        print(page.write(flags.input))
+    print(run.format_outcome(outcome, output, passed_over))
+
+
+def _check_restore(flags: Flags) -> None:
+    """Checks the flags of a restoration that need no look at the files."""
     if flags.white is not None and not 1 <= flags.white <= 65535:
         raise UsageError(f"--white={flags.white}: must lie between 1 and 65535")
     if flags.skip_outside and flags.skip_assessment:
         raise UsageError("--skip_outside: not with --skip_assessment, which finds none outside")
     if flags.report and flags.skip_assessment:
         raise UsageError("--report: not with --skip_assessment, which leaves the noise unknown")
-    max_pixels = plan.pixel_limit(flags.max_megapixels)
-    items = plan.plan(flags.input, output, flags.format, flags.shard, passed_over)
-    if flags.dry_run:
-        for item in items:
-            exists = item.target.exists() and not flags.overwrite
-            print(f"{item.source} -> {item.target}{' (exists, skipped)' if exists else ''}")
-        if passed_over:
-            print(f"passed over: {image_paths.format_passed_over(passed_over)}")
-        return
-    plan.check_output(output)
-    listed = table.table(flags.input, output, flags.shard, flags.report)
-    page = None
-    if flags.report and listed:
-        from restore_jax.folders.report import Report  # noqa: PLC0415
 
-        page = Report(listed)
-    options = {
-        "strength": flags.strength,
-        "self_ensemble": flags.self_ensemble,
-        "undo_gain": flags.undo_gain,
-    }
+
+def _print_plan(
+    items: "Sequence[plan.Item]", overwrite: bool, passed_over: collections.Counter[str]
+) -> None:
+    """Prints what would be restored into which file."""
+    from restore_jax.image_io import image_paths  # noqa: PLC0415
+
+    for item in items:
+        exists = item.target.exists() and not overwrite
+        print(f"{item.source} -> {item.target}{' (exists, skipped)' if exists else ''}")
+    if passed_over:
+        print(f"passed over: {image_paths.format_passed_over(passed_over)}")
+
+
+def _page_of(table: "Table") -> "Report":
+    """Returns the page that is written beside a table."""
+    # Imported only for --report, as it takes Jinja.
+    from restore_jax.folders.report import Report  # noqa: PLC0415
+
+    return Report(table)
+
+
+def _restorer(flags: Flags) -> "Restorer":
+    """Loads the model of a restoration with the options that were given.
+
+    Raises:
+        UsageError: if it cannot be loaded, or lacks a trust map that was asked for.
+    """
+    from restore_jax import shipped  # noqa: PLC0415
+    from restore_jax.inference.restorer import load  # noqa: PLC0415
+
     if flags.workdir:
         model: str | pathlib.Path = _workdir(flags)
     else:
         model = shipped.verified(shipped.default().name).path
         print(shipped.one_line(shipped.default()))
+    options = {
+        "strength": flags.strength,
+        "self_ensemble": flags.self_ensemble,
+        "undo_gain": flags.undo_gain,
+    }
     restorer = load(
         model,
         flags.checkpoint or "best",
@@ -178,25 +226,7 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
             f"--trust: {model} has no trust map, or that of another checkpoint or an earlier "
             f"version; make one with restore-jax trust {model}"
         )
-    comparisons = output / "compare" if flags.side_by_side or flags.compare else None
-    outcome = run.restore_files(
-        restorer,
-        items,
-        flags.format,
-        flags.overwrite,
-        comparisons,
-        max_pixels,
-        flags.pages or "all",
-        flags.white,
-        listed,
-        flags.skip_outside,
-        not flags.skip_assessment,
-        output / "trust" if flags.trust else None,
-        page and page.pictures,
-    )
-    if page is not None:
-        print(page.write(flags.input))
-    print(run.format_outcome(outcome, output, passed_over))
+    return restorer
 
 
 def run_serve(flags: Flags, make_data: MakeData | None = None) -> None:

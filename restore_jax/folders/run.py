@@ -91,6 +91,7 @@ class _Options:
 def restore_files(
     restorer: Restorer,
     items: Sequence[Item],
+    *,
     file_format: str | None = None,
     overwrite: bool = False,
     comparisons: pathlib.Path | None = None,
@@ -137,7 +138,14 @@ def restore_files(
     """
     todo = [item for item in items if overwrite or not item.target.exists()]
     options = _Options(
-        file_format, comparisons, max_pixels, pages, white, skip_outside, assesses, maps
+        file_format=file_format,
+        comparisons=comparisons,
+        max_pixels=max_pixels,
+        pages=pages,
+        white=white,
+        skip_outside=skip_outside,
+        assesses=assesses,
+        maps=maps,
     )
     run = _Run(restorer, todo, options, table, pictures, listener)
     run.outcome.skipped = len(items) - len(todo)

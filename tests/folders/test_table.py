@@ -61,7 +61,9 @@ def folder(tmp_path):
 def restore(restorer, folder, output, file_format=None, **options):
     items = plan.plan([str(folder)], output, file_format)
     table = tables.table([str(folder)], output)
-    outcome = run.restore_files(restorer, items, file_format, table=table, **options)
+    outcome = run.restore_files(
+        restorer, items, file_format=file_format, table=table, **options
+    )
     return outcome, table
 
 
