@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from restore_jax import files
+from restore_jax import errors, files
 from restore_jax.checkpoints import log_filters
 from restore_jax.config import workdir as workdirs
 from restore_jax.errors import RunError, UsageError
@@ -127,7 +127,7 @@ class Manager(ocp.CheckpointManager):
         try:
             super().wait_until_finished()
         except Exception as error:
-            raise _write_error(self.folder, _one_line(error)) from error
+            raise _write_error(self.folder, errors.one_line(error)) from error
 
     def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
         """Starts a save; raises a RunError if it or the previous one failed."""
@@ -136,7 +136,7 @@ class Manager(ocp.CheckpointManager):
         except RunError:
             raise
         except Exception as error:
-            raise _write_error(self.folder, _one_line(error)) from error
+            raise _write_error(self.folder, errors.one_line(error)) from error
 
 
 # Errors that mean a file does not exist, rather than that it cannot be read.
@@ -157,10 +157,6 @@ def _write_error(folder: os.PathLike[str], reason: str) -> RunError:
 def _ssim(record: Mapping[str, Any]) -> float:
     """Returns the SSIM that ranks checkpoints; without a validation, minus infinity."""
     return record.get("ssim", -math.inf)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def open_manager(workdir: pathlib.Path, read_only: bool = False) -> Manager:
@@ -427,7 +423,7 @@ def read(manager: Manager, step: int, template: TrainState) -> tuple[TrainState,
             if pause is None and problem:
                 raise Unreadable(folder, problem) from error
             if pause is None:
-                raise Damaged(folder, _one_line(error)) from error
+                raise Damaged(folder, errors.one_line(error)) from error
             # Only a failure of every attempt counts as damage.
             time.sleep(pause if problem else 0)
 

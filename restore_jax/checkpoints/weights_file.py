@@ -22,7 +22,7 @@ from absl import logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from restore_jax import files, models, shipped
+from restore_jax import errors, files, models, shipped
 from restore_jax.config import schema
 from restore_jax.errors import UsageError
 
@@ -327,8 +327,7 @@ def _read_run(folder: pathlib.Path, which: str) -> tuple[Any, dict[str, Any], Co
             if not checkpoint.exists(folder, step):
                 continue
             raise UsageError(
-                f"{saved}: cannot be read ({' '.join(str(error).split())[:200]}); take another "
-                "checkpoint"
+                f"{saved}: cannot be read ({errors.one_line(error)}); take another checkpoint"
             ) from error
         variables = {name.removeprefix("ema_"): part for name, part in parts.items()}
         check_variables(model, variables, str(saved))
