@@ -22,11 +22,13 @@ _BINS = 10
 # Share of the blocks that is used: those with the least coarse structure, to avoid edges.
 _FLATTEST = 0.4
 
-# The power spectrum of a photograph falls with about the 2.6th power of the frequency: the
-# second for texture, the third for edges.
-_FALL, _FALL_SPREAD = 2.6, 0.3
-# Relative errors: of a band against this model, and of the noise floor.
-_BAND_ERROR, _FLOOR_ERROR = 0.4, 0.03
+FALL, FALL_SPREAD = 2.6, 0.3
+"""The power of the frequency with which the power spectrum of a photograph falls, and its
+spread: the second power for texture, the third for edges."""
+
+BAND_ERROR, FLOOR_ERROR = 0.4, 0.03
+"""Relative errors: of a band against this model, and of the noise floor."""
+
 # Minimum number of bands that must rise above the noise.
 _FEWEST = 16
 _WIDEST = 30.0
@@ -201,12 +203,12 @@ def widths(
     """
     floor = np.broadcast_to(floor, seen.shape)
     radius = np.hypot(fx, fy)
-    chance = floor * np.sqrt(1 / count + _FLOOR_ERROR**2)
+    chance = floor * np.sqrt(1 / count + FLOOR_ERROR**2)
     seen = np.maximum(seen, 1e-9)
     if np.sum(seen - floor > 6 * chance) < _FEWEST:
         return None, None
     # Shapes have a finite size; below the corresponding frequency, the spectrum falls less.
-    trusted = np.sqrt(_BAND_ERROR**2 * np.where(radius < 0.02, 4.0, 1.0) + 1 / count)
+    trusted = np.sqrt(BAND_ERROR**2 * np.where(radius < 0.02, 4.0, 1.0) + 1 / count)
 
     def misfit(parameters: np.ndarray) -> np.ndarray:
         log_scale, fall, along_x, along_y = parameters
@@ -214,13 +216,13 @@ def widths(
         expected = np.exp(log_scale - fall * np.log(radius / radius.min()) - blurred)
         total = expected + floor
         left = np.log(seen / total) / np.hypot(trusted * expected / total, chance / total)
-        return np.append(left, (fall - _FALL) / _FALL_SPREAD)
+        return np.append(left, (fall - FALL) / FALL_SPREAD)
 
     lowest = radius.argmin()
     start = np.log(max((seen - floor)[lowest], floor[lowest]))
     fits = [
         optimize.least_squares(
-            misfit, [start, _FALL, *first],
+            misfit, [start, FALL, *first],
             bounds=([-60, 0, 0.05, 0.05], [60, 6, _WIDEST, _WIDEST]), loss="soft_l1",
             x_scale=[1.0, 0.1, 0.1 * first[0], 0.1 * first[1]],
         )

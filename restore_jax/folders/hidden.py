@@ -14,13 +14,10 @@ from scipy import optimize
 
 from restore_jax.degradation import estimate
 
-# Relative errors: of a band of an object against a power of the frequency, and of the level of
-# the noise; of a filter between two images, and by how much noise alone imitates one.
-_BAND_ERROR, _FLOOR_ERROR = 0.4, 0.03
+# Relative error of a filter between two images, and by how much noise alone imitates one.
 _FILTER_ERROR, _CHANCE = 0.1, 0.3
-# The power, its spread, and the logarithm of the power density at 0.03 cycles/px, grey levels²,
-# with its spread: of objects of which nothing can be seen.
-_FALL, _FALL_SPREAD = 2.6, 0.3
+# The logarithm of the power density at 0.03 cycles/px, grey levels², with its spread: of
+# objects of which nothing can be seen. They fall as `estimate.FALL` says.
 _REFERENCE, _LEVEL, _LEVEL_SPREAD = 0.03, 7.0, 3.0
 # Above so many px, a width tells nothing more.
 _WIDEST = 14.0
@@ -110,19 +107,20 @@ def _object(
     """The power density of the object at `_REFERENCE`, and the power by which it falls."""
     transfer = _transfer(variances, squares)
     distance = np.log(np.sqrt(squares.sum(0)) / _REFERENCE)
-    trusted = np.sqrt(_BAND_ERROR**2 + 1 / count)
-    chance = floor * np.sqrt(_FLOOR_ERROR**2 + 1 / count)
+    trusted = np.sqrt(estimate.BAND_ERROR**2 + 1 / count)
+    chance = floor * np.sqrt(estimate.FLOOR_ERROR**2 + 1 / count)
 
     def misfit(parameters: np.ndarray) -> np.ndarray:
         level, fall = parameters
         expected = np.exp(level - fall * distance) * transfer
         total = expected + floor
         left = np.log(np.maximum(seen, 1e-9) / total) * total
-        prior = (fall - _FALL) / _FALL_SPREAD, (level - _LEVEL) / _LEVEL_SPREAD
+        prior = (fall - estimate.FALL) / estimate.FALL_SPREAD, (level - _LEVEL) / _LEVEL_SPREAD
         return np.append(left / np.hypot(trusted * expected, chance), prior)
 
     fits = [
-        optimize.least_squares(misfit, (level, _FALL), loss="soft_l1") for level in (5.0, 9.0)
+        optimize.least_squares(misfit, (level, estimate.FALL), loss="soft_l1")
+        for level in (5.0, 9.0)
     ]
     level, fall = min(fits, key=lambda fit: fit.cost).x
     return float(np.exp(level)), float(fall)
