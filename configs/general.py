@@ -12,6 +12,7 @@ of any colour and, shrunk at random, of any fineness.
 from ml_collections import ConfigDict
 
 from configs import gain_unet
+from restore_jax import batches
 
 
 def get_config(data: str = "mvtec_ad") -> ConfigDict:
@@ -32,7 +33,7 @@ def get_config(data: str = "mvtec_ad") -> ConfigDict:
     config.data.crops_per_image = 8
     config.data.augment = "all8"
     config.data.recolour = True
-    if data not in ("kla", "pairs", "shots"):  # those have their own degraded photographs
+    if data not in batches.DEGRADED_FILES:
         config.data.shrink = (1.0, 2.5)
     config.data.degradation.preset = "camera"
     config.data.degradation.clean_share = 0.25

@@ -26,6 +26,9 @@ Batch = Mapping[str, np.ndarray]
 GOOD = "good"
 """The defect type of images without a defect."""
 
+DEGRADED_FILES = ("kla", "pairs", "shots")
+"""The data sets whose degraded images are files rather than made by a law."""
+
 ARRAYS = ("degraded", "clean", "mask", "has_mask", "valid")
 
 GAIN = "gain"

@@ -9,6 +9,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from restore_jax import batches
 from restore_jax.errors import UsageError
 from restore_jax.metrics import defects, fidelity, kla
 from restore_jax.metrics.cost import Cost
@@ -270,8 +271,7 @@ def _data_fields(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "resize" in settings:
         fields["data.resize"] = settings["resize"]
-    # Those data sets contain degraded images as files.
-    if data["name"] not in ("kla", "pairs", "shots"):
+    if data["name"] not in batches.DEGRADED_FILES:
         law = settings.get("degradation") or {}
         fields |= {f"data.degradation.{field}": value for field, value in law.items()}
     return fields

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from markupsafe import Markup
 
-from restore_jax import files
+from restore_jax import batches, files
 from restore_jax.metrics.defects import ERASED_BELOW, error_ratio
 from restore_jax.report import charts, evaluation_lines, evaluation_tables, image_panels, pages
 from restore_jax.report.forms import change, defined, number
@@ -26,9 +26,6 @@ _CONTRAST_EDGES = [round(-0.5 + 0.1 * i, 1) for i in range(26)]
 # An image identical to its clean one scores 100 dB, which would squeeze all other bars.
 _HIGHEST_PSNR = 60.0
 _RANKS = ("best", "median", "worst")
-
-# Data sets whose degraded images are files rather than synthesised.
-_DEGRADED_FILES = ("kla", "pairs", "shots")
 
 _TRAINED_ON = {
     "defects": "photographs with defects (split “defects”)",
@@ -251,7 +248,7 @@ def _training_split(summary: Mapping[str, Any]) -> str | None:
 
 
 def _degradation(report: Report) -> str:
-    if report.summary["data"]["name"] in _DEGRADED_FILES:
+    if report.summary["data"]["name"] in batches.DEGRADED_FILES:
         return "none added: the files already contain degraded images"
     law = dict((report.config.get("data") or {}).get("degradation") or {})
     if not law:
