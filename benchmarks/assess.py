@@ -125,10 +125,10 @@ def measure(
         }
 
 
-def middle(image: np.ndarray) -> np.ndarray:
-    """Returns the middle of a photograph, 512 px each way at most."""
-    top, left = (max(0, length - _MIDDLE) // 2 for length in image.shape[:2])
-    return np.ascontiguousarray(image[top : top + _MIDDLE, left : left + _MIDDLE])
+def middle(image: np.ndarray, side: int = _MIDDLE) -> np.ndarray:
+    """Returns the middle of a photograph, `side` px each way at most."""
+    top, left = (max(0, length - side) // 2 for length in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + side, left : left + side])
 
 
 def _changes(changes: Sequence[tuple[float, bool]]) -> dict[str, float]:

@@ -18,6 +18,7 @@ load on the machine affects everything equally; compare within a run, not betwee
 """
 
 import argparse
+import ast
 import dataclasses
 import functools
 import importlib
@@ -129,6 +130,21 @@ def make_config(task: Task, data: str = "mvtec_ad") -> Any:
     config.train.batch_size = task.batch
     config.update_from_flattened_dict(dict(task.fields))
     return config
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """Returns the name and the value of a flag `--option=NAME=VALUE`.
+
+    Raises:
+        UsageError: there is no value.
+    """
+    field, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--option={text}: write NAME=VALUE, as in bottleneck=1024")
+    try:
+        return field, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return field, value  # a name, as in mask_attention=identity
 
 
 def make_batch(task: Task) -> dict[str, jax.Array]:

@@ -19,9 +19,7 @@ the last.
 """
 
 import argparse
-import ast
 import dataclasses
-import importlib
 import json
 import math
 import os
@@ -36,8 +34,9 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from benchmarks import common
 from data import pipeline
-from restore_jax import batches, errors
+from restore_jax import batches, errors, models
 from restore_jax.parallel import compilation, host_memory
 from restore_jax.train import loop
 
@@ -67,16 +66,21 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make_config(given: argparse.Namespace) -> ConfigDict:
-    """Returns the configuration of a training as the flags describe it."""
-    config = importlib.import_module(f"configs.{given.model}").get_config("sample")
-    for option in given.option:
-        name, _, value = option.partition("=")
-        config.model[name] = ast.literal_eval(value)
-    config.dtype = given.dtype
+    """Returns the configuration of a training as the flags describe it.
+
+    Raises:
+        UsageError: there is no such experiment, or its model has no such option or value.
+    """
+    options = dict(map(common.parse_option, given.option))
+    task = common.Task(given.model, batch=given.batch, dtype=given.dtype)
+    config = common.make_config(task, "sample")
+    with config.unlocked():
+        config.model.update(options)
+    models.from_config(config)  # refuses a wrong option before any image is rendered
     config.data.image_size = given.size
     config.data.sample_size = 2 * given.size
     config.data.sample_count = 4
-    config.train.batch_size = config.eval.batch_size = given.batch
+    config.eval.batch_size = given.batch
     config.train.early_stopping_patience = 0
     config.checkpoint.every_steps = 7
     return config

@@ -23,7 +23,6 @@ equally. Memory is measured before, each model in its own processes. TensorFlow 
                         scratch space of library kernels
 """
 
-import ast
 import dataclasses
 import importlib
 import json
@@ -42,7 +41,7 @@ from absl import flags
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from benchmarks import ROOT
+from benchmarks import ROOT, common
 from restore_jax import errors, models
 from restore_jax.errors import RunError, UsageError
 from restore_jax.metrics import cost
@@ -108,21 +107,11 @@ def parse(argv: Sequence[str]) -> tuple[list[Task], int]:
     for name in names:
         if name not in EXPERIMENTS:
             raise UsageError(f"--model: no config {name!r}; there are all, {EXPERIMENTS}")
-    options = dict(_option(text) for text in values.option)
+    options = dict(map(common.parse_option, values.option))
     tasks = [Task(name, options, values.size, values.batch, values.dtype) for name in names]
     for task in tasks:
         make_model(task)  # refuses wrong options before anything is measured
     return tasks, values.rounds
-
-
-def _option(text: str) -> tuple[str, Any]:
-    field, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"--option={text}: write NAME=VALUE, as in bottleneck=1024")
-    try:
-        return field, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return field, value  # a name, as in mask_attention=identity
 
 
 def make_model(task: Task) -> nn.Module:

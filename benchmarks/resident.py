@@ -13,6 +13,7 @@ One JSON line per way, with `steps_per_dispatch`; `benchmarks.common` documents 
 optimizer are those of the experiment. TensorFlow is not needed.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 
 from benchmarks import common, limits, train_step
 from benchmarks.common import Task
+from restore_jax.degradation import definition
 from restore_jax.learner import state
 from restore_jax.losses import loss_terms
 from restore_jax.parallel import device_mesh
@@ -29,13 +31,6 @@ from restore_jax.train.on_device import dataset, pairs_file, resident
 
 IMAGES = 932
 """Number of images that the reports trained on."""
-
-# The preset "kla" of `restore_jax.degradation.definition`.
-_LAW = {
-    "blur": ["gaussian"], "sigma_x": [10.0, 10.0], "sigma_y": [2.0, 2.0],
-    "noise_sigma": [50.0, 80.0], "poisson_peak": [0.0, 0.0], "gain": [0.9, 1.1],
-    "quantise": "truncate",
-}  # fmt: skip
 
 
 def make_pairs(size: int, images: int, held_out: int, draws: int) -> pairs_file.Pairs:
@@ -77,7 +72,7 @@ def make_pairs(size: int, images: int, held_out: int, draws: int) -> pairs_file.
         path=pathlib.Path("random"),
         settings={},
         images="",
-        law=_LAW,
+        law=dataclasses.asdict(definition.PRESETS["kla"]),
         symmetries="flips",
         draws=draws,
         splits=splits,

@@ -62,8 +62,7 @@ def photographs(
             for number, (category, kind, _) in zip(range(count), one_each, strict=False)
         )
     for image in found:
-        top, left = (max(0, length - side) // 2 for length in image.shape[:2])
-        yield np.ascontiguousarray(image[top : top + side, left : left + side])
+        yield assess.middle(image, side)
 
 
 def scratched(image: np.ndarray) -> np.ndarray:

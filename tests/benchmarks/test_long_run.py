@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from benchmarks import ROOT, long_run
+from restore_jax.errors import UsageError
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
 
@@ -30,6 +31,24 @@ def test_what_came_after_the_first_steps_is_compared_with_them():
         "open_files_growth_percent": 10.0,
     }
     assert long_run.compare(records[:1]) == {"op": "long_run", "steps": 0}
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model=nothing", "--model=nothing: there is no configs/nothing.py"),
+        ("--option=widths", "--option=widths: write NAME=VALUE"),
+        ("--option=mask_attention=identity", "config.model.mask_attention: "),
+        ("--option=depth=3", "config.model.depth: sca_unet has no such option"),
+    ],
+)
+def test_wrong_flags_are_one_line(flag, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        long_run.main([flag])
+    assert stop.value.code == UsageError.exit_status
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {message}") and printed.err.count("\n") == 1
 
 
 @linux
