@@ -245,7 +245,8 @@ def test_lines_of_a_preset_and_a_corruption(model, tree, monkeypatch, capsys):  
     for line in lines:
         assert (line["images"], line["masks"]) == (4, 2)
         clean, degraded, restored = line["pixel_auroc"]
-        assert 0.5 < clean <= 1 and min(degraded, restored) >= 0
+        assert 0.5 < clean <= 1 and 0 <= degraded < clean  # the defect is harder to see
+        assert 0 <= restored <= 1  # a model without training does not help
         assert line["f1"] == [None] * 3  # of three references there is no threshold
     assert (reads.count("reference"), reads.count("train")) == (1, 2)
     # The detectors of clean photographs were fitted once, and the photographs are the same.

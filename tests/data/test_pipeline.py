@@ -172,23 +172,28 @@ def test_realisations_are_fixed_draws_or_new_ones():
     assert distinct(draws_of_one_image(made(realisations=0), 3)) == 3
 
 
-def test_flips_turn_the_pair_and_its_mask_alike():
-    plain = {}
+def views_seen(augmented, count):
+    """The views of clean images in `count` batches: steps along y and x, and if transposed."""
+    originals = {}
     for batch in made().eval_batches("train"):
-        plain |= {name: batch["clean"][i] for i, name in enumerate(batch["id"])}
+        originals |= {name: batch["clean"][i] for i, name in enumerate(batch["id"])}
     seen = set()
-    for batch in taken(made(augment="flips"), 6):
+    for batch in taken(augmented, count):
         for i in np.flatnonzero(batch["valid"]):
-            original = plain[batch["id"][i]]
-            flips = {
-                (a, b): original[:: -1 if a else 1, :: -1 if b else 1]
-                for a in (0, 1)
-                for b in (0, 1)
+            original = originals[batch["id"][i]]
+            views = {
+                (a, b, swapped): (original.swapaxes(0, 1) if swapped else original)[::a, ::b]
+                for a, b, swapped in itertools.product((1, -1), (1, -1), (False, True))
             }
-            match = [k for k, v in flips.items() if np.array_equal(v, batch["clean"][i])]
+            match = [k for k, v in views.items() if np.array_equal(v, batch["clean"][i])]
             assert match
             seen.update(match)
-    assert len(seen) == 4
+    return seen
+
+
+def test_flips_turn_the_pair_and_its_mask_alike():
+    seen = views_seen(made(augment="flips"), 6)
+    assert seen == {(a, b, False) for a in (1, -1) for b in (1, -1)}
 
 
 def test_the_mask_lies_on_the_defect():
@@ -421,7 +426,7 @@ def test_training_photographs_are_shrunk_and_those_of_validation_are_not():
 def test_rotations_are_allowed_where_the_law_has_no_direction():
     config = options(augment="all8")
     config.data.degradation.preset = "mild"
-    first_batches(config, 1)
+    assert len(views_seen(pipeline.make_data(config), 6)) == 8
 
 
 @pytest.mark.parametrize("split", ["good", "all"])

@@ -1,3 +1,4 @@
+import os
 import pathlib
 import subprocess
 import sys
@@ -22,10 +23,16 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 10)
 """
 
 
-def run(monkeypatch, script):
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch):
+    """Clears the settings of the environment, with which nothing is ever changed."""
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+
+
+def run(script):
     """Whether the memory was kept, and the number that a process then finds."""
-    for name in ("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"):
-        monkeypatch.delenv(name, raising=False)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
@@ -38,10 +45,10 @@ def run(monkeypatch, script):
 
 @linux
 @pytest.mark.skipif(pathlib.Path("/dev/nvidiactl").exists(), reason="the arrays are on the GPU")
-def test_an_array_of_64_mb_finds_its_memory_again(monkeypatch):
+def test_an_array_of_64_mb_finds_its_memory_again():
     # Without it the system gives the 16,384 pages of 4 kB anew each time. With it the heap
     # grows at first, until a hole has room for the array and its alignment.
-    assert run(monkeypatch, SCRIPT) < 4000
+    assert run(SCRIPT) < 4000
 
 
 @linux
@@ -63,8 +70,6 @@ def test_nothing_changes_with_a_gpu_or_another_system(monkeypatch, tmp_path):
 
 @linux
 def test_nothing_happens_without_glibc(monkeypatch, tmp_path):
-    for name in ("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(host_memory, "_NVIDIA", tmp_path / "none")
     monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: object())
     assert not host_memory.keep_freed()
@@ -87,5 +92,5 @@ print((before - resident()) >> 20)
 
 @linux
 @pytest.mark.skipif(pathlib.Path("/dev/nvidiactl").exists(), reason="the arrays are on the GPU")
-def test_what_lies_between_arrays_in_use_is_given_back(monkeypatch):
-    assert run(monkeypatch, GIVING) > 200  # of 256 MB
+def test_what_lies_between_arrays_in_use_is_given_back():
+    assert run(GIVING) > 200  # of 256 MB
