@@ -142,6 +142,9 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
     if flags.dry_run:
         _print_plan(items, flags.overwrite, passed_over)
         return
+    comparisons = output / "compare" if flags.side_by_side or flags.compare else None
+    maps = output / "trust" if flags.trust else None
+    plan.check_beside(items, run.files_beside(items, comparisons, maps))
     plan.check_output(output)
     listed = table.table(flags.input, output, flags.shard, flags.report)
     page = _page_of(listed) if flags.report and listed else None
@@ -150,18 +153,20 @@ def run_restore(flags: Flags, make_data: MakeData | None = None) -> None:
         items,
         file_format=flags.format,
         overwrite=flags.overwrite,
-        comparisons=output / "compare" if flags.side_by_side or flags.compare else None,
+        comparisons=comparisons,
         max_pixels=max_pixels,
         pages=flags.pages or "all",
         white=flags.white,
         table=listed,
         skip_outside=flags.skip_outside,
         assesses=not flags.skip_assessment,
-        maps=output / "trust" if flags.trust else None,
+        maps=maps,
         pictures=page and page.pictures,
     )
     if page is not None:
         print(page.write(flags.input))
+    if outcome.skipped and (comparisons or maps):
+        print("files that are skipped get no new trust map or picture beside them")
     print(run.format_outcome(outcome, output, passed_over))
 
 
@@ -306,6 +311,12 @@ def run_export(flags: Flags, make_data: MakeData | None = None) -> None:
 
 def _check_export(flags: Flags, suffix: str) -> None:
     """Checks that the flags of an export go together."""
+    is_folder = flags.pack or pathlib.Path(_given(flags.output)).expanduser().is_dir()
+    if suffix[1:].isalpha() and suffix not in (".safetensors", ".onnx") and not is_folder:
+        raise UsageError(
+            f"--output={flags.output}: {suffix} is no format; name a FILE.onnx, a "
+            "FILE.safetensors, or a folder, for StableHLO"
+        )
     if flags.pack and suffix in (".safetensors", ".onnx"):
         raise UsageError(f"--pack: writes a folder; name one in --output={flags.output}")
     if flags.pack and flags.dtype:

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from restore_jax.errors import UsageError
 from restore_jax.image_io import image_files, image_paths
@@ -54,12 +54,38 @@ def plan(
     ]
 
 
+def check_beside(items: Sequence[Item], files: Iterable[tuple[pathlib.Path, Item]]) -> None:
+    """Checks that no restoration has the name of a file that is written beside another one.
+
+    Args:
+        items: from `plan`.
+        files: the files beside restorations, with the item that each belongs to.
+
+    Raises:
+        UsageError: with both images.
+    """
+    targets = {item.target: item for item in items}
+    for path, item in files:
+        if (other := targets.get(path)) is not None:
+            raise UsageError(
+                f"{other.source}: would be restored to {path}, where a picture of "
+                f"{item.source} is to be; leave out --trust and --side_by_side, or restore "
+                "them one after the other into different folders"
+            )
+
+
 def check_output(output: pathlib.Path) -> None:
     """Creates the output folder and checks that it is writable.
 
     Raises:
-        UsageError: if it is not, before any image has been restored in vain.
+        UsageError: if it is not, before any image has been restored in vain, or if it looks
+            like the name of an image.
     """
+    if image_paths.is_image(output) and not output.is_dir():
+        raise UsageError(
+            f"--output={output}: looks like an image, but is the folder for the restorations, "
+            "which keep their names; name a folder"
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):

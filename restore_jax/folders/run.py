@@ -201,21 +201,28 @@ class _Run:
                 self._todo, self._readers, self._batch + self._readers, self._read_one
             ) as reading,
         ):
-            for item, photograph, restored, half_widths in self._restored(reading, threads):
-                future = threads.submit(
-                    self._write,
-                    item,
-                    photograph,
-                    restored,
-                    half_widths,
-                    self._assessed.get(item) if self._pictures is not None else None,
-                )
-                size = sum(array.nbytes for array in (*restored, *half_widths))
-                self._writing.append((item, future, size))
-                while self._writing and (self._writing[0][1].done() or self._too_many()):
+            try:
+                for restored in self._restored(reading, threads):
+                    self._start_writing(threads, *restored)
+                    while self._writing and (self._writing[0][1].done() or self._too_many()):
+                        self._finish_one()
+            finally:
+                # Also after Ctrl-C: what is written now, a further run skips.
+                while self._writing:
                     self._finish_one()
-            while self._writing:
-                self._finish_one()
+
+    def _start_writing(
+        self,
+        threads: concurrent.futures.Executor,
+        item: Item,
+        photograph: Photograph,
+        restored: list[np.ndarray],
+        half_widths: list[np.ndarray],
+    ) -> None:
+        found = self._assessed.get(item) if self._pictures is not None else None
+        future = threads.submit(self._write, item, photograph, restored, half_widths, found)
+        size = sum(array.nbytes for array in (*restored, *half_widths))
+        self._writing.append((item, future, size))
 
     def _restored(
         self, reading: ReadAhead, threads: concurrent.futures.Executor
@@ -303,8 +310,8 @@ class _Run:
             trust_maps.write(options.maps, item.relative, half_widths)
         notes = image_files.write(item.target, restored, photograph, options.file_format)
         if options.comparisons is not None:
-            path = options.comparisons / item.relative.with_name(f"{item.relative.name}.png")
             beside = Photograph(_side_by_side(photograph.pixels, restored[0], white))
+            path = _comparison_path(options.comparisons, item)
             image_files.write(path, beside.pixels, beside)
         if any(new is old for new, old in zip(restored, photograph.planes, strict=True)):
             return _Written(notes)  # the input was overwritten
@@ -369,6 +376,22 @@ class _Run:
         if self._table is not None:
             place = item.relative.as_posix()
             self._table.add(Row(place, str(item.source), action, found, **values))
+
+
+def files_beside(
+    items: Sequence[Item], comparisons: pathlib.Path | None, maps: pathlib.Path | None
+) -> Iterator[tuple[pathlib.Path, Item]]:
+    """Yields the files that `restore_files` writes beside the restoration of each image."""
+    for item in items:
+        if comparisons is not None:
+            yield _comparison_path(comparisons, item), item
+        if maps is not None:
+            for path in trust_maps.paths(maps, item.relative):
+                yield path, item
+
+
+def _comparison_path(folder: pathlib.Path, item: Item) -> pathlib.Path:
+    return folder / item.relative.with_name(f"{item.relative.name}.png")
 
 
 def format_outcome(

@@ -25,10 +25,8 @@ def write(
         half_widths: of each picture, float32 [H, W], 1 being white.
     """
     for number, half_width in enumerate(half_widths, start=1):
-        for path, picture in (
-            (heat_map_path(folder, relative, number), maps.heat_map(half_width)),
-            (_path(folder, relative, number, "half_width"), maps.sixteen_bits(half_width)),
-        ):
+        pictures = maps.heat_map(half_width), maps.sixteen_bits(half_width)
+        for path, picture in zip(paths(folder, relative, number), pictures, strict=True):
             image_files.write(path, picture, Photograph(picture))
 
 
@@ -36,9 +34,13 @@ def heat_map_path(
     folder: pathlib.Path, relative: pathlib.Path, number: int = 1
 ) -> pathlib.Path:
     """Returns the path of the heat map of a picture, as `write` names it."""
-    return _path(folder, relative, number, "heat")
+    return paths(folder, relative, number)[0]
 
 
-def _path(folder: pathlib.Path, relative: pathlib.Path, number: int, kind: str) -> pathlib.Path:
+def paths(
+    folder: pathlib.Path, relative: pathlib.Path, number: int = 1
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Returns the paths of a picture's heat map and half-widths, as `write` names them."""
     name = relative.name if number == 1 else f"{relative.name}-{number}"
-    return folder / relative.with_name(f"{name}.{kind}.png")
+    beside = folder / relative
+    return beside.with_name(f"{name}.heat.png"), beside.with_name(f"{name}.half_width.png")

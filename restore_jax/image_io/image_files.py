@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -153,7 +154,9 @@ def _reading(
     # Decoders raise all kinds of errors on damaged files: struct.error, KeyError, …
     except Exception as error:
         known = isinstance(error, OSError) and error.strerror
-        reason = f"cannot be read: {known}" if known else f"is damaged: {one_line(error)}"
+        # Pillow quotes the bytes that it took for the name of a part of the file.
+        told = re.sub(r" \(chunk b['\"].*\)", "", one_line(error))
+        reason = f"cannot be read: {known}" if known else f"is damaged: {told}"
         raise ImageFileError(path, reason, is_passing(error)) from error
 
 

@@ -1,9 +1,13 @@
 import collections
+import csv
+import functools
 import itertools
 import os
 import pathlib
+import shutil
 import tempfile
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from restore_jax import models
 from restore_jax.degradation import digital_gain
 from restore_jax.errors import RunError, UsageError
 from restore_jax.folders import plan, read_ahead, run
+from restore_jax.folders import table as tables
 from restore_jax.image_io import image_files
 from restore_jax.image_io.image_files import ImageFileError, Photograph
 from restore_jax.inference.restorer import Restorer
@@ -174,6 +179,8 @@ def test_an_output_that_cannot_be_written_is_told_before_the_first_image(tmp_pat
         with pytest.raises(UsageError, match=r"--output=.*cannot be written to: "):
             plan.check_output(output)
     assert (tmp_path / "file").read_bytes() == b"mine"
+    with pytest.raises(UsageError, match=r"--output=.*one\.PNG: looks like an image, but is"):
+        plan.check_output(tmp_path / "one.PNG")
     plan.check_output(tmp_path / "new" / "deep")
     assert list((tmp_path / "new" / "deep").iterdir()) == []
 
@@ -210,11 +217,50 @@ def test_an_interrupted_run_goes_on_where_it_was(restorer, photographs, tmp_path
     outcome = restore_folder(restorer, photographs, output)
     assert (outcome.restored, outcome.skipped) == (4 - len(done), len(done))
     assert names(output) == names(photographs)  # and no half-written file
-    for name, time in done.items():
-        assert (output / name).stat().st_mtime_ns == time
+    for name, written in done.items():
+        assert (output / name).stat().st_mtime_ns == written
     assert "skipped, as they exist" in run.format_outcome(outcome, output)
     again = restore_folder(restorer, photographs, output, overwrite=True)
     assert (again.restored, again.skipped) == (4, 0)
+
+
+def test_what_was_written_before_ctrl_c_stands_in_the_table(
+    restorer, photographs, tmp_path, monkeypatch
+):
+    output, write, restore_many = tmp_path / "out", image_files.write, restorer.restore_many
+
+    def slowly(path, *rest):
+        time.sleep(0.1)
+        return write(path, *rest)
+
+    def stopped(pages):
+        yield from itertools.islice(restore_many(pages), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(image_files, "write", slowly)
+    monkeypatch.setattr(restorer, "restore_many", stopped)
+    output.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        restore_folder(
+            restorer, photographs, output, table=tables.Table(output / "restore.csv")
+        )
+    done = [name for name in names(output) if name != "restore.csv"]
+    with (output / "restore.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == done and len(done) == 3
+
+
+def test_a_picture_beside_one_is_not_written_over_another(photographs, tmp_path):
+    output = tmp_path / "out"
+    (photographs / "trust").mkdir()
+    shutil.copy(photographs / "a.png", photographs / "trust" / "a.png.heat.png")
+    items = plan.plan([str(photographs)], output)
+    beside = functools.partial(run.files_beside, items)
+    plan.check_beside(items, beside(output / "compare", None))
+    with pytest.raises(
+        UsageError, match=r"trust/a\.png\.heat\.png: would be restored to .*a\.png"
+    ):
+        plan.check_beside(items, beside(None, output / "trust"))
 
 
 def test_a_bad_file_is_told_of_and_the_rest_goes_on(restorer, photographs, tmp_path, capsys):

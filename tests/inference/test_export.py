@@ -128,6 +128,14 @@ def test_stablehlo_computes_what_the_model_does(tmp_path, form):
     compare(model, variables, jax.jit(stored.call))
 
 
+def test_a_suffix_of_no_format_is_refused(tmp_path):
+    for name in ("mine.onx", "mine.txt"):
+        given = commands.Flags(workdir=["general"], output=str(tmp_path / name))
+        with pytest.raises(UsageError, match=rf"{name}: \.\w+ is no format; name a FILE\.onnx"):
+            commands.run_export(given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_stablehlo_takes_a_process_with_only_jax(tmp_path):
     model, variables = made(MODELS["gain"][0], **MODELS["gain"][1])
     config = rcan.get_config("sample")
