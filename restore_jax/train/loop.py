@@ -5,13 +5,9 @@ With several processes, each runs this loop and only the first writes (see `proc
 
 import contextlib
 import dataclasses
-import datetime
-import itertools
-import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
 from typing import Any
 
 import jax
@@ -19,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from restore_jax import batches, progress
+from restore_jax import batches
 from restore_jax.checkpoints import checkpoint
 from restore_jax.config import workdir
 from restore_jax.degradation import definition
@@ -28,18 +24,15 @@ from restore_jax.learner import optim
 from restore_jax.learner.state import (
     Learner,
     TrainState,
-    abstract_state,
-    create_state,
     inference_variables,
     make_learner,
-    start_from,
 )
 from restore_jax.losses import loss_terms
 from restore_jax.metrics import fidelity
 from restore_jax.parallel import device_mesh, processes, signals
 from restore_jax.report import evaluation_lines
-from restore_jax.report.forms import counted
-from restore_jax.train import forecast, setup, steps
+from restore_jax.train import preparation, setup, steps
+from restore_jax.train.display import Display
 from restore_jax.train.logs import Logs, NoLogs, epochs_without_gain, read_records
 from restore_jax.train.on_device import resident
 
@@ -140,153 +133,136 @@ def train(
     loss_fn = loss_terms.weighted_sum(config.loss)
     learner = make_learner(config)
     config.data.white = processes.on_first(lambda: workdir.white_level(folder, config))
-    newest = processes.on_first(lambda: setup.check_workdir(folder, config))
-    state, record, damaged = None, {"epoch": 0}, []
-    if newest:
-        template = abstract_state(learner, device_mesh.replicated(mesh))
-        state, record, damaged = checkpoint.newest_intact(folder, template)
-        reason = _why_finished(folder, config, record["epoch"])
+    saved = preparation.read_saved(config, folder, learner, mesh)
+    if saved.state is not None:
+        reason = _why_finished(folder, config, saved.record["epoch"])
         if reason:
-            if damaged and processes.is_first():
-                with workdir.held(folder):
-                    setup.set_aside(folder, damaged)
-            print(f"{folder}: finished, {reason}; nothing to train.")
-            return state
+            preparation.leave_finished(folder, saved, reason)
+            return saved.state
 
-    initial = None if newest else setup.initial_variables(config)
-    # Compiled and run while the data are prepared, as it is independent of them.
-    background = futures.ThreadPoolExecutor(1)
-    drawn = background.submit(create_state, learner, config.seed) if state is None else None
-    background.shutdown(wait=False)
-    data = make_data(config)
-    if data.white:
-        config.data.white = data.white
-    loaded = data.load_loss_params()
-    loss_params = processes.replicate(loaded, mesh)
-    counts = data.counts
-    print(
-        f"{data.name}: {counted(counts['train'], 'image')} to train on, "
-        f"{counts['val']} to validate"
-    )
-    if data.target:
-        print(f"{data.name}: no clean photographs; validated against the {data.target}")
-    # Read the first batch before claiming the workdir: bad images are only found on reading.
-    stream: Iterator[batches.Batch] = iter(())
-    if data.pairs is None:
-        print("preparing the first batch: images are read, degraded and resized", flush=True)
-        stream = data.train_batches(0 if state is None else int(state.step))
-        stream = itertools.chain([next(stream)], stream)
-    steps_per_epoch = math.ceil(data.train_images / config.train.batch_size)
-    total = steps_per_epoch * config.train.epochs
-    learner = make_learner(config, steps_per_epoch, total)
-    in_memory = resident.make_resident(config, data, learner, loss_fn, mesh)
-    if state is not None:
-        step = int(state.step)
-        setup.check_same_images(record, step, data, loaded, steps_per_epoch, folder)
-        processes.on_first(
-            lambda: setup.report_raised_epochs(folder, config, step, steps_per_epoch)
-        )
+    new_state = preparation.NewState(config, learner) if saved.state is None else None
+    images = preparation.prepare_images(config, make_data, mesh, saved.step)
+    learner = make_learner(config, images.steps_per_epoch, images.total_steps)
+    in_memory = resident.make_resident(config, images.data, learner, loss_fn, mesh)
+    if saved.state is not None:
+        preparation.check_continuation(config, folder, saved, images)
     with contextlib.ExitStack() as stack:
-        processes.on_first(lambda: setup.claim_workdir(stack, folder, config, newest, damaged))
-        if drawn is not None:
-            state = drawn.result()
-            if initial is not None:
-                print(f"{folder}: starting from the parameters of {config.init_from}")
-                state = start_from(state, initial)
-            state = processes.replicate(state, mesh)
+        processes.on_first(
+            lambda: setup.claim_workdir(stack, folder, config, saved.newest, saved.damaged)
+        )
+        if new_state is not None:
+            state = processes.replicate(new_state.finished(folder), mesh)
         else:
-            print(f"{folder}: resuming from step {int(state.step)}")
-        opened = checkpoint.open_manager(folder) if processes.is_first() else None
-        with opened or contextlib.nullcontext() as manager, signals.as_requests() as request:
-            run = _Run(
-                config=config,
-                folder=folder,
-                data=data,
-                mesh=mesh,
-                learner=learner,
-                loss_params=loss_params,
-                schedule=optim.make_schedule(config.optimizer, steps_per_epoch, total),
-                step_fn=steps.compile_step(config, learner, loss_fn, mesh),
-                resident=in_memory,
-                steps_per_epoch=steps_per_epoch,
-                manager=manager,
-                stop=processes.Stop(request, mesh),
-                identity=setup.identity_of(data, loaded),
-            )
-            start = _Position(state, record["epoch"], record.get("sums", {}))
-            return _loop(run, start, stream)
+            state = saved.state
+            print(f"{folder}: resuming from step {saved.step}")
+        run = _open_run(stack, config, folder, images, mesh, learner, loss_fn, in_memory)
+        start = _Position(state, saved.record["epoch"], saved.record.get("sums", {}))
+        return _loop(run, start, images.stream)
+
+
+def _open_run(
+    stack: contextlib.ExitStack,
+    config: ConfigDict,
+    folder: pathlib.Path,
+    images: preparation.Images,
+    mesh: Mesh,
+    learner: Learner,
+    loss_fn: loss_terms.BatchLoss,
+    in_memory: resident.Resident | None,
+) -> _Run:
+    """Opens the checkpoints and heeds signals, until the stack is closed."""
+    manager = None
+    if processes.is_first():
+        manager = stack.enter_context(checkpoint.open_manager(folder))
+    request = stack.enter_context(signals.as_requests())
+    return _Run(
+        config=config,
+        folder=folder,
+        data=images.data,
+        mesh=mesh,
+        learner=learner,
+        loss_params=images.loss_params,
+        schedule=optim.make_schedule(
+            config.optimizer, images.steps_per_epoch, images.total_steps
+        ),
+        step_fn=steps.compile_step(config, learner, loss_fn, mesh),
+        resident=in_memory,
+        steps_per_epoch=images.steps_per_epoch,
+        manager=manager,
+        stop=processes.Stop(request, mesh),
+        identity=setup.identity_of(images.data, images.fixed),
+    )
 
 
 def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> TrainState:
     """Trains, validates, logs and saves until the last epoch or until early stopping."""
     config, images = run.config, run.data.train_images
     print("compiling the training step, or reading it from the cache", flush=True)
-    bar = progress.bar(
-        total=config.train.epochs * images,
-        initial=start.epoch * images + int(start.sums.get("count", 0)),
-        title=config.name,
-        shown=processes.is_first(),
+    display = Display(
+        config,
+        images,
+        start.epoch * images + int(start.sums.get("count", 0)),
+        run.mesh.devices.flat[0].platform,
     )
-    with bar, _open_logs(run, start) as logs:
-        shown: dict[str, str] = {}
-        is_forecast, is_validated = False, False
-
-        def show(values: Mapping[str, float], count: int) -> None:
-            nonlocal is_forecast
-            shown.update(loss=f"{values['loss']:.4f}", PSNR=f"{values['psnr']:.2f}")
-            shown.update(SSIM=f"{values['ssim']:.3f}")
-            bar.set_postfix(shown, refresh=False)
-            bar.update(count)
-            if not is_forecast and bar.speed.measured >= forecast.AFTER:
-                is_forecast = True
-                line = forecast.of_long_run(
-                    config,
-                    bar.total - bar.n,
-                    bar.speed.rate,
-                    datetime.datetime.now(),
-                    run.mesh.devices.flat[0].platform,
-                )
-                if line:
-                    bar.write(line)
-
-        position = start
+    position = start
+    with display, _open_logs(run, start) as logs:
         for epoch in range(start.epoch + 1, config.train.epochs + 1):
-            started, count = time.perf_counter(), position.sums.get("count", 0)
-            if run.resident is None:
-                position = _train_epoch(run, position, stream, show)
-            else:
-                position = _train_resident_epoch(run, run.resident, position, show)
-            if (trained := position.sums.get("count", 0) - count) > 0:
-                logs.write_speed(position.step, trained / (time.perf_counter() - started))
-            # Empty if imported weights count as the only step of the first epoch.
-            if position.sums:
-                metrics = {"learning_rate": float(run.schedule(position.step - 1))}
-                logs.write(position.step, epoch, "train", steps.means(position.sums) | metrics)
-            epoch_end = _Position(position.state, epoch, {})
+            trained = _train_and_log(run, position, stream, display, logs)
+            position = _Position(trained.state, epoch, {})
             validates = epoch % config.eval.every_epochs == 0 or epoch == config.train.epochs
             if validates:
-                if not is_validated:
-                    bar.write("validating; the first time, this is compiled as well")
-                metrics, warning = _validate(run, position)
-                if warning and not is_validated:
-                    bar.write(warning)
-                is_validated = True
-                shown["val"] = f"{metrics['psnr']:.2f} dB/{metrics['ssim']:.3f}"
-                logs.write(position.step, epoch, "val", metrics)
-                logs.refresh()
+                metrics = _validate_and_log(run, trained, display, logs)
                 # After the validation, so that every checkpoint carries its own metrics.
-                _save(run, epoch_end, metrics)
-            elif _is_due(run, epoch_end.step):
-                _save(run, epoch_end)
-            position = epoch_end
+                _save(run, position, metrics)
+            elif _is_due(run, position.step):
+                _save(run, position)
             _stop_if_asked(run, position)
-            patience = config.train.early_stopping_patience * validates
+            patience = config.train.early_stopping_patience if validates else 0
             if patience and _epochs_without_gain(run.folder, epoch) >= patience:
-                bar.write(f"stopped early: the SSIM has not risen for {patience} epochs")
+                display.write(f"stopped early: the SSIM has not risen for {patience} epochs")
                 break
     # The last asynchronous save may have failed, which this raises.
     processes.on_first(lambda: run.manager.wait_until_finished())  # noqa: PLW0108 - None elsewhere
     return position.state
+
+
+def _train_and_log(
+    run: _Run,
+    position: _Position,
+    stream: Iterator[batches.Batch],
+    display: Display,
+    logs: Logs | NoLogs,
+) -> _Position:
+    """Takes the remaining steps of an epoch, and logs their means and their speed.
+
+    Returns:
+        The position after the last step; its epoch is not complete before the validation.
+    """
+    started, count = time.perf_counter(), position.sums.get("count", 0)
+    if run.resident is None:
+        position = _train_epoch(run, position, stream, display.show_steps)
+    else:
+        position = _train_resident_epoch(run, run.resident, position, display.show_steps)
+    if (trained := position.sums.get("count", 0) - count) > 0:
+        logs.write_speed(position.step, trained / (time.perf_counter() - started))
+    # Empty if imported weights count as the only step of the first epoch.
+    if position.sums:
+        metrics = {"learning_rate": float(run.schedule(position.step - 1))}
+        means = steps.means(position.sums)
+        logs.write(position.step, position.epoch + 1, "train", means | metrics)
+    return position
+
+
+def _validate_and_log(
+    run: _Run, position: _Position, display: Display, logs: Logs | NoLogs
+) -> dict[str, float | None]:
+    """Validates the state after the last step of an epoch; returns and logs the metrics."""
+    display.start_validation()
+    metrics, warning = _validate(run, position)
+    display.show_validation(metrics, warning)
+    logs.write(position.step, position.epoch + 1, "val", metrics)
+    logs.refresh()
+    return metrics
 
 
 def _open_logs(run: _Run, start: _Position) -> Logs | NoLogs:
