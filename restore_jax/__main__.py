@@ -82,12 +82,7 @@ def _run(mode: str, values: dict[str, Any]) -> None:
     from restore_jax.parallel import compilation  # noqa: PLC0415
 
     compilation.use_cache()
-    command = {
-        "restore": commands.run_restore,
-        "export": commands.run_export,
-        "serve": commands.run_serve,
-    }[mode]
-    command(commands.Flags(**values))
+    commands.run(mode, commands.Flags(**values))
 
 
 if __name__ == "__main__":

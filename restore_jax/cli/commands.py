@@ -239,16 +239,7 @@ def run_serve(flags: Flags, make_data: MakeData | None = None) -> None:
     from restore_jax import shipped  # noqa: PLC0415
     from restore_jax.folders import plan  # noqa: PLC0415
     from restore_jax.inference.restorer import Restorer, load  # noqa: PLC0415
-
-    try:
-        from restore_jax.serve import app, server  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", *_OURS):
-            raise
-        raise UsageError(
-            f"{package}: not installed, and serve needs it; pip install 'restore_jax[serve]'"
-        ) from error
+    from restore_jax.serve import app, server  # noqa: PLC0415
 
     del make_data
     for name in ("max_megabytes", "max_queue", "timeout"):
@@ -371,7 +362,7 @@ def run_trust(flags: Flags, make_data: MakeData) -> None:
     print(fit_trust.fit_trust(source, make_data, output, flags.overwrite))
 
 
-COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
     "compare": run_compare,
@@ -383,13 +374,21 @@ COMMANDS: dict[str, Callable[[Flags, MakeData], None]] = {
     "serve": run_serve,
 }
 
+# What pip is to install for a mode; for all others, the checkout with what training needs.
+_TO_INSTALL = {"serve": "restore_jax[serve]"}
 
 # A module of these that is not found is a defect, and no package that is not installed.
 _OURS = ("restore_jax", "configs", "data")
 
 
-def run(mode: str, flags: Flags, make_data: MakeData) -> None:
+def run(mode: str, flags: Flags, make_data: MakeData | None = None) -> None:
     """Does what a mode is for.
+
+    Args:
+        mode: a key of `COMMANDS`.
+        flags: the parsed flags.
+        make_data: creates the data that a configuration describes; None for restore, export
+            and serve, which take none.
 
     Raises:
         UsageError: where it needs a package that is not installed; and as the command.
@@ -400,8 +399,9 @@ def run(mode: str, flags: Flags, make_data: MakeData) -> None:
         package = (error.name or "").partition(".")[0]
         if package in ("", *_OURS):
             raise
+        wanted = _TO_INSTALL.get(mode, ".[train]")
         raise UsageError(
-            f"{package}: not installed, and {mode} needs it; pip install '.[train]'"
+            f"{package}: not installed, and {mode} needs it; pip install '{wanted}'"
         ) from error
 
 

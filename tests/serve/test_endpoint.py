@@ -444,7 +444,7 @@ def test_without_its_packages_it_says_how_to_install_them(monkeypatch):
     monkeypatch.delattr("restore_jax.serve.server", raising=False)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     with pytest.raises(UsageError, match=r"^starlette: not installed.*restore_jax\[serve\]'$"):
-        commands.run_serve(commands.Flags())
+        commands.run("serve", commands.Flags())
 
 
 @pytest.mark.slow
