@@ -375,7 +375,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 # What pip is to install for a mode; for all others, the checkout with what training needs.
-_TO_INSTALL = {"serve": "restore_jax[serve]"}
+_TO_INSTALL = {
+    "restore": "restore_jax",
+    "export": "restore_jax[export]",
+    "serve": "restore_jax[serve]",
+}
 
 # A module of these that is not found is a defect, and no package that is not installed.
 _OURS = ("restore_jax", "configs", "data")
