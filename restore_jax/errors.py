@@ -4,10 +4,14 @@ A command prints the message without a traceback and exits with the status of th
 `exit_on_failure`. Any other exception is a bug in this project and keeps its traceback.
 """
 
+import _thread
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 # As a shell reports a program that SIGPIPE has ended.
 _BROKEN_PIPE = 141
@@ -42,6 +46,8 @@ def one_line(error: BaseException, most: int = 200) -> str:
 @contextlib.contextmanager
 def exit_on_failure() -> Iterator[None]:
     """Turns an error in its body into one line on stderr and an exit status."""
+    dropped = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_interrupt_again, dropped)
     try:
         yield
         sys.stdout.flush()
@@ -59,6 +65,22 @@ def exit_on_failure() -> Iterator[None]:
         _exit(f"{error.filename}: {error.strerror}", RunError.exit_status)
     except KeyboardInterrupt:
         _exit("stopped; run the same command again to resume from what is saved", 130)
+    finally:
+        sys.unraisablehook = dropped
+
+
+def _interrupt_again(
+    dropped: Callable[[Any], object], unraisable: "sys.UnraisableHookArgs"
+) -> None:
+    """Repeats a Ctrl-C that came where Python drops exceptions.
+
+    JAX has a callback in the garbage collector, which runs anywhere.
+    """
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        # Not at once, which would still be here.
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        dropped(unraisable)
 
 
 def _exit(line: str, status: int) -> None:
