@@ -2,8 +2,7 @@
 
 import datetime
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -34,17 +33,9 @@ class Display:
         self._is_forecast = False
         self._is_validated = False
 
-    def __enter__(self) -> Self:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.__exit__(kind, error, trace)
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()
 
     def write(self, line: str) -> None:
         """Writes a line above the bar."""

@@ -205,7 +205,7 @@ def _loop(run: _Run, start: _Position, stream: Iterator[batches.Batch]) -> Train
         run.mesh.devices.flat[0].platform,
     )
     position = start
-    with display, _open_logs(run, start) as logs:
+    with contextlib.closing(display), _open_logs(run, start) as logs:
         for epoch in range(start.epoch + 1, config.train.epochs + 1):
             trained = _train_and_log(run, position, stream, display, logs)
             position = _Position(trained.state, epoch, {})
