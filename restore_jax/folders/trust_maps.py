@@ -30,13 +30,6 @@ def write(
             image_files.write(path, picture, Photograph(picture))
 
 
-def heat_map_path(
-    folder: pathlib.Path, relative: pathlib.Path, number: int = 1
-) -> pathlib.Path:
-    """Returns the path of the heat map of a picture, as `write` names it."""
-    return paths(folder, relative, number)[0]
-
-
 def paths(
     folder: pathlib.Path, relative: pathlib.Path, number: int = 1
 ) -> tuple[pathlib.Path, pathlib.Path]:

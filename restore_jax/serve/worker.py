@@ -158,7 +158,7 @@ class Worker:
             if settings.trust and restorer.trust_map is None:
                 notes.append("this model has no trust map")
             elif settings.trust:
-                extras["Trust map"] = trust_maps.heat_map_path(target.parent, Path(target.name))
+                extras["Trust map"] = trust_maps.paths(target.parent, Path(target.name))[0]
             run.restore_files(
                 restorer,
                 [plan.Item(source, target, Path(target.name))],
